@@ -1,0 +1,90 @@
+"""What every tool shares: errors as one sentence and exit code 2, ``--json``, progress with an ETA."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scaleup.errors import UserError
+
+T = TypeVar("T")
+console = Console(stderr=True)  # stdout belongs to results
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose ``--help`` ends with ``example`` and that knows ``--json``."""
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    return made
+
+
+def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace, show: Callable) -> NoReturn:
+    """Run a tool: ``run(args)`` returns the result, ``show(result)`` prints it for people.
+
+    Exit codes: 0, or the result's ``"exit"``; 2 after a :class:`UserError`; 130 after Ctrl-C.
+    """
+    try:
+        result = run(args)
+    except UserError as error:
+        sys.exit(_fail(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted: nothing half-written was left behind", 130))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+    sys.exit(result.get("exit", 0))
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr with elapsed and remaining time; yields ``advance(steps=1, note="")``.
+
+    Off a terminal one plain line stands for every tenth part, so that logs stay short.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task(title, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            before = bars.tasks[0].completed
+            bars.update(task, advance=steps, note=note)
+            done = bars.tasks[0]
+            tenth = max(1, total // 10)
+            if not console.is_terminal and int(before // tenth) != int(done.completed // tenth):
+                remaining = f"eta {done.time_remaining:.0f} s" if done.time_remaining is not None else ""
+                print(f"{title}: {done.completed:.0f}/{total} {remaining} {note}".rstrip(), file=sys.stderr)
+
+        yield advance
+
+
+def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Iterate over ``items`` under a progress bar."""
+    with progress(title, total) as advance:
+        for item in items:
+            yield item
+            advance()
