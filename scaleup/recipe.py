@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-# OmegaConf reads these annotations at run time, so they keep the spelling it understands.
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scaleup.errors import UserError, nearest
+from scaleup.rules import Reader
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Backbone:
 
     name: str = "timm:vit_base_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, timm's own words
-    weights: Optional[str] = None  # None: random initialisation; a local file or directory; "pretrained"
+    weights: str | None = None  # None: random initialisation; a local file or directory; "pretrained"
 
 
 @dataclass
@@ -58,12 +65,12 @@ class Input:
 class Model:
     """A model to begin with: ``load`` names a model directory; otherwise the rest describes a fresh one."""
 
-    load: Optional[str] = None
+    load: str | None = None
     backbone: Backbone = field(default_factory=Backbone)
     input: Input = field(default_factory=Input)
     frames: Frames = field(default_factory=Frames)
     tubes: dict[str, Tube] = field(default_factory=dict)
-    interpolate: Optional[list[int]] = None  # one shared kernel of this size for all tubes, e.g. [8, 8, 8]
+    interpolate: list[int] | None = None  # one shared kernel of this size for all tubes, e.g. [8, 8, 8]
     positions: Positions = field(default_factory=Positions)
 
 
@@ -134,4 +141,62 @@ class Recipe:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     arm: Arm = field(default_factory=Arm)
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> changes to ``arm``
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"changes": Arm})  # name -> changes to arm
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, changed by ``overrides`` such as ``arm.frozen_depth=24``.
+
+    Raises UserError with every mistake of the recipe and of the overrides, one a line.
+    """
+    reader = Reader()
+    given = _merged(Path(path), overrides, reader.mistakes)
+    valid = reader.settings(Recipe, given)
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), valid))
+    assert isinstance(found, Recipe)
+    mistakes = reader.mistakes + list(_contradictions(found, given))
+    if mistakes:
+        count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise UserError("\n  - ".join([f"the recipe {str(path)!r} has {count}:", *mistakes]))
+    return found
+
+
+def save(recipe: Recipe, path: str | Path) -> None:
+    """Write the resolved recipe to ``path``; :func:`load` reads it back."""
+    content = OmegaConf.structured(recipe)
+    if recipe.model.load is not None:
+        content = OmegaConf.create({**content, "model": {"load": recipe.model.load}})  # the rest is the model's own
+    half = Path(path).with_suffix(".tmp")
+    half.write_text(OmegaConf.to_yaml(content))
+    half.replace(path)
+
+
+def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
+    """The arms of a sweep: each is ``recipe.arm`` with the changes listed under its name in ``recipe.arms``."""
+    return {name: replace(recipe.arm, **changes) for name, changes in recipe.arms.items()}
+
+
+def _merged(path: Path, overrides: Sequence[str], mistakes: list[str]) -> Any:
+    """The content of the file with the overrides, not yet held against the schema."""
+    if not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
+        raise UserError(f"no recipe at {str(path)!r}{near}")
+    mistakes += [f"{change!r} is not key=value" for change in overrides if "=" not in change]
+    try:
+        changes = OmegaConf.from_dotlist([change for change in overrides if "=" in change])
+        return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), changes), resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
+    """Mistakes that no single value shows."""
+    if recipe.model.load is not None:
+        others = [key for key in given["model"] if key != "load"]
+        yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
+    if recipe.train.warmup > recipe.train.steps:
+        yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
+    for name, arm in (sweep_arms(recipe) or {"": recipe.arm}).items():
+        if arm.gate and arm.frozen_depth == 0:
+            at = f"arms.{name}" if name else "arm"
+            yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"

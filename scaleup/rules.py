@@ -1,0 +1,176 @@
+"""What the values of a recipe may be, one line a setting; ``*`` stands for any entry of a mapping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scaleup.errors import nearest
+
+
+class Rule(NamedTuple):
+    allowed: str  # in words
+    holds: Callable[[Any], bool]  # of a value of the right type
+    names: tuple[str, ...] = ()  # where names are allowed, so that the nearest can be said
+
+    def mistake(self, path: str, value: Any) -> str:
+        return f"{path}: {value!r} is not {self.allowed}{nearest(str(value), self.names)}"
+
+
+def between(low: float, high: float = math.inf, kind: str = "a number") -> Rule:
+    words = f"between {low} and {high}" if high < math.inf else f"of at least {low}"
+    return Rule(f"{kind} {words}", lambda value: low <= value <= high and math.isfinite(value))
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    return between(low, high, "a whole number")
+
+
+def above(low: float) -> Rule:
+    return Rule(f"a number above {low}", lambda value: low < value < math.inf)
+
+
+def one_of(*allowed: Any) -> Rule:
+    names = tuple(repr(value) for value in allowed)
+    return Rule(f"one of {', '.join(names)}", lambda value: value in allowed, tuple(str(value) for value in allowed))
+
+
+def listing(words: str, rule: Rule) -> Rule:
+    """A list of as many numbers as ``words`` names, such as ``[t, h, w]``, each of which obeys ``rule``."""
+    count = words.count(",") + 1
+
+    def holds(values: list) -> bool:
+        return len(values) == count and all(isinstance(value, int | float) and rule.holds(value) for value in values)
+
+    return Rule(f"a list {words}, each {rule.allowed}", holds)
+
+
+def ordered(rule: Rule) -> Rule:
+    pair = listing("[low, high]", rule)
+    return Rule(f"{pair.allowed}, low <= high", lambda values: pair.holds(values) and values[0] <= values[1])
+
+
+def is_name(key: str) -> bool:
+    return key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+
+
+NAME = Rule("a name made of letters, digits, '_' and '-'", is_name)
+RULES: dict[str, Rule] = {
+    "seed": whole(0),
+    "model.input.frames": whole(1),
+    "model.input.size": listing("[height, width]", whole(1)),
+    "model.input.fps": above(0),
+    "model.input.mean": listing("[red, green, blue]", between(0, 1)),
+    "model.input.std": listing("[red, green, blue]", above(0)),
+    "model.frames.stride": whole(1),
+    "model.frames.offset": whole(0),
+    "model.tubes.*.kernel": listing("[t, h, w]", whole(1)),
+    "model.tubes.*.stride": listing("[t, h, w]", whole(1)),
+    "model.tubes.*.offset": listing("[t, h, w]", whole(0)),
+    "model.tubes.*.fold": listing("[t, h, w]", whole(1)),
+    "model.interpolate": listing("[t, h, w]", whole(1)),
+    "model.positions.kind": one_of("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone"),
+    "model.positions.amplitude": above(0),
+    "data.batch": whole(1),
+    "data.workers": whole(0),
+    "data.max_bad": between(0, 1),
+    "data.train.*.shards": Rule("a directory of shards", lambda value: Path(value).is_dir()),
+    "data.train.*.heads": Rule("a mapping of head names to label names", lambda value: all(map(is_name, value))),
+    "data.train.*.weight": above(0),
+    "data.train.*.augment.crop_scale": ordered(between(0.01, 1)),
+    "data.train.*.augment.crop_ratio": ordered(above(0)),
+    "data.train.*.augment.randaugment_layers": whole(0),
+    "data.train.*.augment.randaugment_magnitude": whole(0, 30),
+    "arm.frozen_depth": whole(0),
+    "arm.lr": above(0),
+    "arm.gate_lr": above(0),
+    "arm.weight_decay": between(0),
+    "arm.clip": between(0),
+    "train.steps": whole(1),
+    "train.optimizer": one_of("adamw", "adam"),
+    "train.betas": listing("[beta1, beta2]", between(0, 0.99999)),
+    "train.warmup": whole(0),
+    "train.label_smoothing": between(0, 1),
+    "train.mixup": between(0),
+    "train.zero_stage": one_of(0, 1, 2),
+    "train.log_every": whole(1),
+}
+
+
+_BAD = object()  # stands for a value that does not fit
+
+
+class Reader:
+    """Holds settings against a dataclass: keeps what fits, collects a sentence for every mistake.
+
+    ``at`` is the key path of a value, ``rule`` the name of its rule in RULES.
+    """
+
+    def __init__(self) -> None:
+        self.mistakes: list[str] = []
+
+    def settings(self, schema: type, given: Any, at: str = "", rule: str = "") -> dict[str, Any]:
+        """The settings in ``given`` that fit the dataclass ``schema``."""
+        if not isinstance(given, dict):
+            self.mistakes.append(f"{at.rstrip('.') or 'recipe'}: {given!r} is not a mapping of settings")
+            return {}
+        known = {item.name: item for item in fields(schema)}
+        valid = {}
+        for key, value in given.items():
+            if key in known:
+                valid[key] = self._value(schema, known[key], value, f"{at}{key}", f"{rule}{key}")
+            else:
+                near = nearest(str(key), known) or f"; known: {', '.join(known)}"
+                self.mistakes.append(f"{at}{key}: unknown key{near}")
+        return {key: value for key, value in valid.items() if value is not _BAD}
+
+    def _value(self, schema: type, item: Field, value: Any, at: str, rule: str) -> Any:
+        kind = get_type_hints(schema)[item.name]
+        if is_dataclass(kind):
+            return self.settings(cast(type, kind), value, f"{at}.", f"{rule}.")
+        if "changes" in item.metadata:
+            read = partial(
+                self.settings, item.metadata["changes"], rule=f"{item.metadata['changes'].__name__.lower()}."
+            )
+            return self._entries(value, at, read)
+        if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
+            return self._entries(value, at, partial(self._entry, get_args(kind)[1], rule=f"{rule}.*."))
+        return self._leaf(schema, item.name, value, at, rule)
+
+    def _entries(self, given: Any, at: str, read: Callable[..., Any]) -> Any:
+        """A mapping of free names to settings."""
+        if not isinstance(given, dict):
+            self.mistakes.append(f"{at}: {given!r} is not a mapping of names to settings")
+            return _BAD
+        self.mistakes += [NAME.mistake(at, name) for name in given if not is_name(str(name))]
+        valid = {str(name): read(value, at=f"{at}.{name}.") for name, value in given.items()}
+        return {name: value for name, value in valid.items() if value is not _BAD}
+
+    def _entry(self, schema: type, given: Any, at: str, rule: str) -> Any:
+        """One entry of a mapping: whatever has no default must be there."""
+        valid = self.settings(schema, given, at, rule)
+        required = [item.name for item in fields(schema) if item.default is MISSING is item.default_factory]
+        if isinstance(given, dict):
+            self.mistakes += [f"{at}{name}: is missing" for name in required if name not in given]
+        return valid if all(name in valid for name in required) else _BAD
+
+    def _leaf(self, schema: type, key: str, value: Any, at: str, rule: str) -> Any:
+        """One value: OmegaConf converts it to the type of its field, its rule says what is allowed."""
+        limits = RULES.get(rule) or Rule(f"of the type {schema.__annotations__[key]}", lambda value: True)
+        try:
+            typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), {key: value}))
+        except OmegaConfBaseException:
+            self.mistakes.append(limits.mistake(at, value))
+            return _BAD
+        assert isinstance(typed, dict)
+        if typed[key] is None or limits.holds(typed[key]):
+            return typed[key]
+        self.mistakes.append(limits.mistake(at, value))
+        return _BAD
