@@ -1,0 +1,119 @@
+"""Backbones from timm: any plain ``VisionTransformer``, taken apart without changing a number it computes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from scaleup.backbones import Backbone
+from scaleup.errors import UserError, nearest
+
+
+class Stem(VisionTransformer):
+    """What a ViT does before its blocks, short of ``norm_pre``, which is due when all tokens are together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> tokens (B, P+N, D), prefix tokens first, positions added."""
+        return self._pos_embed(self.patch_embed(x))
+
+    def position_grid(self) -> Tensor:
+        """The position embedding of each patch: (gh, gw, D); zeros where the model has none."""
+        rows, columns = self.patch_embed.grid_size
+        weight = self.patch_embed.proj.weight
+        tokens = self._pos_embed(weight.new_zeros(1, rows * columns, len(weight)))  # 0 + position: exact
+        return tokens[0, self.num_prefix_tokens :].unflatten(0, (rows, columns))
+
+
+class Tail(VisionTransformer):
+    """What a ViT does after its blocks: norm and pool."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, P+N, D) -> pooled features (B, D)."""
+        return self.forward_head(self.norm(x), pre_logits=True)
+
+
+def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pretrained: bool = False) -> nn.Module:
+    """A timm model without classifier, at an input size (h, w) of its own or of the caller's."""
+    if "local-dir:" not in name and "hf-hub:" not in name and not timm.is_model(name.split(".")[0]):
+        raise UserError(f"unknown timm model {name!r}{nearest(name, timm.list_models('*vit*'))}")
+    kwargs = {**kwargs, "num_classes": 0} | ({"img_size": tuple(size)} if size else {})
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"timm cannot build {name!r} with {kwargs}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the weights of {name!r} could not be had ({reason}); give a local file with --weights, or --random-init"
+        ) from error
+
+
+def take_apart(vit: nn.Module, name: str) -> Backbone:
+    """Split a plain ViT into stem, blocks and tail, which share its tensors."""
+    if not isinstance(vit, VisionTransformer) or not all(type(block) is Block for block in vit.blocks):
+        raise UserError(f"{name!r} is a {type(vit).__name__}, not a plain ViT; allowed is timm's VisionTransformer")
+    patch_embed, cfg = vit.patch_embed, vit.pretrained_cfg
+    return Backbone(
+        name=name,
+        stem=_part(vit, Stem, ("patch_embed", "pos_drop", "patch_drop", "norm_pre"), parameters=True),
+        blocks=list(vit.blocks),
+        tail=_part(vit, Tail, ("norm", "attn_pool", "fc_norm", "head_drop", "head"), parameters=False),
+        source=vit,
+        embed_dim=vit.embed_dim,
+        num_heads=vit.blocks[0].attn.num_heads,
+        num_prefix_tokens=vit.num_prefix_tokens,
+        patch_size=tuple(patch_embed.patch_size),
+        size=tuple(patch_embed.img_size),
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        license=cfg.get("license") or "not stated",
+    )
+
+
+def _part(vit: VisionTransformer, kind: type[nn.Module], modules: tuple[str, ...], parameters: bool) -> nn.Module:
+    part = copy.copy(vit)
+    part.__class__ = kind
+    part._modules = {name: module for name, module in vit._modules.items() if name in modules}
+    part._parameters = dict(vit._parameters) if parameters else {}
+    return part
+
+
+def load_weights(vit: nn.Module, tensors: dict[str, Tensor], origin: str | Path) -> list[str]:
+    """Give a model (on the meta device) its tensors without a copy; returns the names of a classifier left out.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape.
+    """
+    tensors = checkpoint_filter_fn(tensors, vit)
+    left = [name for name in tensors if name.startswith(("head.", "head_dist."))]
+    own = vit.state_dict()
+    given = {name: tensor for name, tensor in tensors.items() if name not in left}
+    faults = [f"missing {name}" for name in own.keys() - given.keys()]
+    faults += [f"unexpected {name}" for name in given.keys() - own.keys()]
+    faults += [
+        f"{name} is {tuple(given[name].shape)} where {tuple(own[name].shape)} belongs"
+        for name in own.keys() & given.keys()
+        if own[name].shape != given[name].shape
+    ]
+    if faults:
+        shown = "; ".join(sorted(faults)[:6])
+        raise UserError(f"{origin} does not hold the weights of this model: {shown} ({len(faults)} differences in all)")
+    vit.load_state_dict({name: tensor.float() for name, tensor in given.items()}, assign=True)
+    return left
+
+
+def architecture_of(tensors: dict[str, Tensor], names: list[str]) -> str | None:
+    """The first of ``names`` whose tensors have the very names and shapes of ``tensors`` (classifier apart)."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("head")}
+    for name in names:
+        with torch.device("meta"):
+            own = timm.create_model(name, num_classes=0).state_dict()
+        if {key: tensor.shape for key, tensor in own.items()} == shapes:
+            return name
+    return None

@@ -1,0 +1,177 @@
+"""Sparse video tubes (paper, Sections 3.2 and 3.4): where kernels are applied, and the tokens they give.
+
+A tube is a small 3D kernel applied at few places of a video. With a *fold* (space-to-depth) the kernel is applied at
+``f`` neighbouring places for each token and the results are concatenated along channels, in the order t, h, w.
+Triples are always (t, h, w), in frames and pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scaleup.errors import UserError
+
+AXES = ("t", "h", "w")
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TubeSpec:
+    """Geometry of one tube: a kernel of size ``kernel`` every ``stride`` from ``offset``, ``fold`` places a token."""
+
+    name: str
+    kernel: Size
+    stride: Size
+    offset: Size = (0, 0, 0)
+    fold: Size = (1, 1, 1)
+
+    @classmethod
+    def from_config(cls, name: str, tube: Mapping[str, Sequence[int]]) -> TubeSpec:
+        """Read a recipe's or a ``config.json``'s entry."""
+        return cls(name, *(tuple(tube[key]) for key in ("kernel", "stride", "offset", "fold")))  # type: ignore[arg-type]
+
+    @property
+    def places_per_token(self) -> int:
+        return math.prod(self.fold)
+
+    def grid(self, size: Size) -> Size:
+        """Tokens along each axis of a clip of ``size``: a valid convolution after slicing off the offset."""
+        counts = []
+        for axis, length in enumerate(size):
+            needed = self.offset[axis] + self.kernel[axis]
+            if length < needed:
+                raise UserError(
+                    f"tube {self.name!r} needs at least {needed} along {AXES[axis]} (offset {self.offset[axis]} + "
+                    f"kernel {self.kernel[axis]}); the input has {length}"
+                )
+            counts.append((length - needed) // self.stride[axis] + 1)
+        return tuple(counts)  # type: ignore[return-value]
+
+    def tokens(self, size: Size) -> int:
+        return math.prod(self.grid(size))
+
+    def places(self, size: Size) -> list[Tensor]:
+        """First pixel (frame) of every kernel place along each axis: three integer tensors (tokens, fold).
+
+        Where the fold divides the stride and fits, neighbours are stride / fold apart (the paper's rule). Otherwise
+        all places of the axis are spread evenly over the clip, so that the number of tokens never changes.
+        """
+        return [self._axis_places(axis, count, size[axis]) for axis, count in enumerate(self.grid(size))]
+
+    def _axis_places(self, axis: int, count: int, length: int) -> Tensor:
+        first, stride, fold = self.offset[axis], self.stride[axis], self.fold[axis]
+        last = length - self.kernel[axis]  # the last place inside the clip
+        step = stride // fold
+        if stride % fold == 0 and first + (count - 1) * stride + (fold - 1) * step <= last:
+            return first + stride * torch.arange(count)[:, None] + step * torch.arange(fold)
+        if count * fold > last - first + 1:
+            raise UserError(
+                f"tube {self.name!r} folds {fold} places along {AXES[axis]} into each of {count} tokens, which needs at "
+                f"least {count * fold + first + self.kernel[axis] - 1} along {AXES[axis]}; the input has {length}"
+            )
+        spread = torch.linspace(first, last, count * fold, dtype=torch.float64)
+        return spread.round().long().reshape(count, fold)
+
+    def centres(self, size: Size) -> Tensor:
+        """Centre of all that each token covers, fold included: (N, 3) in frames and pixels, pixel 0 at 0."""
+        axes = [
+            (starts[:, 0] + starts[:, -1] + kernel - 1).double() / 2
+            for starts, kernel in zip(self.places(size), self.kernel, strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
+        starts = [place.flatten() for place in self.places(x.shape[2:])]  # type: ignore[arg-type]
+        kt, kh, kw = self.kernel
+        windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
+        windows = windows[(slice(None), slice(None), *_indices(starts))]  # the places that count
+        return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
+
+    def concatenate(self, places: Tensor, size: Size) -> Tensor:
+        """Channels of neighbouring places side by side: (B, c, places) -> (B, N, f*c), place by place in t, h, w."""
+        split = [length for pair in zip(self.grid(size), self.fold, strict=True) for length in pair]
+        places = places.unflatten(2, split)  # (B, c, nt, ft, nh, fh, nw, fw)
+        return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
+
+
+def _indices(starts: list[Tensor]) -> list[slice] | list[Tensor]:
+    """Evenly spaced places as slices (a view, no copy), anything else as index tensors that broadcast to a grid."""
+    steps = [start.diff() if len(start) > 1 else torch.ones(1, dtype=torch.long) for start in starts]
+    if all((step == step[0]).all() for step in steps):
+        return [
+            slice(int(start[0]), int(start[-1]) + 1, int(step[0])) for start, step in zip(starts, steps, strict=True)
+        ]
+    return [starts[0][:, None, None], starts[1][:, None], starts[2]]
+
+
+def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:
+    """A kernel of another size by trilinear interpolation (Section 3.4): (c, C, t, h, w) -> (c, C, *kernel).
+
+    Scaled by the ratio of the volumes, so that a constant input keeps its response.
+    """
+    resized = F.interpolate(weight, size=kernel, mode="trilinear", align_corners=False)
+    return resized * (math.prod(weight.shape[2:]) / math.prod(kernel))
+
+
+class Tube(nn.Module):
+    """One tube: a kernel and its bias; ``weight`` is absent where all tubes share one interpolated kernel."""
+
+    def __init__(self, spec: TubeSpec, embed_dim: int, shared: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if embed_dim % spec.places_per_token:
+            raise UserError(
+                f"tube {spec.name!r} folds {spec.places_per_token} places into a token, which does not divide the "
+                f"width {embed_dim}; allowed are the divisors of {embed_dim}"
+            )
+        self.spec = spec
+        self.channels = embed_dim // spec.places_per_token
+        self.weight = None if shared else nn.Parameter(new_kernel(self.channels, spec.kernel))
+        self.bias = nn.Parameter(torch.zeros(self.channels))
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""
+        weight = self.weight if weight is None else resize_kernel(weight, self.spec.kernel)
+        assert weight is not None
+        columns = self.spec.gather(x)  # (B, K, places)
+        # A 1x1 convolution is a plain matrix product, and the fastest one that torch has on many CPUs.
+        places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
+        return self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
+
+
+def new_kernel(channels: int, kernel: Sequence[int]) -> Tensor:
+    """A freshly initialised kernel (channels, 3, t, h, w), unit gain in variance (fan-in)."""
+    return torch.randn(channels, 3, *kernel) / math.sqrt(3 * math.prod(kernel))
+
+
+def module_name(kind: str, name: str) -> str:
+    """A name that a parameter may carry: letters, digits and underscores, and no attribute of torch's modules."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in ("shared", "training"):
+        raise UserError(f"{kind} cannot be named {name!r}; allowed are letters, digits and _, but no word torch uses")
+    return name
+
+
+class TubeTokenizer(nn.ModuleDict):
+    """All tubes of a model by name: a video becomes the tokens of each tube, one tube after the other."""
+
+    def __init__(self, specs: Sequence[TubeSpec], embed_dim: int, interpolate: Sequence[int] | None = None) -> None:
+        super().__init__({module_name("a tube", spec.name): Tube(spec, embed_dim, interpolate) for spec in specs})
+        self.specs = list(specs)
+        self.shared: nn.Parameter | None = None
+        if interpolate and specs:
+            folds = {spec.places_per_token for spec in specs}
+            if len(folds) > 1:
+                raise UserError(
+                    f"tubes that share one interpolated kernel must fold equally many places; these fold {sorted(folds)}"
+                )
+            self.shared = nn.Parameter(new_kernel(embed_dim // folds.pop(), interpolate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""
+        return torch.cat([tube(x, self.shared) for tube in self.values()], dim=1)
