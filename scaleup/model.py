@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.backbones import Backbone
+from scaleup.backbones.build import build
 from scaleup.errors import UserError, nearest
 from scaleup.positions import Fixed, Learned, Relative, sample_grid, time_table
+from scaleup.recipe import Model
 from scaleup.tubes import Size, TubeSpec, TubeTokenizer, module_name
 
+FORMAT = "scaleup/1"
 Heads = Mapping[str, list[str]]  # head -> names of its classes
 
 
@@ -201,6 +205,7 @@ class TubeViT(nn.Module):
         if config["gate"] and not frozen:
             raise UserError("a gate needs frozen blocks below it; with frozen_depth 0 set gate: false")
         self.config, self.depth, self.frozen_depth = config, depth, frozen
+        self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
         self.preprocess = Preprocess(**config["input"])
         self.trunk = Trunk(tokenizer, blocks[:frozen]) if frozen else None
         own_tokenizer = None if frozen else tokenizer
@@ -246,6 +251,7 @@ class TubeViT(nn.Module):
         blocks, tokenizer = self.blocks, self.tokenizer
         own = [*blocks[:frozen_depth], *copy.deepcopy(blocks[frozen_depth:])]
         made = TubeViT(config, tokenizer if frozen_depth else copy.deepcopy(tokenizer), own, copy.deepcopy(self.arm.tail))
+        made.base = self.base
         made.arm.requires_grad_(True)
         for name, head in made.arm.heads.items():
             if self.config["heads"].get(name) == config["heads"][name]:
@@ -287,6 +293,33 @@ def init_head(head: nn.Module, name: str, seed: int) -> None:
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.in_features**-0.5)
         head.bias.zero_()
+
+
+def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
+    """The model that a recipe describes, everything that is not loaded drawn from ``seed``."""
+    entry, positions = recipe.backbone, recipe.positions
+    kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
+    backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
+    described = {
+        "format": FORMAT,
+        "backbone": {
+            "name": backbone.name,
+            "kwargs": kwargs,
+            "weights": entry.weights,
+            "seed": seed,
+            "sha256": None,
+            "license": backbone.license,
+        },
+        **{key: asdict(getattr(recipe, key)) for key in ("input", "frames", "positions")},
+        "tubes": {name: asdict(tube) for name, tube in recipe.tubes.items()},
+        "interpolate": recipe.interpolate,
+        "frozen_depth": 0,
+        "gate": False,
+        "heads": {name: list(classes) for name, classes in heads.items()},
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return assemble(described, backbone, seed)
 
 
 def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:

@@ -1,0 +1,187 @@
+"""Model directories: ``config.json``, ``delta.safetensors`` or ``model.safetensors``, ``report.json``, ``README.md``.
+
+A *full* directory holds every tensor. A *delta* holds what differs from the public backbone (tubes, gate, trained
+blocks, norm, heads) and the sha256 of the base weights that it needs. Backbone tensors carry the library's own names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scaleup import tensors
+from scaleup.backbones.build import build as build_backbone
+from scaleup.errors import UserError, nearest
+from scaleup.files import new_directory
+from scaleup.model import FORMAT, TubeViT, assemble
+
+FULL, DELTA = "model.safetensors", "delta.safetensors"
+
+
+def public_name(name: str) -> str:
+    """A tensor's name on disk: ``trunk.tokenizer.stem.pos_embed`` -> ``pos_embed``, ``arm.blocks.26.x`` -> ``blocks.26.x``."""
+    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def named_tensors(model: TubeViT) -> dict[str, Tensor]:
+    """All tensors of a model under their names on disk."""
+    return {public_name(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def save(
+    model: TubeViT,
+    out: str | Path,
+    kind: str | None = None,
+    report: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model directory, whole or not at all.
+
+    Args:
+        kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
+        report: what was measured when the model was made.
+    """
+    kind = kind or ("delta" if model.frozen_depth and model.base else "full")
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
+    if kind == "delta":
+        if not model.base:
+            raise UserError("this model was not made from a public backbone, so it has no delta; allowed is --to full")
+        digests = tensors.hashes({name: content[name] for name in model.base})
+        content = {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
+    with new_directory(out, overwrite) as directory:
+        text = json.dumps(model.config, indent=2)
+        (directory / "config.json").write_text(text + "\n")
+        (directory / "report.json").write_text(json.dumps(report or {}, indent=2) + "\n")
+        (directory / "README.md").write_text(card(model, kind, content))
+        try:
+            save_file(content, directory / (FULL if kind == "full" else DELTA), {"config": text, "format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
+    return Path(out)
+
+
+def load(source: str | Path, base: str | None = None) -> TubeViT:
+    """A model directory, or a hub id, -> the model in eval mode.
+
+    Args:
+        base: where the base weights of a delta are now, if not where they were.
+
+    Raises:
+        UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or of
+            another shape.
+    """
+    directory = _local(source)
+    config = read_config(directory)
+    delta, full = directory / DELTA, directory / FULL
+    if not delta.exists() and not full.exists():
+        raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
+    found, _ = tensors.read(full if full.exists() else delta)
+    model = from_config(config, "meta") if full.exists() else from_config(config, base or config["backbone"]["weights"])
+    own = named_tensors(model)
+    optional = set() if full.exists() else {name for name in own if name in model.base}
+    _refuse_misfits(own, found, optional, full if full.exists() else delta)
+    _assign(model, found)
+    return model.eval()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a model directory, checked for its format and its keys."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is no model directory: config.json cannot be read ({error})") from error
+    keys = {"format", "backbone", "input", "frames", "tubes", "interpolate", "positions", "frozen_depth", "gate", "heads"}
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{directory / 'config.json'} is not of the format {FORMAT!r}")
+    if missing := keys - config.keys():
+        raise UserError(f"{directory / 'config.json'} lacks {', '.join(sorted(missing))}")
+    return config
+
+
+def from_config(config: dict[str, Any], weights: str | None) -> TubeViT:
+    """A model whose backbone has the weights that ``weights`` names (see :func:`backbones.build.build`)."""
+    entry = config["backbone"]
+    backbone = build_backbone(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"])
+    with torch.device("meta" if weights == "meta" else "cpu"):
+        model = assemble(config, backbone)
+    if weights != "meta":
+        model.base = tensors.hashes(backbone.source.state_dict())
+        found = tensors.fingerprint(model.base)
+        if entry.get("sha256") not in (None, found):
+            raise UserError(
+                f"the base weights of {entry['name']} have sha256 {found[:16]}..., but the model was made from "
+                f"{entry['sha256'][:16]}...; give the very weights it was made from"
+            )
+    return model
+
+
+def _local(source: str | Path) -> Path:
+    directory = Path(source)
+    if directory.is_dir():
+        return directory
+    if str(source).count("/") != 1 or directory.exists():
+        raise UserError(f"{source} is no model directory; allowed are a directory and a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"there is no directory {source}, and as a hub id it could not be fetched ({reason})") from error
+
+
+def _refuse_misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: set[str], path: Path) -> None:
+    faults = [f"unexpected {name}{nearest(name, own, 1)}" for name in sorted(found.keys() - own.keys())]
+    faults += [f"missing {name}" for name in sorted(own.keys() - found.keys() - optional)]
+    faults += [
+        f"{name} is {tuple(found[name].shape)} {found[name].dtype} where {tuple(own[name].shape)} {own[name].dtype} belongs"
+        for name in sorted(own.keys() & found.keys())
+        if (own[name].shape, own[name].dtype) != (found[name].shape, found[name].dtype)
+    ]
+    if faults:
+        raise UserError(f"{path} does not fit its config.json: {'; '.join(faults[:6])} ({len(faults)} faults in all)")
+
+
+def _assign(model: TubeViT, found: Mapping[str, Tensor]) -> None:
+    """Put tensors into a model without a copy, parameters staying frozen or trainable as they were."""
+    state = {name: found[public_name(name)] for name in model.state_dict() if public_name(name) in found}
+    model.load_state_dict(state, strict=False, assign=True)
+    if model.trunk is not None:
+        model.trunk.requires_grad_(False)
+
+
+def card(model: TubeViT, kind: str, content: Mapping[str, Tensor]) -> str:
+    """The model card: what the model is, what it needs, how to load it."""
+    config, backbone = model.config, model.config["backbone"]
+    heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config["heads"].items()) or "none"
+    tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube['kernel']))}" for name, tube in config["tubes"].items())
+    size = sum(tensor.numel() for tensor in content.values())
+    needs = f"It needs the base weights with sha256 `{backbone['sha256']}`." if kind == "delta" else ""
+    return f"""---
+library_name: scaleup
+base_model: {backbone["name"]}
+license: {backbone["license"]}
+---
+A TubeViT on `{backbone["name"]}`: images {config["input"]["size"]} and clips of {config["input"]["frames"]} frames.
+
+- {config["frozen_depth"]} of {model.depth} blocks frozen, gate: {"yes" if config["gate"] else "no"}
+- tubes: {tubes or "none"}
+- heads: {heads}
+- this directory is a **{kind}** of {size:,} numbers. {needs}
+
+```python
+import scaleup
+model = scaleup.load("{{this directory}}")
+logits = model(x)  # x: (B, 3, T, H, W) or (B, 3, H, W), see model.preprocess
+```
+"""
