@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scaleup.errors import UserError
 
 T = TypeVar("T")
+leads = os.environ.get("RANK", "0") == "0"  # of several processes, the first speaks for all
 console = Console(stderr=True)  # stdout belongs to results
 
 
@@ -40,9 +42,9 @@ def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Nam
         sys.exit(_fail(f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted: nothing half-written was left behind", 130))
-    if args.json:
+    if args.json and leads:
         print(json.dumps(result))
-    else:
+    elif leads:
         show(result)
     sys.exit(result.get("exit", 0))
 
@@ -67,7 +69,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not (console.is_terminal and leads)) as bars:
         task = bars.add_task(title, total=total, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
@@ -75,7 +77,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
             bars.update(task, advance=steps, note=note)
             done = bars.tasks[0]
             tenth = max(1, total // 10)
-            if not console.is_terminal and int(before // tenth) != int(done.completed // tenth):
+            if leads and not console.is_terminal and int(before // tenth) != int(done.completed // tenth):
                 remaining = f"eta {done.time_remaining:.0f} s" if done.time_remaining is not None else ""
                 print(f"{title}: {done.completed:.0f}/{total} {remaining} {note}".rstrip(), file=sys.stderr)
 

@@ -23,6 +23,7 @@ class Tube:
     stride: list[int]
     offset: list[int] = field(default_factory=lambda: [0, 0, 0])
     fold: list[int] = field(default_factory=lambda: [1, 1, 1])  # space-to-depth, in kernel places along each axis
+    channels: int | None = None  # emitted by the kernel at each place; None: width / places
 
 
 @dataclass
@@ -173,6 +174,8 @@ def save(recipe: Recipe, path: str | Path) -> None:
 
 def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
     """The arms of a sweep: each is ``recipe.arm`` with the changes listed under its name in ``recipe.arms``."""
+    if not recipe.arms:
+        raise UserError("the recipe has no arms to sweep; name some under arms, or train its one arm (tools/train.py)")
     return {name: replace(recipe.arm, **changes) for name, changes in recipe.arms.items()}
 
 
@@ -196,7 +199,9 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
     if recipe.train.warmup > recipe.train.steps:
         yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
-    for name, arm in (sweep_arms(recipe) or {"": recipe.arm}).items():
+    if "tensorboard" in recipe.arms:
+        yield "arms.tensorboard: the name is taken, a run keeps its curves there"
+    arms = [(f"arms.{name}", arm) for name, arm in sweep_arms(recipe).items()] if recipe.arms else [("arm", recipe.arm)]
+    for at, arm in arms:
         if arm.gate and arm.frozen_depth == 0:
-            at = f"arms.{name}" if name else "arm"
             yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"

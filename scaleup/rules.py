@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
     "model.tubes.*.stride": listing("[t, h, w]", whole(1)),
     "model.tubes.*.offset": listing("[t, h, w]", whole(0)),
     "model.tubes.*.fold": listing("[t, h, w]", whole(1)),
+    "model.tubes.*.channels": whole(1),
     "model.interpolate": listing("[t, h, w]", whole(1)),
     "model.positions.kind": one_of("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone"),
     "model.positions.amplitude": above(0),
