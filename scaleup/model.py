@@ -295,28 +295,32 @@ def init_head(head: nn.Module, name: str, seed: int) -> None:
         head.bias.zero_()
 
 
+def describe(backbone: Backbone, seed: int, **parts: Any) -> dict[str, Any]:
+    """The content of ``config.json``; ``parts`` are its keys input, frames, tubes, positions and so on."""
+    entry = {key: getattr(backbone, key) for key in ("name", "kwargs", "weights", "license")}
+    return {
+        "format": FORMAT,
+        "backbone": entry | {"seed": seed, "sha256": None},
+        "interpolate": None,
+        "frozen_depth": 0,
+        "gate": False,
+        "heads": {},
+    } | parts
+
+
 def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
     """The model that a recipe describes, everything that is not loaded drawn from ``seed``."""
     entry, positions = recipe.backbone, recipe.positions
     kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
     backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
-    described = {
-        "format": FORMAT,
-        "backbone": {
-            "name": backbone.name,
-            "kwargs": kwargs,
-            "weights": entry.weights,
-            "seed": seed,
-            "sha256": None,
-            "license": backbone.license,
-        },
+    described = describe(
+        backbone,
+        seed,
+        tubes={name: asdict(tube) for name, tube in recipe.tubes.items()},
+        interpolate=recipe.interpolate,
+        heads={name: list(classes) for name, classes in heads.items()},
         **{key: asdict(getattr(recipe, key)) for key in ("input", "frames", "positions")},
-        "tubes": {name: asdict(tube) for name, tube in recipe.tubes.items()},
-        "interpolate": recipe.interpolate,
-        "frozen_depth": 0,
-        "gate": False,
-        "heads": {name: list(classes) for name, classes in heads.items()},
-    }
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return assemble(described, backbone, seed)

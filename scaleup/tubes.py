@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +31,30 @@ class TubeSpec:
     stride: Size
     offset: Size = (0, 0, 0)
     fold: Size = (1, 1, 1)
+    channels: int | None = None  # the kernel emits at each place; None: width / places per token
 
     @classmethod
-    def from_config(cls, name: str, tube: Mapping[str, Sequence[int]]) -> TubeSpec:
+    def from_config(cls, name: str, tube: Mapping[str, Any]) -> TubeSpec:
         """Read a recipe's or a ``config.json``'s entry."""
-        return cls(name, *(tuple(tube[key]) for key in ("kernel", "stride", "offset", "fold")))  # type: ignore[arg-type]
+        kernel, stride, offset, fold = (tuple(tube[key]) for key in ("kernel", "stride", "offset", "fold"))
+        return cls(name, kernel, stride, offset, fold, tube["channels"])
 
     @property
     def places_per_token(self) -> int:
         return math.prod(self.fold)
+
+    def channels_of(self, embed_dim: int) -> int:
+        """Channels that the kernel emits at each place for tokens of this width."""
+        places = self.places_per_token
+        if self.channels is None and embed_dim % places == 0:
+            return embed_dim // places
+        if self.channels is not None and self.channels * (places - 1) < embed_dim <= self.channels * places:
+            return self.channels
+        given = f" of {self.channels} channels" if self.channels else ""
+        raise UserError(
+            f"tube {self.name!r} folds {places} places{given} into a token, which does not give the width {embed_dim}; "
+            f"allowed are folds that divide {embed_dim}, or channels with channels * places >= {embed_dim}"
+        )
 
     def grid(self, size: Size) -> Size:
         """Tokens along each axis of a clip of ``size``: a valid convolution after slicing off the offset."""
@@ -121,17 +137,15 @@ def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:
 
 
 class Tube(nn.Module):
-    """One tube: a kernel and its bias; ``weight`` is absent where all tubes share one interpolated kernel."""
+    """One tube: a kernel and its bias; ``weight`` is absent where all tubes share one interpolated kernel.
+
+    The kernel emits ``channels`` at each place; of the concatenation the first ``embed_dim`` are kept.
+    """
 
     def __init__(self, spec: TubeSpec, embed_dim: int, shared: Sequence[int] | None = None) -> None:
         super().__init__()
-        if embed_dim % spec.places_per_token:
-            raise UserError(
-                f"tube {spec.name!r} folds {spec.places_per_token} places into a token, which does not divide the "
-                f"width {embed_dim}; allowed are the divisors of {embed_dim}"
-            )
-        self.spec = spec
-        self.channels = embed_dim // spec.places_per_token
+        self.spec, self.embed_dim = spec, embed_dim
+        self.channels = spec.channels_of(embed_dim)
         self.weight = None if shared else nn.Parameter(new_kernel(self.channels, spec.kernel))
         self.bias = nn.Parameter(torch.zeros(self.channels))
 
@@ -142,7 +156,8 @@ class Tube(nn.Module):
         columns = self.spec.gather(x)  # (B, K, places)
         # A 1x1 convolution is a plain matrix product, and the fastest one that torch has on many CPUs.
         places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
-        return self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
+        tokens = self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
+        return tokens[..., : self.embed_dim]
 
 
 def new_kernel(channels: int, kernel: Sequence[int]) -> Tensor:
@@ -165,12 +180,13 @@ class TubeTokenizer(nn.ModuleDict):
         self.specs = list(specs)
         self.shared: nn.Parameter | None = None
         if interpolate and specs:
-            folds = {spec.places_per_token for spec in specs}
-            if len(folds) > 1:
+            channels = {spec.channels_of(embed_dim) for spec in specs}
+            if len(channels) > 1:
                 raise UserError(
-                    f"tubes that share one interpolated kernel must fold equally many places; these fold {sorted(folds)}"
+                    f"tubes that share one interpolated kernel must emit equally many channels; these emit "
+                    f"{sorted(channels)}: fold equally many places in each"
                 )
-            self.shared = nn.Parameter(new_kernel(embed_dim // folds.pop(), interpolate))
+            self.shared = nn.Parameter(new_kernel(channels.pop(), interpolate))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""

@@ -8,8 +8,9 @@ pool, (B, P+N, D) -> (B, D). Parameter names are the library's own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 ALIASES = {
     "vit_ti": "timm:vit_tiny_patch16_224",
@@ -39,8 +40,9 @@ class Backbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     license: str
-    sha256: str = ""
-    left: list[str] = field(default_factory=list)  # tensors of the weights that have no place here (classifier)
+    kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the library's architecture
+    weights: str | None = None  # where the weights came from; None: drawn at random
+    left: dict[str, Tensor] = field(default_factory=dict)  # tensors of the file that have no place here (classifier)
 
     @property
     def depth(self) -> int:

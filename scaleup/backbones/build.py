@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scaleup import tensors
 from scaleup.backbones import ALIASES, Backbone, resolve, timm
@@ -28,20 +29,22 @@ def build(
         weights: None to draw them from ``seed``; ``"pretrained"``; ``"meta"`` for no memory at all; or a file.
     """
     name, kwargs, weights = _located(resolve(name), kwargs, weights)
+    left: dict[str, Tensor] = {}
     if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return timm.take_apart(timm.create(name, kwargs, size), f"timm:{name}")
-    if weights == "pretrained":
-        return timm.take_apart(timm.create(name, kwargs, size, pretrained=True), f"timm:{name}")
-    with torch.device("meta"):
-        vit = timm.create(name, kwargs, size)
-    left: list[str] = []
-    if weights != "meta":
-        found, _ = tensors.read(weights)
-        left = timm.load_weights(vit, {key: value for key, value in found.items() if not key.startswith(OWN)}, weights)
+            vit = timm.create(name, kwargs, size)
+    elif weights == "pretrained":
+        vit = timm.create(name, kwargs, size, pretrained=True)
+    else:
+        with torch.device("meta"):
+            vit = timm.create(name, kwargs, size)
+        if weights != "meta":
+            found, _ = tensors.read(weights)
+            own = {key: value for key, value in found.items() if not key.startswith(OWN)}
+            left = timm.load_weights(vit, own, weights)
     made = timm.take_apart(vit, f"timm:{name}")
-    made.left = left
+    made.kwargs, made.weights, made.left = kwargs, weights, left
     return made
 
 

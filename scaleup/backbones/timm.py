@@ -84,15 +84,19 @@ def _part(vit: VisionTransformer, kind: type[nn.Module], modules: tuple[str, ...
     return part
 
 
-def load_weights(vit: nn.Module, tensors: dict[str, Tensor], origin: str | Path) -> list[str]:
-    """Give a model (on the meta device) its tensors without a copy; returns the names of a classifier left out.
+def load_weights(vit: nn.Module, tensors: dict[str, Tensor], origin: str | Path) -> dict[str, Tensor]:
+    """Give a model (on the meta device) its tensors without a copy; returns those left out.
+
+    A classifier is left out, and position embeddings where the model is built without.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
     """
-    tensors = checkpoint_filter_fn(tensors, vit)
-    left = [name for name in tensors if name.startswith(("head.", "head_dist."))]
+    if "pos_embed" in vit.state_dict():
+        tensors = checkpoint_filter_fn(tensors, vit)  # resamples position embeddings to the input size
     own = vit.state_dict()
+    names = ("head.", "head_dist.") if "pos_embed" in own else ("head.", "head_dist.", "pos_embed")
+    left = {name: tensor for name, tensor in tensors.items() if name.startswith(names)}
     given = {name: tensor for name, tensor in tensors.items() if name not in left}
     faults = [f"missing {name}" for name in own.keys() - given.keys()]
     faults += [f"unexpected {name}" for name in given.keys() - own.keys()]
