@@ -1,0 +1,122 @@
+"""DeepSpeed, and the only place that knows it: one engine for each arm, built from our own settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import redirect_stdout
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from scaleup.recipe import Arm, Train
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+class World(NamedTuple):
+    """The processes that train together, and the device of this one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values.div_(self.size)
+
+
+def start() -> World:
+    """Join the processes of torchrun or the deepspeed launcher; without a launcher, be the only one."""
+    deepspeed = _deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    backend = get_accelerator().communication_backend_name()
+    if "RANK" not in os.environ and not dist.is_initialized():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port, no network
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+    deepspeed.init_distributed(backend, verbose=False)
+    device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _deepspeed() -> ModuleType:
+    """DeepSpeed, quiet, and without the extension that it would compile for collectives on CPUs (gloo serves)."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with redirect_stdout(sys.stderr):  # stdout belongs to results
+        import deepspeed
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
+    """What trains, by learning rate and weight decay.
+
+    The gate has its own rate; the gate, norms and biases do not decay. Parameters that some batches do not use, those
+    of the tokenizer and the heads, are groups of their own, so that they can rest (see :class:`Engine`).
+    """
+    groups: dict[tuple, dict[str, Any]] = {}
+    for name, parameter in arm.named_parameters():
+        lr = settings.gate_lr if name.startswith("gate.") else settings.lr
+        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+        unit = name if name.startswith(("tokenizer.", "heads.")) else "rest"
+        new = {"params": [], "lr": lr, "base_lr": lr, "weight_decay": decay, "unit": unit}
+        groups.setdefault((unit, lr, decay), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+class Engine:
+    """One arm under DeepSpeed. ``module`` is called through :meth:`__call__` and has the arm at ``module.arm``.
+
+    A parameter group that had no part in a loss rests: neither momentum nor weight decay moves it. (DeepSpeed alone
+    would give it a gradient of 0, and the optimizer would move it.) All ranks must use the same groups at a step.
+    """
+
+    def __init__(self, module: nn.Module, settings: Arm, train: Train, batch: int, world: World) -> None:
+        groups = parameter_groups(module.arm, settings)
+        optimizer = OPTIMIZERS[train.optimizer](groups, betas=tuple(train.betas), fused=True)
+        optimizer.register_step_pre_hook(self._rest)
+        config = {
+            "train_batch_size": batch,
+            "train_micro_batch_size_per_gpu": batch // world.size,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": settings.clip,
+            "zero_optimization": {"stage": train.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": sys.maxsize,
+        }
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.used: set[str] = set()
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: self.used.add(unit))
+        self.engine = _deepspeed().initialize(model=module, optimizer=optimizer, config=config)[0]
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.engine(*inputs)
+
+    def step(self, loss: Tensor, lr_factor: float) -> float:
+        """Backward and one update; returns the norm of the gradient before it was clipped."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor
+        self.used.clear()
+        self.engine.backward(loss)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.engine.step()
+        zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
+        return float(norm if zero_norm is None else zero_norm)
+
+    def _rest(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        for group in optimizer.param_groups:
+            if group["unit"] not in self.used:
+                for parameter in group["params"]:
+                    parameter.grad = None

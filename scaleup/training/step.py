@@ -1,0 +1,122 @@
+"""One training step of one arm: its loss on a batch, and one update."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scaleup.errors import UserError
+from scaleup.model import Arm, Taps, TubeViT
+from scaleup.recipe import Arm as Settings
+from scaleup.recipe import Recipe
+from scaleup.training.engine import Engine, World
+from scaleup.training.schedule import lr_factor
+
+
+class Mix(NamedTuple):
+    """Mixup: sample i becomes ``share`` of itself and ``1 - share`` of sample ``order[i]``; share >= 1/2."""
+
+    order: Tensor
+    share: float
+
+    def pixels(self, x: Tensor) -> Tensor:
+        return torch.lerp(x[self.order], x, self.share)
+
+
+def draw_mix(alpha: float, batch: int, seed: int, step: int) -> Mix | None:
+    """The mixup of a step, a function of (seed, step) alone; None where ``alpha`` of Beta(alpha, alpha) is 0."""
+    if alpha == 0:
+        return None
+    random = np.random.default_rng((seed, step))
+    share = random.beta(alpha, alpha)
+    return Mix(torch.from_numpy(random.permutation(batch)), max(share, 1 - share))
+
+
+def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, smoothing: float) -> Tensor:
+    """Cross entropy of logits (B, C) and labels (B,), the labels mixed as the pixels were."""
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    if mix is None:
+        return loss
+    other = F.cross_entropy(logits, labels[mix.order], label_smoothing=smoothing)
+    return mix.share * loss + (1 - mix.share) * other
+
+
+class Classifier(nn.Module):
+    """An arm as an engine sees it: one pass gives the logits of several heads."""
+
+    def __init__(self, arm: Arm) -> None:
+        super().__init__()
+        self.arm = arm
+
+    def forward(self, inputs: Tensor | Taps, heads: list[str]) -> dict[str, Tensor]:
+        pooled = self.arm.features(inputs)  # (B, D)
+        return {head: self.arm.heads[head](pooled) for head in heads}
+
+
+class ArmTrainer:
+    """Trains the arm of one model; several can share a batch and the taps of one trunk."""
+
+    def __init__(self, name: str, model: TubeViT, settings: Settings, recipe: Recipe, world: World) -> None:
+        self.name, self.model, self.settings, self.world = name, model, settings, world
+        self.train, self.seed = recipe.train, recipe.seed
+        model.train()
+        self.engine = Engine(Classifier(model.arm), settings, recipe.train, recipe.data.batch, world)
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def step(self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None) -> dict[str, Any]:
+        """One update; returns what is worth logging."""
+        began = now(self.world.device)
+        factor = lr_factor(step, self.train.steps, self.train.warmup)
+        # Dropout draws alike whether or not other arms train beside this one.
+        torch.manual_seed(int(np.random.SeedSequence((self.seed, step, self.world.rank)).generate_state(1)[0]))
+        logits = self.engine(inputs, list(labels))
+        losses = {head: head_loss(logits[head], labels[head], mix, self.train.label_smoothing) for head in labels}
+        loss = torch.stack(list(losses.values())).mean()
+        entry = self._measured(loss, losses, logits, labels)
+        if not math.isfinite(entry["loss"]):
+            raise UserError(
+                f"arm {self.name!r} diverged: its loss is {entry['loss']} at step {step}; "
+                f"try a learning rate below {self.settings.lr} or a longer warm-up than {self.train.warmup} steps"
+            )
+        entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
+        self.seconds.append(now(self.world.device) - began)
+        self.losses.append(entry["loss"])
+        return entry | {"alpha": self._alpha(), "seconds": self.seconds[-1]}
+
+    def result(self) -> dict[str, Any]:
+        """What a report says of the arm; the loss is the mean over the last tenth of the steps."""
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        return {"arm_seconds": settled_mean(self.seconds), "loss": statistics.fmean(last), "alpha": self._alpha()}
+
+    def _alpha(self) -> float | None:
+        gate = self.model.arm.gate
+        return None if gate is None else gate.alpha.item()
+
+    def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Loss, and loss and accuracy of each head: means over the batches of all ranks."""
+        right = [(logits[head].argmax(dim=1) == labels[head]).float().mean() for head in labels]
+        values = torch.stack([loss.detach(), *(value.detach() for value in losses.values()), *right])
+        mean, *rest = self.world.mean(values).tolist()
+        pairs = zip(labels, rest[: len(right)], rest[len(right) :], strict=True)
+        return {"loss": mean, "heads": {head: {"loss": each, "accuracy": share} for head, each, share in pairs}}
+
+
+def settled_mean(seconds: list[float]) -> float:
+    """The mean without the first few steps, which pay for warming up."""
+    return statistics.fmean(seconds[min(5, len(seconds) // 2) :])
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all that it was asked to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
