@@ -1,0 +1,123 @@
+"""From decoded pixels to what a model is fed: random for training, evenly spaced views for evaluation."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from scaleup.data.decode import decode_clip, decode_clips, decode_image
+from scaleup.errors import UserError
+from scaleup.recipe import Augment, Input
+
+
+class TrainTransform:
+    """Random clip, crop, flip and RandAugment of one sample, the same for all frames.
+
+    The result is a pure function of the sample and of ``source``, a random generator that the caller seeds.
+    """
+
+    def __init__(self, input: Input, augment: Augment) -> None:
+        self.input, self.augment = input, augment
+        # Decoding no larger than the smallest crop needs spares most of the work on big videos.
+        self.short = math.ceil(max(input.size) / math.sqrt(augment.crop_scale[0]))
+        layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
+        self.randaugment = v2.RandAugment(layers, magnitude, interpolation=v2.InterpolationMode.BILINEAR)
+
+    def __call__(self, media: bytes, modality: str, source: random.Random) -> Tensor:
+        """uint8 (3, T, h, w) of a video, (3, h, w) of an image; raises BadSample."""
+        if modality == "image":
+            return self.augmented(decode_image(media, self.short), source)
+        clip = decode_clip(media, self.input.frames, self.input.fps, source.random(), self.short)
+        return self.augmented(clip.transpose(0, 1), source).transpose(0, 1)
+
+    def augmented(self, pixels: Tensor, source: random.Random) -> Tensor:
+        """Spatial changes: uint8 ([T,] 3, H, W) -> ([T,] 3, h, w)."""
+        height, width = pixels.shape[-2:]
+        box = _random_box(height, width, self.augment, source)
+        pixels = _resized(pixels[..., box[0] : box[0] + box[2], box[1] : box[1] + box[3]], self.input.size)
+        if self.augment.flip and source.random() < 0.5:
+            pixels = pixels.flip(-1)
+        if self.augment.randaugment_layers:
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+                torch.manual_seed(source.getrandbits(63))
+                pixels = self.randaugment(pixels)
+        return pixels
+
+
+def _random_box(height: int, width: int, augment: Augment, source: random.Random) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the random crop of Inception: area and ratio uniform, ratio in its logarithm."""
+    low, high = (math.log(ratio) for ratio in augment.crop_ratio)
+    for _ in range(10):
+        area = height * width * source.uniform(*augment.crop_scale)
+        ratio = math.exp(source.uniform(low, high))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return source.randint(0, height - h), source.randint(0, width - w), h, w
+    h = max(1, min(height, round(width / augment.crop_ratio[0])))  # none fits: the largest allowed, in the middle
+    w = max(1, min(width, round(height * augment.crop_ratio[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resized(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    same = tuple(pixels.shape[-2:]) == tuple(size)
+    return pixels if same else F.resize(pixels, list(size), v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """``"4x3"`` -> (4 clips, 3 crops)."""
+    match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
+    if not match:
+        raise UserError(f"views '{text}' is not CLIPSxCROPS with two numbers from 1 to 99, such as 1x1 or 4x3")
+    return int(match[1]), int(match[2])
+
+
+def eval_views(media: bytes, modality: str, input: Input, clips: int, crops: int) -> Tensor:
+    """``clips`` clips evenly spaced over a video, each in ``crops`` spatial crops; an image has its crops alone.
+
+    Returns:
+        uint8 (V, 3, T, h, w), clips first, or (V, 3, h, w). One clip is the middle one.
+
+    Raises:
+        BadSample: the sample cannot be decoded.
+    """
+    short = 2 * max(input.size)
+    if modality == "image":
+        return spatial_views(decode_image(media, short), input.size, crops)  # (s, 3, h, w)
+    starts = [i / (clips - 1) for i in range(clips)] if clips > 1 else [0.5]
+    pixels = decode_clips(media, input.frames, input.fps, starts, short)  # (t, 3, T, H, W)
+    frames = pixels.transpose(1, 2).flatten(0, 1)  # (t * T, 3, H, W)
+    views = spatial_views(frames, input.size, crops).unflatten(1, (clips, -1))  # (s, t, T, 3, h, w)
+    return views.transpose(0, 1).flatten(0, 1).transpose(1, 2)  # (t * s, 3, T, h, w)
+
+
+def spatial_views(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
+    """``crops`` crops of ``size`` (h, w), evenly spaced along the side that is longer than needed.
+
+    The picture is first resized so that it just covers ``size``. One crop is the centre. Where nothing is left to
+    slide along for several crops (a square picture and a square model), the picture is enlarged by 8/7, or by as
+    much as lets the crops differ by a pixel, and they slide along its width.
+
+    Args:
+        pixels: uint8 (..., 3, H, W).
+
+    Returns:
+        uint8 (crops, ..., 3, h, w).
+    """
+    (height, width), (h, w) = pixels.shape[-2:], size
+    scale = max(h / height, w / width)
+    if max(round(height * scale) - h, round(width * scale) - w) < crops - 1:
+        scale *= max(8 / 7, 1 + crops / min(h, w))
+    covered = max(h, round(height * scale)), max(w, round(width * scale))
+    pixels = _resized(pixels, covered)
+    down, right = covered[0] - h, covered[1] - w
+    places = [i / (crops - 1) for i in range(crops)] if crops > 1 else [0.5]
+    tops = [round(down * place) if down > right else down // 2 for place in places]
+    lefts = [round(right * place) if right >= down else right // 2 for place in places]
+    return torch.stack([pixels[..., y : y + h, x : x + w] for y, x in zip(tops, lefts, strict=True)])

@@ -1,0 +1,45 @@
+"""A directory that appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scaleup.errors import UserError
+
+
+@contextmanager
+def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside ``out`` that takes its name when the block ends, and is removed if it fails.
+
+    Raises:
+        UserError: ``out`` exists and ``overwrite`` is not set, or the disk refuses to hold it.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise UserError(f"'{out}' exists; give another directory, or overwrite it on purpose (--overwrite)")
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        yield temporary
+        _take_place(temporary, out)
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, out: Path) -> None:
+    """Rename to ``out``; what stood there goes only after its successor is complete."""
+    temporary.chmod(0o755)  # mkdtemp made it private
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = out.rename(temporary.with_name(temporary.name + "-old"))
+    temporary.rename(out)
+    shutil.rmtree(old) if old.is_dir() else old.unlink()

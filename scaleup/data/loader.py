@@ -1,0 +1,219 @@
+"""Batches of decoded samples: endless and in a fixed order for training, every sample once for evaluation."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from scaleup import recipe
+from scaleup.data import order
+from scaleup.data.augment import TrainTransform, eval_views, parse_views
+from scaleup.data.decode import BadSample
+from scaleup.data.shards import Shards
+from scaleup.errors import UserError, nearest
+
+Failure = tuple[str, str]  # key and reason
+
+
+@dataclass
+class Batch:
+    """Samples of one dataset. For evaluation ``pixels`` have an axis of views after the first: (B, V, 3, ...)."""
+
+    dataset: str
+    modality: str
+    pixels: Tensor  # uint8 (B, 3, T, H, W) of videos, (B, 3, H, W) of images
+    labels: dict[str, Tensor]  # head -> int64 (B,)
+    keys: list[str]
+    failures: list[Failure] = field(default_factory=list)  # samples that could not be read, and why
+
+
+def open_datasets(data: recipe.Data) -> dict[str, Shards]:
+    """The shards of every training set, by name; UserError if one does not open or lacks a label its heads name."""
+    if not data.train:
+        raise UserError("data.train names no dataset")
+    opened = {}
+    for name, dataset in data.train.items():
+        opened[name] = shards = Shards.open(dataset.shards)
+        check_heads(shards, dataset.heads)
+        if not len(shards) or not dataset.heads or dataset.weight <= 0:
+            raise UserError(
+                f"dataset '{name}' has {len(shards)} samples, {len(dataset.heads)} heads and weight {dataset.weight}; "
+                "all three must be above 0"
+            )
+    return opened
+
+
+def check_heads(shards: Shards, heads: Mapping[str, str]) -> None:
+    """UserError if a head names a label that the shards do not have."""
+    for head, label in heads.items():
+        if label not in shards.classes:
+            have = ", ".join(shards.classes)
+            raise UserError(
+                f"head '{head}' learns label '{label}', but '{shards.path}' has: {have}{nearest(label, shards.classes)}"
+            )
+
+
+def classes_of(data: recipe.Data) -> dict[str, list[str]]:
+    """Class names of every head; UserError if two datasets give one head different lists."""
+    lists: dict[str, list[str]] = {}
+    for name, shards in open_datasets(data).items():
+        for head, label in data.train[name].heads.items():
+            if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
+                raise UserError(f"head '{head}' would get other classes from dataset '{name}' than from one before it")
+    return lists
+
+
+def train_loader(
+    data: recipe.Data, input: recipe.Input, seed: int, steps: int, start: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """The batches of steps ``start`` to ``steps`` - 1: this rank's part of each.
+
+    They are the same for any number of workers, and put together the same for any number of ranks. A sample that
+    cannot be read is named on stderr and the next one in order takes its place.
+
+    Raises:
+        UserError: a dataset does not fit (:func:`open_datasets`), the batch cannot be divided by the ranks, or more
+            than ``data.max_bad`` of a dataset's samples were found unreadable.
+    """
+    if data.batch % world:
+        raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
+    dataset = TrainSteps(data, input, seed, rank, world)
+    return _watched(_workers(dataset, range(start, steps), data.workers), dataset)
+
+
+class TrainSteps(Dataset):
+    """Step number -> this rank's :class:`Batch`."""
+
+    def __init__(self, data: recipe.Data, input: recipe.Input, seed: int, rank: int, world: int) -> None:
+        self.seed, self.batch, self.max_bad = seed, data.batch, data.max_bad
+        self.places = order.share(data.batch, rank, world)
+        self.shards = open_datasets(data)
+        self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
+        self.weights = {name: dataset.weight for name, dataset in data.train.items()}
+        self.transforms = {name: TrainTransform(input, dataset.augment) for name, dataset in data.train.items()}
+
+    def __getitem__(self, step: int) -> Batch:
+        name, nth = order.dataset_at(self.weights, step)
+        failures: dict[str, str] = {}
+        read = [self._read(name, nth * self.batch + place, failures) for place in self.places]
+        whole = [item for item in read if item]
+        return _batch(name, self.shards[name], self.heads[name], whole, list(failures.items()))
+
+    def allowed(self, name: str) -> float:
+        """How many unreadable samples dataset ``name`` may have; one must be left in any case."""
+        return min(self.max_bad * len(self.shards[name]), len(self.shards[name]) - 1)
+
+    def _read(self, name: str, position: int, failures: dict[str, str]) -> tuple[int, Tensor] | None:
+        """The sample at ``position``, or the next that can be read; None once there are too many failures."""
+        shards = self.shards[name]
+        while len(failures) <= self.allowed(name):
+            index, epoch = order.sample_at(len(shards), position, self.seed)
+            source = random.Random(f"{self.seed} {epoch} {shards.keys[index]}")
+            try:
+                return index, self.transforms[name](shards.read(index).media, shards.modality, source)
+            except BadSample as error:
+                failures[shards.keys[index]] = str(error)
+                position += 1
+        return None
+
+
+def _watched(batches: Iterator[Batch], dataset: TrainSteps) -> Iterator[Batch]:
+    """Pass batches on; name every unreadable sample once, and stop when they are too many."""
+    bad: dict[str, dict[str, str]] = {name: {} for name in dataset.shards}
+    for batch in batches:
+        known, shards = bad[batch.dataset], dataset.shards[batch.dataset]
+        for key, reason in batch.failures:
+            if key not in known:
+                print(f"dataset '{batch.dataset}': sample '{key}' left out: {reason}", file=sys.stderr)
+            known[key] = reason
+        if len(known) > dataset.allowed(batch.dataset):
+            names = ", ".join(f"'{key}' ({reason})" for key, reason in list(known.items())[:20])
+            raise UserError(
+                f"{len(known)} of the {len(shards)} samples of dataset '{batch.dataset}' cannot be read, more than "
+                f"data.max_bad {dataset.max_bad:g} allows: {names}"
+            )
+        yield batch
+
+
+def eval_loader(
+    shards: Shards,
+    heads: Mapping[str, str],
+    input: recipe.Input,
+    views: str = "1x1",
+    batch: int = 16,
+    workers: int = 1,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Every sample of this rank's share exactly once, in ``views`` clips x crops.
+
+    Pixels are uint8 (B, V, 3, T, H, W) of videos, (B, V, 3, H, W) of images, which have crops alone. A sample that
+    cannot be read is named on stderr and stands in its batch's ``failures`` instead of its ``keys``; where that
+    leaves no sample, ``pixels`` is (0,).
+    """
+    check_heads(shards, heads)
+    clips, crops = parse_views(views)
+    dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
+    return _named(_workers(dataset, range(len(dataset)), workers))
+
+
+@dataclass
+class EvalBatches(Dataset):
+    """Batch number -> :class:`Batch` with an axis of views."""
+
+    shards: Shards
+    heads: dict[str, str]
+    input: recipe.Input
+    clips: int
+    crops: int
+    indices: list[int]
+    batch: int
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch)
+
+    def __getitem__(self, number: int) -> Batch:
+        read, failures = [], []
+        for index in self.indices[number * self.batch : (number + 1) * self.batch]:
+            try:
+                sample = self.shards.read(index)
+                views = eval_views(sample.media, self.shards.modality, self.input, self.clips, self.crops)
+                read.append((index, views))
+            except BadSample as error:
+                failures.append((self.shards.keys[index], str(error)))
+        return _batch(self.shards.path.name, self.shards, self.heads, read, failures)
+
+
+def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        for key, reason in batch.failures:
+            print(f"'{batch.dataset}': sample '{key}' not evaluated: {reason}", file=sys.stderr)
+        yield batch
+
+
+def _batch(
+    name: str, shards: Shards, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
+) -> Batch:
+    indices = [index for index, _ in read]
+    pixels = torch.stack([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
+    labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
+    return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
+
+
+def _workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
+    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one)."""
+    return iter(
+        DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_leave_interrupts)
+    )
+
+
+def _leave_interrupts(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle

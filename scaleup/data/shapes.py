@@ -1,0 +1,210 @@
+"""Moving shapes: small videos and images whose motion no single frame tells, made from a seed.
+
+Everything lives on a torus: a shape starts anywhere and wraps around, its size, when it grows or shrinks, is a
+sawtooth with a random phase. So at every frame position and size are uniform whatever the motion is.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from scaleup.data.directory import new_directory
+from scaleup.data.parallel import parallel
+from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.errors import UserError
+
+FPS = 15
+SPLITS = ("train", "val", "test")
+SHAPES = ["circle", "ring", "square", "bar", "triangle", "star", "cross", "moon"]
+MOTIONS = ["left", "right", "up", "down", "grow", "shrink"]
+CLASSES = {
+    "video": {"shape": SHAPES, "motion": MOTIONS},
+    "image": {
+        "shape": SHAPES,
+        "position": [f"row {row} column {column}" for row in range(4) for column in range(4)],
+        "size": ["smallest", "small", "large", "largest"],
+    },
+}
+RADIUS = (0.14, 0.30)  # from the centre to the outermost point, as a share of the frame
+SPEED = (1 / 32, 2 / 32)  # of the frame a frame: one to two pixels of 32
+CYCLE = (0.6 / 16, 1.0 / 16)  # of the way from smallest to largest, a frame
+_STEPS = {"left": (0, -1, 0), "right": (0, 1, 0), "up": (-1, 0, 0), "down": (1, 0, 0), "grow": (0, 0, 1)}
+_STEPS["shrink"] = (0, 0, -1)  # of row, column and size
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a shape is in every frame."""
+
+    shape: int
+    motion: int
+    row: np.ndarray  # (T,) of the centre, 0 to 1 down the frame
+    column: np.ndarray  # (T,)
+    size: np.ndarray  # (T,) 0 (smallest) to 1 (largest)
+
+    @property
+    def radius(self) -> np.ndarray:  # (T,) share of the frame
+        return RADIUS[0] + (RADIUS[1] - RADIUS[0]) * self.size
+
+
+def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
+    """A random shape with a random motion."""
+    shape, motion = int(rng.integers(len(SHAPES))), int(rng.integers(len(MOTIONS)))
+    start = rng.random(3)  # row, column, size
+    rates = np.array([speed := rng.uniform(*SPEED), speed, rng.uniform(*CYCLE)])
+    path = start + np.arange(frames)[:, None] * rates * _STEPS[MOTIONS[motion]]  # (T, 3)
+    return Scene(shape, motion, *(path % 1.0).T)
+
+
+def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw every frame of ``scene``: uint8 (T, size, size, 3)."""
+    grid = (np.arange(size) + 0.5) / size
+    dy = (grid[None, :, None] - scene.row[:, None, None] + 0.5) % 1.0 - 0.5  # (T, H, 1), on the torus
+    dx = (grid[None, None, :] - scene.column[:, None, None] + 0.5) % 1.0 - 0.5  # (T, 1, W)
+    angle = rng.uniform(-0.25, 0.25)
+    radius = scene.radius[:, None, None]
+    x = (dx * math.cos(angle) + dy * math.sin(angle)) / radius  # (T, H, W), in radii
+    y = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
+    cover = np.clip(0.5 - _distance(SHAPES[scene.shape], x, y) * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
+    ground = _texture(rng, grid[:, None], grid[None, :], 0.06)[None] + (base := rng.uniform(0.2, 0.8, 3))
+    figure = _texture(rng, x / 2, y / 2, 0.05) + _contrasting(rng, base)
+    noise = rng.normal(0, 0.015, (*cover.shape[:3], 1))
+    return (np.clip(ground + (figure - ground) * cover + noise, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, amplitude: float) -> np.ndarray:
+    """Smooth colour variation that repeats every 1 in x and y: (..., 3) around 0."""
+    total = np.zeros(3)
+    for fx, fy in rng.integers(-2, 3, (3, 2)):
+        wave = np.sin(2 * math.pi * (fx * x + fy * y + rng.random()))
+        total = total + wave[..., None] * rng.normal(0, amplitude / math.sqrt(3), 3)
+    return total
+
+
+def _contrasting(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    """A colour whose mean is at least 0.3 lighter or darker than that of ``base``."""
+    lighter = rng.random() < 0.5 if 0.35 < base.mean() < 0.65 else base.mean() < 0.5
+    gray = base.mean() + rng.uniform(0.3, 0.45) * (1 if lighter else -1)
+    tint = rng.uniform(-0.25, 0.25, 3)
+    return gray + tint - tint.mean()
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to the outline of ``shape``, negative inside, all in radii (exact near the outline)."""
+    r = np.hypot(x, y)
+    if shape == "circle":
+        return r - 0.9
+    if shape == "ring":
+        return np.abs(r - 0.72) - 0.23
+    if shape == "square":
+        return _box(x, y, 0.75, 0.75)
+    if shape == "bar":
+        return _box(x, y, 0.97, 0.36)
+    if shape == "cross":
+        return np.minimum(_box(x, y, 0.97, 0.28), _box(x, y, 0.28, 0.97))
+    if shape == "triangle":
+        return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5
+    if shape == "moon":
+        return np.maximum(r - 0.95, 0.62 - np.hypot(x - 0.45, y))
+    assert shape == "star"
+    sector = math.pi / 5  # fold onto half of one of five points, whose edge is a straight line
+    turned = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
+    tip, notch = np.array([1.0, 0.0]), 0.42 * np.array([math.cos(sector), math.sin(sector)])
+    normal = np.array([notch[1], tip[0] - notch[0]]) / math.hypot(notch[1], tip[0] - notch[0])
+    return (r * np.cos(turned) - tip[0]) * normal[0] + r * np.sin(turned) * normal[1]
+
+
+def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - width, np.abs(y) - height)
+
+
+def make_sample(modality: str, seed: int, split: int, number: int, size: int, frames: int) -> Sample:
+    """One sample as a file: a pure function of its arguments."""
+    rng = np.random.default_rng([seed, split, modality == "video", number])
+    scene = sample_scene(rng, frames if modality == "video" else 1)
+    pixels = render(scene, size, rng)
+    if modality == "video":
+        labels = {"shape": scene.shape, "motion": scene.motion}
+        return Sample(f"{number:07d}", "mp4", _mp4(pixels), labels)
+    position = int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
+    labels = {"shape": scene.shape, "position": position, "size": int(scene.size[0] * 4)}
+    return Sample(f"{number:07d}", "png", _png(pixels[0]), labels)
+
+
+def _mp4(pixels: np.ndarray) -> bytes:
+    """(T, H, W, 3) as H.264."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "12", "preset": "veryfast", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
+        stream.thread_count = 1
+        for picture in pixels:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _chunk(task: tuple[str, int, int, range, int, int]) -> list[Sample]:
+    modality, seed, split, numbers, size, frames = task
+    return [make_sample(modality, seed, split, number, size, frames) for number in numbers]
+
+
+def make_shapes(
+    out: str | Path,
+    videos: Mapping[str, int],
+    images: Mapping[str, int],
+    seed: int = 0,
+    size: int = 32,
+    frames: int = 16,
+    overwrite: bool = False,
+    processes: int | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Shards]:
+    """Write the shard directories ``out/videos-train``, ``out/images-val`` and so on.
+
+    Splits share no sample, and the bytes do not depend on the number of processes.
+
+    Args:
+        videos, images: split (train, val, test) to number of samples.
+        size: pixels of a side, even.
+        advance: called after every sample.
+
+    Returns:
+        What was written, by name.
+    """
+    if size % 2 or size < 16 or frames < 1:
+        raise UserError(f"size {size} and frames {frames}: size is an even number from 16, frames at least 1")
+    wanted = {f"videos-{split}": ("video", split, count) for split, count in videos.items()}
+    wanted |= {f"images-{split}": ("image", split, count) for split, count in images.items()}
+    with new_directory(out, overwrite) as temporary:
+        for name, (modality, split, count) in wanted.items():
+            tasks = [
+                (modality, seed, SPLITS.index(split), range(begin, min(begin + 100, count)), size, frames)
+                for begin in range(0, count, 100)
+            ]
+            samples = chain.from_iterable(parallel(_chunk, tasks, processes))
+            write_shards(_counted(samples, advance), temporary / name, modality, CLASSES[modality])
+    return {name: Shards.open(Path(out) / name) for name in wanted}
+
+
+def _counted(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:
+    for sample in samples:
+        yield sample
+        advance()

@@ -1,0 +1,194 @@
+"""Shards: a directory of tar files in WebDataset's layout, and an index of what lies where in them.
+
+``index.json`` holds the format version, the modality, the class names of every label, and for every tar its size,
+its sha256 and its samples: key, labels, and per member [offset, size, crc32]. With it any sample is one read away,
+and no truncated tar passes in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import webdataset
+
+from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.directory import new_directory
+from scaleup.errors import UserError
+
+FORMAT = "scaleup-shards-1"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image or video as a file holds it, and its label numbers."""
+
+    key: str  # unique in its shards, without a dot
+    extension: str
+    media: bytes
+    labels: dict[str, int]
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    out: str | Path,
+    modality: str,
+    classes: Mapping[str, list[str]],
+    per_shard: int = 1000,
+    overwrite: bool = False,
+    failures: list[dict[str, str]] | None = None,
+) -> Shards:
+    """Write ``samples`` to the shard directory ``out``, which appears only when it is complete.
+
+    The bytes depend on the samples alone. ``failures`` ({"source", "reason"}) may grow while ``samples`` runs.
+
+    Raises:
+        UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
+    """
+    seen: set[str] = set()
+    with new_directory(out, overwrite) as temporary:
+        shards: list[dict[str, Any]] = []
+        for number, chunk in groupby(enumerate(samples), lambda numbered: numbered[0] // per_shard):
+            checked = (_checked(sample, modality, classes, seen) for _, sample in chunk)
+            shards.append(_write_shard(temporary / f"{number:06d}.tar", checked))
+        index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": len(seen)}
+        index |= {"failures": failures or [], "shards": shards}
+        (temporary / "index.json").write_text(json.dumps(index, separators=(",", ":")))
+    return Shards.open(out)
+
+
+def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], seen: set[str]) -> Sample:
+    """``sample``, if it fits the shards; its key joins ``seen``."""
+    if not sample.key or "." in sample.key or sample.key in seen:
+        raise UserError(f"sample key {sample.key!r} is empty, has a dot or occurs twice")
+    if sample.extension not in EXTENSIONS[modality]:
+        raise UserError(
+            f"sample '{sample.key}' is a .{sample.extension}; {modality}: {', '.join(EXTENSIONS[modality])}"
+        )
+    counts = {name: len(names) for name, names in classes.items()}
+    if sample.labels.keys() != counts.keys() or any(not 0 <= sample.labels[name] < counts[name] for name in counts):
+        raise UserError(f"sample '{sample.key}' has labels {sample.labels}; class counts are {counts}")
+    seen.add(sample.key)
+    return sample
+
+
+def _write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
+    """Write one tar; where its members lie is then read from what stands on the disk."""
+    entries: dict[str, dict[str, Any]] = {}
+    crcs: dict[str, int] = {}
+    with path.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+        for sample in samples:
+            labels = json.dumps({"labels": sample.labels}).encode()
+            writer.write({"__key__": sample.key, sample.extension: sample.media, "json": labels})
+            entries[sample.key] = {"key": sample.key, "labels": sample.labels, "members": {}}
+            crcs |= {
+                f"{sample.key}.{sample.extension}": zlib.crc32(sample.media),
+                f"{sample.key}.json": zlib.crc32(labels),
+            }
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, extension = member.name.split(".")
+            entries[key]["members"][extension] = [member.offset_data, member.size, crcs[member.name]]
+    entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return entry | {"samples": list(entries.values())}
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_index(path: str | Path) -> dict[str, Any]:
+    """The content of ``path/index.json``; UserError if there is none or it is not one of ours."""
+    path = Path(path)
+    try:
+        index = json.loads((path / "index.json").read_bytes())
+    except OSError:
+        raise UserError(f"'{path}' is no shard directory: it has no readable index.json") from None
+    except ValueError:
+        raise UserError(f"'{path / 'index.json'}' is damaged: it is not JSON") from None
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != FORMAT:
+        raise UserError(f"'{path / 'index.json'}' has format {found!r}; this version reads {FORMAT!r}")
+    return index
+
+
+class Shards:
+    """Random access to the samples of a shard directory. Safe to fork and to pickle: files open where they are read."""
+
+    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+        self.path = path
+        self.modality: str = index["modality"]
+        self.classes: dict[str, list[str]] = index["classes"]
+        self.failures: list[dict[str, str]] = index["failures"]
+        self.files: list[str] = [shard["file"] for shard in index["shards"]]
+        entries = [(number, entry) for number, shard in enumerate(index["shards"]) for entry in shard["samples"]]
+        self.keys: list[str] = [entry["key"] for _, entry in entries]
+        media = [next(ext for ext in entry["members"] if ext != "json") for _, entry in entries]
+        self._extensions = np.array([EXTENSIONS[self.modality].index(ext) for ext in media], dtype=np.uint8)
+        places = [(n, *entry["members"][ext]) for (n, entry), ext in zip(entries, media, strict=True)]
+        self._places = np.array(places, dtype=np.int64).reshape(-1, 4)  # shard, offset, size, crc32
+        self.labels = {
+            name: np.array([entry["labels"][name] for _, entry in entries], dtype=np.int64) for name in self.classes
+        }
+        self._open: dict[int, BinaryIO] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Shards:
+        """Open a shard directory.
+
+        Raises:
+            UserError: no such directory, its index is damaged or of another format, or a tar is missing or has
+                another size than the index says.
+        """
+        path, index = Path(path), read_index(path)
+        try:
+            for shard in index["shards"]:
+                _check_file(path / Path(shard["file"]).name, shard["bytes"])
+            return cls(path, index)
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"'{path / 'index.json'}' is damaged: {type(error).__name__} {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def read(self, i: int) -> Sample:
+        """Sample ``i``, by one read at its offset; BadSample if its bytes are not the ones that were written."""
+        shard, offset, size, crc = self._places[i].tolist()
+        if shard not in self._open:
+            self._open[shard] = (self.path / self.files[shard]).open("rb")
+        media = os.pread(self._open[shard].fileno(), size, offset)  # no file position, so forks may share the file
+        if zlib.crc32(media) != crc:
+            raise BadSample(f"its bytes in {self.files[shard]} have changed since it was written")
+        extension = EXTENSIONS[self.modality][self._extensions[i]]
+        return Sample(self.keys[i], extension, media, {name: int(self.labels[name][i]) for name in self.labels})
+
+    @property
+    def list_sha256(self) -> str:
+        """Hash of the sorted keys: two accuracies compare only where this is the same."""
+        return hashlib.sha256("\n".join(sorted(self.keys)).encode()).hexdigest()
+
+
+def _check_file(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise UserError(f"shard '{path}' is missing")
+    if path.stat().st_size != size:
+        raise UserError(f"shard '{path}' has {path.stat().st_size} bytes; its index says {size}")
