@@ -26,7 +26,7 @@ FULL, DELTA = "model.safetensors", "delta.safetensors"
 
 
 def public_name(name: str) -> str:
-    """A tensor's name on disk: ``trunk.tokenizer.stem.pos_embed`` -> ``pos_embed``, ``arm.blocks.26.x`` -> ``blocks.26.x``."""
+    """A tensor's name on disk: ``pos_embed`` of ``trunk.tokenizer.stem.pos_embed``, ``blocks.26.x`` of ``arm.blocks.26.x``."""
     for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
         name = name.removeprefix(prefix)
     return name
@@ -58,14 +58,15 @@ def save(
         digests = tensors.hashes({name: content[name] for name in model.base})
         content = {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
     with new_directory(out, overwrite) as directory:
-        text = json.dumps(model.config, indent=2)
+        text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
         (directory / "config.json").write_text(text + "\n")
         (directory / "report.json").write_text(json.dumps(report or {}, indent=2) + "\n")
         (directory / "README.md").write_text(card(model, kind, content))
         try:
-            save_file(content, directory / (FULL if kind == "full" else DELTA), {"config": text, "format": "pt"})
+            save_file(content, directory / name, {"config": text, "format": "pt"})
         except SafetensorError as error:
             raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
+        (directory / name).chmod(0o644)  # safetensors writes for the owner alone
     return Path(out)
 
 
@@ -99,7 +100,18 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is no model directory: config.json cannot be read ({error})") from error
-    keys = {"format", "backbone", "input", "frames", "tubes", "interpolate", "positions", "frozen_depth", "gate", "heads"}
+    keys = {
+        "format",
+        "backbone",
+        "input",
+        "frames",
+        "tubes",
+        "interpolate",
+        "positions",
+        "frozen_depth",
+        "gate",
+        "heads",
+    }
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{directory / 'config.json'} is not of the format {FORMAT!r}")
     if missing := keys - config.keys():
@@ -137,19 +149,25 @@ def _local(source: str | Path) -> Path:
         return Path(snapshot_download(str(source)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"there is no directory {source}, and as a hub id it could not be fetched ({reason})") from error
+        raise UserError(
+            f"there is no directory {source}, and as a hub id it could not be fetched ({reason})"
+        ) from error
 
 
 def _refuse_misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: set[str], path: Path) -> None:
     faults = [f"unexpected {name}{nearest(name, own, 1)}" for name in sorted(found.keys() - own.keys())]
     faults += [f"missing {name}" for name in sorted(own.keys() - found.keys() - optional)]
     faults += [
-        f"{name} is {tuple(found[name].shape)} {found[name].dtype} where {tuple(own[name].shape)} {own[name].dtype} belongs"
+        f"{name} is {_kind(found[name])} where {_kind(own[name])} belongs"
         for name in sorted(own.keys() & found.keys())
-        if (own[name].shape, own[name].dtype) != (found[name].shape, found[name].dtype)
+        if _kind(own[name]) != _kind(found[name])
     ]
     if faults:
         raise UserError(f"{path} does not fit its config.json: {'; '.join(faults[:6])} ({len(faults)} faults in all)")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _assign(model: TubeViT, found: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """The model: tokenizer, trunk (frozen) and arm (what trains). One class for small joint models and adapted ViTs.
 
-    x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z0, blocks[s:], norm, pool, heads
+x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z0, blocks[s:], norm, pool, heads
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
@@ -66,10 +67,7 @@ class Tokenizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) or (B, 3, H, W) -> z0 (B, P+N, D): prefix tokens, then frames, then tubes."""
         size = size_of(x)
-        if size[0] == 1:
-            z0 = self.stem(x.reshape(len(x), 3, *size[1:]))
-        else:
-            z0 = self._video_tokens(x, size)
+        z0 = self.stem(x.reshape(len(x), 3, *size[1:])) if size[0] == 1 else self._video_tokens(x, size)
         positions = [table for spec in self.specs(size) if (table := self._table(spec, size)) is not None]
         if positions:
             prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)
@@ -144,10 +142,21 @@ class Gate(nn.Module):
 
 
 class Arm(nn.Module):
-    """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen."""
+    """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
+
+    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations.
+    """
+
+    grad_checkpointing = False
 
     def __init__(
-        self, tokenizer: Tokenizer | None, gate: bool, first: int, blocks: list[nn.Module], tail: nn.Module, heads: Heads
+        self,
+        tokenizer: Tokenizer | None,
+        gate: bool,
+        first: int,
+        blocks: list[nn.Module],
+        tail: nn.Module,
+        heads: Heads,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -167,7 +176,10 @@ class Arm(nn.Module):
         assert isinstance(inputs, Taps)
         h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
         for block in self.blocks.values():
-            h = block(h, attn_mask=inputs.attn_mask)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, attn_mask=inputs.attn_mask, use_reentrant=False)
+            else:
+                h = block(h, attn_mask=inputs.attn_mask)
         return self.tail(h)
 
     def forward(self, inputs: Tensor | Taps, head: str) -> Tensor:
@@ -250,7 +262,9 @@ class TubeViT(nn.Module):
         }
         blocks, tokenizer = self.blocks, self.tokenizer
         own = [*blocks[:frozen_depth], *copy.deepcopy(blocks[frozen_depth:])]
-        made = TubeViT(config, tokenizer if frozen_depth else copy.deepcopy(tokenizer), own, copy.deepcopy(self.arm.tail))
+        made = TubeViT(
+            config, tokenizer if frozen_depth else copy.deepcopy(tokenizer), own, copy.deepcopy(self.arm.tail)
+        )
         made.base = self.base
         made.arm.requires_grad_(True)
         for name, head in made.arm.heads.items():
@@ -274,15 +288,16 @@ class TubeViT(nn.Module):
             return heads[0]
         if head not in heads:
             asked = "no head was named" if head is None else f"there is no head {head!r}"
-            raise UserError(f"{asked}; this model has {', '.join(map(repr, heads)) or 'none'}{nearest(head or '', heads)}")
+            raise UserError(
+                f"{asked}; this model has {', '.join(map(repr, heads)) or 'none'}{nearest(head or '', heads)}"
+            )
         return head
 
     def _checked(self, x: Tensor) -> Tensor:
         height, width = self.preprocess.size
         if x.dim() not in (4, 5) or x.shape[1] != 3 or x.shape[-2:] != (height, width):
-            raise UserError(
-                f"input of shape {tuple(x.shape)}; allowed are (B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
-            )
+            allowed = f"(B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
+            raise UserError(f"input of shape {tuple(x.shape)}; allowed are {allowed}")
         return x
 
 

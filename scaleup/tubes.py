@@ -88,8 +88,8 @@ class TubeSpec:
             return first + stride * torch.arange(count)[:, None] + step * torch.arange(fold)
         if count * fold > last - first + 1:
             raise UserError(
-                f"tube {self.name!r} folds {fold} places along {AXES[axis]} into each of {count} tokens, which needs at "
-                f"least {count * fold + first + self.kernel[axis] - 1} along {AXES[axis]}; the input has {length}"
+                f"tube {self.name!r} folds {fold} places along {AXES[axis]} into each of {count} tokens, which needs "
+                f"at least {count * fold + first + self.kernel[axis] - 1} along {AXES[axis]}; the input has {length}"
             )
         spread = torch.linspace(first, last, count * fold, dtype=torch.float64)
         return spread.round().long().reshape(count, fold)

@@ -1,0 +1,64 @@
+"""The channel plan of a transplant: how few channels a place become the width of the backbone (Section 3.6)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+from scaleup.errors import UserError
+from scaleup.transplant.donor import Kernel
+from scaleup.tubes import Size, TubeSpec
+
+FITTING = (64, 128, 192, 256, 384, 512, 640, 768, 1024)  # channel counts named to those whose tubes do not fit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the channels of one tube become the backbone's."""
+
+    spec: TubeSpec  # as it will be applied
+    exact: bool
+    dropped_channels: int
+    tokens: int
+
+
+def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Plan:
+    """Fold f = D / c where c divides D; otherwise ceil(D / c) places, of which the first D channels are kept.
+
+    Raises:
+        UserError: ``exact`` is asked for and c does not divide D, or no fold fits the clip.
+    """
+    channels = len(kernel.weight)
+    places = math.ceil(embed_dim / channels)
+    dropped = places * channels - embed_dim
+    if dropped and exact:
+        fitting = ", ".join(str(c) for c in FITTING if embed_dim % c == 0)
+        raise UserError(
+            f"tube {kernel.spec.name!r} emits {channels} channels, which do not divide the backbone's width "
+            f"{embed_dim}; tubes of {fitting} channels would fit, or use --channels auto"
+        )
+    spec = _folded(replace(kernel.spec, channels=channels), places, size)
+    return Plan(spec, dropped == 0, dropped, spec.tokens(size))
+
+
+def _folded(spec: TubeSpec, places: int, size: Size) -> TubeSpec:
+    """The first fold, in order of preference, whose places fit the clip."""
+    refusal: UserError | None = None
+    for fold in preferred_folds(places):
+        folded = replace(spec, fold=fold)
+        try:
+            folded.places(size)
+        except UserError as error:
+            refusal = refusal or error
+        else:
+            return folded
+    raise refusal or UserError(f"tube {spec.name!r} cannot be folded {places} times")
+
+
+def preferred_folds(places: int) -> list[Size]:
+    """Folds of this many places, best first: 2 in time, 4 as 2x2 in space, and beyond that time takes the rest."""
+    triples = itertools.product(range(1, places + 1), repeat=2)
+    folds = [(places // (h * w), h, w) for h, w in triples if places % (h * w) == 0]
+    square = 2 if places % 4 == 0 else 1
+    return sorted(folds, key=lambda fold: (fold[1:] != (square, square), fold[1] != fold[2], -fold[0], fold[2]))

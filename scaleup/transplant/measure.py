@@ -1,0 +1,119 @@
+"""What a transplant claims, measured on the model it made."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scaleup.model import TubeViT
+from scaleup.transplant.donor import Donor, Kernel
+from scaleup.tubes import TubeSpec
+
+
+def natural_clip(frames: int, size: tuple[int, int], count: int = 1, seed: int = 0) -> Tensor:
+    """A made-up clip in [0, 1] with the falling spectrum of natural video: (count, 3, T, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (frames, *size)
+    clip = torch.zeros(count, 3, *shape)
+    for octave in range(6):
+        coarse = [max(2, length >> (5 - octave)) for length in shape]
+        noise = torch.randn(count, 3, *coarse, generator=generator)
+        clip += F.interpolate(noise, size=shape, mode="trilinear") / 2**octave
+    return (0.5 + 0.2 * clip).clamp(0, 1)
+
+
+def normalise(clip: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Pixels in [0, 1] (B, 3, T, H, W) as a model's input."""
+    mean, std = (torch.tensor(config["input"][key])[:, None, None, None] for key in ("mean", "std"))
+    return (clip - mean) / std
+
+
+@torch.no_grad()
+def image_max_abs_diff(model: TubeViT, source: nn.Module, images: Tensor) -> float:
+    """Pooled features of the adapted model, gate closed, against the image model's own: images (B, 3, H, W)."""
+    wanted = source.forward_head(source.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    return (model.forward_features(images) - wanted).abs().max().item()
+
+
+def closed_max_abs_diff(model: TubeViT, taps: Any) -> float:
+    """Pooled features with the gate closed against the same arm without a gate."""
+    gate, arm = model.arm.gate, model.arm
+    with torch.no_grad():
+        closed = arm.features(taps)
+        arm.gate = None
+        without = arm.features(taps)
+        arm.gate = gate
+    return (closed - without).abs().max().item()
+
+
+def alpha_grad(model: TubeViT, taps: Any, seed: int = 0) -> float:
+    """|d loss / d alpha| with the gate closed; the loss is a cross entropy of random classes of the pooled features."""
+    assert model.arm.gate is not None
+    trains = [parameter for parameter in model.arm.parameters() if parameter.requires_grad]
+    model.arm.requires_grad_(False)
+    alpha = model.arm.gate.alpha.requires_grad_(True)  # only alpha: no memory for other gradients
+    model.arm.grad_checkpointing = True
+    features = model.arm.features(taps)
+    generator = torch.Generator().manual_seed(seed)
+    classifier = torch.randn(features.shape[1], 10, generator=generator) * features.shape[1] ** -0.5
+    loss = F.cross_entropy(features @ classifier, torch.zeros(len(features), dtype=torch.long))
+    (gradient,) = torch.autograd.grad(loss, alpha)
+    model.arm.grad_checkpointing = False
+    for parameter in trains:
+        parameter.requires_grad_(True)
+    return gradient.abs().item()
+
+
+@torch.no_grad()
+def tube_tokens(model: TubeViT, name: str, clip: Tensor) -> Tensor:
+    """Tokens of one tube before positions, (B, N, D), of pixels in [0, 1]."""
+    return model.tokenizer.tubes[name](normalise(clip, model.config))
+
+
+@torch.no_grad()
+def token_max_abs_diff(kernel: Kernel, donor: Donor, spec: TubeSpec, tokens: Tensor, clip: Tensor) -> float:
+    """A tube's tokens (B, N, D), channel block by channel block, against the small model's kernel at each place."""
+    x = normalise(clip, donor.config)
+    blocks = [_at(kernel, x, place) for place in _places(spec, clip)]
+    wanted = torch.stack(blocks, dim=1).unflatten(1, (-1, spec.places_per_token)).flatten(2)  # (B, N, f*c)
+    return (tokens - wanted[..., : tokens.shape[-1]]).abs().max().item()
+
+
+def _places(spec: TubeSpec, clip: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Where the kernel is applied, token by token, and within a token in the order t, h, w."""
+    axes = [starts.tolist() for starts in spec.places(clip.shape[2:])]  # type: ignore[arg-type]
+    for token in ((t, h, w) for t in axes[0] for h in axes[1] for w in axes[2]):
+        yield from ((t, h, w) for t in token[0] for h in token[1] for w in token[2])
+
+
+def _at(kernel: Kernel, x: Tensor, place: tuple[int, int, int]) -> Tensor:
+    """The small model's kernel at one place: (B, c)."""
+    window = [slice(first, first + length) for first, length in zip(place, kernel.spec.kernel, strict=True)]
+    crop = x[(slice(None), slice(None), *window)]
+    return F.linear(crop.flatten(1), kernel.weight.flatten(1), kernel.bias)
+
+
+@torch.no_grad()
+def backbone_rms(model: TubeViT, clip: Tensor) -> float:
+    """RMS of the backbone's own patch tokens, positions taken off, over the frames that it sees."""
+    x = normalise(clip, model.config)
+    frame = x[:, :, model.config["frames"]["offset"]]
+    stem = model.tokenizer.stem
+    tokens = stem(frame)[:, model.tokenizer.num_prefix_tokens :] - stem.position_grid().flatten(0, 1)  # type: ignore[operator]
+    return rms(tokens)
+
+
+def rms(values: Tensor) -> float:
+    return values.double().square().mean().sqrt().item()
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

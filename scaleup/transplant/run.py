@@ -1,0 +1,231 @@
+"""A whole transplant: read both parents, plan, move, measure, account for every tensor, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scaleup import tensors
+from scaleup.backbones import Backbone
+from scaleup.backbones.build import build
+from scaleup.checkpoint import save
+from scaleup.data.loader import eval_loader
+from scaleup.data.shards import Shards
+from scaleup.errors import UserError, nearest
+from scaleup.files import refuse_existing
+from scaleup.model import TubeViT
+from scaleup.positions import KINDS
+from scaleup.recipe import Input
+from scaleup.transplant import measure
+from scaleup.transplant.channels import Plan, plan_channels
+from scaleup.transplant.donor import Donor, read
+from scaleup.transplant.kernels import adapted_config, move, randomise_tubes, scale_tubes
+
+
+@dataclass
+class Options:
+    """Choices of a transplant; the defaults are those of the paper where it states any."""
+
+    weights: str | None = "pretrained"  # or a file; None: random initialisation
+    gate_at: int | None = None  # None: three quarters of the blocks
+    exact: bool = False  # refuse widths that the channels do not divide
+    positions: str | None = None  # None: the backbone's own, where it has any
+    amplitude: float | None = None  # of the sines in time; None: the RMS of the backbone's own positions
+    match_scale: bool = False  # give tube tokens the RMS of the backbone's patch tokens
+    random_tubes: bool = False  # the control: fresh kernels of the same RMS
+    size: tuple[int, int] | None = None  # (h, w); None: the backbone's own
+    seed: int = 0
+    overwrite: bool = False
+
+
+def transplant(small: str, backbone: str, out: Path | None, options: Options, clip: Tensor | None = None) -> dict:
+    """Make, measure and write an adapted model; returns the report. ``out`` None only plans, without weights.
+
+    Args:
+        clip: pixels in [0, 1] (B, 3, T, H, W) on which scales are measured; None for a made-up natural clip.
+    """
+    started = time.perf_counter()
+    if out is not None:
+        refuse_existing(out, options.overwrite)
+    donor = read(small)
+    large = build(backbone, _positional_kwargs(options), options.size, options.weights if out else "meta", options.seed)
+    plans = _plans(donor, large, options)
+    gate_at = _gate_at(large, options.gate_at)
+    report = _planned(donor, large, plans, gate_at)
+    if out is None:
+        return report
+    config = adapted_config(donor, large, plans, options.seed, _positions(donor, large, options), gate_at)
+    model = move(donor, config, large)
+    model.base = tensors.hashes(large.source.state_dict())
+    config["backbone"]["sha256"] = tensors.fingerprint(model.base)
+    clip = measure.natural_clip(config["input"]["frames"], large.size) if clip is None else clip
+    report |= {"parents": _parents(donor, config), "positions": config["positions"]}
+    _measure(report, model, donor, large, clip, options)
+    report["accounting"] = account(model, donor, large)
+    report |= {"seconds": time.perf_counter() - started, "peak_bytes": measure.peak_bytes()}
+    save(model, out, "delta", report, options.overwrite)
+    report |= {"seconds": time.perf_counter() - started}
+    return report
+
+
+def _positional_kwargs(options: Options) -> dict[str, Any]:
+    if options.positions is not None and options.positions not in KINDS:
+        allowed = f"allowed are {', '.join(KINDS)}{nearest(options.positions, KINDS)}"
+        raise UserError(f"unknown positions {options.positions!r}; {allowed}")
+    return {} if options.positions in (None, "backbone") else {"pos_embed": "none"}
+
+
+def _gate_at(large: Backbone, asked: int | None) -> int:
+    depth = large.depth - large.depth // 4 if asked is None else asked
+    if not 1 <= depth <= large.depth:
+        raise UserError(f"--gate-at {depth} does not fit {large.name}; allowed are 1 to {large.depth}")
+    return depth
+
+
+def _plans(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
+    size = (donor.config["input"]["frames"], *large.size)
+    return [plan_channels(kernel, large.embed_dim, size, options.exact) for kernel in donor.kernels]
+
+
+def _positions(donor: Donor, large: Backbone, options: Options) -> dict[str, Any]:
+    """Kind and amplitude: the backbone's own grid with sines in time as strong as it, or sines alone."""
+    own = getattr(large.source, "pos_embed", None) is not None
+    kind = options.positions or ("backbone" if own else "cosine")
+    amplitude = options.amplitude
+    if amplitude is None:
+        grid = measure.rms(large.stem.position_grid().detach()) if own else 0.0  # type: ignore[operator]
+        amplitude = 2**0.5 * grid if kind == "backbone" else donor.config.get("positions", {}).get("amplitude", 1.0)
+    return {"kind": kind, "amplitude": amplitude}
+
+
+def _planned(donor: Donor, large: Backbone, plans: list[Plan], gate_at: int) -> dict[str, Any]:
+    """What is known before any weight is touched."""
+    size = (donor.config["input"]["frames"], *large.size)
+    stride, offset = donor.config["frames"]["stride"], donor.config["frames"]["offset"]
+    patches = (large.size[0] // large.patch_size[0]) * (large.size[1] // large.patch_size[1])
+    frames = ((size[0] - offset - 1) // stride + 1) * patches
+    tubes = {
+        plan.spec.name: {
+            "channels": plan.spec.channels,
+            "fold": list(plan.spec.fold),
+            "exact": plan.exact,
+            "dropped_channels": plan.dropped_channels,
+            "tokens": plan.tokens,
+        }
+        for plan in plans
+    }
+    count = sum(parameter.numel() for parameter in large.source.parameters())
+    late = sum(p.numel() for block in large.blocks[gate_at:] for p in block.parameters())
+    return {
+        "tubes": tubes,
+        "frame_tokens": frames,
+        "tokens": large.num_prefix_tokens + frames + sum(plan.tokens for plan in plans),
+        "gate": {"frozen_depth": gate_at, "depth": large.depth},
+        "parameters": {
+            "backbone": count,
+            "tubes": sum(kernel.weight.numel() + kernel.bias.numel() for kernel in donor.kernels),
+            "frozen": count - late,
+            "late_blocks": late,
+        },
+        "parents": {"small": {"name": donor.name}, "backbone": {"name": large.name}},
+    }
+
+
+def _parents(donor: Donor, config: Mapping[str, Any]) -> dict[str, Any]:
+    entry = config["backbone"]
+    return {
+        "small": {"name": donor.name, "sha256": donor.sha256},
+        "backbone": {"name": entry["name"], "weights": entry["weights"], "sha256": entry["sha256"]},
+    }
+
+
+def _measure(
+    report: dict[str, Any], model: TubeViT, donor: Donor, large: Backbone, clip: Tensor, options: Options
+) -> None:
+    """Fill in what is measured, and apply what depends on it: matching of scales, the random control."""
+    tokens = {kernel.spec.name: measure.tube_tokens(model, kernel.spec.name, clip) for kernel in donor.kernels}
+    backbone_rms = measure.backbone_rms(model, clip)
+    for kernel in donor.kernels:
+        name = kernel.spec.name
+        spec = model.tokenizer.tubes[name].spec  # type: ignore[union-attr]
+        difference = measure.token_max_abs_diff(kernel, donor, spec, tokens[name][:1], clip[:1])  # type: ignore[arg-type]
+        report["tubes"][name] |= {
+            "token_max_abs_diff": difference,
+            "rms_source": measure.rms(tokens[name]),
+            "rms_backbone": backbone_rms,
+        }
+    wanted = {name: backbone_rms if options.match_scale else measure.rms(tokens[name]) for name in tokens}
+    if options.random_tubes:
+        randomise_tubes(model, options.seed + 1)
+    if options.random_tubes or options.match_scale:
+        scale_tubes(model, {n: rms / measure.rms(measure.tube_tokens(model, n, clip)) for n, rms in wanted.items()})
+    for name in tokens:
+        report["tubes"][name]["rms_adapted"] = measure.rms(measure.tube_tokens(model, name, clip))
+    images = measure.normalise(clip[:1], model.config)[:, :, 0]
+    report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large.source, images)
+    taps = model.arm_inputs(measure.normalise(clip[:1], model.config))
+    report["gate"] |= {
+        "closed_max_abs_diff": measure.closed_max_abs_diff(model, taps),
+        "alpha_grad": measure.alpha_grad(model, taps),
+    }
+    report |= {"random_tubes": options.random_tubes, "match_scale": options.match_scale}
+
+
+def account(model: TubeViT, donor: Donor, large: Backbone) -> dict[str, Any]:
+    """The fate of every tensor of both parents: moved, folded, kept, new or left, by numbers and by name."""
+    folded = {k.spec.name: model.tokenizer.tubes[k.spec.name].spec.places_per_token > 1 for k in donor.kernels}  # type: ignore[union-attr]
+    fate = {p: "folded" if folded[k.spec.name] else "moved" for k in donor.kernels for p in k.parents}
+    rows = [("small", name, fate.get(name, "left"), tensor) for name, tensor in donor.tensors.items()]
+    rows += [("backbone", name, "kept", tensor) for name, tensor in large.source.state_dict().items()]
+    rows += [("backbone", name, "left", tensor) for name, tensor in large.left.items()]
+    assert model.arm.gate is not None
+    rows += [("adapted", "gate.alpha", "new", model.arm.gate.alpha)]
+    summary: dict[str, dict[str, int]] = {}
+    for parent, _, what, tensor in rows:
+        entry = summary.setdefault(f"{parent}: {what}", {"tensors": 0, "numbers": 0})
+        entry["tensors"] += 1
+        entry["numbers"] += tensor.numel()
+    return {"summary": summary, "tensors": {f"{parent}/{name}": what for parent, name, what, _ in rows}}
+
+
+def calibration(shards: Path, small: str, count: int = 8) -> Tensor:
+    """Clips on which scales are measured: pixels in [0, 1] (count, 3, T, H, W), as the small model is fed."""
+    config = read(small).config["input"]
+    opened = Shards.open(shards)
+    batch = next(iter(eval_loader(opened, {}, Input(**config), batch=count, workers=0)))
+    return batch.pixels[:, 0].float() / 255
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The report for people."""
+    gate, made = report["gate"], "seconds" in report
+    text = [
+        f"{report['parents']['small']['name']} -> {report['parents']['backbone']['name']}: {report['tokens']} tokens"
+    ]
+    for name, tube in report["tubes"].items():
+        fold = "x".join(map(str, tube["fold"]))
+        line = f"  tube {name}: {tube['tokens']} tokens, {tube['channels']} channels folded {fold}"
+        if not tube["exact"]:
+            line += f"; NOT EXACT: the last {tube['dropped_channels']} channels of the fold are dropped"
+        if made:
+            line += f"; max abs diff {tube['token_max_abs_diff']:.1e}, RMS {tube['rms_source']:.3g}"
+            line += f" beside the backbone's {tube['rms_backbone']:.3g}"
+        text.append(line)
+    counts = report["parameters"]
+    text.append(f"  frozen {counts['frozen']:,}, late blocks {counts['late_blocks']:,}, tubes {counts['tubes']:,}")
+    text.append(f"  gate at the output of block {gate['frozen_depth']} of {gate['depth']}")
+    if made:
+        text.append(f"  image output against the source backbone: max abs diff {report['image_max_abs_diff']:.1e}")
+        text.append(f"  gate closed against no gate: max abs diff {gate['closed_max_abs_diff']:.1e}")
+        text.append(f"  gate ready to open: |d loss / d alpha| = {gate['alpha_grad']:.2e}")
+        text += [
+            f"  {what}: {entry['tensors']} tensors, {entry['numbers']:,} numbers"
+            for what, entry in report["accounting"]["summary"].items()
+        ]
+        text.append(f"  {report['seconds']:.1f} s, peak memory {report['peak_bytes'] / 2**30:.2f} GiB")
+    return text

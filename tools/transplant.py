@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Move the tubes of a small joint model into a large image ViT, measure it, and write the delta."""
+
+from pathlib import Path
+
+from scaleup import cli
+
+
+def arguments():
+    made = cli.parser(
+        __doc__,
+        "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26",
+    )
+    made.add_argument("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt")
+    made.add_argument("backbone", help="vit_b, vit_l, vit_h, vit_g, ..., timm:NAME, a local directory or weights file")
+    made.add_argument("--out", type=Path, help="directory to write")
+    made.add_argument("--weights", default="pretrained", help="local file with the backbone's weights")
+    made.add_argument("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
+    made.add_argument("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
+    made.add_argument(
+        "--channels", choices=("auto", "exact"), default="auto", help="exact: refuse widths that do not fit"
+    )
+    made.add_argument("--positions", help="backbone (default where it has any), cosine, none, ...")
+    made.add_argument("--amplitude", type=float, help="of the sines (default: as strong as the backbone's positions)")
+    made.add_argument("--match-scale", action="store_true", help="give tube tokens the RMS of the backbone's own")
+    made.add_argument("--tubes", choices=("transplanted", "random"), default="transplanted", help="random: the control")
+    made.add_argument("--clips", type=Path, help="video shards on which scales are measured (default: a made-up clip)")
+    made.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--dry-run", action="store_true", help="print the plan; no weights are built or read")
+    made.add_argument("--overwrite", action="store_true")
+    return made
+
+
+def run(args):
+    from scaleup.errors import UserError
+    from scaleup.transplant.run import Options, calibration, transplant
+
+    if args.out is None and not args.dry_run:
+        raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
+    options = Options(
+        weights=None if args.random_init else args.weights,
+        gate_at=args.gate_at,
+        exact=args.channels == "exact",
+        positions=args.positions,
+        amplitude=args.amplitude,
+        match_scale=args.match_scale,
+        random_tubes=args.tubes == "random",
+        size=tuple(args.size) if args.size else None,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    clip = calibration(args.clips, args.small) if args.clips else None
+    return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, clip)
+
+
+def show(report):
+    from scaleup.transplant.run import lines
+
+    print("\n".join(lines(report)))
+
+
+if __name__ == "__main__":
+    args = arguments().parse_args()
+    cli.main(run, args, show)
