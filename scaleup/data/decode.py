@@ -90,7 +90,7 @@ def _packets(container: av.container.InputContainer) -> tuple[list[av.Packet], n
     stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a grey patch
     _check_pixels(stream.width, stream.height)
     packets = [packet for packet in container.demux(stream) if packet.size]
-    if not packets:
+    if all(packet.is_discard for packet in packets):
         raise BadSample("no frames")
     if any(packet.pts is None for packet in packets):
         return packets, np.arange(len(packets)) / float(stream.guessed_rate or 25)
@@ -111,10 +111,10 @@ def _frames(packets: list[av.Packet], times: np.ndarray, begin: float) -> Iterat
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= begin]
     context = packets[0].stream.codec_context
     stamped = all(packet.pts is not None for packet in packets)
-    order = 0
+    base, order = float(packets[0].time_base), 0  # frame.time is NaN for those that a flush brings out
     for packet in [*packets[keys[-1] if stamped and keys else 0 :], None]:
         for frame in context.decode(packet):
-            yield (frame.time if stamped else times[min(order, len(times) - 1)]), frame
+            yield (frame.pts * base if stamped else times[min(order, len(times) - 1)]), frame
             order += 1
 
 

@@ -133,19 +133,20 @@ def make_sample(modality: str, seed: int, split: int, number: int, size: int, fr
     rng = np.random.default_rng([seed, split, modality == "video", number])
     scene = sample_scene(rng, frames if modality == "video" else 1)
     pixels = render(scene, size, rng)
+    key = f"{modality}-{SPLITS[split]}-{seed}-{number:06d}"
     if modality == "video":
         labels = {"shape": scene.shape, "motion": scene.motion}
-        return Sample(f"{number:07d}", "mp4", _mp4(pixels), labels)
+        return Sample(key, "mp4", _mp4(pixels), labels)
     position = int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
     labels = {"shape": scene.shape, "position": position, "size": int(scene.size[0] * 4)}
-    return Sample(f"{number:07d}", "png", _png(pixels[0]), labels)
+    return Sample(key, "png", _png(pixels[0]), labels)
 
 
 def _mp4(pixels: np.ndarray) -> bytes:
     """(T, H, W, 3) as H.264."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "12", "preset": "veryfast", "bf": "0"})
+        stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "15", "preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
         stream.thread_count = 1
         for picture in pixels:

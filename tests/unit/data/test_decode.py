@@ -1,0 +1,174 @@
+import io
+import struct
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from videos import numbered, numbers
+
+from scaleup.data import decode
+from scaleup.data.decode import BadSample, check, decode_clip, decode_clips, decode_image
+
+
+def shown(stamps, times):
+    """The obvious rule: at every time the last frame that has appeared."""
+    return [max(i for i, stamp in enumerate(stamps) if stamp <= time + 1e-6) for time in times]
+
+
+@pytest.mark.parametrize("fps", [10, 5, 20, 7.5, 3.3])
+@pytest.mark.parametrize("start", [0, 0.37, 1])
+def test_frames_are_those_on_screen_at_the_wanted_times(fps, start):
+    stamps = [i / 10 for i in range(20)]
+    slack = max(0, 1.9 - 5 / fps)
+    expected = shown(stamps, [start * slack + k / fps for k in range(6)])
+    assert numbers(decode_clip(numbered(20), 6, fps, start)) == expected
+
+
+def test_variable_rate_goes_by_timestamps():
+    stamps = [0, 1, 2, 10, 11, 12]
+    assert numbers(decode_clip(numbered(6, stamps=stamps), 13, 10)) == shown(stamps, range(13))
+
+
+def test_start_1_ends_with_the_last_frame_and_0_begins_with_the_first():
+    clips = decode_clips(numbered(20), 4, 10, [0, 1])
+    assert [numbers(clip) for clip in clips] == [[0, 1, 2, 3], [16, 17, 18, 19]]
+
+
+@pytest.mark.parametrize("start", [0, 0.5, 1])
+def test_a_short_video_repeats_its_last_frame(start):
+    assert numbers(decode_clip(numbered(3), 6, 10, start)) == [0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"g": "4", "bf": "2", "crf": "4"}, {"g": "5", "bf": "3", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"}],
+    ids=["closed", "open"],
+)
+def test_decoding_from_a_later_key_frame_gives_the_same_frames(options):
+    video = numbered(20, options=options)
+    whole = decode_clip(video, 20, 10)
+    for begin in range(17):
+        assert numbers(decode_clip(video, 4, 10, begin / 16)) == list(range(begin, begin + 4))
+        assert torch.equal(decode_clip(video, 4, 10, begin / 16), whole[:, begin : begin + 4])
+
+
+@pytest.mark.parametrize("container, codec", [("avi", "mpeg4"), ("matroska", "libx264"), ("h264", "libx264")])
+def test_other_containers_and_missing_timestamps(container, codec):
+    video = numbered(12, fps=25, container=container, codec=codec, options={"bf": "0"})
+    assert numbers(decode_clip(video, 5, 25, 1)) == [7, 8, 9, 10, 11]
+
+
+def test_shrinks_the_short_side_and_never_enlarges():
+    video = numbered(3, height=64, width=96)
+    assert decode_clip(video, 2, 10, short=32).shape == (3, 2, 32, 48)
+    assert decode_clip(video, 2, 10, short=200).shape == (3, 2, 64, 96)
+    image = io.BytesIO()
+    Image.new("RGB", (96, 64)).save(image, "png")
+    assert decode_image(image.getvalue(), short=32).shape == (3, 32, 48)
+    assert decode_image(image.getvalue(), short=200).shape == (3, 64, 96)
+
+
+def test_image_pixels_and_orientation():
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 4, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    plain, turned = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(plain, "png")
+    Image.fromarray(pixels).save(turned, "png", exif=exif)
+    assert np.array_equal(decode_image(plain.getvalue()).permute(1, 2, 0), pixels)
+    assert np.array_equal(decode_image(turned.getvalue()).permute(1, 2, 0), np.rot90(pixels, -1))
+
+
+def test_a_rotation_flag_turns_the_video():
+    """A phone's upright video: its matrix says to show it a quarter turn clockwise."""
+    bars = io.BytesIO()
+    with av.open(bars, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        pixels = np.zeros((32, 64, 3), np.uint8)
+        pixels[:8] = 255  # the top is white
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+    flat = bars.getvalue()
+    matrix = flat.index(b"tkhd") + 4 + 40
+    turned = flat[:matrix] + struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30) + flat[matrix + 36 :]
+    upright = decode_clip(turned, 1, 10)
+    assert torch.equal(upright, decode_clip(flat, 1, 10).rot90(-1, (2, 3)))
+    assert upright.shape == (3, 1, 64, 32) and upright[..., -8:].min() > 200  # the white is on the right
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_every_kind_of_image_becomes_rgb(mode):
+    image = io.BytesIO()
+    Image.new(mode, (8, 6)).save(image, "tiff")
+    assert decode_image(image.getvalue()).shape == (3, 6, 8)
+
+
+def sound_only():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def no_frames():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        file.start_encoding()
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("make", [lambda: b"", lambda: b"<html>not found</html>" * 50, sound_only, no_frames])
+def test_what_cannot_be_decoded_is_a_bad_sample(make):
+    for read in (lambda data: decode_clip(data, 4, 10), decode_image):
+        with pytest.raises(BadSample) as error:
+            read(make())
+        assert str(error.value) and "\n" not in str(error.value)
+
+
+def test_damage_anywhere_is_a_bad_sample_or_harmless():
+    rng = np.random.default_rng(0)
+    video, image = numbered(8), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(image, "png")
+    bad = 0
+    for data, read in [(video, lambda data: decode_clip(data, 4, 10)), (image.getvalue(), decode_image)] * 60:
+        hurt = bytearray(data[: rng.integers(len(data))] if rng.random() < 0.3 else data)
+        for place in rng.integers(len(hurt), size=8) if hurt else []:
+            hurt[place] = rng.integers(256)
+        try:
+            assert read(bytes(hurt)).dtype == torch.uint8
+        except BadSample:
+            bad += 1
+    assert bad > 60
+
+
+def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
+    image = io.BytesIO()
+    Image.new("1", (40, 40)).save(image, "png")
+    video = numbered(2, height=40, width=40)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    with pytest.raises(BadSample, match="40 x 40 pixels"):
+        decode_image(image.getvalue())
+    with pytest.raises(BadSample, match="40 x 40 pixels"):
+        decode_clip(video, 2, 10)
+
+
+def test_check_decodes_to_the_end():
+    """Damage in the last frame is no trouble to a clip from the beginning, but is found."""
+    video = numbered(20, options={"g": "5", "preset": "ultrafast"})
+    with av.open(io.BytesIO(video)) as file:
+        last = [packet for packet in file.demux(video=0) if packet.size][-1]
+        place, size = last.pos, last.size
+    hurt = video[: place + 4] + b"\xff" * (size - 4) + video[place + size :]
+    assert numbers(decode_clip(hurt, 3, 10)) == [0, 1, 2]
+    check(video, "video")
+    with pytest.raises(BadSample):
+        check(hurt, "video")
