@@ -1,0 +1,132 @@
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scaleup.data.shards import Shards
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool(name, *args):
+    return subprocess.run(
+        [sys.executable, f"tools/{name}.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def picture(shade):
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 16), (shade, 0, 0)).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of pictures, and among them two files that are none."""
+    for shade, path in enumerate(["cat/one.jpg", "cat/two.v2.JPEG", "dog/one.jpg", "dog/deep/three four.jpg"]):
+        (tmp_path / "source" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / path).write_bytes(picture(shade))
+    (tmp_path / "source/cat/broken.jpg").write_bytes(b"<html>404</html>")
+    (tmp_path / "source/dog/notes.txt").write_text("no picture")
+    (tmp_path / "source/dog/.hidden").write_text("no picture")
+    return tmp_path / "source"
+
+
+def test_shapes_are_made_and_checked(tmp_path):
+    out = tmp_path / "shapes"
+    made = tool("make_shards", "shapes", "--out", out, "--videos", "train=6", "--images", "val=5", "--json")
+    assert made.returncode == 0, made.stderr
+    result = json.loads(made.stdout)["shards"]
+    assert {name: each["samples"] for name, each in result.items()} == {"videos-train": 6, "images-val": 5}
+    assert result["images-val"]["list_sha256"] == Shards.open(out / "images-val").list_sha256
+    assert "eta" in made.stderr
+    checked = tool("check_shards", out / "videos-train")
+    assert (checked.returncode, checked.stdout) == (0, "all 6 samples are as they were written\n")
+    tar = out / "videos-train" / "000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-3000])
+    checked = tool("check_shards", out / "videos-train", "--json")
+    assert checked.returncode == 1 and "000000.tar" in json.loads(checked.stdout)["problems"][0]
+
+
+def test_a_folder_of_classes_becomes_shards_and_bad_files_are_named(folder, tmp_path):
+    made = tool("make_shards", folder, "--out", tmp_path / "out")
+    assert made.returncode == 0, made.stderr
+    assert "4 images" in made.stdout and "2 files left out" in made.stdout
+    shards = Shards.open(tmp_path / "out")
+    assert shards.classes == {"label": ["cat", "dog"]}
+    assert [shards.read(i).labels["label"] for i in range(4)] == [0, 0, 1, 1]
+    assert shards.read(1).media == picture(1) and shards.read(1).extension == "jpg"
+    failed = {Path(failure["source"]).name: failure["reason"] for failure in shards.failures}
+    assert failed.keys() == {"broken.jpg", "notes.txt"} and "not a readable image" in failed["broken.jpg"]
+    assert tool("check_shards", tmp_path / "out").returncode == 0
+    assert "exists" in tool("make_shards", folder, "--out", tmp_path / "out").stderr
+    assert tool("make_shards", folder, "--out", tmp_path / "out", "--overwrite").returncode == 0
+
+
+def only(name, content):
+    def make(source):
+        (source / "class").mkdir(parents=True)
+        (source / "class" / name).write_bytes(content)
+
+    return make
+
+
+def mixed(source):
+    only("a.png", b"")(source)
+    (source / "class" / "b.mp4").write_bytes(b"")
+
+
+BAD = {
+    "missing": (lambda source: None, "neither a folder nor the word 'shapes'"),
+    "empty": (lambda source: source.mkdir(), "no class folders"),
+    "no media": (only("a.txt", b""), "no files"),
+    "mixed": (mixed, "image and video files"),
+    "none readable": (only("a.mp4", b"garbage"), "none of the 1 files can be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_source_is_one_sentence(tmp_path, case):
+    make, said = BAD[case]
+    make(tmp_path / "source")
+    result = tool("make_shards", tmp_path / "source", "--out", tmp_path / "out")
+    refused(result, said)
+    assert not [path for path in tmp_path.iterdir() if path.name != "source"]
+
+
+def refused(result, said):
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2 and said in lines[-1] and lines[-1].startswith("error: ")
+    assert "Traceback" not in result.stderr and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [("--videos", "train=x", "'train=x' is not a list"), ("--images", "tarin=5", "tarin"), ("--size", "31", "even")],
+)
+def test_bad_options_are_one_sentence(tmp_path, option, value, said):
+    refused(tool("make_shards", "shapes", "--out", tmp_path / "out", option, value), said)
+
+
+def test_checking_what_is_no_shard_directory(tmp_path):
+    refused(tool("check_shards", tmp_path), "no shard directory")
+    (tmp_path / "index.json").write_text('{"format": "scaleup-shards-1", "shards": 3}')
+    assert tool("check_shards", tmp_path).returncode == 1
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    command = [sys.executable, "tools/make_shards.py", "shapes", "--out", tmp_path / "out", "--videos", "train=100000"]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob(".out-*/.videos*/*.tar")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130 and "Traceback" not in said
+    assert not list(tmp_path.iterdir())

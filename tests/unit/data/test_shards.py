@@ -1,0 +1,208 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from scaleup.data.decode import BadSample
+from scaleup.data.shapes import make_shapes
+from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.verify import verify
+from scaleup.errors import UserError
+
+CLASSES = {"label": ["no", "yes"]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "shapes"
+    return make_shapes(out, {"train": 5}, {"train": 7}, frames=4, processes=1)
+
+
+@pytest.fixture
+def shards(made, tmp_path):
+    """Three tars of images, to be damaged."""
+    images = made["images-train"]
+    samples = (images.read(i) for i in range(len(images)))
+    return write_shards(samples, tmp_path / "images", "image", images.classes, per_shard=3)
+
+
+def files(path):
+    return {file.relative_to(path): file.read_bytes() for file in sorted(Path(path).rglob("*")) if file.is_file()}
+
+
+def test_random_access_equals_a_sequential_read_by_webdataset(shards):
+    tars = [str(shards.path / name) for name in shards.files]
+    assert len(tars) == 3
+    sequential = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
+    assert len(sequential) == len(shards) == 7
+    for i in reversed(range(7)):
+        sample = shards.read(i)
+        assert sequential[i]["__key__"] == sample.key
+        assert sequential[i]["png"] == sample.media
+        assert json.loads(sequential[i]["json"]) == {"labels": sample.labels}
+
+
+def test_bytes_depend_on_the_samples_alone(shards, tmp_path):
+    again = write_shards((shards.read(i) for i in range(7)), tmp_path / "again", "image", shards.classes, per_shard=3)
+    assert files(again.path) == files(shards.path)
+    assert again.list_sha256 == shards.list_sha256
+
+
+def test_list_sha256_names_the_set_not_its_order(shards, tmp_path):
+    backwards = write_shards((shards.read(i) for i in range(6, -1, -1)), tmp_path / "b", "image", shards.classes)
+    fewer = write_shards((shards.read(i) for i in range(6)), tmp_path / "f", "image", shards.classes)
+    assert backwards.list_sha256 == shards.list_sha256 != fewer.list_sha256
+
+
+def test_existing_directory_is_refused_or_replaced_whole(tmp_path):
+    one, two = (Sample(key, "png", b"x", {"label": 0}) for key in ("one", "two"))
+    write_shards([one], tmp_path / "out", "image", CLASSES)
+    with pytest.raises(UserError, match="exists"):
+        write_shards([two], tmp_path / "out", "image", CLASSES)
+    assert Shards.open(tmp_path / "out").keys == ["one"]
+    assert write_shards([two], tmp_path / "out", "image", CLASSES, overwrite=True).keys == ["two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_cut_short_leaves_what_was_there(tmp_path, error):
+    def samples():
+        yield Sample("new", "png", b"x", {"label": 0})
+        raise error
+
+    write_shards([Sample("old", "png", b"x", {"label": 0})], tmp_path / "out", "image", CLASSES)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_shards(samples(), tmp_path / "out", "image", CLASSES, overwrite=True)
+    assert Shards.open(tmp_path / "out").keys == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "sample, said",
+    [
+        (Sample("a.b", "png", b"", {"label": 0}), "a.b"),
+        (Sample("first", "png", b"", {"label": 0}), "twice"),
+        (Sample("a", "mp4", b"", {"label": 0}), "mp4"),
+        (Sample("a", "png", b"", {"label": 2}), "'label': 2"),
+        (Sample("a", "png", b"", {"lable": 0}), "lable"),
+    ],
+)
+def test_samples_that_do_not_fit_are_named(tmp_path, sample, said):
+    with pytest.raises(UserError, match=said):
+        write_shards([Sample("first", "png", b"", {"label": 0}), sample], tmp_path / "out", "image", CLASSES)
+    assert not list(tmp_path.iterdir())
+
+
+def edit(path, change):
+    """Change the index as text."""
+    index = path / "index.json"
+    index.write_text(change(index.read_text()))
+
+
+OPENING = {
+    "no directory": (lambda path: shutil.rmtree(path), "no shard directory"),
+    "no index": (lambda path: (path / "index.json").unlink(), "no shard directory"),
+    "not JSON": (lambda path: edit(path, lambda text: text[:-9]), "not JSON"),
+    "a list": (lambda path: edit(path, lambda _: "[]"), "has format None"),
+    "another format": (lambda path: edit(path, lambda text: text.replace("shards-1", "shards-9")), "shards-9"),
+    "no key": (lambda path: edit(path, lambda text: text.replace('"key"', '"kez"')), "damaged"),
+    "modality": (lambda path: edit(path, lambda text: text.replace('"image"', '"sound"')), "damaged"),
+    "missing tar": (lambda path: (path / "000001.tar").unlink(), r"000001.tar' is missing"),
+    "truncated": (lambda path: (path / "000001.tar").write_bytes(b"0" * 1024), r"000001.tar' has 1024 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", OPENING)
+def test_open_refuses_what_is_not_whole(shards, case):
+    damage, said = OPENING[case]
+    damage(shards.path)
+    with pytest.raises(UserError, match=said):
+        Shards.open(shards.path)
+
+
+def hurt(shards, i, extension, change):
+    """Change the bytes of one member in its tar, size kept."""
+    index = json.loads((shards.path / "index.json").read_text())
+    entries = [(shard["file"], entry) for shard in index["shards"] for entry in shard["samples"]]
+    file, entry = entries[i]
+    offset, size, _ = entry["members"][extension]
+    data = bytearray((shards.path / file).read_bytes())
+    data[offset : offset + size] = change(bytes(data[offset : offset + size]))
+    (shards.path / file).write_bytes(data)
+    return file, entry["key"]
+
+
+def test_one_flipped_bit_is_found_by_reading_and_by_verify(shards):
+    file, key = hurt(shards, 4, "png", lambda data: data[:-30] + bytes([data[-30] ^ 1]) + data[-29:])
+    with pytest.raises(BadSample, match=file):
+        Shards.open(shards.path).read(4)
+    assert Shards.open(shards.path).read(3).key != key
+    problems = verify(shards.path)
+    assert any(file in problem and f"'{key}'" in problem for problem in problems)
+    assert not any(other in problem for problem in problems for other in shards.keys if other != key)
+
+
+@pytest.mark.parametrize("kept", [0.95, 0.5, 512 * 3 / 10240, 0])
+def test_a_truncated_tar_is_found_and_its_lost_samples_named(shards, kept):
+    tar = shards.path / "000001.tar"
+    tar.write_bytes(tar.read_bytes()[: int(tar.stat().st_size * kept)])
+    problems = verify(shards.path)
+    assert any(re.match(r"000001.tar: \d+ bytes, not", problem) for problem in problems)
+    lost = {key for key in shards.keys if any(f"'{key}'" in problem for problem in problems)}
+    assert lost <= set(shards.keys[3:6]) and (kept > 0.9 or shards.keys[5] in lost)
+
+
+def test_verify_names_a_missing_tar_and_checks_the_others(shards):
+    (shards.path / "000000.tar").unlink()
+    _, key = hurt(shards, 6, "json", lambda data: data.replace(b"shape", b"shabe"))
+    problems = verify(shards.path)
+    assert "000000.tar: missing" in problems
+    assert any("000002.tar" in problem and key in problem for problem in problems)
+
+
+INDEX = {
+    "duplicate key": (lambda text, keys: text.replace(keys[2], keys[1]), lambda keys: f"key '{keys[1]}' occurs 2"),
+    "label out of range": (
+        lambda text, keys: re.sub(r'"size":\d', '"size":9', text, count=1),
+        lambda keys: f"'{keys[0]}': label 'size' is 9",
+    ),
+    "another label": (
+        lambda text, keys: re.sub(r'"shape":(\d)', lambda m: f'"shape":{(int(m[1]) + 1) % 8}', text, count=1),
+        lambda keys: f"'{keys[0]}': its .json has other labels",
+    ),
+    "offset": (
+        lambda text, keys: re.sub(r'"png":\[(\d+)', lambda m: f'"png":[{int(m[1]) + 512}', text, count=1),
+        lambda keys: f"'{keys[0]}': .png has no matching tar header",
+    ),
+    "count": (lambda text, keys: text.replace('"count":7', '"count":8'), lambda keys: "count is 8, but 7"),
+    "shape": (lambda text, keys: text.replace('"members"', '"member"'), lambda keys: "index.json: damaged"),
+}
+
+
+@pytest.mark.parametrize("case", INDEX)
+def test_verify_does_not_trust_the_index(shards, case):
+    change, said = INDEX[case]
+    edit(shards.path, lambda text: change(text, shards.keys))
+    assert any(said(shards.keys) in problem for problem in verify(shards.path))
+
+
+def test_verify_finds_members_that_the_index_leaves_out(shards):
+    def without_first(text):
+        index = json.loads(text)
+        del index["shards"][0]["samples"][0]
+        return json.dumps(index | {"count": 6})
+
+    edit(shards.path, without_first)
+    assert any(f"'{shards.keys[0]}.png' is not in the index" in problem for problem in verify(shards.path))
+
+
+def test_verify_decodes(tmp_path):
+    write_shards([Sample("broken", "mp4", b"no video", {"label": 1})], tmp_path / "out", "video", CLASSES)
+    assert [problem.split(":")[1].strip() for problem in verify(tmp_path / "out")] == ["sample 'broken'"]
+
+
+def test_verify_is_content_with_whole_shards(made, shards):
+    assert [verify(each.path) for each in (*made.values(), shards)] == [[], [], []]
