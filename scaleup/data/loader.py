@@ -86,7 +86,7 @@ def train_loader(
     if data.batch % world:
         raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
     dataset = TrainSteps(data, input, seed, rank, world)
-    return _watched(_workers(dataset, range(start, steps), data.workers), dataset)
+    return map(dataset.watched, _workers(dataset, range(start, steps), data.workers))
 
 
 class TrainSteps(Dataset):
@@ -98,6 +98,7 @@ class TrainSteps(Dataset):
         self.shards = open_datasets(data)
         self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
+        self.bad: dict[str, dict[str, str]] = {name: {} for name in self.shards}  # key -> reason, so far
         self.transforms = {name: TrainTransform(input, dataset.augment) for name, dataset in data.train.items()}
 
     def __getitem__(self, step: int) -> Batch:
@@ -124,23 +125,20 @@ class TrainSteps(Dataset):
                 position += 1
         return None
 
-
-def _watched(batches: Iterator[Batch], dataset: TrainSteps) -> Iterator[Batch]:
-    """Pass batches on; name every unreadable sample once, and stop when they are too many."""
-    bad: dict[str, dict[str, str]] = {name: {} for name in dataset.shards}
-    for batch in batches:
-        known, shards = bad[batch.dataset], dataset.shards[batch.dataset]
+    def watched(self, batch: Batch) -> Batch:
+        """``batch``; every unreadable sample is named once, and UserError stops the run when they are too many."""
+        known, count = self.bad[batch.dataset], len(self.shards[batch.dataset])
         for key, reason in batch.failures:
             if key not in known:
                 print(f"dataset '{batch.dataset}': sample '{key}' left out: {reason}", file=sys.stderr)
             known[key] = reason
-        if len(known) > dataset.allowed(batch.dataset):
+        if len(known) > self.allowed(batch.dataset):
             names = ", ".join(f"'{key}' ({reason})" for key, reason in list(known.items())[:20])
             raise UserError(
-                f"{len(known)} of the {len(shards)} samples of dataset '{batch.dataset}' cannot be read, more than "
-                f"data.max_bad {dataset.max_bad:g} allows: {names}"
+                f"{len(known)} of the {count} samples of dataset '{batch.dataset}' cannot be read, more than "
+                f"data.max_bad {self.max_bad:g} allows: {names}"
             )
-        yield batch
+        return batch
 
 
 def eval_loader(
@@ -162,7 +160,7 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
-    return _named(_workers(dataset, range(len(dataset)), workers))
+    return map(_named, _workers(dataset, range(len(dataset)), workers))
 
 
 @dataclass
@@ -192,11 +190,10 @@ class EvalBatches(Dataset):
         return _batch(self.shards.path.name, self.shards, self.heads, read, failures)
 
 
-def _named(batches: Iterator[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        for key, reason in batch.failures:
-            print(f"'{batch.dataset}': sample '{key}' not evaluated: {reason}", file=sys.stderr)
-        yield batch
+def _named(batch: Batch) -> Batch:
+    for key, reason in batch.failures:
+        print(f"'{batch.dataset}': sample '{key}' not evaluated: {reason}", file=sys.stderr)
+    return batch
 
 
 def _batch(
