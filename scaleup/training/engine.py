@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -81,7 +81,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, settings: Arm, train: Train, batch: int, world: World) -> None:
-        groups = parameter_groups(module.arm, settings)
+        groups = parameter_groups(cast(nn.Module, module.arm), settings)
         optimizer = OPTIMIZERS[train.optimizer](groups, betas=tuple(train.betas), fused=True)
         optimizer.register_step_pre_hook(self._rest)
         config = {

@@ -126,13 +126,18 @@ def plan(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, Any]:
     """What a run would do, without a step of it: steps, tokens, and the parameters of each arm."""
     planned = models(recipe, arms)
     model = next(iter(planned.values()))
-    sizes_in = {"image": (1, *model.preprocess.size), "video": (model.preprocess.frames, *model.preprocess.size)}
-    tokens = {kind: sum(spec.tokens(size) for spec in model.tokenizer.specs(size)) for kind, size in sizes_in.items()}
     return {
         "steps": recipe.train.steps,
-        "tokens": {kind: model.tokenizer.num_prefix_tokens + count for kind, count in tokens.items()},
+        "tokens": {"image": tokens(model, 1), "video": tokens(model, model.preprocess.frames)},
         "arms": {name: sizes(model) for name, model in planned.items()},
     }
+
+
+def tokens(model: TubeViT, frames: int) -> int:
+    """Tokens of an input of so many frames; an image is one frame."""
+    height, width = model.preprocess.size
+    size = (frames, height, width)
+    return model.tokenizer.num_prefix_tokens + sum(spec.tokens(size) for spec in model.tokenizer.specs(size))
 
 
 def sizes(model: TubeViT) -> dict[str, int]:

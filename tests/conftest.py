@@ -1,0 +1,53 @@
+"""What tests of whole runs share: tiny shards of moving shapes, and a tiny recipe on them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on shared cores: threads would only wait for each other
+
+import pytest
+
+from scaleup import recipe
+from scaleup.data.shapes import make_shapes
+from scaleup.recipe import Recipe
+
+TINY = """
+seed: 1
+model:
+  backbone:
+    name: timm:vit_tiny_patch16_224
+    kwargs: {patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2, proj_drop_rate: 0.1, drop_path_rate: 0.1}
+  input: {frames: 8, size: [32, 32], fps: 8}
+  frames: {stride: 4}
+  tubes:
+    long: {kernel: [4, 4, 4], stride: [4, 16, 16]}
+data:
+  batch: 4
+  workers: 0
+  train:
+    videos: {shards: SHARDS/videos-train, heads: {shape: shape, motion: motion}}
+    images: {shards: SHARDS/images-train, heads: {image_shape: shape}, weight: 0.5}
+train: {steps: 4, warmup: 1, mixup: 0.2, label_smoothing: 0.1}
+arm: {lr: 0.01, weight_decay: 0.1}
+arms:
+  full: {}
+  last: {frozen_depth: 3}
+  gated: {frozen_depth: 1, gate: true}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe file of three arms on a model of width 24, on a dozen videos and images."""
+    directory = tmp_path_factory.mktemp("tiny")
+    make_shapes(directory / "shapes", {"train": 12}, {"train": 12}, frames=8, processes=1)
+    path = directory / "tiny.yaml"
+    path.write_text(TINY.replace("SHARDS", str(directory / "shapes")))
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """``tiny("train.steps=2", ...)``: the recipe with changes; it writes to ``tmp_path / "out"``."""
+    return lambda *changes: recipe.load(tiny_path, [f"out={tmp_path / 'out'}", *changes])

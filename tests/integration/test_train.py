@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import scaleup
+from scaleup import recipe
+from scaleup.data.loader import classes_of
+from scaleup.recipe import Recipe
+from scaleup.training.run import run
+
+TOOL = str(Path(__file__).parents[2] / "tools" / "train.py")
+
+
+def train(*args: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [sys.executable, *launcher, TOOL, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["arms"]["model"]["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_trained_model_loads_and_can_be_trained_on(tiny_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    done = train(tiny_path, f"out={out}", "train.steps=2", "--json", "--local_rank=0")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)  # nothing but the result on stdout
+    assert result["arms"]["model"]["directory"] == str(out / "model")
+    model = scaleup.load(out / "model")
+    assert model.config["heads"] == classes_of(recipe.load(tiny_path).data)
+    assert model(torch.zeros(1, 3, 8, 32, 32), head="motion").shape == (1, 6)
+
+    later = tmp_path / "later.yaml"
+    text = tiny_path.read_text()
+    later.write_text(f"model: {{load: {out / 'model'}}}\n" + text[text.index("data:") :])
+    changes = [f"out={tmp_path / 'late'}", "arm.frozen_depth=2", "arm.gate=true", "train.steps=2"]
+    done = train(later, *changes, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arms"]["model"]["alpha"] != 0
+    assert scaleup.load(tmp_path / "late" / "model").frozen_depth == 2
+
+
+def test_a_plan_trains_and_writes_nothing(tiny_path: Path, tmp_path: Path) -> None:
+    done = train(tiny_path, f"out={tmp_path / 'out'}", "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "tokens {'image': 17, 'video': 41}" in done.stdout and "parameters trained" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_sentences_and_exit_code_2(tiny_path: Path, tmp_path: Path) -> None:
+    done = train(tiny_path, f"out={tmp_path / 'out'}", "arm.lr=fast", "trian.steps=2")
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "arm.lr: 'fast'" in done.stderr and "nearest: 'train'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_two_processes_train_as_one_does(
+    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int
+) -> None:
+    """The same global batches: losses agree within rounding. No dropout, no mixup: each process draws its own."""
+    changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
+    changes.append(f"train.zero_stage={stage}")
+    one = tiny(*changes)
+    run(one, {"model": one.arm})
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = train(tiny_path, f"out={tmp_path / 'two'}", *changes, "--json", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1  # the first process speaks for both
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "out"), rel=1e-4)

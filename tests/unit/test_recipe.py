@@ -1,0 +1,189 @@
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+
+from scaleup import recipe
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Recipe
+from scaleup.rules import RULES
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+GOOD = """
+out: runs/a
+model:
+  tubes:
+    long: {kernel: [8, 8, 8], stride: [16, 32, 32]}
+data:
+  train:
+    clips: {shards: SHARDS, heads: {action: label}}
+train: {steps: 100}
+arm: {lr: 1e-3}
+arms:
+  last: {frozen_depth: 12}
+  gated: {frozen_depth: 8, gate: true, lr: "2e-3"}
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    (tmp_path / "shards").mkdir()
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD.replace("SHARDS", str(tmp_path / "shards")))
+    return path
+
+
+def mistakes(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as raised:
+        recipe.load(path, overrides)
+    return str(raised.value).split("\n  - ")[1:]
+
+
+def test_a_recipe_is_read_over_the_defaults(good: Path) -> None:
+    read = recipe.load(good)
+    assert read.model.tubes["long"].stride == [16, 32, 32] and read.model.tubes["long"].fold == [1, 1, 1]
+    assert read.arm.lr == 0.001 and read.train.optimizer == "adamw" and read.train.steps == 100
+
+
+def test_overrides_reach_everything(good: Path) -> None:
+    changes = ["model.tubes.long.stride=[6,32,32]", "arm.frozen_depth=24", "arms.last.lr=3e-4", "train.betas=[0.8,0.9]"]
+    changes += [
+        "data.train.clips.augment.flip=false",
+        "model.backbone.kwargs.depth=3",
+        "model.tubes.new.kernel=[4,4,4]",
+    ]
+    read = recipe.load(good, [*changes, "model.tubes.new.stride=[8,8,8]"])
+    assert read.model.tubes["long"].stride == [6, 32, 32] and read.model.tubes["new"].kernel == [4, 4, 4]
+    assert read.arm.frozen_depth == 24 and read.arms["last"]["lr"] == 3e-4 and read.train.betas == [0.8, 0.9]
+    assert read.data.train["clips"].augment.flip is False and read.model.backbone.kwargs == {"depth": 3}
+
+
+def test_arms_of_a_sweep_are_the_arm_with_changes(good: Path) -> None:
+    arms = recipe.sweep_arms(recipe.load(good, ["arm.clip=0.5"]))
+    assert arms == {
+        "last": Arm(frozen_depth=12, lr=0.001, clip=0.5),
+        "gated": Arm(frozen_depth=8, gate=True, lr=0.002, clip=0.5),
+    }
+
+
+def test_a_sweep_without_arms_is_refused() -> None:
+    with pytest.raises(UserError, match="no arms"):
+        recipe.sweep_arms(Recipe())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("trian.steps=3", "trian: unknown key; nearest: 'train'"),
+        ("model.tubes.long.kernal=[8,8,8]", "model.tubes.long.kernal: unknown key; nearest: 'kernel'"),
+        ("data.train.clips.augment.flop=true", "data.train.clips.augment.flop: unknown key; nearest: 'flip'"),
+        ("arms.last.frozen=3", "arms.last.frozen: unknown key; nearest: 'frozen_depth'"),
+        ("arms.last.lr=-1", "arms.last.lr: -1 is not a number above 0"),
+        ("arms.last=5", "arms.last: 5 is not a mapping of settings"),
+        ("arms.a/b={}", "arms: 'a/b' is not a name made of letters, digits, '_' and '-'"),
+        ("arms.tensorboard={}", "arms.tensorboard: the name is taken"),
+        ("arms.last.gate=true arms.last.frozen_depth=0", "arms.last.gate: a gate needs frozen blocks"),
+        ("model.tubes.long.kernel=[8,8]", "model.tubes.long.kernel: [8, 8] is not a list [t, h, w]"),
+        ("model.tubes.long.kernel=[8,8,0]", "model.tubes.long.kernel: [8, 8, 0] is not a list [t, h, w]"),
+        ("model.tubes.long.stride=[8,[1],8]", "model.tubes.long.stride: [8, [1], 8] is not a list [t, h, w]"),
+        ("model.tubes.new.kernel=[1,1,1]", "model.tubes.new.stride: is missing"),
+        ("model.tubes=3", "model.tubes: 3 is not a mapping of names to settings"),
+        ("model.positions.kind=cosin", "nearest: 'cosine'"),
+        ("model=null", "model: None is not a mapping of settings"),
+        ("model.load=runs/a/model", "model.tubes: cannot change a loaded model (model.load)"),
+        ("data.train.clips.shards=nowhere", "data.train.clips.shards: 'nowhere' is not a directory"),
+        ("data.train.clips.weight=0", "data.train.clips.weight: 0 is not a number above 0"),
+        ("data.train.clips.heads={a.b: label}", "is not a mapping of head names"),
+        ("data.train.clips.augment.crop_scale=[0.9,0.2]", "low <= high"),
+        ("data.workers=1.5", "data.workers: 1.5 is not a whole number of at least 0"),
+        ("train.optimizer=adamv", "is not one of 'adamw', 'adam'; nearest:"),
+        ("train.warmup=101", "train.warmup: 101 is more than train.steps, 100"),
+        ("train.mixup=.nan", "train.mixup: nan is not a number of at least 0"),
+        ("train.betas=[0.9,1]", "train.betas: [0.9, 1] is not a list [beta1, beta2]"),
+        ("train.zero_stage=3", "train.zero_stage: 3 is not one of 0, 1, 2"),
+        ("arm.lr=fast", "arm.lr: 'fast' is not a number above 0"),
+        ("arm.lr=.inf", "arm.lr: inf is not a number above 0"),
+        ("arm.gate=maybe", "arm.gate: 'maybe' is not of the type bool"),
+        ("nonsense", "'nonsense' is not key=value"),
+    ],
+)
+def test_a_mistake_is_said_once_with_its_path(good: Path, change: str, said: str) -> None:
+    found = mistakes(good, *change.split(" ")) if "{" not in change else mistakes(good, change)
+    assert len(found) == 1 and said in found[0], found
+
+
+def test_a_list_of_arms_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("arms: [{lr: 1}]")
+    assert mistakes(tmp_path / "list.yaml") == ["arms: [{'lr': 1}] is not a mapping of names to settings"]
+
+
+def test_all_mistakes_are_said_at_once(good: Path) -> None:
+    changes = ["trian.steps=3", "arm.lr=-1", "arms.last.frozen=3", "model.positions.kind=cosin", "train.warmup=1000"]
+    changes += ["model.tubes.long.kernel=[8]", "data.train.clips.shards=nowhere", "arms.gated.frozen_depth=0", "x"]
+    assert [found.split(":")[0] for found in mistakes(good, *changes)] == [
+        "'x' is not key=value",
+        "model.tubes.long.kernel",
+        "model.positions.kind",
+        "data.train.clips.shards",
+        "arm.lr",
+        "arms.last.frozen",
+        "trian",
+        "train.warmup",
+        "arms.gated.gate",
+    ]
+
+
+@pytest.mark.parametrize("content", ["a: [", "a: 1\n  b: 2", "out: ${nowhere}", "\x00", "just text"])
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="bad.yaml") as raised:
+        recipe.load(path)
+    assert "\n" not in str(raised.value).replace("\n  - ", "")
+
+
+def test_a_missing_file_is_said_with_the_nearest(good: Path) -> None:
+    with pytest.raises(UserError, match="god.yaml'; nearest: 'good.yaml'"):
+        recipe.load(good.with_name("god.yaml"))
+
+
+@pytest.mark.parametrize("changes", [[], ["arm.frozen_depth=2", "model.interpolate=[8,8,8]"]])
+def test_a_saved_recipe_reads_back_the_same(good: Path, tmp_path: Path, changes: list[str]) -> None:
+    read = recipe.load(good, changes)
+    recipe.save(read, tmp_path / "saved.yaml")
+    assert recipe.load(tmp_path / "saved.yaml") == read
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_saved_recipe_of_a_loaded_model_reads_back(tmp_path: Path) -> None:
+    (tmp_path / "bare.yaml").write_text("model: {load: runs/small/model}")
+    read = recipe.load(tmp_path / "bare.yaml")
+    recipe.save(read, tmp_path / "saved.yaml")
+    assert recipe.load(tmp_path / "saved.yaml") == read
+
+
+def paths(schema: type, prefix: str = "") -> set[str]:
+    """Every setting of a dataclass, entries of mappings as ``*``."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(schema).items():
+        entry: Any = get_args(kind)[-1] if get_args(kind) else None
+        found.add(prefix + name)
+        if dataclasses.is_dataclass(kind):
+            found |= paths(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif dataclasses.is_dataclass(entry):
+            found |= paths(entry, f"{prefix}{name}.*.")  # type: ignore[arg-type]
+    return found
+
+
+def test_every_rule_is_of_a_setting_that_exists() -> None:
+    assert RULES.keys() <= paths(Recipe)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_loads(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for dataset in OmegaConf.load(path).get("data", {}).get("train", {}).values():
+        Path(dataset.shards).mkdir(parents=True, exist_ok=True)
+    recipe.load(path)

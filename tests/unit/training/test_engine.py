@@ -1,0 +1,137 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scaleup.recipe import Arm, Train
+from scaleup.training.engine import Engine, parameter_groups, start
+
+STAGES = pytest.mark.parametrize("stage", [0, 1, 2])
+
+
+class ToyArm(nn.Module):
+    """Parameters of every sort that an arm has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate = nn.Module()
+        self.gate.alpha = nn.Parameter(torch.ones(1))
+        self.tokenizer = nn.Linear(4, 4)
+        self.blocks = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        self.heads = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)})
+
+
+class Toy(nn.Module):
+    def __init__(self, arm: ToyArm) -> None:
+        super().__init__()
+        self.arm = arm
+
+    def forward(self, x: Tensor, head: str) -> Tensor:
+        tokens = self.arm.tokenizer(x) if head == "a" else x
+        return self.arm.heads[head](self.arm.blocks(tokens * self.arm.gate.alpha)).square().mean()
+
+
+def engine_of(arm: ToyArm, stage: int = 0, **settings: float) -> Engine:
+    return Engine(Toy(arm), Arm(**settings), Train(zero_stage=stage), 2, start())
+
+
+def inputs(step: int) -> Tensor:
+    return torch.randn(2, 4, generator=torch.Generator().manual_seed(step)) * 10 ** (step % 3)
+
+
+def bits(module: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in module.state_dict().items()}
+
+
+def by_hand(arm: ToyArm, heads: str, settings: Arm) -> None:
+    """Plain torch: what has no gradient is left alone."""
+    toy = Toy(arm)
+    optimizer = torch.optim.AdamW(parameter_groups(arm, settings))
+    for step, head in enumerate(heads):
+        optimizer.zero_grad(set_to_none=True)
+        toy(inputs(step), head).backward()
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(arm.parameters(), settings.clip)
+        optimizer.step()
+
+
+@STAGES
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_training_is_adamw_with_clipping_and_rest(stage: int, clip: float) -> None:
+    """Datasets alternate, gradients differ in size from step to step: every rule shows in the weights."""
+    settings = {"lr": 0.01, "gate_lr": 0.05, "weight_decay": 0.1, "clip": clip}
+    arm, reference = ToyArm(), ToyArm()
+    engine = engine_of(arm, stage, **settings)
+    for step, head in enumerate("abbabaab"):
+        engine.step(engine(inputs(step), head), 1.0)
+    by_hand(reference, "abbabaab", Arm(**settings))
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(arm.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_clipping_changes_the_weights() -> None:
+    """The test above would hold nothing if clipping made no difference."""
+    clipped, free = ToyArm(), ToyArm()
+    by_hand(clipped, "abbabaab", Arm(lr=0.01, clip=0.05))
+    by_hand(free, "abbabaab", Arm(lr=0.01, clip=0.0))
+    assert (clipped.heads["a"].weight - free.heads["a"].weight).abs().max() > 1e-3
+
+
+@STAGES
+def test_what_a_batch_does_not_use_stays_put_bit_for_bit(stage: int) -> None:
+    arm = ToyArm()
+    engine = engine_of(arm, stage, lr=0.01, weight_decay=0.1)
+    engine.step(engine(inputs(0), "a"), 1.0)  # now head a and the tokenizer have momentum
+    before = bits(arm)
+    engine.step(engine(inputs(1), "b"), 1.0)
+    moved = {name for name, content in bits(arm).items() if content != before[name]}
+    assert moved == {name for name in before if not name.startswith(("heads.a", "tokenizer"))}
+
+
+@STAGES
+def test_the_norm_is_that_of_the_whole_gradient_before_clipping(stage: int) -> None:
+    arm, reference = ToyArm(), ToyArm()
+    engine = engine_of(arm, stage, clip=0.01)
+    Toy(reference)(inputs(0), "a").backward()
+    squares = [each.grad.square().sum() for each in reference.parameters() if each.grad is not None]
+    expected = float(torch.stack(squares).sum().sqrt())
+    assert expected > 0.01
+    assert engine.step(engine(inputs(0), "a"), 1.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gate_has_its_own_rate_and_follows_the_schedule() -> None:
+    for factor in (1.0, 0.25):
+        arm = ToyArm()
+        engine = engine_of(arm, lr=0.001, gate_lr=0.04)
+        engine.step(engine(inputs(0), "a"), factor)
+        assert abs(float(arm.gate.alpha.detach()) - 1) == pytest.approx(0.04 * factor, rel=1e-3)  # Adam's first step
+        assert (arm.blocks[0].weight - ToyArm().blocks[0].weight).abs().max() <= 0.0011 * factor + 1e-5
+
+
+def test_gate_norms_and_biases_do_not_decay() -> None:
+    arm = ToyArm()
+    before = bits(arm)
+    engine = engine_of(arm, lr=0.1, gate_lr=0.1, weight_decay=0.5)
+    engine.step(sum(each.sum() * 0 for each in arm.parameters()), 1.0)  # a part in the loss, but no gradient
+    moved = {name for name, content in bits(arm).items() if content != before[name]}
+    assert moved == {name for name, each in arm.named_parameters() if each.dim() == 2}
+
+
+def test_several_engines_do_not_disturb_each_other() -> None:
+    def train(rates: list[float]) -> list[dict[str, bytes]]:
+        arms = [ToyArm() for _ in rates]
+        engines = [engine_of(arm, lr=lr) for arm, lr in zip(arms, rates, strict=True)]
+        for step in range(3):
+            for engine in engines:
+                engine.step(engine(inputs(step), "a"), 1.0)
+        return [bits(arm) for arm in arms]
+
+    assert train([0.01, 0.02]) == train([0.01]) + train([0.02])
+
+
+def test_importing_the_package_does_not_import_deepspeed() -> None:
+    code = "import sys, scaleup, scaleup.recipe, scaleup.training.engine; sys.exit('deepspeed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,161 @@
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from scaleup import recipe as recipes
+from scaleup.errors import UserError
+from scaleup.model import Taps
+from scaleup.recipe import Recipe, sweep_arms
+from scaleup.training.run import Run, plan, run
+
+Tiny = Callable[..., Recipe]
+
+
+@pytest.fixture
+def sweep(tiny: Tiny) -> Run:
+    recipe = tiny()
+    return Run(recipe, sweep_arms(recipe))
+
+
+def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def count_graphs() -> int:
+    """Tensors alive that hold on to an autograd graph."""
+    gc.collect()
+    return sum(type(each) is Tensor and each.grad_fn is not None for each in gc.get_objects())
+
+
+def test_frozen_tensors_keep_their_bytes_and_stay_without_gradient(sweep: Run) -> None:
+    trunks = [sweep.models[name].trunk for name in ("last", "gated")]
+    before = [bits(trunk.state_dict()) for trunk in trunks]
+    arms = {name: bits(model.arm.state_dict()) for name, model in sweep.models.items()}
+    sweep.train(None)
+    assert [bits(trunk.state_dict()) for trunk in trunks] == before
+    for trunk in trunks:
+        assert all(each.grad is None and not each.requires_grad for each in trunk.parameters())
+        assert not any(module.training for module in trunk.modules())
+    for name, model in sweep.models.items():
+        assert bits(model.arm.state_dict()) != arms[name] and model.arm.training
+
+
+def test_arms_share_the_frozen_tensors_and_nothing_else(sweep: Run) -> None:
+    last, gated, full = (sweep.models[name] for name in ("last", "gated", "full"))
+    shared = {each.data_ptr() for each in last.trunk.parameters()}
+    assert {each.data_ptr() for each in gated.trunk.parameters()} < shared
+    pointers = [each.data_ptr() for model in (last, gated, full) for each in model.arm.parameters()]
+    assert len(pointers) == len(set(pointers)) and not shared & set(pointers)
+
+
+def test_no_graph_reaches_below_the_gate(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Taps] = []
+    gated = sweep.trainers["gated"]
+    step = gated.step
+    monkeypatch.setattr(gated, "step", lambda number, inputs, *rest: seen.append(inputs) or step(number, inputs, *rest))
+    sweep.step(0, next(iter(sweep.batches)))
+    (taps,) = seen
+    for tensor in (taps.z0, taps.h):
+        assert not tensor.requires_grad and tensor.grad_fn is None and tensor.grad is None
+
+
+def test_taps_are_not_changed_by_the_arms_and_no_graph_outlives_a_step(sweep: Run) -> None:
+    pixels = torch.randn(4, 3, 8, 32, 32)
+    inputs = sweep._inputs(pixels)
+    copies = {depth: [each.clone() for each in inputs[depth][:2]] for depth in (1, 3)}
+    labels = {"shape": torch.tensor([0, 1, 2, 3]), "motion": torch.tensor([0, 1, 2, 3])}
+    before = count_graphs()
+    for name, trainer in sweep.trainers.items():
+        trainer.step(0, inputs[sweep.models[name].frozen_depth], labels, None)
+        assert count_graphs() == before
+    for depth, (z0, h) in copies.items():
+        assert torch.equal(inputs[depth].z0, z0) and torch.equal(inputs[depth].h, h)
+
+
+def test_only_the_heads_of_the_batch_learn(sweep: Run) -> None:
+    datasets = set()
+    for step, batch in enumerate(sweep.batches):
+        before = bits(sweep.models["gated"].arm.heads.state_dict())
+        sweep.step(step, batch)
+        after = bits(sweep.models["gated"].arm.heads.state_dict())
+        moved = {name.split(".")[0] for name in after if after[name] != before[name]}
+        assert moved == ({"image_shape"} if batch.dataset == "images" else {"shape", "motion"})
+        datasets.add(batch.dataset)
+    assert datasets == {"images", "videos"}
+
+
+def test_tubes_rest_while_images_train(tiny: Tiny) -> None:
+    recipe = tiny()
+    training = Run(recipe, {"model": recipe.arm})
+    tubes = training.models["model"].tokenizer.tubes
+    for step, batch in enumerate(training.batches):
+        before = bits(tubes.state_dict())
+        training.step(step, batch)
+        assert (bits(tubes.state_dict()) == before) == (batch.dataset == "images")
+
+
+def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny()
+    result = run(recipe, sweep_arms(recipe))
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"recipe.yaml", "metrics.jsonl", "tensorboard", *recipe.arms}
+    assert recipes.load(out / "recipe.yaml") == recipe
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        assert set(line["arms"]) == set(recipe.arms)
+        assert {"loss", "heads", "lr", "grad_norm", "alpha", "seconds"} == set(line["arms"]["gated"])
+        assert set(line["arms"]["last"]["heads"]) == set(recipe.data.train[line["dataset"]].heads)
+    alphas = [line["arms"]["gated"]["alpha"] for line in lines]
+    assert len(set(alphas)) == 4 and result["arms"]["gated"]["alpha"] == alphas[-1]
+    assert result["arms"]["full"]["alpha"] is None and result["steps"] == 4
+    assert result["arms"]["last"]["loss"] == lines[-1]["arms"]["last"]["loss"]
+
+
+def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) -> None:
+    recipe, out = tiny("train.steps=1"), tmp_path / "out"
+    arms = {"model": recipe.arm}
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        run(recipe, arms)
+    with pytest.raises(UserError, match="not the directory of a run"):
+        run(recipe, arms, overwrite=True)
+    assert (out / "thesis.tex").read_text() == "mine"
+    (out / "thesis.tex").rename(out / "recipe.yaml")
+    with pytest.raises(UserError, match="frozen_depth 7"):
+        run(recipe, {"model": recipes.Arm(frozen_depth=7)}, overwrite=True)
+    assert (out / "recipe.yaml").read_text() == "mine"  # a run that cannot start replaces nothing
+    run(recipe, arms, overwrite=True)
+    assert recipes.load(out / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["arm.frozen_depth=4"], "arm 'model' has frozen_depth 4; the model has 3 blocks, allowed are 0 to 3"),
+        (["out="], "set out"),
+        (["arm.lr=1e30", "arm.clip=0", "train.steps=20"], "arm 'model' diverged: its loss is (nan|inf) at step"),
+    ],
+)
+def test_what_cannot_work_is_said(tiny: Tiny, changes: list[str], said: str) -> None:
+    recipe = tiny(*changes) if changes != ["out="] else tiny("out=''")
+    with pytest.raises(UserError, match=said.replace("(nan|inf)", "(?:nan|inf)")):
+        run(recipe, {"model": recipe.arm})
+
+
+def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
+    recipe = tiny()
+    planned = plan(recipe, sweep_arms(recipe))
+    prefix, image, tube = 1, (32 // 8) ** 2, 2 * 2 * 2  # class token; 8x8 patches; kernel 4, stride (4, 16, 16)
+    assert planned["tokens"] == {"image": prefix + image, "video": prefix + 2 * image + tube}
+    arms = planned["arms"]
+    heads = sum((24 + 1) * classes for classes in (8, 6, 8))
+    assert arms["last"]["trained_parameters"] == heads + 2 * 24  # and the norm
+    totals = {arm["frozen_parameters"] + arm["trained_parameters"] - (name == "gated") for name, arm in arms.items()}
+    assert len(totals) == 1  # the same model three times; the gate is one parameter more
