@@ -6,7 +6,7 @@ from scaleup.data.order import batch_at, dataset_at, sample_at, share
 
 
 @pytest.mark.parametrize(
-    "weights", [{"a": 1}, {"a": 1, "b": 1}, {"a": 2, "b": 1}, {"a": 0.7, "b": 0.3}, {"a": 1, "b": 5, "c": 0.5}]
+    "weights", [{"a": 1}, {"a": 1, "b": 1}, {"a": 2, "b": 1}, {"a": 0.1, "b": 0.9}, {"a": 1, "b": 5, "c": 0.5}]
 )
 def test_ratio_is_exact_and_every_dataset_counts_its_batches(weights):
     counts, total = Counter(), sum(weights.values())

@@ -141,7 +141,7 @@ def test_one_flipped_bit_is_found_by_reading_and_by_verify(shards):
         Shards.open(shards.path).read(4)
     assert Shards.open(shards.path).read(3).key != key
     problems = verify(shards.path)
-    assert any(file in problem and f"'{key}'" in problem for problem in problems)
+    assert f"{file}: sample '{key}': .png has other bytes than were written" in problems
     assert not any(other in problem for problem in problems for other in shards.keys if other != key)
 
 
@@ -197,6 +197,12 @@ def test_verify_finds_members_that_the_index_leaves_out(shards):
 
     edit(shards.path, without_first)
     assert any(f"'{shards.keys[0]}.png' is not in the index" in problem for problem in verify(shards.path))
+
+
+def test_verify_finds_a_changed_byte_that_no_sample_reads(shards):
+    tar = shards.path / "000002.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    assert verify(shards.path) == ["000002.tar: its sha256 is not the index's"]
 
 
 def test_verify_decodes(tmp_path):
