@@ -53,6 +53,14 @@ def test_arms_share_the_frozen_tensors_and_nothing_else(sweep: Run) -> None:
     assert len(pointers) == len(set(pointers)) and not shared & set(pointers)
 
 
+def test_the_arm_of_a_loaded_model_trains_in_train_mode(tiny: Tiny, tmp_path: Path, sweep: Run) -> None:
+    sweep.models["gated"].save_pretrained(tmp_path / "saved")  # loads in eval mode
+    recipe = tiny()
+    recipe.model = recipes.Model(load=str(tmp_path / "saved"))
+    model = Run(recipe, {"model": recipes.Arm(frozen_depth=2)}).models["model"]
+    assert model.arm.training and not model.trunk.training
+
+
 def test_no_graph_reaches_below_the_gate(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Taps] = []
     gated = sweep.trainers["gated"]
