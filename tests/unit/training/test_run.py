@@ -58,7 +58,7 @@ def test_the_arm_of_a_loaded_model_trains_in_train_mode(tiny: Tiny, tmp_path: Pa
     recipe = tiny()
     recipe.model = recipes.Model(load=str(tmp_path / "saved"))
     model = Run(recipe, {"model": recipes.Arm(frozen_depth=2)}).models["model"]
-    assert model.arm.training and not model.trunk.training
+    assert all(module.training for module in model.arm.modules()) and not model.trunk.training
 
 
 def test_no_graph_reaches_below_the_gate(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
