@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,30 +29,39 @@ def build(
         size: (h, w) of the input in pixels; None for the backbone's own.
         weights: None to draw them from ``seed``; ``"pretrained"``; ``"meta"`` for no memory at all; or a file.
     """
-    name, kwargs, weights = _located(resolve(name), kwargs, weights)
+    at = _located(resolve(name), kwargs, weights)
+    kwargs, size = at.kwargs, size or at.input.get("size")
     left: dict[str, Tensor] = {}
-    if weights is None:
+    if at.weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vit = timm.create(name, kwargs, size)
-    elif weights == "pretrained":
-        vit = timm.create(name, kwargs, size, pretrained=True)
+            vit = timm.create(at.name, kwargs, size)
+    elif at.weights == "pretrained":
+        vit = timm.create(at.name, kwargs, size, pretrained=True)
     else:
         with torch.device("meta"):
-            vit = timm.create(name, kwargs, size)
-        if weights != "meta":
-            found, _ = tensors.read(weights)
+            vit = timm.create(at.name, kwargs, size)
+        if at.weights != "meta":
+            found, _ = tensors.read(at.weights)
             own = {key: value for key, value in found.items() if not key.startswith(OWN)}
-            left = timm.load_weights(vit, own, weights)
-    made = timm.take_apart(vit, f"timm:{name}")
-    made.kwargs, made.weights, made.left = kwargs, weights, left
-    return made
+            left = timm.load_weights(vit, own, at.weights)
+    made = timm.take_apart(vit, f"timm:{at.name}")
+    normalised = {key: tuple(at.input[key]) for key in ("mean", "std") if key in at.input}
+    return replace(made, kwargs=kwargs, weights=at.weights, left=left, **normalised)
 
 
-def _located(name: str, kwargs: dict[str, Any], weights: str | None) -> tuple[str, dict[str, Any], str | None]:
-    """timm's own name, the changes to it, and where its weights are."""
+class Located(NamedTuple):
+    """timm's own name, the changes to it, where its weights are, and what it is fed where that is not timm's to say."""
+
+    name: str
+    kwargs: dict[str, Any]
+    weights: str | None
+    input: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
+
+def _located(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
     if name.startswith("timm:"):
-        return name.removeprefix("timm:"), kwargs, weights
+        return Located(name.removeprefix("timm:"), kwargs, weights)
     path = Path(name)
     if path.is_dir():
         return _directory(path, kwargs, weights)
@@ -59,7 +69,7 @@ def _located(name: str, kwargs: dict[str, Any], weights: str | None) -> tuple[st
         found, _ = tensors.read(path)
         known = [alias.removeprefix("timm:") for alias in ALIASES.values()]
         if architecture := timm.architecture_of(found, known):
-            return architecture, kwargs, str(path)
+            return Located(architecture, kwargs, weights if weights in (None, "meta") else str(path.resolve()))
         raise UserError(f"{path} has the tensors of none of {', '.join(known)}; give timm:NAME and --weights {path}")
     raise UserError(
         f"unknown backbone {name!r}; allowed are {', '.join(ALIASES)}, timm:NAME, a directory or a weights file"
@@ -67,14 +77,16 @@ def _located(name: str, kwargs: dict[str, Any], weights: str | None) -> tuple[st
     )
 
 
-def _directory(path: Path, kwargs: dict[str, Any], weights: str | None) -> tuple[str, dict[str, Any], str | None]:
+def _directory(path: Path, kwargs: dict[str, Any], weights: str | None) -> Located:
     try:
         config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no model directory: its config.json cannot be read ({error})") from error
     if "architecture" in config:  # timm's own layout
-        return f"local-dir:{path}", kwargs, weights or "pretrained"
+        return Located(f"local-dir:{path.resolve()}", kwargs, weights)
     if "backbone" not in config or not (path / "model.safetensors").is_file():
         raise UserError(f"{path} holds no whole image model; export it with --to full first")
-    backbone = config["backbone"]
-    return backbone["name"].removeprefix("timm:"), backbone["kwargs"] | kwargs, str(path / "model.safetensors")
+    entry = config["backbone"]
+    name, kwargs = entry["name"].removeprefix("timm:"), entry["kwargs"] | kwargs
+    file = str((path / "model.safetensors").resolve())
+    return Located(name, kwargs, file if weights == "pretrained" else weights, config["input"])

@@ -35,7 +35,7 @@ CLASSES = {
         "size": ["smallest", "small", "large", "largest"],
     },
 }
-RADIUS = (0.14, 0.30)  # from the centre to the outermost point, as a share of the frame
+RADIUS = (0.20, 0.40)  # from the centre to the outermost point, as a share of the frame
 SPEED = (1 / 32, 2 / 32)  # of the frame a frame: one to two pixels of 32
 CYCLE = (0.6 / 16, 1.0 / 16)  # of the way from smallest to largest, a frame
 _STEPS = {"left": (0, -1, 0), "right": (0, 1, 0), "up": (-1, 0, 0), "down": (1, 0, 0), "grow": (0, 0, 1)}
@@ -76,8 +76,8 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     x = (dx * math.cos(angle) + dy * math.sin(angle)) / radius  # (T, H, W), in radii
     y = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
     cover = np.clip(0.5 - _distance(SHAPES[scene.shape], x, y) * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
-    ground = _texture(rng, grid[:, None], grid[None, :], 0.06)[None] + (base := rng.uniform(0.2, 0.8, 3))
-    figure = _texture(rng, x / 2, y / 2, 0.05) + _contrasting(rng, base)
+    ground = _texture(rng, grid[:, None], grid[None, :], 0.06)[None] + (base := rng.uniform(0.1, 0.5, 3))
+    figure = _texture(rng, x / 2, y / 2, 0.05) + base + rng.uniform(0.3, 0.5) + rng.uniform(-0.1, 0.1, 3)  # lighter
     noise = rng.normal(0, 0.015, (*cover.shape[:3], 1))
     return (np.clip(ground + (figure - ground) * cover + noise, 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -89,14 +89,6 @@ def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, amplitude: 
         wave = np.sin(2 * math.pi * (fx * x + fy * y + rng.random()))
         total = total + wave[..., None] * rng.normal(0, amplitude / math.sqrt(3), 3)
     return total
-
-
-def _contrasting(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """A colour whose mean is at least 0.3 lighter or darker than that of ``base``."""
-    lighter = rng.random() < 0.5 if 0.35 < base.mean() < 0.65 else base.mean() < 0.5
-    gray = base.mean() + rng.uniform(0.3, 0.45) * (1 if lighter else -1)
-    tint = rng.uniform(-0.25, 0.25, 3)
-    return gray + tint - tint.mean()
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
