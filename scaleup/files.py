@@ -1,10 +1,9 @@
-"""Results that appear whole or not at all: written beside their place under another name, then renamed."""
+"""Directories that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,41 +14,37 @@ from scaleup.errors import UserError
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """Refuse to write over something, before any work is done."""
     if out.exists() and not overwrite:
-        raise UserError(f"{out} exists; give another --out, or --overwrite")
+        raise UserError(f"'{out}' exists; give another directory, or overwrite it on purpose (--overwrite)")
 
 
 @contextmanager
 def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill, which takes the place of ``out`` when the block ends well and vanishes when it does not."""
+    """Yield a temporary directory beside ``out`` that takes its name when the block ends, and is removed if it fails.
+
+    Raises:
+        UserError: ``out`` exists and ``overwrite`` is not set, or the disk refuses to hold it.
+    """
     out = Path(out)
     refuse_existing(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = None
     try:
-        with disk_errors(out):
-            temporary.mkdir()
-            yield temporary
-        _replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden place into one sentence."""
-    try:
-        yield
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        yield temporary
+        _take_place(temporary, out)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
-            raise UserError(f"{out} could not be written: {os.strerror(error.errno)}; nothing was left behind") from error
-        raise
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace(temporary: Path, out: Path) -> None:
-    if out.exists():
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        out.rename(old)
+def _take_place(temporary: Path, out: Path) -> None:
+    """Rename to ``out``; what stood there goes only after its successor is complete."""
+    temporary.chmod(0o755)  # mkdtemp made it private
+    if not out.exists():
         temporary.rename(out)
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    else:
-        temporary.rename(out)
+        return
+    old = out.rename(temporary.with_name(temporary.name + "-old"))
+    temporary.rename(out)
+    shutil.rmtree(old) if old.is_dir() else old.unlink()

@@ -1,8 +1,8 @@
 """What a frozen image ViT is: one protocol, whichever library it comes from.
 
 A backbone is three modules and a few numbers. ``stem`` turns images (B, 3, H, W) into tokens (B, P+N, D) with the
-prefix tokens first and the model's own positions added; ``blocks`` are the transformer blocks; ``tail`` is the final norm and
-pool, (B, P+N, D) -> (B, D). Parameter names are the library's own.
+prefix tokens first and the model's own positions added; ``blocks`` are the transformer blocks; ``tail`` is the final
+norm and pool, (B, P+N, D) -> (B, D). Parameter names are the library's own.
 """
 
 from __future__ import annotations

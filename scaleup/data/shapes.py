@@ -18,10 +18,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from scaleup.data.directory import new_directory
 from scaleup.data.parallel import parallel
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
+from scaleup.files import new_directory
 
 FPS = 15
 SPLITS = ("train", "val", "test")
@@ -76,7 +76,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     x = (dx * math.cos(angle) + dy * math.sin(angle)) / radius  # (T, H, W), in radii
     y = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
     cover = np.clip(0.5 - _distance(SHAPES[scene.shape], x, y) * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
-    ground = _texture(rng, grid[:, None], grid[None, :], 0.06)[None] + (base := rng.uniform(0.1, 0.5, 3))
+    ground = _texture(rng, grid[:, None], grid[None, :], 0.10)[None] + (base := rng.uniform(0.1, 0.5, 3))
     figure = _texture(rng, x / 2, y / 2, 0.05) + base + rng.uniform(0.3, 0.5) + rng.uniform(-0.1, 0.1, 3)  # lighter
     noise = rng.normal(0, 0.015, (*cover.shape[:3], 1))
     return (np.clip(ground + (figure - ground) * cover + noise, 0, 1) * 255 + 0.5).astype(np.uint8)

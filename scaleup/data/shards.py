@@ -22,8 +22,8 @@ import numpy as np
 import webdataset
 
 from scaleup.data.decode import EXTENSIONS, BadSample
-from scaleup.data.directory import new_directory
 from scaleup.errors import UserError
+from scaleup.files import new_directory
 
 FORMAT = "scaleup-shards-1"
 
