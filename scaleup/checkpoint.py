@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scaleup import recipe as recipes
 from scaleup import tensors
-from scaleup.backbones.build import build as build_backbone
+from scaleup.backbones import Backbone
+from scaleup.backbones.build import build
 from scaleup.errors import UserError, nearest
 from scaleup.files import new_directory
 from scaleup.model import FORMAT, TubeViT, assemble
@@ -41,14 +43,12 @@ def save(
     model: TubeViT,
     out: str | Path,
     kind: str | None = None,
-    report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a model directory, whole or not at all.
 
     Args:
         kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
-        report: what was measured when the model was made.
     """
     kind = kind or ("delta" if model.frozen_depth and model.base else "full")
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
@@ -60,7 +60,7 @@ def save(
     with new_directory(out, overwrite) as directory:
         text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
         (directory / "config.json").write_text(text + "\n")
-        (directory / "report.json").write_text(json.dumps(report or {}, indent=2) + "\n")
+        (directory / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
         (directory / "README.md").write_text(card(model, kind, content))
         try:
             save_file(content, directory / name, {"config": text, "format": "pt"})
@@ -91,6 +91,34 @@ def load(source: str | Path, base: str | None = None) -> TubeViT:
     optional = set() if full.exists() else {name for name in own if name in model.base}
     _refuse_misfits(own, found, optional, full if full.exists() else delta)
     _assign(model, found)
+    model.report = _read_report(directory / "report.json")
+    return model.eval()
+
+
+def load_run(run: str | Path) -> dict[str, TubeViT]:
+    """The arms of a run directory by name, in eval mode; those of a sweep share the tensors of one trunk."""
+    run = Path(run)
+    template = recipes.load(run / "recipe.yaml").model.load
+    arms = {path.parent.name: path.parent for path in sorted(run.glob("*/config.json"))}
+    if not arms:
+        raise UserError(f"{run} holds no trained arms yet")
+    if template is None or len(arms) == 1:
+        return {name: load(directory) for name, directory in arms.items()}
+    shared = load(template)
+    return {name: _arm_of(shared, directory) for name, directory in arms.items()}
+
+
+def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
+    config = read_config(directory)
+    model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"])
+    path = directory / (FULL if (directory / FULL).exists() else DELTA)
+    found, _ = tensors.read(path)
+    own = named_tensors(model)
+    arm = {public_name(name) for name in model.arm.state_dict()}
+    _refuse_misfits(own, found, own.keys() - arm | model.base.keys(), path)
+    model.arm.load_state_dict(
+        {n: found[public_name(n)] for n in model.arm.state_dict() if public_name(n) in found}, strict=False
+    )
     return model.eval()
 
 
@@ -119,21 +147,44 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+
+
 def from_config(config: dict[str, Any], weights: str | None) -> TubeViT:
     """A model whose backbone has the weights that ``weights`` names (see :func:`backbones.build.build`)."""
-    entry = config["backbone"]
-    backbone = build_backbone(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"])
+    backbone = _backbone(config, weights)
     with torch.device("meta" if weights == "meta" else "cpu"):
         model = assemble(config, backbone)
     if weights != "meta":
-        model.base = tensors.hashes(backbone.source.state_dict())
-        found = tensors.fingerprint(model.base)
-        if entry.get("sha256") not in (None, found):
-            raise UserError(
-                f"the base weights of {entry['name']} have sha256 {found[:16]}..., but the model was made from "
-                f"{entry['sha256'][:16]}...; give the very weights it was made from"
-            )
+        model.base = _base(config, backbone)
     return model
+
+
+def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
+    """sha256 of each tensor of the public backbone that a model was made from."""
+    if config["backbone"]["sha256"] is None:
+        raise UserError("this model was not made from a public backbone, so it has no delta; allowed is --to full")
+    return _base(config, _backbone(config, base or config["backbone"]["weights"]))
+
+
+def _backbone(config: dict[str, Any], weights: str | None) -> Backbone:
+    entry = config["backbone"]
+    return build(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"])
+
+
+def _base(config: dict[str, Any], backbone: Backbone) -> dict[str, str]:
+    digests, entry = tensors.hashes(backbone.source.state_dict()), config["backbone"]
+    found = tensors.fingerprint(digests)
+    if entry["sha256"] not in (None, found):
+        raise UserError(
+            f"the base weights of {entry['name']} have sha256 {found[:16]}..., but the model was made from "
+            f"{entry['sha256'][:16]}...; give the very weights it was made from"
+        )
+    return digests
 
 
 def _local(source: str | Path) -> Path:

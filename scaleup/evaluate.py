@@ -20,46 +20,43 @@ from scaleup.recipe import Input
 
 
 def evaluate(
-    model: TubeViT,
+    models: Mapping[str, TubeViT],
     shards: str | Path,
     views: str = "4x3",
     heads: Mapping[str, str] | None = None,
     batch: int = 16,
     workers: int = 1,
-) -> dict[str, Any]:
-    """Top-1 and top-5 of each head, probabilities averaged over the views.
+) -> dict[str, dict[str, Any]]:
+    """Top-1 and top-5 of each head of each model, probabilities averaged over the views.
 
     Args:
+        models: one model, or the arms of one sweep (:func:`scaleup.checkpoint.load_run`), which share a trunk pass.
         heads: head -> label of the shards; by default every head that has a label's name and classes.
 
     Returns:
-        ``{"heads": {head: {"top1", "top5", "chance"}}, "samples", "failures", "list_sha256", "views"}``, shares of 1.
+        For each model ``{"heads": {head: {"top1", "top5", "chance"}}, "samples", "failures", "list_sha256", "views"}``,
+        shares of 1.
 
     Raises:
         UserError: a head or label is unknown, or a head has other classes than the label.
     """
-    opened = Shards.open(shards)
-    heads = _matched(model, opened, heads)
+    opened, first = Shards.open(shards), next(iter(models.values()))
+    heads = _matched(first, opened, heads)
     rank, world = _ranks()
-    model.eval()
-    batches = eval_loader(opened, heads, Input(**model.config["input"]), views, batch, workers, rank, world)
-    hits = {head: [0, 0] for head in heads}
+    batches = eval_loader(opened, heads, Input(**first.config["input"]), views, batch, workers, rank, world)
+    hits = {name: {head: [0, 0] for head in heads} for name in models}
     keys, failures = [], []
-    total = len(range(rank, len(opened), world))
-    for entry in _tracked(batches, total):
+    for entry in _tracked(batches, len(range(rank, len(opened), world))):
         failures += entry.failures
         keys += entry.keys
-        if entry.keys:
-            for head, counts in _hits(model, entry).items():
-                hits[head] = [a + b for a, b in zip(hits[head], counts, strict=True)]
+        for name, head, counts in _hits(models, entry) if entry.keys else ():
+            hits[name][head] = [a + b for a, b in zip(hits[name][head], counts, strict=True)]
     hits, keys, failures = _gathered(hits, keys, failures)
     _refuse_miscount(opened, keys, failures)
+    common = {"samples": len(keys), "failures": failures, "list_sha256": opened.list_sha256, "views": views}
     return {
-        "heads": {head: _shares(counts, len(keys), len(model.config["heads"][head])) for head, counts in hits.items()},
-        "samples": len(keys),
-        "failures": failures,
-        "list_sha256": opened.list_sha256,
-        "views": views,
+        name: {"heads": {h: _shares(c, len(keys), len(opened.classes[heads[h]])) for h, c in counts.items()}} | common
+        for name, counts in hits.items()
     }
 
 
@@ -96,21 +93,23 @@ def _tracked(batches: Iterator[Batch], total: int) -> Iterator[Batch]:
 
 
 @torch.inference_mode()
-def _hits(model: TubeViT, batch: Batch) -> dict[str, tuple[int, int]]:
-    """Samples of a batch whose class is first, and among the first five, by head."""
-    features = view_features(model, batch.pixels)  # (B, V, D)
-    hits = {}
-    for head, labels in batch.labels.items():
-        probabilities = model.arm.heads[head](features).softmax(-1).mean(1)  # (B, C)
-        best = probabilities.topk(min(5, probabilities.shape[1])).indices == labels[:, None]
-        hits[head] = (int(best[:, 0].sum()), int(best.sum()))
-    return hits
+def _hits(models: Mapping[str, TubeViT], batch: Batch) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Samples of a batch whose class is first, and among the first five, by model and head."""
+    for name, features in view_features(models, batch.pixels).items():  # (B, V, D)
+        for head, labels in batch.labels.items():
+            probabilities = models[name].arm.heads[head](features).softmax(-1).mean(1)  # (B, C)
+            best = probabilities.topk(min(5, probabilities.shape[1])).indices == labels[:, None]
+            yield name, head, (int(best[:, 0].sum()), int(best.sum()))
 
 
-def view_features(model: TubeViT, pixels: Tensor) -> Tensor:
-    """uint8 views (B, V, 3, ...) -> pooled features (B, V, D)."""
-    flat = model.preprocess(pixels.flatten(0, 1))
-    return model.forward_features(flat).unflatten(0, pixels.shape[:2])
+def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Tensor]:
+    """uint8 views (B, V, 3, ...) -> pooled features (B, V, D) of each model, after one pass of the trunk they share."""
+    deepest = max(models.values(), key=lambda model: model.frozen_depth).eval()
+    x = deepest.preprocess(pixels.flatten(0, 1))
+    depths = {model.frozen_depth for model in models.values()} - {0}
+    inputs = {0: x, **(deepest.trunk(x, depths) if deepest.trunk is not None else {})}
+    features = {name: model.eval().arm.features(inputs[model.frozen_depth]) for name, model in models.items()}
+    return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 
 
 def _gathered(*parts: Any) -> tuple[Any, ...]:
@@ -119,8 +118,12 @@ def _gathered(*parts: Any) -> tuple[Any, ...]:
         return parts
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, parts)
-    hits = {head: [sum(each[0][head][k] for each in everyone) for k in (0, 1)] for head in parts[0]}
-    return hits, [key for each in everyone for key in each[1]], [failure for each in everyone for failure in each[2]]
+    hits, keys, failures = zip(*everyone, strict=True)
+    summed = {
+        name: {head: [sum(each[name][head][k] for each in hits) for k in (0, 1)] for head in heads}
+        for name, heads in parts[0].items()
+    }
+    return summed, [key for each in keys for key in each], [failure for each in failures for failure in each]
 
 
 def _refuse_miscount(shards: Shards, keys: list[str], failures: list) -> None:

@@ -218,6 +218,7 @@ class TubeViT(nn.Module):
             raise UserError("a gate needs frozen blocks below it; with frozen_depth 0 set gate: false")
         self.config, self.depth, self.frozen_depth = config, depth, frozen
         self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
+        self.report: dict[str, Any] = {}  # what was measured when the model was made
         self.preprocess = Preprocess(**config["input"])
         self.trunk = Trunk(tokenizer, blocks[:frozen]) if frozen else None
         own_tokenizer = None if frozen else tokenizer
@@ -265,7 +266,7 @@ class TubeViT(nn.Module):
         made = TubeViT(
             config, tokenizer if frozen_depth else copy.deepcopy(tokenizer), own, copy.deepcopy(self.arm.tail)
         )
-        made.base = self.base
+        made.base, made.report = self.base, dict(self.report)
         made.arm.requires_grad_(True)
         for name, head in made.arm.heads.items():
             if self.config["heads"].get(name) == config["heads"][name]:

@@ -68,7 +68,8 @@ def transplant(small: str, backbone: str, out: Path | None, options: Options, cl
     _measure(report, model, donor, large, clip, options)
     report["accounting"] = account(model, donor, large)
     report |= {"seconds": time.perf_counter() - started, "peak_bytes": measure.peak_bytes()}
-    save(model, out, "delta", report, options.overwrite)
+    model.report = report
+    save(model, out, "delta", options.overwrite)
     report |= {"seconds": time.perf_counter() - started}
     return report
 

@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Top-1 and top-5 accuracy over t x s views, every sample exactly once."""
+
+from scaleup import cli
+from scaleup.errors import UserError
+
+
+def arguments():
+    made = cli.parser(__doc__, "tools/evaluate.py runs/vit_h/model data/k600-val --views 4x3")
+    made.add_argument("model", help="model directory, hub id, or the run directory of a sweep (all arms in one pass)")
+    made.add_argument("shards", help="shard directory")
+    made.add_argument("--views", default="4x3", help="temporal x spatial crops, e.g. 1x1, 4x3, 10x10 (default 4x3)")
+    made.add_argument("--heads", nargs="*", metavar="HEAD=LABEL", help="which head is scored on which label")
+    made.add_argument("--batch", type=int, default=16, help="samples at a time (default 16)")
+    made.add_argument("--workers", type=int, default=1, help="loader processes (default 1)")
+    made.add_argument("--base", help="the backbone's weights, if they are not where they were")
+    return made
+
+
+def run(args):
+    from pathlib import Path
+
+    from scaleup.checkpoint import load, load_run
+    from scaleup.evaluate import evaluate
+
+    heads = dict(pair(text) for text in args.heads) if args.heads else None
+    many = (Path(args.model) / "recipe.yaml").is_file()
+    models = load_run(args.model) if many else {"model": load(args.model, args.base)}
+    results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers)
+    return {"arms": results} if many else results["model"]
+
+
+def pair(text):
+    head, equals, label = text.partition("=")
+    if not equals:
+        raise UserError(f"--heads takes HEAD=LABEL, not {text!r}")
+    return head, label
+
+
+def show(result):
+    arms = result.get("arms", {"model": result})
+    for name, arm in arms.items():
+        for head, score in arm["heads"].items():
+            print(f"{name}: {head} top-1 {score['top1']:.2%}, top-5 {score['top5']:.2%} (chance {score['chance']:.2%})")
+    shown = next(iter(arms.values()))
+    print(f"{shown['samples']} samples, {len(shown['failures'])} failures, {shown['views']} views")
+    print(f"list {shown['list_sha256']}")
+
+
+if __name__ == "__main__":
+    cli.main(run, arguments().parse_args(), show)
