@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""The whole job at desk scale: shards, small joint model, transplant, sweep, evaluation, export, reload."""
+
+from pathlib import Path
+
+from scaleup import cli
+
+
+def arguments():
+    made = cli.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
+    made.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--overwrite", action="store_true")
+    return made
+
+
+def run(args):
+    from scaleup.demo import demo
+
+    return demo(args.out, args.seed, args.overwrite) | {"out": str(args.out)}
+
+
+def show(report):
+    from scaleup.demo import table
+
+    print(table(report))
+    print(f"\n{report['seconds']:.0f} s; report, plot and README in {report['out']}")
+
+
+if __name__ == "__main__":
+    cli.main(run, arguments().parse_args(), show)
