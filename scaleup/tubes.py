@@ -166,9 +166,10 @@ def new_kernel(channels: int, kernel: Sequence[int]) -> Tensor:
 
 
 def module_name(kind: str, name: str) -> str:
-    """A name that a parameter may carry: letters, digits and underscores, and no attribute of torch's modules."""
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in ("shared", "training"):
-        raise UserError(f"{kind} cannot be named {name!r}; allowed are letters, digits and _, but no word torch uses")
+    """A name that a parameter may carry: letters, digits and underscores, and none that is taken."""
+    taken = any(hasattr(module, name) for module in (nn.ModuleDict(), nn.ParameterDict()))
+    if not name.isidentifier() or taken or name in ("frames", "shared", "specs"):
+        raise UserError(f"{kind} cannot be named {name!r}; allowed are letters, digits and _, but no word in use")
     return name
 
 
@@ -177,7 +178,6 @@ class TubeTokenizer(nn.ModuleDict):
 
     def __init__(self, specs: Sequence[TubeSpec], embed_dim: int, interpolate: Sequence[int] | None = None) -> None:
         super().__init__({module_name("a tube", spec.name): Tube(spec, embed_dim, interpolate) for spec in specs})
-        self.specs = list(specs)
         self.shared: nn.Parameter | None = None
         if interpolate and specs:
             channels = {spec.channels_of(embed_dim) for spec in specs}
@@ -187,6 +187,10 @@ class TubeTokenizer(nn.ModuleDict):
                     f"{sorted(channels)}: fold equally many places in each"
                 )
             self.shared = nn.Parameter(new_kernel(channels.pop(), interpolate))
+
+    @property
+    def specs(self) -> list[TubeSpec]:
+        return [tube.spec for tube in self.values()]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""

@@ -26,7 +26,8 @@ class Stem(VisionTransformer):
         """The position embedding of each patch: (gh, gw, D); zeros where the model has none."""
         rows, columns = self.patch_embed.grid_size
         weight = self.patch_embed.proj.weight
-        tokens = self._pos_embed(weight.new_zeros(1, rows * columns, len(weight)))  # 0 + position: exact
+        shape = (rows, columns) if self.dynamic_img_size else (rows * columns,)
+        tokens = self._pos_embed(weight.new_zeros(1, *shape, len(weight)))  # 0 + position: exact
         return tokens[0, self.num_prefix_tokens :].unflatten(0, (rows, columns))
 
 
