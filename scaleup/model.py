@@ -6,8 +6,8 @@ x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,23 @@ class Tokenizer(nn.Module):
             prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)
             z0 = torch.cat([prefix, tokens + torch.cat(positions).to(tokens)], dim=1)
         return self.stem.norm_pre(z0)
+
+    def restride(self, strides: Mapping[str, Sequence[int]]) -> None:
+        """Give tubes, or ``frames``, another stride (t, h, w): smaller ones give more tokens (Table 7d).
+
+        Raises:
+            UserError: there is no such tube, or a stride is not three positive numbers.
+        """
+        names = ["frames", *self.tubes]
+        for name, stride in strides.items():
+            if name not in names:
+                raise UserError(f"there is no tube {name!r}; allowed are {', '.join(names)}{nearest(name, names)}")
+            if len(stride) != 3 or min(stride) < 1:
+                raise UserError(f"the stride of {name!r} is {list(stride)}; allowed are three positive numbers t, h, w")
+            if name == "frames":
+                self.frames = replace(self.frames, stride=(stride[0], *self.frames.stride[1:]))
+            else:
+                self.tubes[name].spec = replace(self.tubes[name].spec, stride=tuple(stride))  # type: ignore[arg-type]
 
     def attn_mask(self, size: Size) -> Tensor | None:
         """Relative positions as a bias of the attention (1, heads, P+N, P+N); None for every other kind."""

@@ -11,6 +11,7 @@ def arguments():
     made.add_argument("shards", help="shard directory")
     made.add_argument("--views", default="4x3", help="temporal x spatial crops, e.g. 1x1, 4x3, 10x10 (default 4x3)")
     made.add_argument("--heads", nargs="*", metavar="HEAD=LABEL", help="which head is scored on which label")
+    made.add_argument("--strides", nargs="*", metavar="TUBE=T,H,W", help="other strides than in training (more tokens)")
     made.add_argument("--batch", type=int, default=16, help="samples at a time (default 16)")
     made.add_argument("--workers", type=int, default=1, help="loader processes (default 1)")
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
@@ -26,15 +27,24 @@ def run(args):
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     many = (Path(args.model) / "recipe.yaml").is_file()
     models = load_run(args.model) if many else {"model": load(args.model, args.base)}
+    for model in models.values():
+        model.tokenizer.restride({tube: numbers(text) for tube, text in map(pair, args.strides or ())})
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers)
     return {"arms": results} if many else results["model"]
 
 
 def pair(text):
-    head, equals, label = text.partition("=")
+    name, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"--heads takes HEAD=LABEL, not {text!r}")
-    return head, label
+        raise UserError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def numbers(text):
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{text!r} is not T,H,W in whole numbers") from error
 
 
 def show(result):
