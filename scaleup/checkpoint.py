@@ -28,7 +28,7 @@ FULL, DELTA = "model.safetensors", "delta.safetensors"
 
 
 def public_name(name: str) -> str:
-    """A tensor's name on disk: ``pos_embed`` of ``trunk.tokenizer.stem.pos_embed``, ``blocks.26.x`` of ``arm.blocks.26.x``."""
+    """A tensor's name on disk: the library's own where it has one, ``blocks.26.x`` for ``arm.blocks.26.x``."""
     for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
         name = name.removeprefix(prefix)
     return name

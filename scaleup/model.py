@@ -44,7 +44,8 @@ class Tokenizer(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
         super().__init__()
-        self.stem, self.num_prefix_tokens = backbone.stem, backbone.num_prefix_tokens
+        self.stem: Any = backbone.stem
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         self.embed_dim, patch = backbone.embed_dim, backbone.patch_size
         frames, size = config["frames"], (config["input"]["frames"], *config["input"]["size"])
         self.frames = TubeSpec("frames", (1, *patch), (frames["stride"], *patch), (frames["offset"], 0, 0))
@@ -172,7 +173,7 @@ class Arm(nn.Module):
         gate: bool,
         first: int,
         blocks: list[nn.Module],
-        tail: nn.Module,
+        tail: Any,
         heads: Heads,
     ) -> None:
         super().__init__()
@@ -208,7 +209,8 @@ class Preprocess:
     """What pixels must have been through: clips of ``frames`` frames at ``fps``, ``size`` (h, w), mean and std."""
 
     def __init__(self, frames: int, size: list[int], fps: float, mean: list[float], std: list[float]) -> None:
-        self.frames, self.size, self.fps, self.mean, self.std = frames, tuple(size), fps, tuple(mean), tuple(std)
+        self.frames, self.size, self.fps = frames, (size[0], size[1]), fps
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, ...) -> normalised float32 of the same shape."""

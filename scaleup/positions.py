@@ -2,7 +2,7 @@
 
 Coordinates are (t, h, w) in frames and pixels; an image lies at t = 0. The kinds: ``cosine`` (the paper's: sines at the
 centre of what a token covers), ``cosine_no_stride`` (sines of a token's index in its grid), ``learned`` (a table),
-``relative`` (a bias of the attention), ``none``, and ``backbone`` (the image model's own, and sines in time for videos).
+``relative`` (a bias of the attention), ``none``, and ``backbone`` (the image model's own; sines in time for videos).
 """
 
 from __future__ import annotations

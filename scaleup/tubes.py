@@ -107,7 +107,7 @@ class TubeSpec:
         starts = [place.flatten() for place in self.places(x.shape[2:])]  # type: ignore[arg-type]
         kt, kh, kw = self.kernel
         windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
-        windows = windows[(slice(None), slice(None), *_indices(starts))]  # the places that count
+        windows = windows[_indices(starts)]  # the places that count
         return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
@@ -117,14 +117,14 @@ class TubeSpec:
         return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
 
 
-def _indices(starts: list[Tensor]) -> list[slice] | list[Tensor]:
+def _indices(starts: list[Tensor]) -> tuple[Any, ...]:
     """Evenly spaced places as slices (a view, no copy), anything else as index tensors that broadcast to a grid."""
+    everything = (slice(None), slice(None))  # samples and channels
     steps = [start.diff() if len(start) > 1 else torch.ones(1, dtype=torch.long) for start in starts]
-    if all((step == step[0]).all() for step in steps):
-        return [
-            slice(int(start[0]), int(start[-1]) + 1, int(step[0])) for start, step in zip(starts, steps, strict=True)
-        ]
-    return [starts[0][:, None, None], starts[1][:, None], starts[2]]
+    if all((step == step[0]).all() and step[0] > 0 for step in steps):
+        bounds = [(int(start[0]), int(start[-1]) + 1, int(step[0])) for start, step in zip(starts, steps, strict=True)]
+        return everything + tuple(slice(*bound) for bound in bounds)
+    return (*everything, starts[0][:, None, None], starts[1][:, None], starts[2])
 
 
 def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:
@@ -149,10 +149,15 @@ class Tube(nn.Module):
         self.weight = None if shared else nn.Parameter(new_kernel(self.channels, spec.kernel))
         self.bias = nn.Parameter(torch.zeros(self.channels))
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    @property
+    def kernel(self) -> nn.Parameter:
+        """The tube's own kernel (c, 3, t, h, w)."""
+        assert self.weight is not None, "all tubes share one interpolated kernel"
+        return self.weight
+
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
         """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""
-        weight = self.weight if weight is None else resize_kernel(weight, self.spec.kernel)
-        assert weight is not None
+        weight = self.kernel if shared is None else resize_kernel(shared, self.spec.kernel)
         columns = self.spec.gather(x)  # (B, K, places)
         # A 1x1 convolution is a plain matrix product, and the fastest one that torch has on many CPUs.
         places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
@@ -188,9 +193,12 @@ class TubeTokenizer(nn.ModuleDict):
                 )
             self.shared = nn.Parameter(new_kernel(channels.pop(), interpolate))
 
+    def __getitem__(self, name: str) -> Tube:
+        return super().__getitem__(name)  # type: ignore[return-value]
+
     @property
     def specs(self) -> list[TubeSpec]:
-        return [tube.spec for tube in self.values()]  # type: ignore[misc]
+        return [self[name].spec for name in self]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""

@@ -28,10 +28,10 @@ class Backbone:
     """An image ViT taken apart; the modules share their tensors with ``source``, the library's own model."""
 
     name: str
-    stem: nn.Module
+    stem: Any  # a module with position_grid() -> (gh, gw, D) and norm_pre beside its forward
     blocks: list[nn.Module]
-    tail: nn.Module
-    source: nn.Module
+    tail: Any  # a module with embed_dim
+    source: Any
     embed_dim: int
     num_heads: int
     num_prefix_tokens: int

@@ -46,8 +46,8 @@ def build(
             own = {key: value for key, value in found.items() if not key.startswith(OWN)}
             left = timm.load_weights(vit, own, at.weights)
     made = timm.take_apart(vit, f"timm:{at.name}")
-    normalised = {key: tuple(at.input[key]) for key in ("mean", "std") if key in at.input}
-    return replace(made, kwargs=kwargs, weights=at.weights, left=left, **normalised)
+    mean, std = (tuple(at.input.get(key, getattr(made, key))) for key in ("mean", "std"))
+    return replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std)
 
 
 class Located(NamedTuple):

@@ -18,7 +18,7 @@ from scaleup.errors import UserError, nearest
 class Stem(VisionTransformer):
     """What a ViT does before its blocks, short of ``norm_pre``, which is due when all tokens are together."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, 3, H, W) -> tokens (B, P+N, D), prefix tokens first, positions added."""
         return self._pos_embed(self.patch_embed(x))
 
@@ -34,12 +34,12 @@ class Stem(VisionTransformer):
 class Tail(VisionTransformer):
     """What a ViT does after its blocks: norm and pool."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, P+N, D) -> pooled features (B, D)."""
         return self.forward_head(self.norm(x), pre_logits=True)
 
 
-def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pretrained: bool = False) -> nn.Module:
+def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pretrained: bool = False) -> Any:
     """A timm model without classifier, at an input size (h, w) of its own or of the caller's."""
     if "local-dir:" not in name and "hf-hub:" not in name and not timm.is_model(name.split(".")[0]):
         raise UserError(f"unknown timm model {name!r}{nearest(name, timm.list_models('*vit*'))}")
@@ -55,9 +55,10 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pret
         ) from error
 
 
-def take_apart(vit: nn.Module, name: str) -> Backbone:
+def take_apart(vit: Any, name: str) -> Backbone:
     """Split a plain ViT into stem, blocks and tail, which share its tensors."""
-    if not isinstance(vit, VisionTransformer) or not all(type(block) is Block for block in vit.blocks):
+    plain = isinstance(vit, VisionTransformer) and all(type(block) is Block for block in vit.blocks)
+    if not plain:
         raise UserError(f"{name!r} is a {type(vit).__name__}, not a plain ViT; allowed is timm's VisionTransformer")
     patch_embed, cfg = vit.patch_embed, vit.pretrained_cfg
     return Backbone(
@@ -77,7 +78,7 @@ def take_apart(vit: nn.Module, name: str) -> Backbone:
     )
 
 
-def _part(vit: VisionTransformer, kind: type[nn.Module], modules: tuple[str, ...], parameters: bool) -> nn.Module:
+def _part(vit: Any, kind: type[nn.Module], modules: tuple[str, ...], parameters: bool) -> nn.Module:
     part = copy.copy(vit)
     part.__class__ = kind
     part._modules = {name: module for name, module in vit._modules.items() if name in modules}
@@ -85,7 +86,7 @@ def _part(vit: VisionTransformer, kind: type[nn.Module], modules: tuple[str, ...
     return part
 
 
-def load_weights(vit: nn.Module, tensors: dict[str, Tensor], origin: str | Path) -> dict[str, Tensor]:
+def load_weights(vit: Any, tensors: dict[str, Tensor], origin: str | Path) -> dict[str, Tensor]:
     """Give a model (on the meta device) its tensors without a copy; returns those left out.
 
     A classifier is left out, and position embeddings where the model is built without.

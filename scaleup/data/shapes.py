@@ -78,7 +78,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     cover = np.clip(0.5 - _distance(SHAPES[scene.shape], x, y) * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
     ground = _texture(rng, grid[:, None], grid[None, :], 0.10)[None] + (base := rng.uniform(0.1, 0.5, 3))
     figure = _texture(rng, x / 2, y / 2, 0.05) + base + rng.uniform(0.3, 0.5) + rng.uniform(-0.1, 0.1, 3)  # lighter
-    noise = rng.normal(0, 0.015, (*cover.shape[:3], 1))
+    noise = rng.normal(0, 0.06, (*cover.shape[:3], 1))
     return (np.clip(ground + (figure - ground) * cover + noise, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -64,18 +64,16 @@ def read(path: str | Path) -> Donor:
     """
     path = Path(path)
     file = path / FULL if path.is_dir() else path
-    config = read_config(path) if path.is_dir() else None
+    config: Mapping[str, Any] | None = read_config(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
     found, beside = tensors.read(file)
     found = {_public(name): tensor for name, tensor in found.items()}
     if LIGHTNING[0] in found:
-        config, kernels = LIGHTNING_CONFIG, _lightning(found)
-    else:
-        config = config or _config_beside(file, beside)
-        kernels = _own(config, found, file)
-    digests = tensors.hashes(found)
-    return Donor(str(path), kernels, config, found, tensors.fingerprint(digests))
+        config = LIGHTNING_CONFIG
+    config = config or _config_beside(file, beside)
+    kernels = _lightning(found) if LIGHTNING[0] in found else _own(config, found, file)
+    return Donor(str(path), kernels, config, found, tensors.fingerprint(tensors.hashes(found)))
 
 
 def _public(name: str) -> str:

@@ -67,7 +67,7 @@ def move(donor: Donor, config: dict[str, Any], backbone: Backbone) -> TubeViT:
         for kernel in donor.kernels:
             weight, bias = refold(kernel, donor.config["input"], config["input"])
             tube = model.tokenizer.tubes[kernel.spec.name]
-            tube.weight.copy_(weight)
+            tube.kernel.copy_(weight)
             tube.bias.copy_(bias)
     return model.eval()
 
@@ -77,7 +77,7 @@ def scale_tubes(model: TubeViT, factors: Mapping[str, float]) -> None:
     with torch.no_grad():
         for name, factor in factors.items():
             tube = model.tokenizer.tubes[name]
-            tube.weight.mul_(factor)
+            tube.kernel.mul_(factor)
             tube.bias.mul_(factor)
 
 
@@ -85,6 +85,7 @@ def randomise_tubes(model: TubeViT, seed: int) -> None:
     """Fresh kernels in place of the moved ones: the control of a transplant (scale them to the same RMS)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tube in model.tokenizer.tubes.values():
-            tube.weight.copy_(torch.randn(tube.weight.shape, generator=generator) / math.sqrt(tube.weight[0].numel()))
+        for name in model.tokenizer.tubes:
+            tube = model.tokenizer.tubes[name]
+            tube.kernel.copy_(torch.randn(tube.kernel.shape, generator=generator) / math.sqrt(tube.kernel[0].numel()))
             tube.bias.zero_()

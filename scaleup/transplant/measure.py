@@ -94,9 +94,9 @@ def _places(spec: TubeSpec, clip: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _at(kernel: Kernel, x: Tensor, place: tuple[int, int, int]) -> Tensor:
     """The small model's kernel at one place: (B, c)."""
-    window = [slice(first, first + length) for first, length in zip(place, kernel.spec.kernel, strict=True)]
-    crop = x[(slice(None), slice(None), *window)]
-    return F.linear(crop.flatten(1), kernel.weight.flatten(1), kernel.bias)
+    for dim, (first, length) in enumerate(zip(place, kernel.spec.kernel, strict=True), start=2):
+        x = x.narrow(dim, first, length)
+    return F.linear(x.flatten(1), kernel.weight.flatten(1), kernel.bias)
 
 
 @torch.no_grad()

@@ -78,8 +78,8 @@ def test_an_input_too_small_for_a_tube_is_refused(size: tuple[int, int, int], wo
 
 
 def test_a_fold_without_room_for_its_places_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'tube' folds 5 places along t .* at least 8 along t; the input has 7"):
-        TubeSpec("tube", (4, 1, 1), (4, 1, 1), fold=(5, 1, 1)).places((7, 4, 4))
+    with pytest.raises(UserError, match=r"'tube' folds 5 places along t .* at least 9 along t; the input has 8"):
+        TubeSpec("tube", (4, 1, 1), (4, 1, 1), (1, 0, 0), (5, 1, 1)).places((8, 4, 4))
     assert TubeSpec("tube", (4, 1, 1), (5, 1, 1), fold=(5, 1, 1)).places((8, 4, 4))[0].tolist() == [[0, 1, 2, 3, 4]]
 
 
