@@ -1,0 +1,73 @@
+"""A real optimisation step of an adapted model: trunk outside, arm in its engine, uint8 clips in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from scaleup.bench.tokenizer import FOLDED, SIZE
+from scaleup.bench.turns import alternated, compared, goal, machine, timed
+from scaleup.model import TubeViT, fresh
+from scaleup.recipe import Arm, Backbone, Input, Model, Positions, Recipe, Tube
+from scaleup.training import engine
+from scaleup.training.run import sizes
+from scaleup.training.step import ArmTrainer
+from scaleup.transplant.measure import peak_bytes
+
+CLASSES = {"motion": [str(number) for number in range(600)]}
+GIB = 2**30
+
+
+def step(
+    backbone: str = "vit_h", frozen_depth: int | None = None, full: bool = False, batch: int = 2, repeats: int = 3
+) -> dict[str, Any]:
+    """Seconds of a step and the peak memory of this process, weights drawn at random.
+
+    Args:
+        frozen_depth: None for three quarters of the blocks; gated.
+        full: also take turns with full fine-tuning, and state the ratio beside its arithmetic bound: a block's forward
+            counts 1 and its backward 2.
+    """
+    before, model = machine(), adapted(backbone)
+    frozen = model.depth - model.depth // 4 if frozen_depth is None else frozen_depth
+    late, late_step = trained(model, Arm(frozen, True, lr=1e-5), batch)
+    whole_step = trained(model, Arm(0, False, lr=1e-5), batch)[1] if full else None
+    depth = model.depth
+    del model  # its own late blocks; the frozen ones are shared
+    goals = []
+    row: dict[str, Any] = {"backbone": backbone, "depth": depth, **sizes(late), "batch": batch}
+    if whole_step is not None:
+        row |= compared(alternated(timed(late_step), timed(whole_step), repeats))
+        row |= {"bound": (frozen + 3 * (depth - frozen)) / (3 * depth), "peak_bytes": peak_bytes()}
+    else:
+        seconds = [timed(late_step)() for _ in range(repeats + 1)]
+        row |= {"first_seconds": seconds[0], "seconds": median(seconds[1:]), "peak_bytes": peak_bytes()}
+        goals = [goal("peak memory in GiB", row["peak_bytes"] / GIB, 14.0)]
+    return {"machine": before | {"threads": torch.get_num_threads()}, "rows": [row], "goals": goals}
+
+
+def adapted(backbone: str) -> TubeViT:
+    """A backbone with the paper's main tubes, folded, on clips of 32x224x224."""
+    tubes = {s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold)) for s in FOLDED}
+    described = Model(
+        backbone=Backbone(backbone),
+        input=Input(SIZE[0], list(SIZE[1:])),
+        tubes=tubes,
+        positions=Positions("backbone"),
+    )
+    return fresh(described, CLASSES, 0)
+
+
+def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[[], Any]]:
+    """A model in training, and a function that takes one step of it on the same random clips."""
+    model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES)
+    recipe = Recipe()
+    recipe.data.batch = batch
+    trainer = ArmTrainer("model", model, arm, recipe, engine.start())
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, (batch, 3, *SIZE), dtype=torch.uint8, generator=generator)  # (B, 3, T, H, W)
+    labels = {"motion": torch.zeros(batch, dtype=torch.long)}
+    return model, lambda: trainer.step(0, model.arm_inputs(model.preprocess(clips)), labels, None)

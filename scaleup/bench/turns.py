@@ -1,0 +1,93 @@
+"""Taking turns: what is compared is measured alternately, in this process or in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
+
+from scaleup.errors import UserError
+
+T = TypeVar("T")
+
+# A process inherits the peak memory of the one it is forked from, so a small one stands between.
+LAUNCHER = """
+import json, os, sys, time
+began = time.perf_counter()
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]]), 0)
+unit = 1 if sys.platform == "darwin" else 1024
+print(json.dumps([time.perf_counter() - began, usage.ru_maxrss * unit, os.waitstatus_to_exitcode(status)]))
+"""
+
+
+class Usage(NamedTuple):
+    """What a process took: wall seconds, and its largest resident memory."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def alternated(ours: Callable[[], T], other: Callable[[], T], repeats: int, warmup: int = 1) -> list[tuple[T, T]]:
+    """What both sides return at each turn. The side that begins changes; the first ``warmup`` turns do not count."""
+    turns = []
+    for turn in range(warmup + repeats):
+        first, second = (ours, other) if turn % 2 == 0 else (other, ours)
+        results = first(), second()
+        turns.append(results if turn % 2 == 0 else results[::-1])
+    return turns[warmup:]  # type: ignore[return-value]
+
+
+def compared(turns: list[tuple[float, float]]) -> dict[str, float]:
+    """Median seconds of both sides, and the median over the turns of ours / other."""
+    ours, other = zip(*turns, strict=True)
+    return {
+        "seconds": median(ours),
+        "other_seconds": median(other),
+        "ratio": median(one / two for one, two in turns),
+    }
+
+
+def timed(work: Callable[[], Any]) -> Callable[[], float]:
+    """A function that does ``work`` and returns the seconds that it took."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    return seconds
+
+
+def python(*arguments: object) -> Usage:
+    """Run Python in a process of its own, its output on stderr.
+
+    Raises:
+        UserError: it fails.
+    """
+    launcher = [sys.executable, "-c", LAUNCHER, *map(str, arguments)]
+    done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=True)
+    *_, result = done.stdout.splitlines()
+    seconds, peak, code = json.loads(result)
+    if code:
+        raise UserError(f"python {' '.join(map(str, arguments))} failed with exit code {code}")
+    return Usage(seconds, peak)
+
+
+def goal(what: str, measured: float, at_most: float) -> dict[str, Any]:
+    """A figure beside what it should be."""
+    return {"what": what, "measured": measured, "at_most": at_most, "met": measured <= at_most}
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from; a load above 0 before the run means that others worked too."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+    }

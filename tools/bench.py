@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""The project's figures, as ratios measured in one run on one machine."""
+
+import argparse
+
+from scaleup import cli
+
+
+def arguments():
+    made = cli.parser(__doc__, "tools/bench.py tokenizer\n  tools/bench.py step --backbone vit_b --full --json")
+    figures = made.add_subparsers(dest="figure", required=True)
+    tokenizer = figures.add_parser("tokenizer", help="our tubes against conv3d with the same kernels")
+    tokenizer.add_argument("--widths", type=int, nargs="+", default=[192, 768, 1280])
+    tokenizer.add_argument("--batches", type=int, nargs="+", default=[1, 2, 8])
+    transplant = figures.add_parser("transplant", help="the whole command against building and saving the backbone")
+    transplant.add_argument("--backbone", default="vit_h")
+    step = figures.add_parser("step", help="an optimisation step of an adapted model: seconds and memory")
+    step.add_argument("--backbone", default="vit_h")
+    step.add_argument("--frozen-depth", type=int, help="frozen blocks (default: three quarters)")
+    step.add_argument("--batch", type=int, default=2, help="clips of 32x224x224 (default 2)")
+    step.add_argument("--full", action="store_true", help="take turns with full fine-tuning")
+    for figure, repeats in ((tokenizer, 31), (transplant, 3), (step, 3)):
+        figure.add_argument("--repeats", type=int, default=repeats, help="turns of each side (default %(default)s)")
+        figure.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+    return made
+
+
+def run(args):
+    from scaleup import bench
+
+    options = {key: value for key, value in vars(args).items() if key not in ("figure", "json")}
+    return getattr(bench, args.figure)(**options)
+
+
+def show(result):
+    print(" ".join(f"{key}={value}" for key, value in result["machine"].items()))
+    for row in result["rows"]:
+        print(
+            " ".join(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
+            )
+        )
+    for each in result["goals"]:
+        verdict = "met" if each["met"] else "NOT met"
+        print(f"{each['what']}: {each['measured']:.3g}, at most {each['at_most']:.3g}: {verdict}")
+
+
+if __name__ == "__main__":
+    cli.main(run, arguments().parse_args(), show)
