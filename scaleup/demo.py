@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class Demo:
 
     out: Path
     seed: int = 0
+    changes: Sequence[str] = ()  # to all recipes, e.g. train.steps=10
     stage: int = 0
     began: float = field(default_factory=time.perf_counter)
 
@@ -88,7 +89,7 @@ class Demo:
 
     def _read(self, name: str, **paths: str) -> recipe.Recipe:
         """A recipe of the demo, with this run's directory and seed."""
-        changes = [f"seed={self.seed}", *(f"{key}={self.out / value}" for key, value in paths.items())]
+        changes = [*self.changes, f"seed={self.seed}", *(f"{key}={self.out / value}" for key, value in paths.items())]
         return recipe.load(RECIPES / f"{name}.yaml", changes)
 
     def _train(self, name: str) -> dict[str, Any]:
@@ -149,12 +150,12 @@ def _row(name: str, kind: str, tubes: str, arm: Mapping, result: Mapping, scores
     }
 
 
-def demo(out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
+def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
     """Run the demo and write report.json, plot.png and README.md into ``out``."""
     refuse_existing(out, overwrite)
     shutil.rmtree(out, ignore_errors=True)
     torch.manual_seed(seed)
-    report = Demo(out, seed).run()
+    report = Demo(out, seed, changes).run()
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     plot(report, out / "plot.png")
     (out / "README.md").write_text(readme(report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,22 +33,35 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"there is no file {path}")
     with path.open("rb") as file:
         start = file.read(64)
-    if start.lstrip().startswith(b"<"):
+    if re.match(rb"\s*<[!?a-z]{2}", start, re.IGNORECASE):  # "<" alone may begin the length of a header
         raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
     if len(start) < 64:
         raise UserError(f"{path} has {len(start)} bytes: it is no checkpoint")
     tensors, beside = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    return {_unwrapped(name): tensor for name, tensor in tensors.items()}, beside
+    unwrapped = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(unwrapped) < len(tensors):
+        raise UserError(f"{path} holds tensors of two models, told apart by {', '.join(PREFIXES)} alone; give just one")
+    return unwrapped, beside
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names, beside = list(file.keys()), dict(file.metadata() or {})
+        return {name: _read_tensor(path, name) for name in names}, beside
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor in memory of its own: aligned, so that what is computed does not depend on where a file puts it.
+
+    The file is opened for each, which gives back the pages that were mapped for the last one.
+    """
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).clone()
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,14 +71,15 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"{path} is refused: it is no plain checkpoint of tensors, and loading it could run code; nothing was run"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a whole torch checkpoint ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # damaged bytes make torch raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a whole torch checkpoint ({reason})") from error
     beside = content if isinstance(content, Mapping) else {}
     while isinstance(content, Mapping) and (inner := next((k for k in WRAPPINGS if _holds(content, k)), None)):
         content = content[inner]
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}, dict(beside)
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, dict(beside)
 
 
 def _holds(content: Mapping[str, Any], key: str) -> bool:

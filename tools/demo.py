@@ -9,6 +9,7 @@ from scaleup import cli
 def arguments():
     made = cli.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
     made.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
+    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all its recipes, e.g. train.steps=20")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--overwrite", action="store_true")
     return made
@@ -17,7 +18,7 @@ def arguments():
 def run(args):
     from scaleup.demo import demo
 
-    return demo(args.out, args.seed, args.overwrite) | {"out": str(args.out)}
+    return demo(args.out, args.seed, args.changes, args.overwrite) | {"out": str(args.out)}
 
 
 def show(report):
@@ -28,4 +29,4 @@ def show(report):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    cli.main(run, arguments().parse_intermixed_args(), show)

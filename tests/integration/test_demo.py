@@ -1,0 +1,63 @@
+"""The demo from end to end, with few samples and few steps: every stage runs, and the report is whole."""
+
+import json
+import math
+
+import pytest
+
+import scaleup
+from scaleup import demo
+
+ROW = {"name", "kind", "frozen_depth", "gate", "alpha", "tubes", "trained_parameters", "step_seconds", "shape", "motion"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "VIDEOS", {"train": 20, "val": 5, "test": 7})
+        patch.setattr(demo, "IMAGES", {"train": 20, "val": 5})
+        report = demo.demo(out, seed=1, changes=["train.steps=3", "train.warmup=1", "data.batch=4", "data.workers=0"])
+    return out, report
+
+
+def test_report_has_every_row_with_real_values(run):
+    out, report = run
+    assert json.loads((out / "report.json").read_text()) == report
+    rows = {(row["name"], row["tubes"]): row for row in report["rows"]}
+    assert all(row.keys() >= ROW for row in report["rows"])
+    assert ("small joint model", "trained") in rows and ("2D patches only", "none") in rows
+    swept = {name for name, tubes in rows if tubes == "transplanted"}
+    assert swept == {name for name, tubes in rows if tubes == "random"} == {"head", "last1", "last2", "last2_gate"}
+    assert rows["full", "trained"]["frozen_depth"] == 0
+    assert rows["last2_gate", "transplanted"]["alpha"] != 0
+    assert all(row["alpha"] is None for row in report["rows"] if not row["gate"])
+    # 7 test videos: every accuracy is a number of sevenths
+    assert all(math.isclose(row["motion"] * 7, round(row["motion"] * 7), abs_tol=1e-9) for row in report["rows"])
+    assert all(row["step_seconds"] > 0 for row in report["rows"])
+    assert report["chance"] == {"shape": 1 / 8, "motion": 1 / 6}
+
+
+def test_the_demo_proves_what_it_claims(run):
+    _, report = run
+    assert report["image_max_abs_diff"] == 0
+    assert report["reload_max_abs_diff"] == 0
+    assert max(report["transplant"].values()) < 1e-4
+    assert report["best"]["views"] == "4x3" and report["best"]["samples"] == 7
+
+
+def test_the_run_directory_is_for_people(run):
+    out, report = run
+    page = (out / "README.md").read_text()
+    assert report["best"]["arm"] in page and page.count("\n| ") >= len(report["rows"])
+    assert (out / "plot.png").stat().st_size > 10_000
+    assert scaleup.load(out / "exported").config["heads"].keys() == {"shape", "motion"}
+
+
+def test_the_control_has_tubes_of_the_same_scale_but_other_kernels(run):
+    out, _ = run
+    reports = [json.loads((out / name / "report.json").read_text()) for name in ("adapted", "control")]
+    kernels = [scaleup.load(out / name).tokenizer.tubes["short"].kernel for name in ("adapted", "control")]
+    for name, tube in reports[0]["tubes"].items():
+        assert math.isclose(tube["rms_adapted"], reports[1]["tubes"][name]["rms_adapted"], rel_tol=1e-3)
+    assert (kernels[0] - kernels[1]).abs().max() > 0.01
