@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scaleup import config as config_file
 from scaleup import recipe as recipes
 from scaleup import tensors
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
 from scaleup.errors import UserError, nearest
 from scaleup.files import new_directory
-from scaleup.model import FORMAT, TubeViT, assemble
+from scaleup.model import TubeViT, assemble
 
 FULL, DELTA = "model.safetensors", "delta.safetensors"
 
@@ -81,7 +82,7 @@ def load(source: str | Path, base: str | None = None) -> TubeViT:
             another shape.
     """
     directory = _local(source)
-    config = read_config(directory)
+    config = config_file.read(directory)
     delta, full = directory / DELTA, directory / FULL
     if not delta.exists() and not full.exists():
         raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
@@ -109,7 +110,7 @@ def load_run(run: str | Path) -> dict[str, TubeViT]:
 
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
-    config = read_config(directory)
+    config = config_file.read(directory)
     model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"])
     path = directory / (FULL if (directory / FULL).exists() else DELTA)
     found, _ = tensors.read(path)
@@ -120,31 +121,6 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
         {n: found[public_name(n)] for n in model.arm.state_dict() if public_name(n) in found}, strict=False
     )
     return model.eval()
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a model directory, checked for its format and its keys."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} is no model directory: config.json cannot be read ({error})") from error
-    keys = {
-        "format",
-        "backbone",
-        "input",
-        "frames",
-        "tubes",
-        "interpolate",
-        "positions",
-        "frozen_depth",
-        "gate",
-        "heads",
-    }
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{directory / 'config.json'} is not of the format {FORMAT!r}")
-    if missing := keys - config.keys():
-        raise UserError(f"{directory / 'config.json'} lacks {', '.join(sorted(missing))}")
-    return config
 
 
 def _read_report(path: Path) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
+from scaleup.config import FORMAT
 from scaleup.errors import UserError, nearest
 from scaleup.positions import Fixed, Learned, Relative, sample_grid, time_table
 from scaleup.recipe import Model
 from scaleup.tubes import Size, TubeSpec, TubeTokenizer, module_name
 
-FORMAT = "scaleup/1"
 Heads = Mapping[str, list[str]]  # head -> names of its classes
 
 
@@ -72,7 +72,8 @@ class Tokenizer(nn.Module):
         positions = [table for spec in self.specs(size) if (table := self._table(spec, size)) is not None]
         if positions:
             prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)
-            z0 = torch.cat([prefix, tokens + torch.cat(positions).to(tokens)], dim=1)
+            table = torch.cat([each.to(tokens) for each in positions])
+            z0 = torch.cat([prefix, tokens + table], dim=1)
         return self.stem.norm_pre(z0)
 
     def restride(self, strides: Mapping[str, Sequence[int]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scaleup import config as config_file
 from scaleup import tensors
 from scaleup.backbones import ALIASES, Backbone, resolve, timm
 from scaleup.errors import UserError, nearest
@@ -43,8 +44,8 @@ def build(
             vit = timm.create(at.name, kwargs, size)
         if at.weights != "meta":
             found, _ = tensors.read(at.weights)
-            own = {key: value for key, value in found.items() if not key.startswith(OWN)}
-            left = timm.load_weights(vit, own, at.weights)
+            left = {key: found.pop(key) for key in list(found) if key.startswith(OWN)}
+            left |= timm.load_weights(vit, found, at.weights)
     made = timm.take_apart(vit, f"timm:{at.name}")
     mean, std = (tuple(at.input.get(key, getattr(made, key))) for key in ("mean", "std"))
     return replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std)
@@ -80,12 +81,13 @@ def _located(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
 def _directory(path: Path, kwargs: dict[str, Any], weights: str | None) -> Located:
     try:
         config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no model directory: its config.json cannot be read ({error})") from error
-    if "architecture" in config:  # timm's own layout
+    if isinstance(config, dict) and "architecture" in config:  # timm's own layout
         return Located(f"local-dir:{path.resolve()}", kwargs, weights)
-    if "backbone" not in config or not (path / "model.safetensors").is_file():
+    if not (path / "model.safetensors").is_file():
         raise UserError(f"{path} holds no whole image model; export it with --to full first")
+    config = config_file.check(config, str(path / "config.json"))
     entry = config["backbone"]
     name, kwargs = entry["name"].removeprefix("timm:"), entry["kwargs"] | kwargs
     file = str((path / "model.safetensors").resolve())

@@ -46,10 +46,10 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pret
     kwargs = {**kwargs, "num_classes": 0} | ({"img_size": tuple(size)} if size else {})
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"timm cannot build {name!r} with {kwargs}: {error}") from error
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # wrong words in kwargs raise anything, and so do a network and a cache
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not pretrained or isinstance(error, TypeError | AssertionError):
+            raise UserError(f"timm cannot build {name!r} with {kwargs}: {reason}") from error
         raise UserError(
             f"the weights of {name!r} could not be had ({reason}); give a local file with --weights, or --random-init"
         ) from error
@@ -57,7 +57,7 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pret
 
 def take_apart(vit: Any, name: str) -> Backbone:
     """Split a plain ViT into stem, blocks and tail, which share its tensors."""
-    plain = isinstance(vit, VisionTransformer) and all(type(block) is Block for block in vit.blocks)
+    plain = isinstance(vit, VisionTransformer) and {type(block) for block in vit.blocks} == {Block}
     if not plain:
         raise UserError(f"{name!r} is a {type(vit).__name__}, not a plain ViT; allowed is timm's VisionTransformer")
     patch_embed, cfg = vit.patch_embed, vit.pretrained_cfg
@@ -95,7 +95,10 @@ def load_weights(vit: Any, tensors: dict[str, Tensor], origin: str | Path) -> di
         UserError: a tensor is missing, unexpected or of another shape.
     """
     if "pos_embed" in vit.state_dict():
-        tensors = checkpoint_filter_fn(tensors, vit)  # resamples position embeddings to the input size
+        try:
+            tensors = checkpoint_filter_fn(tensors, vit)  # resamples position embeddings to the input size
+        except Exception as error:  # timm takes shapes for granted
+            raise UserError(f"{origin} does not hold the weights of this model ({error})") from error
     own = vit.state_dict()
     names = ("head.", "head_dist.") if "pos_embed" in own else ("head.", "head_dist.", "pos_embed")
     left = {name: tensor for name, tensor in tensors.items() if name.startswith(names)}

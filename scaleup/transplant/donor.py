@@ -11,8 +11,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaleup import config as config_file
 from scaleup import tensors
-from scaleup.checkpoint import FULL, read_config
+from scaleup.checkpoint import FULL
 from scaleup.errors import UserError
 from scaleup.tubes import TubeSpec, resize_kernel
 
@@ -64,7 +65,7 @@ def read(path: str | Path) -> Donor:
     """
     path = Path(path)
     file = path / FULL if path.is_dir() else path
-    config: Mapping[str, Any] | None = read_config(path) if path.is_dir() else None
+    config: Mapping[str, Any] | None = config_file.read(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
     found, beside = tensors.read(file)
@@ -91,10 +92,10 @@ def _config_beside(file: Path, beside: Mapping[str, Any]) -> Mapping[str, Any]:
             config = json.loads(config)
         except ValueError as error:
             raise UserError(f"{file} carries a config that is not JSON ({error})") from error
-    if isinstance(config, Mapping):
-        return config
+    if config is not None:
+        return config_file.check(config, f"the config in {file}")
     if (file.parent / "config.json").is_file():
-        return read_config(file.parent)
+        return config_file.read(file.parent)
     raise UserError(f"{file} does not say where its tubes are applied; put the small model's config.json beside it")
 
 
