@@ -41,7 +41,7 @@ def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Nam
     except UserError as error:
         sys.exit(_fail(f"error: {error}", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted: nothing half-written was left behind", 130))
+        sys.exit(_fail("interrupted", 130))
     if args.json and leads:
         print(json.dumps(result))
     elif leads:

@@ -43,6 +43,9 @@ def evaluate(
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads = _matched(first, opened, heads)
     rank, world = _ranks()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    for model in models.values():
+        model.to(device).eval()
     batches = eval_loader(opened, heads, Input(**first.config["input"]), views, batch, workers, rank, world)
     hits = {name: {head: [0, 0] for head in heads} for name in models}
     keys, failures = [], []
@@ -98,17 +101,17 @@ def _hits(models: Mapping[str, TubeViT], batch: Batch) -> Iterator[tuple[str, st
     for name, features in view_features(models, batch.pixels).items():  # (B, V, D)
         for head, labels in batch.labels.items():
             probabilities = models[name].arm.heads[head](features).softmax(-1).mean(1)  # (B, C)
-            best = probabilities.topk(min(5, probabilities.shape[1])).indices == labels[:, None]
+            best = probabilities.topk(min(5, probabilities.shape[1])).indices.cpu() == labels[:, None]
             yield name, head, (int(best[:, 0].sum()), int(best.sum()))
 
 
 def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Tensor]:
     """uint8 views (B, V, 3, ...) -> pooled features (B, V, D) of each model, after one pass of the trunk they share."""
-    deepest = max(models.values(), key=lambda model: model.frozen_depth).eval()
-    x = deepest.preprocess(pixels.flatten(0, 1))
+    deepest = max(models.values(), key=lambda model: model.frozen_depth)
+    x = deepest.preprocess(pixels.flatten(0, 1).to(next(deepest.parameters()).device))
     depths = {model.frozen_depth for model in models.values()} - {0}
     inputs = {0: x, **(deepest.trunk(x, depths) if deepest.trunk is not None else {})}
-    features = {name: model.eval().arm.features(inputs[model.frozen_depth]) for name, model in models.items()}
+    features = {name: model.arm.features(inputs[model.frozen_depth]) for name, model in models.items()}
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 
 

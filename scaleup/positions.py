@@ -41,8 +41,9 @@ def indices(spec: TubeSpec, size: Size) -> Tensor:
 def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor:
     """A grid of position embeddings (gh, gw, D) at spatial centres (N, 2) in pixels, bilinear: -> (N, D)."""
     height, width = grid.shape[:2]
-    patches = (centres - (torch.tensor(patch) - 1) / 2) / torch.tensor(patch)  # in patches, first centre at 0
-    extent = torch.tensor([max(height - 1, 1), max(width - 1, 1)])
+    sides = torch.tensor(patch).to(centres)
+    patches = (centres - (sides - 1) / 2) / sides  # in patches, first centre at 0
+    extent = torch.tensor([max(height - 1, 1), max(width - 1, 1)]).to(centres)
     points = (2 * patches / extent - 1).flip(-1).to(grid)  # grid_sample takes (x, y) in [-1, 1]
     sampled = F.grid_sample(
         grid.permute(2, 0, 1)[None], points[None, None], mode="bilinear", padding_mode="border", align_corners=True

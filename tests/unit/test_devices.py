@@ -1,0 +1,33 @@
+"""A model computes on the device of its parameters: on the meta device any tensor made elsewhere would be refused."""
+
+import pytest
+import torch
+
+from scaleup.backbones.build import build
+from scaleup.model import assemble, describe
+from scaleup.positions import KINDS
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
+TUBE = {"kernel": [8, 4, 4], "stride": [8, 8, 8], "offset": [0, 0, 0], "fold": [2, 1, 1], "channels": None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_stays_behind_on_the_cpu(kind):
+    kwargs = SMALL if kind == "backbone" else SMALL | {"pos_embed": "none"}
+    backbone = build("vit_b", kwargs, (32, 32), "meta")
+    config = describe(
+        backbone,
+        0,
+        input={"frames": 16, "size": [32, 32], "fps": 15.0, "mean": [0.5] * 3, "std": [0.5] * 3},
+        frames={"stride": 16, "offset": 0},
+        tubes={"one": TUBE},
+        positions={"kind": kind, "amplitude": 1.0},
+        heads={"motion": ["left", "right"]},
+        frozen_depth=1,
+        gate=True,
+    )
+    with torch.device("meta"):
+        model = assemble(config, backbone)
+    for shape in ((2, 3, 16, 32, 32), (2, 3, 32, 32)):
+        pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
+        assert model(model.preprocess(pixels)).device.type == "meta"
