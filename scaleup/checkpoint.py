@@ -96,16 +96,23 @@ def load(source: str | Path, base: str | None = None) -> TubeViT:
     return model.eval()
 
 
-def load_run(run: str | Path) -> dict[str, TubeViT]:
-    """The arms of a run directory by name, in eval mode; those of a sweep share the tensors of one trunk."""
+def load_run(run: str | Path, base: str | None = None) -> dict[str, TubeViT]:
+    """The arms of a run directory by name, in eval mode; those of a sweep share the tensors of one trunk.
+
+    Args:
+        base: see :func:`load`.
+
+    Raises:
+        UserError: as :func:`load`, or the model that the arms began from has changed since.
+    """
     run = Path(run)
     template = recipes.load(run / "recipe.yaml").model.load
     arms = {path.parent.name: path.parent for path in sorted(run.glob("*/config.json"))}
     if not arms:
         raise UserError(f"{run} holds no trained arms yet")
     if template is None or len(arms) == 1:
-        return {name: load(directory) for name, directory in arms.items()}
-    shared = load(template)
+        return {name: load(directory, base) for name, directory in arms.items()}
+    shared = load(template, base)
     return {name: _arm_of(shared, directory) for name, directory in arms.items()}
 
 
@@ -117,6 +124,8 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     own = named_tensors(model)
     arm = {public_name(name) for name in model.arm.state_dict()}
     _refuse_misfits(own, found, own.keys() - arm | model.base.keys(), path)
+    if any(not torch.equal(found[name], own[name]) for name in found.keys() - arm):
+        raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
     model.arm.load_state_dict(
         {n: found[public_name(n)] for n in model.arm.state_dict() if public_name(n) in found}, strict=False
     )
@@ -149,6 +158,8 @@ def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
 
 def _backbone(config: dict[str, Any], weights: str | None) -> Backbone:
     entry = config["backbone"]
+    if weights not in (None, "meta", "pretrained") and not Path(weights).is_file():
+        raise UserError(f"the base weights of {entry['name']} are not at {weights}; say where they are with base")
     return build(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"])
 
 

@@ -26,7 +26,7 @@ def run(args):
 
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     many = (Path(args.model) / "recipe.yaml").is_file()
-    models = load_run(args.model) if many else {"model": load(args.model, args.base)}
+    models = load_run(args.model, args.base) if many else {"model": load(args.model, args.base)}
     for model in models.values():
         model.tokenizer.restride({tube: numbers(text) for tube, text in map(pair, args.strides or ())})
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers)

@@ -1,0 +1,147 @@
+"""Promise 7: every sample is evaluated exactly once, whatever the number of ranks and workers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scaleup.checkpoint import load, load_run, save
+from scaleup.data.augment import eval_views
+from scaleup.data.shapes import CLASSES, make_sample
+from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.errors import UserError
+from scaleup.evaluate import evaluate, view_features
+from scaleup.model import fresh
+from scaleup.recipe import Input, Recipe, sweep_arms
+from scaleup.training.run import run
+
+TOOL = str(Path(__file__).parents[2] / "tools" / "evaluate.py")
+COUNT, DAMAGED, VIEWS, SURE = 13, 4, "2x2", 50  # 13 samples in batches of 3: no number of ranks or workers divides them
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of moving shapes in three shards; one of them cannot be decoded."""
+    samples = [make_sample("video", seed=0, split=2, number=number, size=32, frames=12) for number in range(COUNT)]
+    whole = samples[DAMAGED]
+    samples[DAMAGED] = Sample(whole.key, whole.extension, b"no video", whole.labels)
+    return write_shards(samples, tmp_path_factory.mktemp("data") / "test", "video", CLASSES["video"], per_shard=5).path
+
+
+@pytest.fixture
+@torch.no_grad()
+def model(tiny: Callable[..., Recipe], shards: Path, tmp_path: Path) -> Path:
+    """An untrained model that is sure of itself, and whose views of one clip disagree."""
+    made, opened = fresh(tiny().model, CLASSES["video"], seed=11).eval(), Shards.open(shards)
+    media = [opened.read(index).media for index in range(COUNT) if index != DAMAGED]
+    views = torch.cat([eval_views(each, "video", Input(**made.config["input"]), 2, 2) for each in media])
+    features = made.forward_features(made.preprocess(views))  # (samples * V, D)
+    for head in made.arm.heads.values():
+        head.weight *= SURE
+        head.bias.copy_(-head.weight @ features.mean(0))
+    return save(made, tmp_path / "model")
+
+
+@torch.no_grad()
+def slow_counts(model: Path, shards: Path, head: str) -> tuple[int, int, int]:
+    """First among the classes, among the first five, and first if logits were averaged: one sample at a time."""
+    loaded, opened = load(model), Shards.open(shards)
+    top1 = top5 = by_logits = 0
+    for index in set(range(COUNT)) - {DAMAGED}:
+        views = eval_views(opened.read(index).media, "video", Input(**loaded.config["input"]), 2, 2)
+        logits = torch.cat([loaded(loaded.preprocess(view[None]), head=head) for view in views]).double()
+        probabilities = sum(each.exp() / each.exp().sum() for each in logits) / len(views)
+        label = int(opened.labels[head][index])
+        better = int((probabilities > probabilities[label]).sum())
+        top1, top5 = top1 + (better == 0), top5 + (better < 5)
+        by_logits += int(logits.mean(0).argmax()) == label
+    return top1, top5, by_logits
+
+
+def counts(result: dict[str, Any], head: str) -> tuple[float, float]:
+    assert result["samples"] == COUNT - 1
+    return tuple(round(result["heads"][head][key] * (COUNT - 1), 6) for key in ("top1", "top5"))  # type: ignore[return-value]
+
+
+def tool(*args: object, ranks: int = 1) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, TOOL, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+def test_every_sample_counts_once(model: Path, shards: Path, ranks: int, workers: int) -> None:
+    if ranks == 1:
+        result = evaluate({"model": load(model)}, shards, VIEWS, batch=3, workers=workers)["model"]
+    else:
+        done = tool(model, shards, "--views", VIEWS, "--batch", 3, "--workers", workers, "--json", ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()  # the first process speaks for both
+        result = json.loads(line)
+    for head in ("shape", "motion"):
+        assert counts(result, head) == slow_counts(model, shards, head)[:2]
+    assert [key for key, _ in result["failures"]] == [Shards.open(shards).keys[DAMAGED]]
+    assert result["list_sha256"] == Shards.open(shards).list_sha256
+
+
+def test_probabilities_are_averaged_and_not_logits(model: Path, shards: Path) -> None:
+    """The counts above tell the two apart."""
+    assert any(top1 != by_logits for top1, _, by_logits in (slow_counts(model, shards, h) for h in ("shape", "motion")))
+
+
+@pytest.fixture
+def swept(tiny: Callable[..., Recipe], tiny_path: Path, model: Path, tmp_path: Path) -> Path:
+    """A sweep of three arms that start from a model directory."""
+    recipe = tiny("train.steps=2", f"out={tmp_path / 'sweep'}")
+    recipe.model.load = str(model)
+    run(recipe, sweep_arms(recipe))
+    return tmp_path / "sweep"
+
+
+def test_arms_in_one_pass_give_what_each_gives_alone(swept: Path, shards: Path) -> None:
+    together, alone = load_run(swept), {name: load(swept / name) for name in ("full", "last", "gated")}
+    assert together.keys() == alone.keys()
+    passes: list[int] = []
+    together["last"].trunk.blocks[0].register_forward_hook(lambda *_: passes.append(1))  # type: ignore[union-attr]
+    pixels = torch.randint(0, 256, (2, 4, 3, 8, 32, 32), dtype=torch.uint8)  # (B, V, 3, T, H, W)
+    features = view_features(together, pixels)
+    assert len(passes) == 1  # one pass of the trunk for all
+    for name, values in features.items():
+        assert torch.equal(values, view_features({name: alone[name]}, pixels)[name]), name
+    assert len({values.sum().item() for values in features.values()}) == 3  # each arm is another
+    results = evaluate(together, shards, VIEWS)
+    assert results == {name: evaluate({name: each}, shards, VIEWS)[name] for name, each in alone.items()}
+
+
+def test_a_run_whose_start_has_changed_since_is_refused(swept: Path, model: Path) -> None:
+    """Its arms sit on another trunk than the one that would serve them."""
+    changed = load(model)
+    changed.blocks[0].attn.qkv.weight.data += 0.1  # type: ignore[union-attr,operator]
+    save(changed, model, overwrite=True)
+    with pytest.raises(UserError, match="another trunk"):
+        load_run(swept)
+
+
+def test_heads_that_do_not_fit_are_named(model: Path, shards: Path, tmp_path: Path) -> None:
+    loaded = {"model": load(model)}
+    with pytest.raises(UserError, match="no head 'motoin'.*'motion'"):
+        evaluate(loaded, shards, heads={"motoin": "motion"})
+    with pytest.raises(UserError, match="'motion' has other classes than label 'shape'"):
+        evaluate(loaded, shards, heads={"motion": "shape"})
+    with pytest.raises(UserError, match="label 'moton'.*'motion'"):
+        evaluate(loaded, shards, heads={"motion": "moton"})
+    images = [make_sample("image", 0, 2, number, 32, 1) for number in range(2)]
+    others = write_shards(images, tmp_path / "images", "image", {"size": [], **CLASSES["image"]} | {"shape": ["?"] * 8})
+    with pytest.raises(UserError, match="no head of the model .*shape, motion.*--heads HEAD=LABEL"):
+        evaluate(loaded, others.path)
+
+
+def test_mistakes_are_sentences_and_exit_code_2(model: Path, shards: Path) -> None:
+    done = tool(model, shards, "--heads", "motion")
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "'motion'" in done.stderr and len(done.stderr.splitlines()) == 1

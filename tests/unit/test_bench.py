@@ -1,0 +1,54 @@
+import sys
+
+import pytest
+import torch
+
+from scaleup.bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
+from scaleup.bench.turns import alternated, compared, goal, python
+from scaleup.errors import UserError
+
+
+def test_turns_alternate_and_the_first_does_not_count() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> str:
+        order.append(name)
+        return f"{name}{order.count(name)}"
+
+    turns = alternated(lambda: side("ours"), lambda: side("other"), repeats=2)
+    assert turns == [("ours2", "other2"), ("ours3", "other3")]
+    assert order == ["ours", "other", "other", "ours", "ours", "other"]
+
+
+def test_the_ratio_is_taken_turn_by_turn() -> None:
+    slowing = [(1.0, 2.0), (10.0, 20.0), (30.0, 40.0)]  # a machine that others use more and more
+    assert compared(slowing) == {"seconds": 10.0, "other_seconds": 20.0, "ratio": 0.5}
+
+
+def test_a_goal_is_met_up_to_its_limit() -> None:
+    assert goal("seconds", 1.5, 1.5)["met"] and not goal("seconds", 1.6, 1.5)["met"]
+
+
+def test_a_process_is_measured_by_itself_and_not_by_who_started_it() -> None:
+    held = torch.ones(100 * 2**20 // 4)  # 100 MiB of this process
+    small, large = python("-c", "pass"), python("-c", "held = bytearray(200 * 2**20); import time; time.sleep(0.3)")
+    assert small.peak_bytes < held.nbytes
+    assert 200 * 2**20 < large.peak_bytes < 300 * 2**20
+    assert large.seconds >= 0.3
+
+
+def test_a_process_that_fails_is_no_figure() -> None:
+    with pytest.raises(UserError, match="exit code 3"):
+        python("-c", "raise SystemExit(3)")
+    assert python("-c", f"import sys; assert sys.prefix == {sys.prefix!r}").seconds > 0  # the same environment
+
+
+def test_both_sides_of_the_tokenizer_give_the_same_tokens() -> None:
+    rows = tokenizer(widths=(24,), batches=(1,), repeats=1)["rows"]
+    assert [row["tube"] for row in rows] == [*(spec.name for spec in FOLDED), "all"] * 2
+    assert all(row["max_abs_diff"] < 1e-4 and row["ratio"] > 0 for row in rows)
+
+
+def test_the_main_tubes_give_the_tokens_of_the_paper() -> None:
+    for specs in (FOLDED, UNFOLDED):
+        assert [spec.tokens(SIZE) for spec in specs] == [98, 147, 98]
