@@ -48,11 +48,12 @@ def build(
             left |= timm.load_weights(vit, found, at.weights)
     made = timm.take_apart(vit, f"timm:{at.name}")
     mean, std = (tuple(at.input.get(key, getattr(made, key))) for key in ("mean", "std"))
-    return replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std)
+    license = at.input.get("license", made.license)
+    return replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std, license=license)
 
 
 class Located(NamedTuple):
-    """timm's own name, the changes to it, where its weights are, and what it is fed where that is not timm's to say."""
+    """timm's own name, the changes to it, where its weights are, and what a directory says of its input and license."""
 
     name: str
     kwargs: dict[str, Any]
@@ -84,11 +85,17 @@ def _directory(path: Path, kwargs: dict[str, Any], weights: str | None) -> Locat
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no model directory: its config.json cannot be read ({error})") from error
     if isinstance(config, dict) and "architecture" in config:  # timm's own layout
-        return Located(f"local-dir:{path.resolve()}", kwargs, weights)
-    if not (path / "model.safetensors").is_file():
-        raise UserError(f"{path} holds no whole image model; export it with --to full first")
-    config = config_file.check(config, str(path / "config.json"))
-    entry = config["backbone"]
-    name, kwargs = entry["name"].removeprefix("timm:"), entry["kwargs"] | kwargs
-    file = str((path / "model.safetensors").resolve())
-    return Located(name, kwargs, file if weights == "pretrained" else weights, config["input"])
+        name, own, fed = timm.architecture_in(config, path)
+    else:
+        config = config_file.check(config, str(path / "config.json"))
+        entry = config["backbone"]
+        name, own = entry["name"].removeprefix("timm:"), entry["kwargs"]
+        fed = config["input"] | {"license": entry["license"]}
+    return Located(name, own | kwargs, _weights_in(path) if weights == "pretrained" else weights, fed)
+
+
+def _weights_in(path: Path) -> str:
+    for file in (path / "model.safetensors", path / "pytorch_model.bin"):
+        if file.is_file():
+            return str(file.resolve())
+    raise UserError(f"{path} holds no whole image model, there is no model.safetensors; export it with --to full first")

@@ -41,7 +41,7 @@ class Tail(VisionTransformer):
 
 def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pretrained: bool = False) -> Any:
     """A timm model without classifier, at an input size (h, w) of its own or of the caller's."""
-    if "local-dir:" not in name and "hf-hub:" not in name and not timm.is_model(name.split(".")[0]):
+    if "hf-hub:" not in name and not timm.is_model(name.split(".")[0]):
         raise UserError(f"unknown timm model {name!r}{nearest(name, timm.list_models('*vit*'))}")
     kwargs = {**kwargs, "num_classes": 0} | ({"img_size": tuple(size)} if size else {})
     try:
@@ -53,6 +53,20 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pret
         raise UserError(
             f"the weights of {name!r} could not be had ({reason}); give a local file with --weights, or --random-init"
         ) from error
+
+
+def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """A ``config.json`` in timm's own layout -> timm's name, the changes to it, what it is fed and its license."""
+    try:
+        given, kwargs = dict(config["pretrained_cfg"]), dict(config.get("model_args") or {})
+        if "global_pool" in config:
+            kwargs.setdefault("global_pool", config["global_pool"])
+        for key in ("num_classes", "img_size"):
+            kwargs.pop(key, None)
+        fed = {key: given[key] for key in ("mean", "std", "license") if key in given}
+        return str(config["architecture"]), kwargs, fed | {"size": tuple(given["input_size"][1:])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} is not in timm's layout ({error!r})") from error
 
 
 def take_apart(vit: Any, name: str) -> Backbone:
