@@ -64,7 +64,7 @@ def save(
         (directory / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
         (directory / "README.md").write_text(card(model, kind, content))
         try:
-            save_file(content, directory / name, {"config": text, "format": "pt"})
+            save_file(content, directory / name, {"config": text})  # one key: with two, their order is chance
         except SafetensorError as error:
             raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
         (directory / name).chmod(0o644)  # safetensors writes for the owner alone

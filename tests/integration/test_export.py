@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import scaleup
+from scaleup import checkpoint
+from scaleup.data.shapes import CLASSES
+from scaleup.errors import UserError
+from scaleup.export import export, parity
+from scaleup.model import TubeViT, fresh
+from scaleup.recipe import Recipe
+from scaleup.transplant import Options, transplant
+
+TOOL = str(Path(__file__).parents[2] / "tools" / "export.py")
+
+
+@pytest.fixture
+def delta(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+    """A transplanted model whose last block, gate and head have been changed; its base is ``tmp_path / "large"``."""
+    described = tiny("model.positions.kind=backbone").model
+    for name, seed in (("small", 1), ("large", 2)):
+        checkpoint.save(fresh(described, {}, seed), tmp_path / name)
+    transplant(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "moved", Options(gate_at=2))
+    model = checkpoint.load(tmp_path / "moved").with_arm(2, True, CLASSES["video"])
+    with torch.no_grad():
+        model.arm.gate.alpha += 0.5  # type: ignore[union-attr]
+        model.arm.blocks["2"].mlp.fc1.weight *= 1.1  # type: ignore[union-attr,operator]
+    return checkpoint.save(model, tmp_path / "delta")
+
+
+def tool(*args: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, timeout=120)
+
+
+def bits(model: TubeViT) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in checkpoint.named_tensors(model).items()}
+
+
+def test_delta_to_full_and_back_bit_for_bit(delta: Path, tmp_path: Path) -> None:
+    full, again = tmp_path / "full", tmp_path / "again"
+    for source, kind, out in ((delta, "full", full), (full, "delta", again)):
+        done = tool(source, "--to", kind, "--out", out, "--json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["image_max_abs_diff"] == result["video_max_abs_diff"] == 0
+        assert result["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+    assert bits(scaleup.load(full)) == bits(scaleup.load(delta)) == bits(scaleup.load(again))
+    assert (again / "delta.safetensors").read_bytes() == (delta / "delta.safetensors").read_bytes()
+    kept = load_file(delta / "delta.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"tubes", "gate", "blocks", "heads"}
+    assert [name for name in kept if name.startswith("blocks")] == ["blocks.2.mlp.fc1.weight"]  # the rest is the base's
+
+
+def test_a_full_model_needs_no_base_and_a_delta_its_own(delta: Path, tmp_path: Path) -> None:
+    export(delta, "full", tmp_path / "full")
+    whole = bits(scaleup.load(delta))
+    moved = (tmp_path / "large").rename(tmp_path / "elsewhere") / "model.safetensors"
+    assert bits(scaleup.load(tmp_path / "full")) == whole
+    done = tool(delta, "--to", "full", "--out", tmp_path / "other")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "other").exists()
+    assert str(tmp_path / "large" / "model.safetensors") in done.stderr
+    export(delta, "full", tmp_path / "other", base=str(moved))
+    assert bits(scaleup.load(tmp_path / "other")) == whole
+    with pytest.raises(UserError, match="sha256"):
+        export(delta, "full", tmp_path / "wrong", base=str(tmp_path / "small" / "model.safetensors"))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_an_unknown_target_is_named_with_the_nearest(delta: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown target 'detla'; allowed are delta, full.*'delta'"):
+        export(delta, "detla", tmp_path / "out")
+
+
+def test_what_exists_is_not_written_over(delta: Path, tmp_path: Path) -> None:
+    before = (tmp_path / "small" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="exists"):
+        export(delta, "full", tmp_path / "small")
+    assert (tmp_path / "small" / "model.safetensors").read_bytes() == before
+    export(delta, "full", tmp_path / "small", overwrite=True)
+    assert scaleup.load(tmp_path / "small").config["gate"]
+
+
+def test_a_model_without_a_public_base_has_no_delta(tmp_path: Path, delta: Path) -> None:
+    with pytest.raises(UserError, match="no delta; allowed is --to full"):
+        export(tmp_path / "small", "delta", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_difference_is_an_error_and_not_a_number(
+    delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(model: TubeViT, *args: object, **kwargs: object) -> None:
+        model = checkpoint.load(delta)
+        model.arm.heads["motion"].bias.data[0] += 1e-6  # type: ignore[union-attr,operator]
+        honest(model, *args, **kwargs)  # type: ignore[arg-type]
+
+    honest = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", careless)
+    with pytest.raises(UserError, match="differs .* do not use it"):
+        export(delta, "full", tmp_path / "out")
+
+
+def test_parity_looks_at_images_and_videos_and_every_head(delta: Path) -> None:
+    one, other = scaleup.load(delta), scaleup.load(delta)
+    assert parity(one, other) == (0, 0)
+    next(iter(other.tokenizer.tubes.values())).bias.data += 1
+    image, video = parity(one, other)
+    assert image == 0 and video > 0
