@@ -42,6 +42,7 @@ class Backbone:
     license: str
     kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the library's architecture
     weights: str | None = None  # where the weights came from; None: drawn at random
+    positions: dict[str, Any] | None = None  # kind and amplitude in one of our own models; None: all are in the stem
     left: dict[str, Tensor] = field(default_factory=dict)  # tensors of the file that have no place here (classifier)
 
     @property

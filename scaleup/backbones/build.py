@@ -49,11 +49,12 @@ def build(
     made = timm.take_apart(vit, f"timm:{at.name}")
     mean, std = (tuple(at.input.get(key, getattr(made, key))) for key in ("mean", "std"))
     license = at.input.get("license", made.license)
-    return replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std, license=license)
+    made = replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std, license=license)
+    return replace(made, positions=at.input.get("positions"))
 
 
 class Located(NamedTuple):
-    """timm's own name, the changes to it, where its weights are, and what a directory says of its input and license."""
+    """timm's own name, the changes to it, where its weights are, and what a directory says beside (input, license)."""
 
     name: str
     kwargs: dict[str, Any]
@@ -90,7 +91,7 @@ def _directory(path: Path, kwargs: dict[str, Any], weights: str | None) -> Locat
         config = config_file.check(config, str(path / "config.json"))
         entry = config["backbone"]
         name, own = entry["name"].removeprefix("timm:"), entry["kwargs"]
-        fed = config["input"] | {"license": entry["license"]}
+        fed = config["input"] | {"license": entry["license"], "positions": config["positions"]}
     return Located(name, own | kwargs, _weights_in(path) if weights == "pretrained" else weights, fed)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -74,6 +75,9 @@ def read(path: str | Path) -> Donor:
         config = LIGHTNING_CONFIG
     config = config or _config_beside(file, beside)
     kernels = _lightning(found) if LIGHTNING[0] in found else _own(config, found, file)
+    for kernel in kernels:
+        if not (kernel.weight.isfinite().all() and kernel.bias.isfinite().all()):
+            raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
     return Donor(str(path), kernels, config, found, tensors.fingerprint(tensors.hashes(found)))
 
 
@@ -121,8 +125,8 @@ def _own_kernel(spec: TubeSpec, found: Mapping[str, Tensor], file: Path) -> Kern
 
 
 def _lightning(found: Mapping[str, Tensor]) -> list[Kernel]:
-    weight, biases = (found[name].float() for name in LIGHTNING if name in found)
-    if weight.dim() != 5 or biases.shape != (len(LIGHTNING_TUBES) + 1, len(weight)):
+    weight, biases = (found.get(name, torch.zeros(0)).float() for name in LIGHTNING)
+    if weight.shape[1:] != (3, 8, 8, 8) or biases.shape != (len(LIGHTNING_TUBES) + 1, len(weight)):
         raise UserError(
             f"{LIGHTNING[0]} {tuple(weight.shape)} and {LIGHTNING[1]} {tuple(biases.shape)} are not one kernel "
             f"(D, 3, 8, 8, 8) and four biases (4, D)"

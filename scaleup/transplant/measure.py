@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from scaleup.model import TubeViT
+from scaleup.backbones import Backbone
+from scaleup.model import TubeViT, assemble
 from scaleup.transplant.donor import Donor, Kernel
 from scaleup.tubes import TubeSpec
 
@@ -35,9 +36,13 @@ def normalise(clip: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def image_max_abs_diff(model: TubeViT, source: nn.Module, images: Tensor) -> float:
+def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor) -> float:
     """Pooled features of the adapted model, gate closed, against the image model's own: images (B, 3, H, W)."""
-    wanted = source.forward_head(source.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    if large.positions is None:
+        wanted = large.source.forward_head(large.source.forward_features(images), pre_logits=True)
+    else:  # one of our own models, which adds positions of its own
+        alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
+        wanted = assemble(model.config | alone, large).eval().forward_features(images)
     return (model.forward_features(images) - wanted).abs().max().item()
 
 
@@ -52,6 +57,7 @@ def closed_max_abs_diff(model: TubeViT, taps: Any) -> float:
     return (closed - without).abs().max().item()
 
 
+@torch.enable_grad()
 def alpha_grad(model: TubeViT, taps: Any, seed: int = 0) -> float:
     """|d loss / d alpha| with the gate closed; the loss is a cross entropy of random classes of the pooled features."""
     assert model.arm.gate is not None

@@ -96,8 +96,12 @@ def _plans(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
 def _positions(donor: Donor, large: Backbone, options: Options) -> dict[str, Any]:
     """Kind and amplitude: the backbone's own grid with sines in time as strong as it, or sines alone."""
     own = getattr(large.source, "pos_embed", None) is not None
-    kind = options.positions or ("backbone" if own else "cosine")
-    amplitude = options.amplitude
+    had = large.positions or {"kind": "backbone" if own else "cosine"}
+    kind, amplitude = options.positions or had["kind"], options.amplitude
+    if options.positions is None and kind in ("learned", "relative"):
+        raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
+    if amplitude is None and kind == had["kind"] != "backbone":
+        amplitude = had.get("amplitude")
     if amplitude is None:
         grid = measure.rms(large.stem.position_grid().detach()) if own else 0.0  # type: ignore[operator]
         amplitude = 2**0.5 * grid if kind == "backbone" else donor.config.get("positions", {}).get("amplitude", 1.0)
@@ -168,7 +172,7 @@ def _measure(
     for name in tokens:
         report["tubes"][name]["rms_adapted"] = measure.rms(measure.tube_tokens(model, name, clip))
     images = measure.normalise(clip[:1], model.config)[:, :, 0]
-    report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large.source, images)
+    report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large, images)
     taps = model.arm_inputs(measure.normalise(clip[:1], model.config))
     report["gate"] |= {
         "closed_max_abs_diff": measure.closed_max_abs_diff(model, taps),

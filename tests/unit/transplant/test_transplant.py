@@ -1,0 +1,309 @@
+"""Whole transplants: what is claimed in the report, measured here again and otherwise."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from donors import LARGE, large_directory, small_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import scaleup
+from scaleup import recipe
+from scaleup.errors import UserError
+from scaleup.transplant import Options, transplant
+
+FOLDS = {"none": 48, "two": 24, "four": 12, "three": 16, "cut": 18, "narrow": 60}  # widths of small models for 48
+PIXELS = torch.rand(2, 3, 16, 32, 40, generator=torch.Generator().manual_seed(0))
+
+
+def parents(tmp_path: Path, width: int = 24, **parts: Any) -> tuple[Path, Path]:
+    small_model(width, **parts).save_pretrained(tmp_path / "small")
+    return tmp_path / "small", large_directory(tmp_path / "large")
+
+
+def moved(tmp_path: Path, *donors: Path, **options: Any) -> tuple[Any, dict]:
+    small, large = donors or parents(tmp_path)
+    report = transplant(str(small), str(large), tmp_path / "out", Options(**options))
+    return scaleup.load(tmp_path / "out"), report
+
+
+def rms(tokens: Tensor) -> float:
+    return tokens.double().square().mean().sqrt().item()
+
+
+def normalised(pixels: Tensor, mean: Any, std: Any) -> Tensor:
+    return torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+
+
+def places(start: int, kernel: int, stride: int, fold: int, length: int) -> list[list[int]]:
+    """Where the kernel must be, said once more: stride / fold apart if that fits, else spread over the clip."""
+    count = (length - start - kernel) // stride + 1
+    rule = [[start + token * stride + place * stride // fold for place in range(fold)] for token in range(count)]
+    if stride % fold == 0 and rule[-1][-1] + kernel <= length:
+        return rule
+    total = count * fold
+    spread = [round(start + index * (length - kernel - start) / (total - 1)) for index in range(total)]
+    return [spread[token * fold : (token + 1) * fold] for token in range(count)]
+
+
+def slow_tokens(
+    tube: recipe.Tube, fold: list[int], weight: Tensor, bias: Tensor, x: Tensor, width: int
+) -> Iterator[Tensor]:
+    axes = [
+        places(tube.offset[a], tube.kernel[a], tube.stride[a], fold[a], length) for a, length in enumerate(x.shape[2:])
+    ]
+    kt, kh, kw = tube.kernel
+    for ts in axes[0]:
+        for hs in axes[1]:
+            for ws in axes[2]:
+                blocks = [
+                    torch.stack(
+                        [(x[:, :, t : t + kt, h : h + kh, w : w + kw] * each).sum((1, 2, 3, 4)) for each in weight], 1
+                    )
+                    + bias
+                    for t in ts
+                    for h in hs
+                    for w in ws
+                ]
+                yield torch.cat(blocks, dim=1)[:, :width]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FOLDS)
+def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(name: str, tmp_path: Path) -> None:
+    tubes = {
+        "long": recipe.Tube([8, 4, 4], [8, 8, 8]),
+        "wide": recipe.Tube([2, 8, 6], [4, 16, 12], [1, 0, 2]),
+    }
+    small, large = parents(tmp_path, FOLDS[name], tubes=tubes)
+    model, report = moved(tmp_path, small, large)
+    held = load_file(small / "model.safetensors")
+    x = normalised(PIXELS.double(), [0.2, 0.5, 0.6], [0.3, 0.2, 0.4])
+    fed = normalised(PIXELS, *(model.config["input"][key] for key in ("mean", "std")))
+    for key, tube in tubes.items():
+        entry = report["tubes"][key]
+        weight, bias = (held[f"tubes.{key}.{part}"].double() for part in ("weight", "bias"))
+        wanted = torch.stack(list(slow_tokens(tube, entry["fold"], weight, bias, x, 48)), dim=1)
+        found = model.tokenizer.tubes[key](fed)
+        assert found.shape == wanted.shape == (2, entry["tokens"], 48)
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
+        assert entry["token_max_abs_diff"] < 2e-5
+        assert entry["channels"] == FOLDS[name] and entry["exact"] == (48 % FOLDS[name] == 0)
+        assert entry["dropped_channels"] == -48 % FOLDS[name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kwargs", [{}, {"reg_tokens": 2, "pre_norm": True, "init_values": 0.5, "global_pool": "avg"}])
+def test_an_image_gives_what_the_image_model_gives(kwargs: dict, tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "small")
+    large = large_directory(tmp_path / "large", **kwargs)
+    model, report = moved(tmp_path, tmp_path / "small", large, gate_at=2)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=(32, 40), **LARGE, **kwargs).eval()
+    vit.load_state_dict(load_file(large / "model.safetensors"))
+    images = torch.randn(3, 3, 32, 40)
+    wanted = vit.forward_head(vit.forward_features(images), pre_logits=True)
+    assert torch.equal(model.forward_features(images), wanted) and report["image_max_abs_diff"] == 0
+    assert report["gate"]["closed_max_abs_diff"] == 0
+
+
+def test_the_report_says_what_it_must(tmp_path: Path) -> None:
+    model, report = moved(tmp_path, gate_at=2)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == {
+        **report,
+        "seconds": pytest.approx(report["seconds"], abs=2),
+    }
+    assert report["tubes"].keys() == {"long", "wide"}
+    keys = {
+        "channels",
+        "fold",
+        "exact",
+        "dropped_channels",
+        "tokens",
+        "token_max_abs_diff",
+        "rms_source",
+        "rms_backbone",
+    }
+    assert all(keys <= tube.keys() for tube in report["tubes"].values())
+    assert report["tokens"] == model.tokenize(PIXELS).shape[1] == 1 + 2 * 20 + 2 * 20 + 4 * 20
+    assert report["gate"] == {
+        "frozen_depth": 2,
+        "depth": 4,
+        "closed_max_abs_diff": 0,
+        "alpha_grad": report["gate"]["alpha_grad"],
+    }
+    assert report["gate"]["alpha_grad"] > 1e-4
+    assert model.frozen_depth == 2 and model.arm.gate.alpha.item() == 0
+    for parent in report["parents"].values():
+        assert parent["name"] and len(parent["sha256"]) == 64
+    assert report["seconds"] > 0 and report["peak_bytes"] > 1e8
+
+
+def test_every_number_of_both_parents_is_accounted_for(tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    _, report = moved(tmp_path, small, large)
+    assert_accounted(report, small, large, new={"gate.alpha"})
+    fates = report["accounting"]["tensors"]
+    assert fates["small/tubes.long.weight"] == "folded" and fates["small/heads.shape.bias"] == "left"
+    assert fates["backbone/head.weight"] == "left" and fates["backbone/pos_embed"] == "kept"
+
+
+def assert_accounted(report: dict, small: Path, large: Path, new: set[str]) -> None:
+    own, public = (load_file(path / "model.safetensors") for path in (small, large))
+    wanted = {f"small/{name}" for name in own} | {f"backbone/{name}" for name in public}
+    assert report["accounting"]["tensors"].keys() == wanted | {f"adapted/{name}" for name in new}
+    rows = report["accounting"]["summary"]
+    for parent, held in (("small", own), ("backbone", public)):
+        entries = [entry for row, entry in rows.items() if row.startswith(parent)]
+        assert sum(entry["tensors"] for entry in entries) == len(held)
+        assert sum(entry["numbers"] for entry in entries) == sum(tensor.numel() for tensor in held.values())
+
+
+def test_a_model_of_ours_as_the_large_one_is_accounted_for_too(tmp_path: Path) -> None:
+    small_model(24).save_pretrained(tmp_path / "small")
+    small_model(48, tubes={"other": recipe.Tube([4, 4, 4], [8, 8, 8])}).save_pretrained(tmp_path / "large")
+    model, report = moved(tmp_path, tmp_path / "small", tmp_path / "large")
+    assert_accounted(report, tmp_path / "small", tmp_path / "large", {"gate.alpha"})
+    assert list(model.tokenizer.tubes) == ["long", "wide"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["cosine", "cosine_no_stride", "none", "backbone"])
+def test_an_image_gives_what_a_large_model_of_ours_gives(kind: str, tmp_path: Path) -> None:
+    small_model(24).save_pretrained(tmp_path / "small")
+    large = small_model(48, positions=recipe.Positions(kind, 0.3))
+    large.save_pretrained(tmp_path / "large")
+    model, report = moved(tmp_path, tmp_path / "small", tmp_path / "large")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.forward_features(images), large.forward_features(images))
+    assert report["positions"]["kind"] == kind and report["image_max_abs_diff"] == 0
+
+
+def test_tables_of_positions_that_cannot_move_are_refused(tmp_path: Path) -> None:
+    small_model(24).save_pretrained(tmp_path / "small")
+    small_model(48, positions=recipe.Positions("learned")).save_pretrained(tmp_path / "large")
+    with pytest.raises(UserError, match="has learned positions, which are not moved; choose others with --positions"):
+        moved(tmp_path, tmp_path / "small", tmp_path / "large")
+    moved(tmp_path, tmp_path / "small", tmp_path / "large", positions="cosine")
+
+
+@torch.no_grad()
+def test_scales_match_on_request(tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    clip = PIXELS
+    report = transplant(str(small), str(large), tmp_path / "as-is", Options(), clip)
+    matched = transplant(str(small), str(large), tmp_path / "out", Options(match_scale=True), clip)
+    model, plain = scaleup.load(tmp_path / "out"), scaleup.load(tmp_path / "as-is")
+    fed = normalised(clip, *(model.config["input"][key] for key in ("mean", "std")))
+    stem = model.tokenizer.stem
+    own = stem(fed[:, :, 0])[:, 1:] - stem.pos_embed[:, 1:]
+    target = rms(own)
+    for name, tube in model.tokenizer.tubes.items():
+        tokens, before = tube(fed), plain.tokenizer.tubes[name](fed)
+        assert rms(tokens) == pytest.approx(target, rel=1e-4)
+        assert matched["tubes"][name]["rms_backbone"] == pytest.approx(target, rel=1e-4)
+        assert report["tubes"][name]["rms_source"] == pytest.approx(rms(before), rel=1e-4)
+        factor = (tokens / before).median()
+        torch.testing.assert_close(tokens, before * factor, rtol=1e-3, atol=1e-4)  # one factor, no more
+        assert matched["tubes"][name]["token_max_abs_diff"] < 2e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("match_scale", [False, True])
+def test_the_control_has_other_kernels_of_the_same_scale(match_scale: bool, tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    made = {}
+    for tubes in (False, True):
+        options = Options(random_tubes=tubes, match_scale=match_scale)
+        transplant(str(small), str(large), tmp_path / str(tubes), options, PIXELS)
+        made[tubes] = scaleup.load(tmp_path / str(tubes))
+    fed = normalised(PIXELS, *(made[True].config["input"][key] for key in ("mean", "std")))
+    for name in ("long", "wide"):
+        real, control = (made[tubes].tokenizer.tubes[name](fed) for tubes in (False, True))
+        assert rms(control) == pytest.approx(rms(real), rel=1e-4)
+        kernels = [made[tubes].tokenizer.tubes[name].weight.flatten() for tubes in (False, True)]
+        assert torch.corrcoef(torch.stack(kernels))[0, 1].abs() < 0.1
+    rest = [{n: t for n, t in made[tubes].state_dict().items() if ".tubes." not in n} for tubes in (False, True)]
+    assert all(torch.equal(rest[0][name], rest[1][name]) for name in rest[0])
+
+
+def test_a_dry_run_says_what_the_transplant_then_does(tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    plan = transplant(str(small), str(large), None, Options())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
+    _, report = moved(tmp_path, small, large)
+    assert plan["tokens"] == report["tokens"] and plan["parameters"] == report["parameters"]
+    assert all(plan["tubes"][name].items() <= tube.items() for name, tube in report["tubes"].items())
+    assert transplant(str(small), "vit_h", None, Options())["parameters"]["backbone"] > 6e8
+
+
+@pytest.mark.parametrize("positions", ["cosine", "none", "learned", "relative", "cosine_no_stride"])
+def test_other_positions_than_the_backbones_own(positions: str, tmp_path: Path) -> None:
+    model, report = moved(tmp_path, positions=positions, amplitude=0.25)
+    assert report["positions"] == {"kind": positions, "amplitude": 0.25}
+    assert report["accounting"]["tensors"]["backbone/pos_embed"] == "left"
+    assert model.forward_features(PIXELS).shape == (2, 48)
+
+
+def test_a_transplant_leaves_the_backbone_and_the_delta_is_small(tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    moved(tmp_path, small, large)
+    assert load_file(tmp_path / "out" / "delta.safetensors").keys() == {
+        "gate.alpha",
+        "tubes.long.weight",
+        "tubes.long.bias",
+        "tubes.wide.weight",
+        "tubes.wide.bias",
+    }
+
+
+def test_weights_beside_an_architecture(tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    bare = large_file_of(large, tmp_path / "bare.pth")
+    model, report = moved(tmp_path, small, large, weights=str(bare))
+    assert report["parents"]["backbone"]["weights"] == str(bare) and report["image_max_abs_diff"] == 0
+
+
+def large_file_of(directory: Path, path: Path) -> Path:
+    state = {f"module.{name}": tensor for name, tensor in load_file(directory / "model.safetensors").items()}
+    torch.save({"model": state}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exact": True}, r"'long' emits 18 channels, .* width 48; tubes of .*would fit"),
+        ({"gate_at": 0}, "--gate-at 0 does not fit .*; allowed are 1 to 4"),
+        ({"gate_at": 5}, "--gate-at 5"),
+        ({"positions": "cosin"}, "unknown positions 'cosin'.*nearest: 'cosine'"),
+        ({"size": (4, 4), "weights": None}, "needs at least"),
+        ({"weights": "nowhere.pth"}, "there is no file nowhere.pth"),
+        ({"size": (24, 7), "weights": None}, "'wide' needs at least 8 along w"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(options: dict, words: str, tmp_path: Path) -> None:
+    small, large = parents(tmp_path, 18)
+    with pytest.raises(UserError, match=words) as error:
+        transplant(str(small), str(large), tmp_path / "out", Options(**options))
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
+
+
+def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists"):
+        transplant("nowhere", "nowhere", tmp_path / "out", Options())
+
+
+def test_a_diverged_small_model_is_refused(tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    state = load_file(small / "model.safetensors")
+    nn.init.constant_(state["tubes.long.weight"], float("nan"))
+    save_file(state, small / "model.safetensors", {"config": (small / "config.json").read_text()})
+    with pytest.raises(UserError, match="the kernel of the tube 'long' is not finite"):
+        transplant(str(small), str(large), tmp_path / "out", Options())
