@@ -6,219 +6,21 @@ x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from scaleup.arm import Arm, Heads, init_head
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
 from scaleup.config import FORMAT
 from scaleup.errors import UserError, nearest
-from scaleup.positions import Fixed, Learned, Relative, sample_grid, time_table
 from scaleup.recipe import Model
-from scaleup.tubes import Size, TubeSpec, TubeTokenizer, module_name
-
-Heads = Mapping[str, list[str]]  # head -> names of its classes
-
-
-class Taps(NamedTuple):
-    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and the attention's bias where there is one."""
-
-    z0: Tensor
-    h: Tensor
-    attn_mask: Tensor | None = None
-
-
-def size_of(x: Tensor) -> Size:
-    """(T, H, W) of images (B, 3, H, W), where T is 1, or videos (B, 3, T, H, W)."""
-    return (1, *x.shape[2:]) if x.dim() == 4 else tuple(x.shape[2:])  # type: ignore[return-value]
-
-
-class Tokenizer(nn.Module):
-    """Images or videos to tokens with positions: the backbone's own patches, and tubes for videos."""
-
-    def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
-        super().__init__()
-        self.stem: Any = backbone.stem
-        self.num_prefix_tokens = backbone.num_prefix_tokens
-        self.embed_dim, patch = backbone.embed_dim, backbone.patch_size
-        frames, size = config["frames"], (config["input"]["frames"], *config["input"]["size"])
-        self.frames = TubeSpec("frames", (1, *patch), (frames["stride"], *patch), (frames["offset"], 0, 0))
-        self.image = TubeSpec("frames", (1, *patch), (1, *patch))
-        specs = [TubeSpec.from_config(name, tube) for name, tube in config["tubes"].items()]
-        self.tubes = TubeTokenizer(specs, self.embed_dim, config["interpolate"])
-        self.kind, self.amplitude = config["positions"]["kind"], config["positions"]["amplitude"]
-        self.positions: nn.Module | None = None
-        if self.kind.startswith("cosine"):
-            self.positions = Fixed(self.embed_dim, self.amplitude, stride=self.kind == "cosine")
-        elif self.kind == "learned":
-            self.positions = Learned([self.frames, *specs], size, self.embed_dim)
-        elif self.kind == "relative":
-            self.positions = Relative(backbone.num_heads)
-
-    def specs(self, size: Size) -> list[TubeSpec]:
-        """What reads an input of this size: an image (T = 1) takes the image tokenizer alone."""
-        return [self.image] if size[0] == 1 else [self.frames, *self.tubes.specs]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, T, H, W) or (B, 3, H, W) -> z0 (B, P+N, D): prefix tokens, then frames, then tubes."""
-        size = size_of(x)
-        z0 = self.stem(x.reshape(len(x), 3, *size[1:])) if size[0] == 1 else self._video_tokens(x, size)
-        positions = [table for spec in self.specs(size) if (table := self._table(spec, size)) is not None]
-        if positions:
-            prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)
-            table = torch.cat([each.to(tokens) for each in positions])
-            z0 = torch.cat([prefix, tokens + table], dim=1)
-        return self.stem.norm_pre(z0)
-
-    def restride(self, strides: Mapping[str, Sequence[int]]) -> None:
-        """Give tubes, or ``frames``, another stride (t, h, w): smaller ones give more tokens (Table 7d).
-
-        Raises:
-            UserError: there is no such tube, or a stride is not three positive numbers.
-        """
-        names = ["frames", *self.tubes]
-        for name, stride in strides.items():
-            if name not in names:
-                raise UserError(f"there is no tube {name!r}; allowed are {', '.join(names)}{nearest(name, names)}")
-            if len(stride) != 3 or min(stride) < 1:
-                raise UserError(f"the stride of {name!r} is {list(stride)}; allowed are three positive numbers t, h, w")
-            if name == "frames":
-                self.frames = replace(self.frames, stride=(stride[0], *self.frames.stride[1:]))
-            else:
-                self.tubes[name].spec = replace(self.tubes[name].spec, stride=tuple(stride))  # type: ignore[arg-type]
-
-    def attn_mask(self, size: Size) -> Tensor | None:
-        """Relative positions as a bias of the attention (1, heads, P+N, P+N); None for every other kind."""
-        if not isinstance(self.positions, Relative):
-            return None
-        centres = torch.cat([spec.centres(size) for spec in self.specs(size)])
-        return self.positions(centres.to(self.positions.tables), self.num_prefix_tokens)
-
-    def _video_tokens(self, x: Tensor, size: Size) -> Tensor:
-        count = self.frames.grid(size)[0]
-        images = x[:, :, self.frames.offset[0] :: self.frames.stride[0]].transpose(1, 2)  # (B, nt, 3, H, W)
-        tokens = self.stem(images.flatten(0, 1)).unflatten(0, (-1, count))  # (B, nt, P+Np, D)
-        prefix, frames = tokens[:, 0, : self.num_prefix_tokens], tokens[:, :, self.num_prefix_tokens :].flatten(1, 2)
-        tubes = [self.tubes(x)] if self.tubes.specs else []
-        return torch.cat([prefix, frames, *tubes], dim=1)
-
-    def _table(self, spec: TubeSpec, size: Size) -> Tensor | None:
-        """What is added to the tokens of a tube or of the frames: (N, D), or None."""
-        if isinstance(self.positions, Fixed | Learned):
-            return self.positions(spec, size)
-        if self.kind != "backbone" or size[0] == 1:
-            return None  # an image keeps what the backbone itself adds
-        table = self.amplitude * time_table(spec, size, self.embed_dim)
-        if spec is self.frames:
-            return table
-        grid = self.stem.position_grid()
-        space = sample_grid(grid, spec.centres(size)[:, 1:].to(grid), self.image.kernel[1:])
-        return table.to(space) + space
-
-
-class Trunk(nn.Module):
-    """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph."""
-
-    def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.blocks = nn.ModuleList(blocks)
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Trunk:
-        """Stay in eval mode, whatever is asked: drop path and dropout do not belong into a frozen trunk."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
-        """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
-        wanted = set(depths)
-        z0, mask = self.tokenizer(x), self.tokenizer.attn_mask(size_of(x))
-        h, taps = z0, {}
-        for depth, block in enumerate(self.blocks[: max(wanted)], start=1):
-            h = block(h, attn_mask=mask)
-            if depth in wanted:
-                taps[depth] = Taps(z0, h, mask)
-        return taps
-
-
-class Gate(nn.Module):
-    """Equation 8: h + tanh(alpha) z0, closed at first (alpha = 0)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(1))
-
-    def forward(self, h: Tensor, z0: Tensor) -> Tensor:
-        return h + self.alpha.tanh().to(z0.dtype) * z0
-
-
-class Arm(nn.Module):
-    """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
-
-    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations.
-    """
-
-    grad_checkpointing = False
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        gate: bool,
-        first: int,
-        blocks: list[nn.Module],
-        tail: Any,
-        heads: Heads,
-    ) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.gate = Gate() if gate else None
-        self.blocks = nn.ModuleDict({str(first + index): block for index, block in enumerate(blocks)})
-        self.tail = tail
-        self.heads = nn.ModuleDict()
-        for name, classes in heads.items():
-            self.heads[module_name("a head", name)] = nn.Linear(tail.embed_dim, len(classes))
-
-    def features(self, inputs: Tensor | Taps) -> Tensor:
-        """Taps, or pixels where nothing is frozen, -> pooled features (B, D)."""
-        if self.tokenizer is not None:
-            assert isinstance(inputs, Tensor)
-            z0 = self.tokenizer(inputs)
-            inputs = Taps(z0, z0, self.tokenizer.attn_mask(size_of(inputs)))
-        assert isinstance(inputs, Taps)
-        h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
-        for block in self.blocks.values():
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, attn_mask=inputs.attn_mask, use_reentrant=False)
-            else:
-                h = block(h, attn_mask=inputs.attn_mask)
-        return self.tail(h)
-
-    def forward(self, inputs: Tensor | Taps, head: str) -> Tensor:
-        """Logits of one head: (B, C)."""
-        return self.heads[head](self.features(inputs))
-
-
-class Preprocess:
-    """What pixels must have been through: clips of ``frames`` frames at ``fps``, ``size`` (h, w), mean and std."""
-
-    def __init__(self, frames: int, size: list[int], fps: float, mean: list[float], std: list[float]) -> None:
-        self.frames, self.size, self.fps = frames, (size[0], size[1]), fps
-        self.mean, self.std = tuple(mean), tuple(std)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (B, 3, ...) -> normalised float32 of the same shape."""
-        shape = (3,) + (1,) * (pixels.dim() - 2)
-        scale = 1 / (255 * torch.tensor(self.std, device=pixels.device).view(shape))
-        shift = -torch.tensor(self.mean, device=pixels.device).view(shape) * 255 * scale
-        return pixels.float().mul_(scale).add_(shift)
+from scaleup.tokenizer import Preprocess, Tokenizer
+from scaleup.trunk import Taps, Trunk
 
 
 class TubeViT(nn.Module):
@@ -320,15 +122,6 @@ class TubeViT(nn.Module):
             allowed = f"(B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
             raise UserError(f"input of shape {tuple(x.shape)}; allowed are {allowed}")
         return x
-
-
-def init_head(head: nn.Module, name: str, seed: int) -> None:
-    """Fan-in initialisation of a classifier from (seed, name) alone, zero bias."""
-    generator = torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
-    assert isinstance(head, nn.Linear)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.in_features**-0.5)
-        head.bias.zero_()
 
 
 def describe(backbone: Backbone, seed: int, **parts: Any) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from scaleup import recipe as recipes
 from scaleup.checkpoint import load
 from scaleup.data.loader import Batch, classes_of, train_loader
 from scaleup.errors import UserError
-from scaleup.model import Taps, TubeViT, fresh
+from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Input, Recipe
 from scaleup.training import engine
 from scaleup.training.metrics import Metrics
 from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean
+from scaleup.trunk import Taps
 
 
 def run(recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scaleup.arm import Arm
 from scaleup.errors import UserError
-from scaleup.model import Arm, Taps, TubeViT
+from scaleup.model import TubeViT
 from scaleup.recipe import Arm as Settings
 from scaleup.recipe import Recipe
 from scaleup.training.engine import Engine, World
 from scaleup.training.schedule import lr_factor
+from scaleup.trunk import Taps
 
 
 class Mix(NamedTuple):

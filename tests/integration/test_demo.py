@@ -8,7 +8,18 @@ import pytest
 import scaleup
 from scaleup import demo
 
-ROW = {"name", "kind", "frozen_depth", "gate", "alpha", "tubes", "trained_parameters", "step_seconds", "shape", "motion"}
+ROW = {
+    "name",
+    "kind",
+    "frozen_depth",
+    "gate",
+    "alpha",
+    "tubes",
+    "trained_parameters",
+    "step_seconds",
+    "shape",
+    "motion",
+}
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from scaleup import recipe as recipes
 from scaleup.errors import UserError
-from scaleup.model import Taps
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training.run import Run, plan, run
+from scaleup.trunk import Taps
 
 Tiny = Callable[..., Recipe]
 

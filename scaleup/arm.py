@@ -1,0 +1,82 @@
+"""What trains: the gate of Equation 8, the late blocks, norm and pool, and a head for each dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scaleup.tokenizer import Tokenizer, size_of
+from scaleup.trunk import Taps
+from scaleup.tubes import module_name
+
+Heads = Mapping[str, list[str]]  # head -> names of its classes
+
+
+class Gate(nn.Module):
+    """Equation 8: h + tanh(alpha) z0, closed at first (alpha = 0)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(1))
+
+    def forward(self, h: Tensor, z0: Tensor) -> Tensor:
+        return h + self.alpha.tanh().to(z0.dtype) * z0
+
+
+class Arm(nn.Module):
+    """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
+
+    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations.
+    """
+
+    grad_checkpointing = False
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        gate: bool,
+        first: int,
+        blocks: list[nn.Module],
+        tail: Any,
+        heads: Heads,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.gate = Gate() if gate else None
+        self.blocks = nn.ModuleDict({str(first + index): block for index, block in enumerate(blocks)})
+        self.tail = tail
+        self.heads = nn.ModuleDict()
+        for name, classes in heads.items():
+            self.heads[module_name("a head", name)] = nn.Linear(tail.embed_dim, len(classes))
+
+    def features(self, inputs: Tensor | Taps) -> Tensor:
+        """Taps, or pixels where nothing is frozen, -> pooled features (B, D)."""
+        if self.tokenizer is not None:
+            assert isinstance(inputs, Tensor)
+            z0 = self.tokenizer(inputs)
+            inputs = Taps(z0, z0, self.tokenizer.attn_mask(size_of(inputs)))
+        assert isinstance(inputs, Taps)
+        h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
+        for block in self.blocks.values():
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, attn_mask=inputs.attn_mask, use_reentrant=False)
+            else:
+                h = block(h, attn_mask=inputs.attn_mask)
+        return self.tail(h)
+
+    def forward(self, inputs: Tensor | Taps, head: str) -> Tensor:
+        """Logits of one head: (B, C)."""
+        return self.heads[head](self.features(inputs))
+
+
+def init_head(head: nn.Module, name: str, seed: int) -> None:
+    """Fan-in initialisation of a classifier from (seed, name) alone, zero bias."""
+    generator = torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.in_features**-0.5)
+        head.bias.zero_()
