@@ -75,3 +75,7 @@ def test_a_fold_that_does_not_fit_the_clip_gives_way_to_the_next() -> None:
 def test_a_fold_of_the_small_model_counts_as_channels_of_a_place() -> None:
     folded = replace(SPEC, fold=(2, 1, 1), channels=96)
     assert plan_channels(kernel(96, folded), 384, SIZE, True).spec == replace(SPEC, fold=(1, 2, 2), channels=96)
+
+
+def test_the_order_of_folds_that_are_left() -> None:
+    assert preferred_folds(4) == [(1, 2, 2), (4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 4, 1), (1, 1, 4)]
