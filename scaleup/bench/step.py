@@ -63,11 +63,12 @@ def adapted(backbone: str) -> TubeViT:
 
 def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[[], Any]]:
     """A model in training, and a function that takes one step of it on the same random clips."""
-    model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES)
-    recipe = Recipe()
+    world, recipe = engine.start(), Recipe()
+    model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device)
     recipe.data.batch = batch
-    trainer = ArmTrainer("model", model, arm, recipe, engine.start())
+    trainer = ArmTrainer("model", model, arm, recipe, world)
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (batch, 3, *SIZE), dtype=torch.uint8, generator=generator)  # (B, 3, T, H, W)
-    labels = {"motion": torch.zeros(batch, dtype=torch.long)}
+    clips = clips.to(world.device)
+    labels = {"motion": torch.zeros(batch, dtype=torch.long, device=world.device)}
     return model, lambda: trainer.step(0, model.arm_inputs(model.preprocess(clips)), labels, None)
