@@ -75,24 +75,24 @@ class TubeSpec:
     def places(self, size: Size) -> list[Tensor]:
         """First pixel (frame) of every kernel place along each axis: three integer tensors (tokens, fold).
 
-        Where the fold divides the stride and fits, neighbours are stride / fold apart (the paper's rule). Otherwise
-        all places of the axis are spread evenly over the clip, so that the number of tokens never changes.
+        The places of a token are stride / fold apart (the paper's rule), rounded where the fold does not divide the
+        stride, and closer where the clip is too small. A token that would leave the clip is moved back inside, so
+        that the number of tokens never changes.
         """
         return [self._axis_places(axis, count, size[axis]) for axis, count in enumerate(self.grid(size))]
 
     def _axis_places(self, axis: int, count: int, length: int) -> Tensor:
         first, stride, fold = self.offset[axis], self.stride[axis], self.fold[axis]
         last = length - self.kernel[axis]  # the last place inside the clip
-        step = stride // fold
-        if stride % fold == 0 and first + (count - 1) * stride + (fold - 1) * step <= last:
-            return first + stride * torch.arange(count)[:, None] + step * torch.arange(fold)
-        if count * fold > last - first + 1:
+        if last - first < fold - 1:
             raise UserError(
-                f"tube {self.name!r} folds {fold} places along {AXES[axis]} into each of {count} tokens, which needs "
-                f"at least {count * fold + first + self.kernel[axis] - 1} along {AXES[axis]}; the input has {length}"
+                f"tube {self.name!r} folds {fold} places along {AXES[axis]}, which needs at least "
+                f"{first + self.kernel[axis] + fold - 1} along {AXES[axis]}; the input has {length}"
             )
-        spread = torch.linspace(first, last, count * fold, dtype=torch.float64)
-        return spread.round().long().reshape(count, fold)
+        step = min(max(stride / fold, 1.0), (last - first) / max(fold - 1, 1))
+        offsets = (torch.arange(fold, dtype=torch.float64) * step).round().long()
+        places = first + stride * torch.arange(count)[:, None] + offsets  # (tokens, fold)
+        return places - (places[:, -1:] - last).clamp(min=0)
 
     def centres(self, size: Size) -> Tensor:
         """Centre of all that each token covers, fold included: (N, 3) in frames and pixels, pixel 0 at 0."""

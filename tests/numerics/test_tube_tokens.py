@@ -27,15 +27,18 @@ WIDTH = 60
 def slow_starts(spec: TubeSpec, axis: int, length: int) -> list[list[int]]:
     """First pixel of each place of each token along one axis."""
     offset, kernel, stride, fold = (part[axis] for part in (spec.offset, spec.kernel, spec.stride, spec.fold))
-    count = 0
-    while offset + count * stride + kernel <= length:
-        count += 1
-    paper = [[offset + token * stride + place * stride // fold for place in range(fold)] for token in range(count)]
-    if stride % fold == 0 and paper[-1][-1] + kernel <= length:
-        return paper
-    last, total = length - kernel, count * fold
-    spread = [round(offset + index * (last - offset) / (total - 1)) for index in range(total)]
-    return [spread[token * fold : (token + 1) * fold] for token in range(count)]
+    last = length - kernel
+    step = max(stride / fold, 1)
+    if fold > 1:
+        step = min(step, (last - offset) / (fold - 1))
+    tokens, start = [], offset
+    while start <= last:
+        places = [start + round(place * step) for place in range(fold)]
+        while places[-1] > last:
+            places = [place - 1 for place in places]
+        tokens.append(places)
+        start += stride
+    return tokens
 
 
 def slow_tokens(tube: Tube, weight: Tensor, x: Tensor) -> Tensor:

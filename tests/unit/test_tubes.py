@@ -28,7 +28,13 @@ FOLDS = [(2, 1, 1), (1, 2, 2), (4, 1, 1), (2, 2, 2), (1, 1, 2), (2, 3, 1), (1, 5
 
 @pytest.mark.parametrize(
     ("spec", "fold"),
-    [*itertools.product(PAPER[:3], FOLDS), (PAPER[0], (5, 1, 1)), (PAPER[0], (8, 1, 1)), (PAPER[2], (5, 1, 1))],
+    [
+        *itertools.product(PAPER[:3], FOLDS),
+        (PAPER[0], (5, 1, 1)),
+        (PAPER[0], (8, 1, 1)),
+        (PAPER[1], (5, 1, 1)),
+        (PAPER[2], (5, 1, 1)),
+    ],
 )
 def test_a_fold_keeps_the_number_of_tokens_and_stays_inside_the_clip(
     spec: TubeSpec, fold: tuple[int, int, int]
@@ -38,8 +44,9 @@ def test_a_fold_keeps_the_number_of_tokens_and_stays_inside_the_clip(
     assert folded.tokens(size) == spec.tokens(size)
     for axis, starts in enumerate(folded.places(size)):
         assert starts.shape == (spec.grid(size)[axis], fold[axis])
-        assert starts.min() == spec.offset[axis] and starts.max() + spec.kernel[axis] <= size[axis]
-        assert (starts.flatten().diff() > 0).all()
+        assert starts.min() >= spec.offset[axis] and starts.max() + spec.kernel[axis] <= size[axis]
+        assert (starts.diff(dim=1) > 0).all()  # no place twice in a token
+        assert (starts.diff(dim=0) >= 0).all()
 
 
 def test_neighbours_are_a_part_of_the_stride_apart_where_that_fits() -> None:
@@ -49,11 +56,21 @@ def test_neighbours_are_a_part_of_the_stride_apart_where_that_fits() -> None:
     assert w.tolist() == [[2, 4, 6, 8], [10, 12, 14, 16], [18, 20, 22, 24], [26, 28, 30, 32]]
 
 
-def test_neighbours_are_spread_over_the_clip_where_that_does_not_fit() -> None:
+def test_a_token_that_would_leave_the_clip_is_moved_back_inside() -> None:
     past_the_end = TubeSpec("tube", (8, 1, 1), (16, 1, 1), (0, 0, 0), (2, 1, 1)).places((24, 1, 1))[0]
-    assert past_the_end.tolist() == [[0, 5], [11, 16]]
+    assert past_the_end.tolist() == [[0, 8], [8, 16]]
+    assert replace(PAPER[1], fold=(2, 1, 1)).places((32, 224, 224))[0].tolist() == [
+        [4, 7],
+        [10, 13],
+        [13, 16],
+    ]
+
+
+def test_places_are_spread_evenly_where_the_fold_does_not_divide_the_stride_or_the_clip_is_small() -> None:
     no_divisor = TubeSpec("tube", (4, 1, 1), (8, 1, 1), (2, 0, 0), (5, 1, 1)).places((21, 1, 1))[0]
-    assert no_divisor.tolist() == [[2, 4, 5, 7, 9], [10, 12, 14, 15, 17]]
+    assert no_divisor.tolist() == [[2, 4, 5, 7, 8], [10, 12, 13, 15, 16]]
+    small_clip = TubeSpec("tube", (8, 1, 1), (16, 1, 1), (0, 0, 0), (4, 1, 1)).places((14, 1, 1))[0]
+    assert small_clip.tolist() == [[0, 2, 4, 6]]
 
 
 def test_a_token_is_at_the_centre_of_all_it_covers() -> None:
@@ -78,7 +95,7 @@ def test_an_input_too_small_for_a_tube_is_refused(size: tuple[int, int, int], wo
 
 
 def test_a_fold_without_room_for_its_places_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'tube' folds 5 places along t .* at least 9 along t; the input has 8"):
+    with pytest.raises(UserError, match=r"'tube' folds 5 places along t, .* at least 9 along t; the input has 8"):
         TubeSpec("tube", (4, 1, 1), (4, 1, 1), (1, 0, 0), (5, 1, 1)).places((8, 4, 4))
     assert TubeSpec("tube", (4, 1, 1), (5, 1, 1), fold=(5, 1, 1)).places((8, 4, 4))[0].tolist() == [[0, 1, 2, 3, 4]]
 

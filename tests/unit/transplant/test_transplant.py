@@ -41,14 +41,13 @@ def normalised(pixels: Tensor, mean: Any, std: Any) -> Tensor:
 
 
 def places(start: int, kernel: int, stride: int, fold: int, length: int) -> list[list[int]]:
-    """Where the kernel must be, said once more: stride / fold apart if that fits, else spread over the clip."""
-    count = (length - start - kernel) // stride + 1
-    rule = [[start + token * stride + place * stride // fold for place in range(fold)] for token in range(count)]
-    if stride % fold == 0 and rule[-1][-1] + kernel <= length:
-        return rule
-    total = count * fold
-    spread = [round(start + index * (length - kernel - start) / (total - 1)) for index in range(total)]
-    return [spread[token * fold : (token + 1) * fold] for token in range(count)]
+    """Where the kernel must be, said once more: stride / fold apart, and moved back where it would leave the clip."""
+    tokens = []
+    for first in range(start, length - kernel + 1, stride):
+        offsets = [round(place * stride / fold) for place in range(fold)]
+        moved_back = max(0, first + offsets[-1] + kernel - length)
+        tokens.append([first + offset - moved_back for offset in offsets])
+    return tokens
 
 
 def slow_tokens(
