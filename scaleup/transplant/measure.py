@@ -36,14 +36,19 @@ def normalise(clip: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor) -> float:
-    """Pooled features of the adapted model, gate closed, against the image model's own: images (B, 3, H, W)."""
+def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: Any) -> float:
+    """Pooled features of the adapted model, gate closed, against the image model's own.
+
+    Args:
+        images: (B, 3, H, W), normalised for the backbone.
+        taps: what the adapted model's arm reads for them.
+    """
     if large.positions is None:
         wanted = large.source.forward_head(large.source.forward_features(images), pre_logits=True)
     else:  # one of our own models, which adds positions of its own
         alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
         wanted = assemble(model.config | alone, large).eval().forward_features(images)
-    return (model.forward_features(images) - wanted).abs().max().item()
+    return (model.arm.features(taps) - wanted).abs().max().item()
 
 
 def closed_max_abs_diff(model: TubeViT, taps: Any) -> float:
