@@ -37,7 +37,8 @@ def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Nam
     Exit codes: 0, or the result's ``"exit"``; 2 after a :class:`UserError`; 130 after Ctrl-C.
     """
     try:
-        result = run(args)
+        with _stdout_kept_clean():
+            result = run(args)
     except UserError as error:
         sys.exit(_fail(f"error: {error}", 2))
     except KeyboardInterrupt:
@@ -47,6 +48,20 @@ def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Nam
     elif leads:
         show(result)
     sys.exit(result.get("exit", 0))
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What libraries write to stdout, from Python or C++, goes to stderr: stdout belongs to the result."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _fail(message: str, code: int) -> int:

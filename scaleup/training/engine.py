@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -50,8 +49,8 @@ def _deepspeed() -> ModuleType:
     """DeepSpeed, quiet, and without the extension that it would compile for collectives on CPUs (gloo serves)."""
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    with redirect_stdout(sys.stderr):  # stdout belongs to results
-        import deepspeed
+    import deepspeed
+
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
