@@ -55,7 +55,7 @@ def run(args):
 
 
 def show(report):
-    from scaleup.transplant.run import lines
+    from scaleup.transplant.report import lines
 
     print("\n".join(lines(report)))
 

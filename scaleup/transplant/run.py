@@ -25,6 +25,7 @@ from scaleup.transplant import measure
 from scaleup.transplant.channels import Plan, plan_channels
 from scaleup.transplant.donor import Donor, read
 from scaleup.transplant.kernels import adapted_config, move, randomise_tubes, scale_tubes
+from scaleup.transplant.report import account
 
 
 @dataclass
@@ -157,7 +158,7 @@ def _measure(
     backbone_rms = measure.backbone_rms(model, clip)
     for kernel in donor.kernels:
         name = kernel.spec.name
-        spec = model.tokenizer.tubes[name].spec  # type: ignore[union-attr]
+        spec = model.tokenizer.tubes[name].spec
         difference = measure.token_max_abs_diff(kernel, donor, spec, tokens[name][:1], clip[:1])  # type: ignore[arg-type]
         report["tubes"][name] |= {
             "token_max_abs_diff": difference,
@@ -181,56 +182,9 @@ def _measure(
     report |= {"random_tubes": options.random_tubes, "match_scale": options.match_scale}
 
 
-def account(model: TubeViT, donor: Donor, large: Backbone) -> dict[str, Any]:
-    """The fate of every tensor of both parents: moved, folded, kept, new or left, by numbers and by name."""
-    folded = {k.spec.name: model.tokenizer.tubes[k.spec.name].spec.places_per_token > 1 for k in donor.kernels}  # type: ignore[union-attr]
-    fate = {p: "folded" if folded[k.spec.name] else "moved" for k in donor.kernels for p in k.parents}
-    rows = [("small", name, fate.get(name, "left"), tensor) for name, tensor in donor.tensors.items()]
-    rows += [("backbone", name, "kept", tensor) for name, tensor in large.source.state_dict().items()]
-    rows += [("backbone", name, "left", tensor) for name, tensor in large.left.items()]
-    assert model.arm.gate is not None
-    rows += [("adapted", "gate.alpha", "new", model.arm.gate.alpha)]
-    summary: dict[str, dict[str, int]] = {}
-    for parent, _, what, tensor in rows:
-        entry = summary.setdefault(f"{parent}: {what}", {"tensors": 0, "numbers": 0})
-        entry["tensors"] += 1
-        entry["numbers"] += tensor.numel()
-    return {"summary": summary, "tensors": {f"{parent}/{name}": what for parent, name, what, _ in rows}}
-
-
 def calibration(shards: Path, small: str, count: int = 8) -> Tensor:
     """Clips on which scales are measured: pixels in [0, 1] (count, 3, T, H, W), as the small model is fed."""
     config = read(small).config["input"]
     opened = Shards.open(shards)
     batch = next(iter(eval_loader(opened, {}, Input(**config), batch=count, workers=0)))
     return batch.pixels[:, 0].float() / 255
-
-
-def lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for people."""
-    gate, made = report["gate"], "seconds" in report
-    text = [
-        f"{report['parents']['small']['name']} -> {report['parents']['backbone']['name']}: {report['tokens']} tokens"
-    ]
-    for name, tube in report["tubes"].items():
-        fold = "x".join(map(str, tube["fold"]))
-        line = f"  tube {name}: {tube['tokens']} tokens, {tube['channels']} channels folded {fold}"
-        if not tube["exact"]:
-            line += f"; NOT EXACT: the last {tube['dropped_channels']} channels of the fold are dropped"
-        if made:
-            line += f"; max abs diff {tube['token_max_abs_diff']:.1e}, RMS {tube['rms_source']:.3g}"
-            line += f" beside the backbone's {tube['rms_backbone']:.3g}"
-        text.append(line)
-    counts = report["parameters"]
-    text.append(f"  frozen {counts['frozen']:,}, late blocks {counts['late_blocks']:,}, tubes {counts['tubes']:,}")
-    text.append(f"  gate at the output of block {gate['frozen_depth']} of {gate['depth']}")
-    if made:
-        text.append(f"  image output against the source backbone: max abs diff {report['image_max_abs_diff']:.1e}")
-        text.append(f"  gate closed against no gate: max abs diff {gate['closed_max_abs_diff']:.1e}")
-        text.append(f"  gate ready to open: |d loss / d alpha| = {gate['alpha_grad']:.2e}")
-        text += [
-            f"  {what}: {entry['tensors']} tensors, {entry['numbers']:,} numbers"
-            for what, entry in report["accounting"]["summary"].items()
-        ]
-        text.append(f"  {report['seconds']:.1f} s, peak memory {report['peak_bytes'] / 2**30:.2f} GiB")
-    return text

@@ -1,0 +1,57 @@
+"""What a transplant reports: the fate of every tensor, and the whole report in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaleup.backbones import Backbone
+from scaleup.model import TubeViT
+from scaleup.transplant.donor import Donor
+
+
+def account(model: TubeViT, donor: Donor, large: Backbone) -> dict[str, Any]:
+    """The fate of every tensor of both parents: moved, folded, kept, new or left, by numbers and by name."""
+    folded = {k.spec.name: model.tokenizer.tubes[k.spec.name].spec.places_per_token > 1 for k in donor.kernels}
+    fate = {p: "folded" if folded[k.spec.name] else "moved" for k in donor.kernels for p in k.parents}
+    rows = [("small", name, fate.get(name, "left"), tensor) for name, tensor in donor.tensors.items()]
+    rows += [("backbone", name, "kept", tensor) for name, tensor in large.source.state_dict().items()]
+    rows += [("backbone", name, "left", tensor) for name, tensor in large.left.items()]
+    assert model.arm.gate is not None
+    rows += [("adapted", "gate.alpha", "new", model.arm.gate.alpha)]
+    summary: dict[str, dict[str, int]] = {}
+    for parent, _, what, tensor in rows:
+        entry = summary.setdefault(f"{parent}: {what}", {"tensors": 0, "numbers": 0})
+        entry["tensors"] += 1
+        entry["numbers"] += tensor.numel()
+    return {"summary": summary, "tensors": {f"{parent}/{name}": what for parent, name, what, _ in rows}}
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The report for people."""
+    gate, made = report["gate"], "seconds" in report
+    text = [
+        f"{report['parents']['small']['name']} -> {report['parents']['backbone']['name']}: {report['tokens']} tokens"
+    ]
+    for name, tube in report["tubes"].items():
+        fold = "x".join(map(str, tube["fold"]))
+        line = f"  tube {name}: {tube['tokens']} tokens, {tube['channels']} channels folded {fold}"
+        if not tube["exact"]:
+            line += f"; NOT EXACT: the last {tube['dropped_channels']} channels of the fold are dropped"
+        if made:
+            line += f"; max abs diff {tube['token_max_abs_diff']:.1e}, RMS {tube['rms_source']:.3g}"
+            line += f" beside the backbone's {tube['rms_backbone']:.3g}"
+        text.append(line)
+    counts = report["parameters"]
+    text.append(f"  frozen {counts['frozen']:,}, late blocks {counts['late_blocks']:,}, tubes {counts['tubes']:,}")
+    text.append(f"  gate at the output of block {gate['frozen_depth']} of {gate['depth']}")
+    if made:
+        text.append(f"  image output against the source backbone: max abs diff {report['image_max_abs_diff']:.1e}")
+        text.append(f"  gate closed against no gate: max abs diff {gate['closed_max_abs_diff']:.1e}")
+        text.append(f"  gate ready to open: |d loss / d alpha| = {gate['alpha_grad']:.2e}")
+        text += [
+            f"  {what}: {entry['tensors']} tensors, {entry['numbers']:,} numbers"
+            for what, entry in report["accounting"]["summary"].items()
+        ]
+        text.append(f"  {report['seconds']:.1f} s, peak memory {report['peak_bytes'] / 2**30:.2f} GiB")
+    return text
