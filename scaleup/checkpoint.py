@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scaleup import config as config_file
-from scaleup import recipe as recipes
 from scaleup import tensors
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
@@ -55,7 +55,9 @@ def save(
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
     if kind == "delta":
         if not model.base:
-            raise UserError("this model was not made from a public backbone, so it has no delta; allowed is --to full")
+            raise UserError(
+                "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
+            )
         digests = tensors.hashes({name: content[name] for name in model.base})
         content = {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
     with new_directory(out, overwrite) as directory:
@@ -106,7 +108,7 @@ def load_run(run: str | Path, base: str | None = None) -> dict[str, TubeViT]:
         UserError: as :func:`load`, or the model that the arms began from has changed since.
     """
     run = Path(run)
-    template = recipes.load(run / "recipe.yaml").model.load
+    template = OmegaConf.select(OmegaConf.load(run / "recipe.yaml"), "model.load")  # of the rest nothing is needed
     arms = {path.parent.name: path.parent for path in sorted(run.glob("*/config.json"))}
     if not arms:
         raise UserError(f"{run} holds no trained arms yet")
@@ -152,7 +154,7 @@ def from_config(config: dict[str, Any], weights: str | None) -> TubeViT:
 def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
     """sha256 of each tensor of the public backbone that a model was made from."""
     if config["backbone"]["sha256"] is None:
-        raise UserError("this model was not made from a public backbone, so it has no delta; allowed is --to full")
+        raise UserError("this model does not know a backbone by its sha256, so it has no delta; allowed is --to full")
     return _base(config, _backbone(config, base or config["backbone"]["weights"]))
 
 

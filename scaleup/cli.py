@@ -6,16 +6,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scaleup.errors import UserError
 
-T = TypeVar("T")
 leads = os.environ.get("RANK", "0") == "0"  # of several processes, the first speaks for all
 console = Console(stderr=True)  # stdout belongs to results
 
@@ -27,6 +26,7 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers add it; unused
     made.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return made
 
@@ -97,11 +97,3 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
                 print(f"{title}: {done.completed:.0f}/{total} {remaining} {note}".rstrip(), file=sys.stderr)
 
         yield advance
-
-
-def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Iterate over ``items`` under a progress bar."""
-    with progress(title, total) as advance:
-        for item in items:
-            yield item
-            advance()

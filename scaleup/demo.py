@@ -20,12 +20,13 @@ import torch
 from scaleup import cli, recipe
 from scaleup.checkpoint import load, load_run
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
+from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.export import export, parity
 from scaleup.files import refuse_existing
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run as train
-from scaleup.transplant.run import Options, calibration, transplant
+from scaleup.transplant import Options, transplant
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "demo"
 VIDEOS = {"train": 6000, "val": 500, "test": 1000}
@@ -40,7 +41,7 @@ class Demo:
 
     out: Path
     seed: int = 0
-    changes: Sequence[str] = ()  # to all recipes, e.g. train.steps=10
+    changes: Sequence[str] = ()  # to all recipes, e.g. data.batch=32
     stage: int = 0
     began: float = field(default_factory=time.perf_counter)
 
@@ -106,9 +107,8 @@ class Demo:
 
     def _transplant(self, name: str) -> dict[str, Any]:
         small, large = str(self.out / "small/model"), str(self.out / "large/model")
-        clip = calibration(self.out / "data/videos-train", small)
         options = Options(seed=self.seed, random_tubes=name == "control")
-        return transplant(small, large, self.out / name, options, clip)
+        return transplant(small, large, self.out / name, options, self.out / "data/videos-train")
 
     def _rows(self, trained: Mapping[str, Any], sweeps: Mapping[str, Any]) -> list[dict[str, Any]]:
         test = self.out / "data/videos-test"
@@ -153,6 +153,8 @@ def _row(name: str, kind: str, tubes: str, arm: Mapping, result: Mapping, scores
 def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
     """Run the demo and write report.json, plot.png and README.md into ``out``."""
     refuse_existing(out, overwrite)
+    if out.exists() and not (out / "data").is_dir():
+        raise UserError(f"'{out}' is not the directory of a demo, it has no data; it will not be replaced")
     shutil.rmtree(out, ignore_errors=True)
     torch.manual_seed(seed)
     report = Demo(out, seed, changes).run()

@@ -42,8 +42,7 @@ def evaluate(
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads = _matched(first, opened, heads)
-    rank, world = _ranks()
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    rank, world, device = _ranks()
     for model in models.values():
         model.to(device).eval()
     batches = eval_loader(opened, heads, Input(**first.config["input"]), views, batch, workers, rank, world)
@@ -80,12 +79,15 @@ def _matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) ->
     return dict(heads)
 
 
-def _ranks() -> tuple[int, int]:
-    """Rank and number of processes; joins them where a launcher started several."""
+def _ranks() -> tuple[int, int, torch.device]:
+    """Rank, number of processes and this one's device; joins them where a launcher started several."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
-    return int(os.environ.get("RANK", "0")), world
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device.type != "cpu":
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+    return int(os.environ.get("RANK", "0")), world, device
 
 
 def _tracked(batches: Iterator[Batch], total: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def export(
     checkpoint.save(model, out, to, overwrite=overwrite)
     image, video = parity(model, checkpoint.load(out, base))
     if image or video:
-        raise UserError(f"{out} differs from {source} by {max(image, video):.1e}, where it must not; do not use it")
+        shutil.rmtree(out)
+        raise UserError(f"{out} differs from {source} by {max(image, video):.1e}, where it must not; it was removed")
     size = sum(file.stat().st_size for file in out.iterdir())
     return {"to": to, "out": str(out), "bytes": size, "image_max_abs_diff": image, "video_max_abs_diff": video}
 

@@ -48,7 +48,7 @@ class Backbone:
 
     name: str = "timm:vit_base_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, timm's own words
-    weights: str | None = None  # None: random initialisation; a local file or directory; "pretrained"
+    weights: str | None = None  # None: random initialisation; a local file; "pretrained"
 
 
 @dataclass

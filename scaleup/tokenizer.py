@@ -32,7 +32,7 @@ class Preprocess:
         shape = (3,) + (1,) * (pixels.dim() - 2)
         scale = 1 / (255 * torch.tensor(self.std, device=pixels.device).view(shape))
         shift = -torch.tensor(self.mean, device=pixels.device).view(shape) * 255 * scale
-        return pixels.float().mul_(scale).add_(shift)
+        return pixels.float() * scale + shift
 
 
 class Tokenizer(nn.Module):

@@ -9,7 +9,7 @@ from scaleup import cli
 def arguments():
     made = cli.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
     made.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
-    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all its recipes, e.g. train.steps=20")
+    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all its recipes, e.g. data.batch=32")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--overwrite", action="store_true")
     return made

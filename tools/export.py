@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a model as a delta (what differs from its public backbone) or in full; parity is measured first."""
+"""Write a model as a delta (what differs from its public backbone) or in full, read it back, and compare."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def arguments():
 
 def run(args):
     from scaleup.errors import UserError
-    from scaleup.transplant.run import Options, calibration, transplant
+    from scaleup.transplant import Options, transplant
 
     if args.out is None and not args.dry_run:
         raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
@@ -50,8 +50,7 @@ def run(args):
         seed=args.seed,
         overwrite=args.overwrite,
     )
-    clip = calibration(args.clips, args.small) if args.clips else None
-    return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, clip)
+    return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, args.clips)
 
 
 def show(report):

@@ -30,6 +30,8 @@ def build(
         size: (h, w) of the input in pixels; None for the backbone's own.
         weights: None to draw them from ``seed``; ``"pretrained"``; ``"meta"`` for no memory at all; or a file.
     """
+    if weights not in (None, "pretrained", "meta"):
+        weights = str(Path(weights).resolve())  # the model may be loaded from another directory
     at = _located(resolve(name), kwargs, weights)
     kwargs, size = at.kwargs, size or at.input.get("size")
     left: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,12 @@ def run(recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False) -> dict[s
         _begin(out, recipe)
     with closing(Metrics(out, recipe.train.log_every)) if leads else nullcontext() as metrics:
         training.train(metrics)
+    result = training.result()
     if leads:
         for name, model in training.models.items():
+            model.report = {"training": result["arms"][name], "began_from": model.report}
             model.save_pretrained(out / name)
-    return training.result()
+    return result
 
 
 def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
@@ -162,4 +165,6 @@ def _begin(out: Path, recipe: Recipe) -> None:
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
+    if recipe.model.load and Path(recipe.model.load).is_dir():  # the run may be read from another directory
+        recipe = replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
     recipes.save(recipe, out / "recipe.yaml")

@@ -17,7 +17,6 @@ def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, A
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
     parser.add_argument("--plan", action="store_true", help="show tokens, parameters and steps; train nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in the output directory")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers add it; unused
 
     def run(args: argparse.Namespace) -> dict[str, Any]:
         read = recipe.load(args.recipe, args.changes)

@@ -61,4 +61,9 @@ def preferred_folds(places: int) -> list[Size]:
     triples = itertools.product(range(1, places + 1), repeat=2)
     folds = [(places // (h * w), h, w) for h, w in triples if places % (h * w) == 0]
     square = 2 if places % 4 == 0 else 1
-    return sorted(folds, key=lambda fold: (fold[1:] != (square, square), fold[1] != fold[2], -fold[0], fold[2]))
+
+    def unlikeness(fold: Size) -> tuple:
+        t, h, w = fold
+        return (h, w) != (square, square), h != w, -t, abs(h - w), w
+
+    return sorted(folds, key=unlikeness)

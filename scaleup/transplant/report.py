@@ -10,15 +10,20 @@ from scaleup.model import TubeViT
 from scaleup.transplant.donor import Donor
 
 
-def account(model: TubeViT, donor: Donor, large: Backbone) -> dict[str, Any]:
+def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool) -> dict[str, Any]:
     """The fate of every tensor of both parents: moved, folded, kept, new or left, by numbers and by name."""
     folded = {k.spec.name: model.tokenizer.tubes[k.spec.name].spec.places_per_token > 1 for k in donor.kernels}
     fate = {p: "folded" if folded[k.spec.name] else "moved" for k in donor.kernels for p in k.parents}
+    if random_tubes:
+        fate = {}
     rows = [("small", name, fate.get(name, "left"), tensor) for name, tensor in donor.tensors.items()]
     rows += [("backbone", name, "kept", tensor) for name, tensor in large.source.state_dict().items()]
     rows += [("backbone", name, "left", tensor) for name, tensor in large.left.items()]
     assert model.arm.gate is not None
     rows += [("adapted", "gate.alpha", "new", model.arm.gate.alpha)]
+    if random_tubes:
+        kernels = model.tokenizer.tubes.state_dict()
+        rows += [("adapted", f"tubes.{name}", "new", tensor) for name, tensor in kernels.items()]
     summary: dict[str, dict[str, int]] = {}
     for parent, _, what, tensor in rows:
         entry = summary.setdefault(f"{parent}: {what}", {"tensors": 0, "numbers": 0})
@@ -39,8 +44,11 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         if not tube["exact"]:
             line += f"; NOT EXACT: the last {tube['dropped_channels']} channels of the fold are dropped"
         if made:
-            line += f"; max abs diff {tube['token_max_abs_diff']:.1e}, RMS {tube['rms_source']:.3g}"
-            line += f" beside the backbone's {tube['rms_backbone']:.3g}"
+            difference = tube["token_max_abs_diff"]
+            line += "; drawn at random" if difference is None else f"; max abs diff {difference:.1e}"
+            line += f", RMS {tube['rms_source']:.3g} beside the backbone's {tube['rms_backbone']:.3g}"
+            if report["match_scale"]:
+                line += f", scaled to {tube['rms_adapted']:.3g}"
         text.append(line)
     counts = report["parameters"]
     text.append(f"  frozen {counts['frozen']:,}, late blocks {counts['late_blocks']:,}, tubes {counts['tubes']:,}")

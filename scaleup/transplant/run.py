@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scaleup import config as config_file
 from scaleup import tensors
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
@@ -44,11 +45,13 @@ class Options:
     overwrite: bool = False
 
 
-def transplant(small: str, backbone: str, out: Path | None, options: Options, clip: Tensor | None = None) -> dict:
+def transplant(
+    small: str, backbone: str, out: Path | None, options: Options, clips: Path | Tensor | None = None
+) -> dict:
     """Make, measure and write an adapted model; returns the report. ``out`` None only plans, without weights.
 
     Args:
-        clip: pixels in [0, 1] (B, 3, T, H, W) on which scales are measured; None for a made-up natural clip.
+        clips: what scales are measured on: video shards, or pixels in [0, 1] (B, 3, T, H, W); None for a made-up clip.
     """
     started = time.perf_counter()
     if out is not None:
@@ -61,13 +64,14 @@ def transplant(small: str, backbone: str, out: Path | None, options: Options, cl
     if out is None:
         return report
     config = adapted_config(donor, large, plans, options.seed, _positions(donor, large, options), gate_at)
+    config_file.check(config, str(out))  # what is written can be loaded
     model = move(donor, config, large)
     model.base = tensors.hashes(large.source.state_dict())
     config["backbone"]["sha256"] = tensors.fingerprint(model.base)
-    clip = measure.natural_clip(config["input"]["frames"], large.size) if clip is None else clip
+    clip = _clip(clips, config)
     report |= {"parents": _parents(donor, config), "positions": config["positions"]}
     _measure(report, model, donor, large, clip, options)
-    report["accounting"] = account(model, donor, large)
+    report["accounting"] = account(model, donor, large, options.random_tubes)
     report |= {"seconds": time.perf_counter() - started, "peak_bytes": measure.peak_bytes()}
     model.report = report
     save(model, out, "delta", options.overwrite)
@@ -98,6 +102,8 @@ def _positions(donor: Donor, large: Backbone, options: Options) -> dict[str, Any
     """Kind and amplitude: the backbone's own grid with sines in time as strong as it, or sines alone."""
     own = getattr(large.source, "pos_embed", None) is not None
     had = large.positions or {"kind": "backbone" if own else "cosine"}
+    if options.positions == "backbone" and not own:
+        raise UserError(f"{large.name} has no positions of its own; choose others than --positions backbone")
     kind, amplitude = options.positions or had["kind"], options.amplitude
     if options.positions is None and kind in ("learned", "relative"):
         raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
@@ -168,6 +174,8 @@ def _measure(
     wanted = {name: backbone_rms if options.match_scale else measure.rms(tokens[name]) for name in tokens}
     if options.random_tubes:
         randomise_tubes(model, options.seed + 1)
+        for tube in report["tubes"].values():
+            tube["token_max_abs_diff"] = None  # nothing of the small model is left to compare with
     if options.random_tubes or options.match_scale:
         scale_tubes(model, {n: rms / measure.rms(measure.tube_tokens(model, n, clip)) for n, rms in wanted.items()})
     for name in tokens:
@@ -182,9 +190,13 @@ def _measure(
     report |= {"random_tubes": options.random_tubes, "match_scale": options.match_scale}
 
 
-def calibration(shards: Path, small: str, count: int = 8) -> Tensor:
-    """Clips on which scales are measured: pixels in [0, 1] (count, 3, T, H, W), as the small model is fed."""
-    config = read(small).config["input"]
-    opened = Shards.open(shards)
-    batch = next(iter(eval_loader(opened, {}, Input(**config), batch=count, workers=0)))
+def _clip(clips: Path | Tensor | None, config: Mapping[str, Any], count: int = 8) -> Tensor:
+    """Pixels in [0, 1] (B, 3, T, H, W) of the adapted model's size: given, read from video shards, or made up."""
+    if isinstance(clips, Tensor):
+        return clips
+    if clips is None:
+        return measure.natural_clip(config["input"]["frames"], config["input"]["size"])
+    batch = next(iter(eval_loader(Shards.open(clips), {}, Input(**config["input"]), batch=count, workers=0)))
+    if batch.modality != "video" or not batch.keys:
+        raise UserError(f"{clips} holds no videos that can be read; --clips takes video shards")
     return batch.pixels[:, 0].float() / 255

@@ -102,7 +102,7 @@ def test_a_difference_is_an_error_and_not_a_number(
 
     honest = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", careless)
-    with pytest.raises(UserError, match="differs .* do not use it"):
+    with pytest.raises(UserError, match="differs .* it was removed"):
         export(delta, "full", tmp_path / "out")
 
 

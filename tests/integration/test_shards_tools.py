@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,10 @@ def test_checking_what_is_no_shard_directory(tmp_path):
 
 def test_an_interrupt_leaves_nothing(tmp_path):
     command = [sys.executable, "tools/make_shards.py", "shapes", "--out", tmp_path / "out", "--videos", "train=100000"]
-    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background would ignore it
+    running = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeding
+    )
     while not list(tmp_path.glob(".out-*/.videos*/*.tar")):
         assert running.poll() is None
         time.sleep(0.02)

@@ -281,7 +281,7 @@ def large_file_of(directory: Path, path: Path) -> Path:
         ({"gate_at": 5}, "--gate-at 5"),
         ({"positions": "cosin"}, "unknown positions 'cosin'.*nearest: 'cosine'"),
         ({"size": (4, 4), "weights": None}, "needs at least"),
-        ({"weights": "nowhere.pth"}, "there is no file nowhere.pth"),
+        ({"weights": "nowhere.pth"}, "there is no file .*nowhere.pth"),
         ({"size": (24, 7), "weights": None}, "'wide' needs at least 8 along w"),
     ],
 )
