@@ -90,8 +90,9 @@ def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(na
         wanted = torch.stack(list(slow_tokens(tube, entry["fold"], weight, bias, x, 48)), dim=1)
         found = model.tokenizer.tubes[key](fed)
         assert found.shape == wanted.shape == (2, entry["tokens"], 48)
-        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
-        assert entry["token_max_abs_diff"] < 2e-5
+        rounding = 4e-6 * wanted.abs().max().item()  # float32 sums in another order, whatever the number of threads
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=rounding)
+        assert entry["token_max_abs_diff"] < rounding
         assert entry["channels"] == FOLDS[name] and entry["exact"] == (48 % FOLDS[name] == 0)
         assert entry["dropped_channels"] == -48 % FOLDS[name]
 
