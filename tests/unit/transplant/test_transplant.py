@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import scaleup
 from scaleup import recipe
+from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.transplant import Options, transplant
 
@@ -307,3 +308,13 @@ def test_a_diverged_small_model_is_refused(tmp_path: Path) -> None:
     save_file(state, small / "model.safetensors", {"config": (small / "config.json").read_text()})
     with pytest.raises(UserError, match="the kernel of the tube 'long' is not finite"):
         transplant(str(small), str(large), tmp_path / "out", Options())
+
+
+def test_scales_are_measured_on_clips_of_the_backbones_size(tmp_path: Path) -> None:
+    make_shapes(tmp_path / "data", {"val": 2}, {}, size=16, frames=10)
+    small, large = parents(tmp_path)
+    options = Options(size=(32, 40))
+    report = transplant(str(small), str(large), tmp_path / "out", options, tmp_path / "data/videos-val")
+    made_up = transplant(str(small), str(large), tmp_path / "other", options)
+    assert report["image_max_abs_diff"] == 0
+    assert all(tube["rms_source"] != made_up["tubes"][name]["rms_source"] for name, tube in report["tubes"].items())
