@@ -58,9 +58,9 @@ class Demo:
         with self._stage("transplant, and its control with random tubes"):
             moved = {name: self._transplant(name) for name in ("adapted", "control")}
         with self._stage("sweep of frozen depths, with and without the gate"):
-            sweeps = {"transplanted": self._sweep("sweep")}
+            sweeps = {"transplanted": self._sweep("sweep", start="adapted", out="sweep")}
         with self._stage("the same sweep on the control"):
-            sweeps["random"] = self._sweep("control")
+            sweeps["random"] = self._sweep("control", start="control", out="control-sweep")
         with self._stage("evaluation on the test split"):
             rows = self._rows(trained, sweeps)
             best = self._best()
@@ -98,9 +98,7 @@ class Demo:
         read = self._read(name, out=name, **videos, **{"data.train.images.shards": "data/images-train"})
         return train(read, {"model": read.arm})
 
-    def _sweep(self, name: str) -> dict[str, Any]:
-        start = {"sweep": "adapted", "control": "control"}[name]
-        out = {"sweep": "sweep", "control": "control-sweep"}[name]
+    def _sweep(self, name: str, start: str, out: str) -> dict[str, Any]:
         paths = {"out": out, "model.load": start, "data.train.videos.shards": "data/videos-train"}
         read = self._read(name, **paths)
         return train(read, sweep_arms(read))
