@@ -58,14 +58,15 @@ class Arm(nn.Module):
         if self.tokenizer is not None:
             assert isinstance(inputs, Tensor)
             z0 = self.tokenizer(inputs)
-            inputs = Taps(z0, z0, self.tokenizer.attn_mask(size_of(inputs)))
+            inputs = Taps(z0, z0, self.tokenizer.context(size_of(inputs)))
         assert isinstance(inputs, Taps)
         h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
-        for block in self.blocks.values():
+        for index, block in self.blocks.items():
+            context = inputs.context.at(int(index))
             if self.grad_checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, attn_mask=inputs.attn_mask, use_reentrant=False)
+                h = checkpoint(block, h, use_reentrant=False, **context)  # type: ignore[call-overload]
             else:
-                h = block(h, attn_mask=inputs.attn_mask)
+                h = block(h, **context)
         return self.tail(h)
 
     def forward(self, inputs: Tensor | Taps, head: str) -> Tensor:

@@ -28,16 +28,16 @@ from scaleup.model import TubeViT, assemble
 FULL, DELTA = "model.safetensors", "delta.safetensors"
 
 
-def public_name(name: str) -> str:
+def public_name(name: str, model: TubeViT) -> str:
     """A tensor's name on disk: the library's own where it has one, ``blocks.26.x`` for ``arm.blocks.26.x``."""
     for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
         name = name.removeprefix(prefix)
-    return name
+    return model.block_prefix + name.removeprefix("blocks.") if name.startswith("blocks.") else name
 
 
 def named_tensors(model: TubeViT) -> dict[str, Tensor]:
     """All tensors of a model under their names on disk."""
-    return {public_name(name): tensor for name, tensor in model.state_dict().items()}
+    return {public_name(name, model): tensor for name, tensor in model.state_dict().items()}
 
 
 def save(
@@ -124,13 +124,11 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     path = directory / (FULL if (directory / FULL).exists() else DELTA)
     found, _ = tensors.read(path)
     own = named_tensors(model)
-    arm = {public_name(name) for name in model.arm.state_dict()}
-    _refuse_misfits(own, found, own.keys() - arm | model.base.keys(), path)
-    if any(not torch.equal(found[name], own[name]) for name in found.keys() - arm):
+    arm = {name: public_name(f"arm.{name}", model) for name in model.arm.state_dict()}
+    _refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), path)
+    if any(not torch.equal(found[name], own[name]) for name in found.keys() - set(arm.values())):
         raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
-    model.arm.load_state_dict(
-        {n: found[public_name(n)] for n in model.arm.state_dict() if public_name(n) in found}, strict=False
-    )
+    model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
     return model.eval()
 
 
@@ -166,7 +164,7 @@ def _backbone(config: dict[str, Any], weights: str | None) -> Backbone:
 
 
 def _base(config: dict[str, Any], backbone: Backbone) -> dict[str, str]:
-    digests, entry = tensors.hashes(backbone.source.state_dict()), config["backbone"]
+    digests, entry = tensors.hashes(backbone.state_dict()), config["backbone"]
     found = tensors.fingerprint(digests)
     if entry["sha256"] not in (None, found):
         raise UserError(
@@ -212,7 +210,8 @@ def _kind(tensor: Tensor) -> str:
 
 def _assign(model: TubeViT, found: Mapping[str, Tensor]) -> None:
     """Put tensors into a model without a copy, parameters staying frozen or trainable as they were."""
-    state = {name: found[public_name(name)] for name in model.state_dict() if public_name(name) in found}
+    names = {name: public_name(name, model) for name in model.state_dict()}
+    state = {name: found[public] for name, public in names.items() if public in found}
     model.load_state_dict(state, strict=False, assign=True)
     if model.trunk is not None:
         model.trunk.requires_grad_(False)

@@ -29,10 +29,19 @@ class TubeViT(nn.Module):
     Args:
         config: plain dict, the content of ``config.json``.
         tokenizer, blocks, tail: the parts; all blocks, frozen or not.
+        block_prefix: what the backbone's library puts before a block's number in the names of its tensors.
     """
 
-    def __init__(self, config: dict[str, Any], tokenizer: Tokenizer, blocks: list[nn.Module], tail: nn.Module) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tokenizer: Tokenizer,
+        blocks: list[nn.Module],
+        tail: nn.Module,
+        block_prefix: str = "blocks.",
+    ) -> None:
         super().__init__()
+        self.block_prefix = block_prefix
         depth, frozen = len(blocks), config["frozen_depth"]
         if not 0 <= frozen <= depth:
             raise UserError(f"frozen_depth {frozen} does not fit a model of {depth} blocks; allowed are 0 to {depth}")
@@ -85,9 +94,8 @@ class TubeViT(nn.Module):
         }
         blocks, tokenizer = self.blocks, self.tokenizer
         own = [*blocks[:frozen_depth], *copy.deepcopy(blocks[frozen_depth:])]
-        made = TubeViT(
-            config, tokenizer if frozen_depth else copy.deepcopy(tokenizer), own, copy.deepcopy(self.arm.tail)
-        )
+        own_tokenizer = tokenizer if frozen_depth else copy.deepcopy(tokenizer)
+        made = TubeViT(config, own_tokenizer, own, copy.deepcopy(self.arm.tail), self.block_prefix)
         made.base, made.report = self.base, dict(self.report)
         made.arm.requires_grad_(True)
         for name, head in made.arm.heads.items():
@@ -157,7 +165,8 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
 
 def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:
     """A model of ``config`` on a backbone; tubes and heads are fresh."""
-    model = TubeViT(config, Tokenizer(config, backbone), backbone.blocks, backbone.tail)
+    tokenizer = Tokenizer(config, backbone)
+    model = TubeViT(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix)
     for name, head in model.arm.heads.items():
         init_head(head, name, seed)
     return model

@@ -8,6 +8,7 @@ centre of what a token covers), ``cosine_no_stride`` (sines of a token's index i
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,19 @@ from scaleup.tubes import Size, TubeSpec
 
 KINDS = ("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone")
 BASE = 10_000.0
+
+
+class Context(NamedTuple):
+    """What blocks are told of where tokens are, beside the tokens themselves."""
+
+    attn_mask: Tensor | None = None  # bias of the attention (1, heads, P+N, P+N)
+    rope: Tensor | None = None  # rotary sines and cosines (N, 2d), or (depth, heads, N, 2d)
+
+    def at(self, block: int) -> dict[str, Tensor]:
+        """Keyword arguments of block number ``block``, counted from 0."""
+        rope = self.rope[block] if self.rope is not None and self.rope.dim() == 4 else self.rope
+        given = {"attn_mask": self.attn_mask, "rope": rope}
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
 
 
 def cosine(coordinates: Tensor, dim: int) -> Tensor:
@@ -41,14 +55,19 @@ def indices(spec: TubeSpec, size: Size) -> Tensor:
 def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor:
     """A grid of position embeddings (gh, gw, D) at spatial centres (N, 2) in pixels, bilinear: -> (N, D)."""
     height, width = grid.shape[:2]
-    sides = torch.tensor(patch).to(centres)
-    patches = (centres - (sides - 1) / 2) / sides  # in patches, first centre at 0
+    patches = in_patches(centres, patch)
     extent = torch.tensor([max(height - 1, 1), max(width - 1, 1)]).to(centres)
     points = (2 * patches / extent - 1).flip(-1).to(grid)  # grid_sample takes (x, y) in [-1, 1]
     sampled = F.grid_sample(
         grid.permute(2, 0, 1)[None], points[None, None], mode="bilinear", padding_mode="border", align_corners=True
     )  # (1, D, 1, N)
     return sampled[0, :, 0].T
+
+
+def in_patches(centres: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Spatial centres (N, 2) in pixels, counted in patches; the first patch's centre lies at 0."""
+    sides = torch.tensor(patch).to(centres)
+    return (centres - (sides - 1) / 2) / sides
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scaleup.backbones import Backbone
 from scaleup.errors import UserError, nearest
-from scaleup.positions import Fixed, Learned, Relative, sample_grid, time_table
+from scaleup.positions import Context, Fixed, Learned, Relative, in_patches, sample_grid, time_table
 from scaleup.tubes import Size, TubeSpec, TubeTokenizer
 
 
@@ -55,6 +55,8 @@ class Tokenizer(nn.Module):
         elif self.kind == "learned":
             self.positions = Learned([self.frames, *specs], size, self.embed_dim)
         elif self.kind == "relative":
+            if not backbone.attn_mask:
+                raise UserError(f"the attention of {backbone.name} takes no bias; choose positions other than relative")
             self.positions = Relative(backbone.num_heads)
 
     def specs(self, size: Size) -> list[TubeSpec]:
@@ -89,12 +91,22 @@ class Tokenizer(nn.Module):
             else:
                 self.tubes[name].spec = replace(self.tubes[name].spec, stride=tuple(stride))  # type: ignore[arg-type]
 
-    def attn_mask(self, size: Size) -> Tensor | None:
-        """Relative positions as a bias of the attention (1, heads, P+N, P+N); None for every other kind."""
-        if not isinstance(self.positions, Relative):
-            return None
-        centres = torch.cat([spec.centres(size) for spec in self.specs(size)])
-        return self.positions(centres.to(self.positions.tables), self.num_prefix_tokens)
+    def context(self, size: Size) -> Context:
+        """What every block is told beside z0: relative positions as a bias, the backbone's rotary angles."""
+        bias, rope = None, None
+        if isinstance(self.positions, Relative):
+            centres = torch.cat([spec.centres(size) for spec in self.specs(size)])
+            bias = self.positions(centres.to(self.positions.tables), self.num_prefix_tokens)
+        if (patches := self.stem.rope_grid()) is not None:
+            rope = torch.cat([self._rope(spec, size, patches) for spec in self.specs(size)], dim=-2)
+        return Context(bias, rope)
+
+    def _rope(self, spec: TubeSpec, size: Size, patches: Tensor) -> Tensor:
+        """Rotary sines and cosines (..., N, 2d) of a tube, at its spatial centres; patches keep the backbone's own."""
+        if spec in (self.frames, self.image):
+            return torch.cat([patches] * spec.grid(size)[0], dim=-2)
+        centres = spec.centres(size)[:, 1:].to(patches)
+        return self.stem.rope_at(in_patches(centres, self.image.kernel[1:]))
 
     def _video_tokens(self, x: Tensor, size: Size) -> Tensor:
         count = self.frames.grid(size)[0]

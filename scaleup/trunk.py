@@ -8,15 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scaleup.positions import Context
 from scaleup.tokenizer import Tokenizer, size_of
 
 
 class Taps(NamedTuple):
-    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and the attention's bias where there is one."""
+    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks are told beside them."""
 
     z0: Tensor
     h: Tensor
-    attn_mask: Tensor | None = None
+    context: Context = Context()
 
 
 class Trunk(nn.Module):
@@ -37,10 +38,10 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
         """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
         wanted = set(depths)
-        z0, mask = self.tokenizer(x), self.tokenizer.attn_mask(size_of(x))
+        z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
         h, taps = z0, {}
-        for depth, block in enumerate(self.blocks[: max(wanted)], start=1):
-            h = block(h, attn_mask=mask)
-            if depth in wanted:
-                taps[depth] = Taps(z0, h, mask)
+        for index, block in enumerate(self.blocks[: max(wanted)]):
+            h = block(h, **context.at(index))
+            if index + 1 in wanted:
+                taps[index + 1] = Taps(z0, h, context)
         return taps

@@ -34,7 +34,7 @@ def small_model(out: Path, seed: int = 0) -> Path:
 def transplant(backbone: str = "vit_h", repeats: int = 3) -> dict[str, Any]:
     """Wall seconds and peak memory of both sides; the peak also over the bytes of the backbone's weights."""
     before, name = machine(), resolve(backbone)
-    weights = sum(p.numel() * p.element_size() for p in build(name, {}, None, "meta").source.parameters())
+    weights = sum(p.numel() * p.element_size() for p in build(name, {}, None, "meta").state_dict().values())
     libraries = python("-c", LIBRARIES).peak_bytes
     with tempfile.TemporaryDirectory() as directory:
         small, file, out = small_model(Path(directory) / "small"), f"{directory}/alone.safetensors", f"{directory}/out"

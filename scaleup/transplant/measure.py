@@ -44,7 +44,7 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: An
         taps: what the adapted model's arm reads for them.
     """
     if large.positions is None:
-        wanted = large.source.forward_head(large.source.forward_features(images), pre_logits=True)
+        wanted = large.features(images)
     else:  # one of our own models, which adds positions of its own
         alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
         wanted = assemble(model.config | alone, large).eval().forward_features(images)
@@ -79,6 +79,16 @@ def alpha_grad(model: TubeViT, taps: Any, seed: int = 0) -> float:
     for parameter in trains:
         parameter.requires_grad_(True)
     return gradient.abs().item()
+
+
+@torch.no_grad()
+def position_rms(large: Backbone) -> float:
+    """RMS that sines in time should have: that of the backbone's grid, or a quarter of its patches'."""
+    if large.absolute:
+        return rms(large.stem.position_grid())
+    clip = natural_clip(1, large.size)
+    image = normalise(clip, {"input": {"mean": large.mean, "std": large.std}})[:, :, 0]
+    return rms(large.stem(image)[:, large.num_prefix_tokens :]) / 4
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool) -
     if random_tubes:
         fate = {}
     rows = [("small", name, fate.get(name, "left"), tensor) for name, tensor in donor.tensors.items()]
-    rows += [("backbone", name, "kept", tensor) for name, tensor in large.source.state_dict().items()]
+    rows += [("backbone", name, "kept", tensor) for name, tensor in large.state_dict().items()]
     rows += [("backbone", name, "left", tensor) for name, tensor in large.left.items()]
     assert model.arm.gate is not None
     rows += [("adapted", "gate.alpha", "new", model.arm.gate.alpha)]

@@ -66,7 +66,7 @@ def transplant(
     config = adapted_config(donor, large, plans, options.seed, _positions(donor, large, options), gate_at)
     config_file.check(config, str(out))  # what is written can be loaded
     model = move(donor, config, large)
-    model.base = tensors.hashes(large.source.state_dict())
+    model.base = tensors.hashes(large.state_dict())
     config["backbone"]["sha256"] = tensors.fingerprint(model.base)
     clip = _clip(clips, config)
     report |= {"parents": _parents(donor, config), "positions": config["positions"]}
@@ -100,7 +100,7 @@ def _plans(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
 
 def _positions(donor: Donor, large: Backbone, options: Options) -> dict[str, Any]:
     """Kind and amplitude: the backbone's own grid with sines in time as strong as it, or sines alone."""
-    own = getattr(large.source, "pos_embed", None) is not None
+    own = large.absolute or large.rotary
     had = large.positions or {"kind": "backbone" if own else "cosine"}
     if options.positions == "backbone" and not own:
         raise UserError(f"{large.name} has no positions of its own; choose others than --positions backbone")
@@ -109,9 +109,10 @@ def _positions(donor: Donor, large: Backbone, options: Options) -> dict[str, Any
         raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
     if amplitude is None and kind == had["kind"] != "backbone":
         amplitude = had.get("amplitude")
-    if amplitude is None:
-        grid = measure.rms(large.stem.position_grid().detach()) if own else 0.0  # type: ignore[operator]
-        amplitude = 2**0.5 * grid if kind == "backbone" else donor.config.get("positions", {}).get("amplitude", 1.0)
+    if amplitude is None and kind == "backbone":
+        amplitude = 2**0.5 * measure.position_rms(large)
+    elif amplitude is None:
+        amplitude = donor.config.get("positions", {}).get("amplitude", 1.0)
     return {"kind": kind, "amplitude": amplitude}
 
 
@@ -131,7 +132,7 @@ def _planned(donor: Donor, large: Backbone, plans: list[Plan], gate_at: int) -> 
         }
         for plan in plans
     }
-    count = sum(parameter.numel() for parameter in large.source.parameters())
+    count = sum(tensor.numel() for tensor in large.state_dict().values())
     late = sum(p.numel() for block in large.blocks[gate_at:] for p in block.parameters())
     return {
         "tubes": tubes,

@@ -51,7 +51,7 @@ def made(weights: Path | None, frozen_depth: int = 3, positions: str = "backbone
         heads={"motion": ["left", "right"]},
     )
     model = assemble(config, backbone).eval()
-    model.base = tensors.hashes(backbone.source.state_dict())
+    model.base = tensors.hashes(backbone.state_dict())
     config["backbone"]["sha256"] = tensors.fingerprint(model.base)
     model.report = {"tokens": 12}
     return model

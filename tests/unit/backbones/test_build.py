@@ -44,7 +44,7 @@ def test_every_alias_is_a_plain_vit(alias: str) -> None:
     backbone = build(alias, {}, None, "meta")
     assert backbone.name == resolve(alias) and len(backbone.mean) == len(backbone.std) == 3
     assert backbone.size == (224, 224) and backbone.depth >= 12
-    assert all(tensor.is_meta for tensor in backbone.source.state_dict().values())
+    assert all(tensor.is_meta for tensor in backbone.state_dict().values())
 
 
 def test_a_vit_h_is_what_the_paper_says() -> None:
@@ -74,7 +74,7 @@ def test_a_weights_file_gives_its_model_and_names_what_it_leaves(suffix: str, tm
     backbone = build(NAME, KWARGS, (32, 24), str(path))
     assert_same(backbone, vit)
     assert backbone.left.keys() == {"head.weight", "head.bias"} and backbone.weights == str(path)
-    assert all(tensor.dtype == torch.float32 for tensor in backbone.source.state_dict().values())
+    assert all(tensor.dtype == torch.float32 for tensor in backbone.state_dict().values())
 
 
 def test_positions_of_another_input_size_are_resampled(tmp_path: Path) -> None:
@@ -133,7 +133,10 @@ def test_a_bare_file_of_an_aliased_model_names_it_itself(tmp_path: Path) -> None
         ("vit_hh", {}, "unknown backbone 'vit_hh'; allowed are vit_ti.*nearest: 'vit_h'"),
         ("timm:vit_hugee_patch14_224", {}, "unknown timm model .*nearest: 'vit_huge_patch14_224"),
         ("timm:resnet18", {}, "is a ResNet, not a plain ViT"),
-        ("timm:vit_small_patch16_rope_224", {}, "not a plain ViT"),
+        ("timm:vit_base_patch16_rpn_224", {}, "its blocks normalise what they add"),
+        ("timm:beit_base_patch16_224", {}, "a table with an entry for each pair of patches"),
+        ("timm:swin_tiny_patch4_window7_224", {}, "its windows are cut from a grid"),
+        ("timm:vit_base_r26_s32_224", {}, "its patches come from a convolutional network"),
         ("timm:vit_medium_patch16_reg1_gap_256", {"block_fn": 3}, "timm cannot build"),
         (NAME, {"embed_dims": 3}, "unexpected keyword argument 'embed_dims'"),
         (NAME, {"embed_dim": 25}, "timm cannot build"),
@@ -187,8 +190,8 @@ def test_our_own_directories(tmp_path: Path) -> None:
     left = {"heads.shape.weight", "heads.shape.bias", "tubes.long.weight", "tubes.long.bias"}
     assert backbone.left.keys() == left and backbone.size == (32, 24) and backbone.mean == (0.1, 0.2, 0.3)
     held = load_file(tmp_path / "own" / "model.safetensors")
-    assert held.keys() == left | backbone.source.state_dict().keys()
-    assert all(torch.equal(tensor, held[name]) for name, tensor in backbone.source.state_dict().items())
+    assert held.keys() == left | backbone.state_dict().keys()
+    assert all(torch.equal(tensor, held[name]) for name, tensor in backbone.state_dict().items())
     (tmp_path / "own" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no whole image model.*--to full"):
         build(str(tmp_path / "own"), {}, None, "pretrained")
