@@ -26,6 +26,10 @@ class Context(NamedTuple):
     attn_mask: Tensor | None = None  # bias of the attention (1, heads, P+N, P+N)
     rope: Tensor | None = None  # rotary sines and cosines (N, 2d), or (depth, heads, N, 2d)
 
+    def to(self, dtype: torch.dtype) -> Context:
+        """For tokens of another precision: the bias follows them; rotary angles stay exact."""
+        return self if self.attn_mask is None else self._replace(attn_mask=self.attn_mask.to(dtype))
+
     def at(self, block: int) -> dict[str, Tensor]:
         """Keyword arguments of block number ``block``, counted from 0."""
         rope = self.rope[block] if self.rope is not None and self.rope.dim() == 4 else self.rope

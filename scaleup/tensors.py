@@ -50,12 +50,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             names, beside = list(file.keys()), dict(file.metadata() or {})
-        return {name: _read_tensor(path, name) for name in names}, beside
+        return {name: read_tensor(path, name) for name in names}, beside
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def _read_tensor(path: Path, name: str) -> Tensor:
+def read_tensor(path: str | Path, name: str) -> Tensor:
     """One tensor in memory of its own: aligned, so that what is computed does not depend on where a file puts it.
 
     The file is opened for each, which gives back the pages that were mapped for the last one.

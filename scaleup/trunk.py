@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scaleup.placement import BlockFile, in_turn
 from scaleup.positions import Context
+from scaleup.precision import COMPUTED_IN, cast
 from scaleup.tokenizer import Tokenizer, size_of
 
 
@@ -21,12 +23,19 @@ class Taps(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph."""
+    """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
 
-    def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module]) -> None:
+    Blocks may be kept in low precision (:func:`recast`), on the host or in a file (:mod:`scaleup.placement`); z0 and
+    the taps are float32 all the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module], file: BlockFile | None = None) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.blocks = nn.ModuleList(blocks)
+        self.file = file  # of those blocks that are on the meta device
+        self.precision = "float32"
+        self.originals: dict[str, Tensor] = {}  # float32 content of blocks that were cast, where no file holds it
         self.requires_grad_(False)
         self.train(False)
 
@@ -37,11 +46,42 @@ class Trunk(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
         """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
-        wanted = set(depths)
+        wanted, dtype = set(depths), COMPUTED_IN[self.precision]
         z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
-        h, taps = z0, {}
-        for index, block in enumerate(self.blocks[: max(wanted)]):
-            h = block(h, **context.at(index))
+        h, told, taps = z0.to(dtype), context.to(dtype), {}
+        for index, block in enumerate(in_turn(self.blocks[: max(wanted)], h.device, self.file, dtype)):
+            h = block(h, **told.at(index))
             if index + 1 in wanted:
-                taps[index + 1] = Taps(z0, h, context)
+                taps[index + 1] = Taps(z0, h.to(z0.dtype), context)
         return taps
+
+    def place(self, device: torch.device, placement: str) -> None:
+        """Move to the device all but the blocks that wait elsewhere."""
+        self.tokenizer.to(device)
+        for block in self.blocks:
+            if placement != "host" and not on_meta(block):
+                block.to(device)
+
+
+def on_meta(block: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in block.parameters())
+
+
+def recast(trunks: list[Trunk], precision: str, public: set[str]) -> None:
+    """Put the blocks that trunks share into another precision, one at a time.
+
+    Args:
+        public: names (``blocks.3.attn.qkv.weight``) whose content the public backbone has; of all others the float32
+            content is kept for saving.
+    """
+    deepest = max(trunks, key=lambda trunk: len(trunk.blocks))
+    for index, block in enumerate(deepest.blocks):
+        if not on_meta(block):
+            tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+            deepest.originals |= {name: tensor for name, tensor in tensors.items() if name not in public}
+            block = cast(block, precision)
+        for trunk in trunks:
+            if index < len(trunk.blocks):
+                trunk.blocks[index] = block
+    for trunk in trunks:
+        trunk.precision, trunk.originals = precision, deepest.originals

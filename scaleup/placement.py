@@ -1,0 +1,81 @@
+"""Frozen blocks that wait on the host or in a file and come to the device one by one, the next while one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from scaleup import tensors
+
+
+class BlockFile(NamedTuple):
+    """A safetensors file that holds blocks: for ``3.attn.qkv.weight`` the tensor's name in the file."""
+
+    path: str
+    names: Mapping[str, str]
+
+    def read(self, index: int, name: str) -> Tensor:
+        """A tensor of block number ``index``, as the file has it."""
+        return tensors.read_tensor(self.path, self.names[f"{index}.{name}"])
+
+
+def in_turn(
+    blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype
+) -> Iterator[Callable[..., Tensor]]:
+    """Blocks ready to be called, one after the other; those that are elsewhere are fetched one ahead.
+
+    A block on the meta device is read from ``file`` in precision ``dtype``, one on the host is copied to ``device``.
+    """
+    if all(_is_on(block, device) for block in blocks):
+        yield from blocks
+        return
+    fetch = partial(_fetched, blocks, device, file, dtype)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(fetch, 0)
+        for index, block in enumerate(blocks):
+            fetched = ahead.result()
+            if index + 1 < len(blocks):
+                ahead = pool.submit(fetch, index + 1)
+            yield block if fetched is None else partial(_called, block, fetched)
+
+
+def _is_on(block: nn.Module, device: torch.device) -> bool:
+    return all(parameter.device == device for parameter in block.parameters())
+
+
+def _fetched(
+    blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype, index: int
+) -> dict[str, Tensor] | None:
+    """All tensors of a block on the device; None where they are there already."""
+    block = blocks[index]
+    if _is_on(block, device):
+        return None
+    held: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    if any(tensor.is_meta for tensor in held.values()):
+        assert file is not None
+        read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in held.items()}
+        held = {name: tensor.to(dtype) for name, tensor in read.items()}
+    return _copied(held, device)
+
+
+def _copied(held: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors on the device, copied beside what it computes."""
+    if device.type == "cpu":
+        return dict(held)
+    stream, computing = torch.Stream(device), torch.accelerator.current_stream(device)
+    with stream:
+        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
+    stream.synchronize()
+    for tensor in copies.values():
+        tensor.record_stream(computing)  # its memory is not given to the next copy before the block has computed
+    return copies
+
+
+def _called(block: nn.Module, held: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
+    return functional_call(block, held, (h,), context)

@@ -1,0 +1,155 @@
+"""Frozen blocks in other precisions and places: the same taps, or as near as is said."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_model import IMAGES, VIDEOS, adapted
+from torch import Tensor, nn
+
+from scaleup import placement
+from scaleup.backbones.build import build
+from scaleup.errors import UserError
+from scaleup.placement import BlockFile
+from scaleup.positions import Relative
+from scaleup.precision import COMPUTED_IN, cast, drift, fastest
+from scaleup.trunk import Trunk, recast
+
+DEPTHS = [1, 3]
+
+
+def on_disk(trunk: Trunk, path: Path, dtype: torch.dtype = torch.float32) -> Trunk:
+    """The same trunk, its blocks but the last in a file alone."""
+    state = {f"blocks.{name}": tensor.to(dtype) for name, tensor in trunk.blocks.state_dict().items()}
+    save_file(state, path)
+    names = {name.removeprefix("blocks."): name for name in state}
+    blocks = [copy.deepcopy(block).to("meta") for block in trunk.blocks[:-1]]
+    return Trunk(trunk.tokenizer, [*blocks, trunk.blocks[-1]], BlockFile(str(path), names))
+
+
+def assert_same_taps(one: Trunk, other: Trunk, x: Tensor) -> None:
+    ours, theirs = one(x, DEPTHS), other(x, DEPTHS)
+    for depth in DEPTHS:
+        assert torch.equal(ours[depth].h, theirs[depth].h) and torch.equal(ours[depth].z0, theirs[depth].z0)
+        assert ours[depth].h.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_blocks_in_a_file_give_what_resident_blocks_give(precision: str, stored: torch.dtype, tmp_path: Path) -> None:
+    resident = adapted(frozen_depth=3, init_values=0.1)[0].trunk
+    resident.blocks.load_state_dict({n: t.to(stored).float() for n, t in resident.blocks.state_dict().items()})
+    streamed = on_disk(resident, tmp_path / "blocks.safetensors", stored)
+    recast([streamed], precision, set())
+    recast([resident], precision, set())
+    for x in (IMAGES, VIDEOS):
+        assert_same_taps(streamed, resident, x)
+    assert all(parameter.is_meta for block in streamed.blocks[:2] for parameter in block.parameters())
+
+
+def test_a_tensor_that_is_in_memory_is_not_read(tmp_path: Path) -> None:
+    resident = adapted(frozen_depth=3)[0].trunk
+    streamed = on_disk(resident, tmp_path / "blocks.safetensors")
+    for trunk in (resident, streamed):
+        trunk.blocks[1].mlp.fc1.weight = nn.Parameter(torch.full((96, 24), 0.1), requires_grad=False)
+    assert_same_taps(streamed, resident, VIDEOS)
+
+
+def test_each_block_is_read_once_and_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed = on_disk(adapted(frozen_depth=4)[0].trunk, tmp_path / "blocks.safetensors")
+    fetched: list[int] = []
+    real = placement._fetched
+
+    def spy(*args: Any) -> Any:
+        fetched.append(args[-1])
+        return real(*args)
+
+    monkeypatch.setattr(placement, "_fetched", spy)
+    running = placement.in_turn(streamed.blocks, torch.device("cpu"), streamed.file, torch.float32)
+    next(running)
+    next(running)
+    for _ in range(100):
+        if len(fetched) == 3:
+            break
+        __import__("time").sleep(0.01)
+    assert fetched == [0, 1, 2]
+    list(running)
+    assert fetched == [0, 1, 2, 3]
+
+
+def test_buffers_that_no_file_holds_come_along(tmp_path: Path) -> None:
+    kwargs = {"embed_dim": 48, "depth": 3, "num_heads": 4}
+    block = build("timm:eva02_tiny_patch14_224", kwargs, (28, 28)).blocks[0]
+    path = tmp_path / "blocks.safetensors"
+    save_file(block.state_dict(), path)
+    buffers = dict(block.named_buffers())
+    meta = copy.deepcopy(block).to("meta")
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        meta.get_submodule(owner)._buffers[leaf] = buffer
+    file = BlockFile(str(path), {f"0.{name}": name for name in block.state_dict()})
+    (call,) = placement.in_turn([meta], torch.device("cpu"), file, torch.float32)
+    h = torch.randn(1, 5, 48)
+    assert torch.equal(call(h), block(h))
+
+
+@pytest.mark.parametrize(
+    ("precision", "near", "far"), [("bfloat16", 1e-4, 0.05), ("float16", 1e-6, 0.01), ("int8", 1e-4, 0.05)]
+)
+def test_low_precision_moves_the_taps_a_little(precision: str, near: float, far: float) -> None:
+    model, _ = adapted(frozen_depth=3)
+    wanted = model.trunk(VIDEOS, DEPTHS)
+    recast([model.trunk], precision, set())
+    found = model.trunk(VIDEOS, DEPTHS)
+    for depth in DEPTHS:
+        assert near < drift(wanted[depth].h, found[depth].h) < far
+        assert torch.equal(wanted[depth].z0, found[depth].z0)  # the tokenizer stays as it is
+    floating = [parameter for parameter in model.trunk.blocks.parameters() if parameter.dtype.is_floating_point]
+    assert {parameter.dtype for parameter in floating} == {COMPUTED_IN[precision]}
+    assert not any(parameter.requires_grad for parameter in floating)
+
+
+def test_int8_weights_are_the_nearest_of_256_steps_a_row() -> None:
+    block = adapted()[0].trunk.blocks[0]
+    weight, made = block.mlp.fc1.weight, cast(block, "int8").mlp.fc1.weight
+    step = weight.bfloat16().float().abs().amax(1, keepdim=True) / 127  # (out, 1)
+    assert ((made.dequantize().float() - weight).abs() <= 0.52 * step + 0.01 * weight.abs()).all()
+    assert made.qdata.dtype == torch.int8 and made.qdata.shape == weight.shape
+
+
+def test_trunks_share_the_blocks_that_were_cast_and_keep_what_nobody_else_has() -> None:
+    template, _ = adapted(frozen_depth=3)
+    trunks = [template.with_arm(depth, True, {}).trunk for depth in (1, 3)]
+    before = {f"blocks.{name}": tensor.clone() for name, tensor in template.trunk.blocks.state_dict().items()}
+    public = {name for name in before if name.startswith("blocks.0.")}
+    recast(trunks, "bfloat16", public)
+    assert trunks[0].blocks[0] is trunks[1].blocks[0]
+    assert trunks[0].originals is trunks[1].originals and trunks[0].originals.keys() == before.keys() - public
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trunks[0].originals.items())
+    assert all(torch.equal(t, before[f"blocks.{n}"]) for n, t in template.trunk.blocks.state_dict().items())
+
+
+def test_relative_positions_follow_the_precision() -> None:
+    model, _ = adapted(frozen_depth=3)
+    model.tokenizer.positions = Relative(2)
+    nn.init.normal_(model.tokenizer.positions.tables)
+    wanted = model.trunk(VIDEOS, [3])[3]
+    recast([model.trunk], "bfloat16", set())
+    found = model.trunk(VIDEOS, [3])[3]
+    assert drift(wanted.h, found.h) < 0.05
+    assert torch.equal(found.context.attn_mask, wanted.context.attn_mask)  # an arm gets it as it is
+
+
+def test_the_fastest_precision_is_measured() -> None:
+    chosen, seconds = fastest(adapted()[0].trunk.blocks[0], torch.randn(2, 5, 24), {})
+    assert seconds.keys() == {"float32", "bfloat16", "float16"} and chosen == min(seconds, key=seconds.get)
+
+
+def test_tokens_that_overflow_are_not_taken_for_tokens() -> None:
+    h = torch.ones(1, 2, 3)
+    assert drift(h, h) == 0 and drift(h, 1.1 * h) == pytest.approx(0.1, rel=1e-3)
+    with pytest.raises(UserError, match="overflows in this precision"):
+        drift(h, h / 0)
