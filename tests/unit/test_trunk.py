@@ -138,8 +138,12 @@ def test_relative_positions_follow_the_precision() -> None:
     nn.init.normal_(model.tokenizer.positions.tables)
     wanted = model.trunk(VIDEOS, [3])[3]
     recast([model.trunk], "bfloat16", set())
+    told: list[Tensor] = []
+    model.trunk.blocks[1].register_forward_pre_hook(
+        lambda _, x, given: told.append(given["attn_mask"]), with_kwargs=True
+    )
     found = model.trunk(VIDEOS, [3])[3]
-    assert drift(wanted.h, found.h) < 0.05
+    assert drift(wanted.h, found.h) < 0.05 and told[0].dtype == torch.bfloat16
     assert torch.equal(found.context.attn_mask, wanted.context.attn_mask)  # an arm gets it as it is
 
 
