@@ -119,6 +119,14 @@ class Arm:
 
 
 @dataclass
+class Trunk:
+    """How frozen blocks are kept while arms train; ``auto`` measures which precision is fastest on the device."""
+
+    precision: str = "float32"  # float32 | bfloat16 | float16 | int8 | auto
+    placement: str = "device"  # device | host | disk: where blocks wait for their turn
+
+
+@dataclass
 class Train:
     """Optimizer and schedule, alike for all arms of a sweep."""
 
@@ -140,6 +148,7 @@ class Recipe:
     seed: int = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    trunk: Trunk = field(default_factory=Trunk)
     train: Train = field(default_factory=Train)
     arm: Arm = field(default_factory=Arm)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"changes": Arm})  # name -> changes to arm
@@ -197,6 +206,10 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     if recipe.model.load is not None:
         others = [key for key in given["model"] if key != "load"]
         yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
+    if recipe.trunk.placement == "disk" and recipe.model.load is None:
+        yield "trunk.placement: disk needs a model that is loaded (model.load), whose backbone has a file to read from"
+    if recipe.trunk.placement == "disk" and recipe.trunk.precision == "int8":
+        yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
     if recipe.train.warmup > recipe.train.steps:
         yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
     if "tensorboard" in recipe.arms:

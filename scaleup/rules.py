@@ -94,6 +94,8 @@ RULES: dict[str, Rule] = {
     "arm.gate_lr": above(0),
     "arm.weight_decay": between(0),
     "arm.clip": between(0),
+    "trunk.precision": one_of("float32", "bfloat16", "float16", "int8", "auto"),
+    "trunk.placement": one_of("device", "host", "disk"),
     "train.steps": whole(1),
     "train.optimizer": one_of("adamw", "adam"),
     "train.betas": listing("[beta1, beta2]", between(0, 0.99999)),

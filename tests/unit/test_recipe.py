@@ -100,6 +100,11 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ("data.workers=1.5", "data.workers: 1.5 is not a whole number of at least 0"),
         ("train.optimizer=adamv", "is not one of 'adamw', 'adam'; nearest:"),
         ("train.warmup=101", "train.warmup: 101 is more than train.steps, 100"),
+        (
+            "trunk.precision=bf16",
+            "trunk.precision: 'bf16' is not one of 'float32', 'bfloat16', 'float16', 'int8', 'auto'",
+        ),
+        ("trunk.placement=disk", "trunk.placement: disk needs a model that is loaded"),
         ("train.mixup=.nan", "train.mixup: nan is not a number of at least 0"),
         ("train.betas=[0.9,1]", "train.betas: [0.9, 1] is not a list [beta1, beta2]"),
         ("train.zero_stage=3", "train.zero_stage: 3 is not one of 0, 1, 2"),
