@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +25,16 @@ class BlockFile(NamedTuple):
     def read(self, index: int, name: str) -> Tensor:
         """A tensor of block number ``index``, as the file has it."""
         return tensors.read_tensor(self.path, self.names[f"{index}.{name}"])
+
+
+def materialised(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
+    """A float32 copy of a block, with all of it in memory."""
+    made = copy.deepcopy(blocks[index])
+    missing = [name for name, tensor in made.state_dict().items() if tensor.is_meta]
+    if missing:
+        assert file is not None
+        made.load_state_dict({name: file.read(index, name).float() for name in missing}, strict=False, assign=True)
+    return made
 
 
 def in_turn(
@@ -79,3 +91,28 @@ def _copied(held: Mapping[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 def _called(block: nn.Module, held: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
     return functional_call(block, held, (h,), context)
+
+
+@contextmanager
+def lent(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
+    """For a while, blocks on the meta device fetch their float32 tensors whenever they are called, by whomever."""
+    handles = []
+    for index, block in enumerate(blocks):
+        empty = {name: tensor for name, tensor in block.state_dict().items() if tensor.is_meta}
+        if empty and file is not None:
+            handles += [
+                block.register_forward_pre_hook(partial(_filled, file, index, list(empty))),
+                block.register_forward_hook(partial(_emptied, empty)),
+            ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def _filled(file: BlockFile, index: int, names: Iterable[str], block: nn.Module, _: Any) -> None:
+    read = {name: file.read(index, name).float() for name in names}
+    block.load_state_dict(read, strict=False, assign=True)
+
+
+def _emptied(empty: Mapping[str, Tensor], block: nn.Module, *_: Any) -> None:
+    block.load_state_dict(empty, strict=False, assign=True)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from scaleup import placement
 from scaleup.backbones.build import build
 from scaleup.errors import UserError
-from scaleup.placement import BlockFile
+from scaleup.placement import BlockFile, lent, materialised
 from scaleup.positions import Relative
 from scaleup.precision import COMPUTED_IN, cast, drift, fastest
-from scaleup.trunk import Trunk, recast
+from scaleup.trunk import Trunk, on_meta, recast
 
 DEPTHS = [1, 3]
 
@@ -157,3 +157,26 @@ def test_tokens_that_overflow_are_not_taken_for_tokens() -> None:
     assert drift(h, h) == 0 and drift(h, 1.1 * h) == pytest.approx(0.1, rel=1e-3)
     with pytest.raises(UserError, match="overflows in this precision"):
         drift(h, h / 0)
+
+
+@torch.no_grad()
+def test_the_library_itself_can_be_asked_while_its_blocks_are_in_a_file(tmp_path: Path) -> None:
+    model, vit = adapted(frozen_depth=3)
+    wanted = vit(IMAGES)
+    streamed = on_disk(model.trunk, tmp_path / "blocks.safetensors")
+    vit.blocks[0], vit.blocks[1] = streamed.blocks[0], streamed.blocks[1]
+    with lent(vit.blocks, streamed.file):
+        assert torch.equal(vit(IMAGES), wanted)
+    assert all(on_meta(block) for block in vit.blocks[:2]) and not on_meta(vit.blocks[2])
+    with pytest.raises(NotImplementedError):
+        vit(IMAGES)
+
+
+def test_a_block_from_a_file_can_be_had_in_memory(tmp_path: Path) -> None:
+    resident = adapted(frozen_depth=3)[0].trunk
+    streamed = on_disk(resident, tmp_path / "blocks.safetensors", torch.float64)
+    for index in range(3):
+        made = materialised(streamed.blocks, index, streamed.file)
+        wanted = resident.blocks[index].state_dict()
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.state_dict().items())
+        assert made is not streamed.blocks[index]
