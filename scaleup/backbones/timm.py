@@ -42,6 +42,13 @@ NOT_PLAIN = {  # class of the model or of its blocks -> why tubes cannot join
     "HybridEmbed": "its patches come from a convolutional network",
     "RotaryEmbeddingMRope": "its rotary angles hold a time of their own",
 }
+CONVERTED: dict[str, dict[str, Any]] = {  # part of a name -> how timm converts its files, where not as all others
+    "deit": {"adapt_layer_scale": True},
+    "flexivit": {"interpolation": "bilinear", "antialias": False},
+    "base_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
+    "huge_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
+    "radio": {"interpolation": "bilinear", "antialias": False},
+}
 
 
 class Stem(nn.Module):
@@ -194,7 +201,7 @@ def load_weights(vit: Any, tensors: dict[str, Tensor], origin: str | Path) -> di
     if "pos_embed" in vit.state_dict() or isinstance(vit, Eva):
         family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
         try:
-            tensors = family.checkpoint_filter_fn(tensors, vit)  # type: ignore[attr-defined]  # other layouts and sizes
+            tensors = family.checkpoint_filter_fn(tensors, vit, **_conversion(vit))  # type: ignore[attr-defined]
         except Exception as error:  # timm takes shapes for granted
             raise UserError(f"{origin} does not hold the weights of this model ({error})") from error
     own = vit.state_dict()
@@ -214,6 +221,12 @@ def load_weights(vit: Any, tensors: dict[str, Tensor], origin: str | Path) -> di
     vit.load_state_dict({name: tensor.float() for name, tensor in given.items()}, assign=True)
     _fill_buffers(vit)
     return left
+
+
+def _conversion(vit: Any) -> dict[str, Any]:
+    """What timm's conversion of files of other layouts and sizes is told for this model."""
+    name = vit.pretrained_cfg["architecture"]
+    return next((words for part, words in CONVERTED.items() if part in name), {})
 
 
 def _fill_buffers(vit: nn.Module) -> None:
