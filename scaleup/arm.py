@@ -69,15 +69,27 @@ class Arm(nn.Module):
                 h = block(h, **context)
         return self.tail(h)
 
+    def train(self, mode: bool = True) -> Arm:
+        """Blocks of which nothing trains stay in eval mode, as the trunk does."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.blocks.parameters()):
+            self.blocks.train(False)
+        return self
+
     def forward(self, inputs: Tensor | Taps, head: str) -> Tensor:
         """Logits of one head: (B, C)."""
         return self.heads[head](self.features(inputs))
 
 
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """Random numbers that depend on (seed, name) alone, so that an arm begins alike in whichever company it trains."""
+    return torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
+
+
 def init_head(head: nn.Module, name: str, seed: int) -> None:
     """Fan-in initialisation of a classifier from (seed, name) alone, zero bias."""
-    generator = torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * head.in_features**-0.5)
+        drawn = torch.randn(head.weight.shape, generator=generator_of(name, seed))
+        head.weight.copy_(drawn * head.in_features**-0.5)
         head.bias.zero_()

@@ -1,4 +1,5 @@
-"""Model directories: ``config.json``, ``delta.safetensors`` or ``model.safetensors``, ``report.json``, ``README.md``.
+"""Model directories: ``config.json``, ``delta.safetensors`` or ``model.safetensors``, ``report.json``, ``README.md``,
+and ``adapter/``, a PEFT directory, where the late blocks have an adapter.
 
 A *full* directory holds every tensor. A *delta* holds what differs from the public backbone (tubes, gate, trained
 blocks, norm, heads) and the sha256 of the base weights that it needs. Backbone tensors carry the library's own names.
@@ -17,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scaleup import adapter, tensors
 from scaleup import config as config_file
-from scaleup import tensors
+from scaleup.adapter import Adapt
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
 from scaleup.errors import UserError, nearest
@@ -32,7 +34,9 @@ def public_name(name: str, model: TubeViT) -> str:
     """A tensor's name on disk: the library's own where it has one, ``blocks.26.x`` for ``arm.blocks.26.x``."""
     for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
         name = name.removeprefix(prefix)
-    return model.block_prefix + name.removeprefix("blocks.") if name.startswith("blocks.") else name
+    if not name.startswith("blocks."):
+        return name
+    return adapter.public_name(model.block_prefix + name.removeprefix("blocks."))
 
 
 def named_tensors(model: TubeViT) -> dict[str, Tensor]:
@@ -53,6 +57,7 @@ def save(
     """
     kind = kind or ("delta" if model.frozen_depth and model.base else "full")
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
+    adapted = {name: content.pop(name) for name in list(content) if name.startswith(adapter.PREFIX)}
     if kind == "delta":
         if not model.base:
             raise UserError(
@@ -64,8 +69,11 @@ def save(
         text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
         (directory / "config.json").write_text(text + "\n")
         (directory / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
-        (directory / "README.md").write_text(card(model, kind, content))
+        (directory / "README.md").write_text(card(model, kind, content | adapted))
         try:
+            if adapted:
+                settings = Adapt(**model.config["adapter"])
+                adapter.write(directory / adapter.DIRECTORY, model.arm.blocks, model.block_prefix, settings, adapted)
             save_file(content, directory / name, {"config": text})  # one key: with two, their order is chance
         except SafetensorError as error:
             raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
@@ -85,14 +93,11 @@ def load(source: str | Path, base: str | None = None) -> TubeViT:
     """
     directory = _local(source)
     config = config_file.read(directory)
-    delta, full = directory / DELTA, directory / FULL
-    if not delta.exists() and not full.exists():
-        raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
-    found, _ = tensors.read(full if full.exists() else delta)
-    model = from_config(config, "meta") if full.exists() else from_config(config, base or config["backbone"]["weights"])
+    found, whole = _read(directory), (directory / FULL).exists()
+    model = from_config(config, "meta" if whole else base or config["backbone"]["weights"])
     own = named_tensors(model)
-    optional = set() if full.exists() else {name for name in own if name in model.base}
-    _refuse_misfits(own, found, optional, full if full.exists() else delta)
+    optional = set() if whole else {name for name in own if name in model.base}
+    _refuse_misfits(own, found, optional, directory)
     _assign(model, found)
     model.report = _read_report(directory / "report.json")
     return model.eval()
@@ -120,16 +125,25 @@ def load_run(run: str | Path, base: str | None = None) -> dict[str, TubeViT]:
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     config = config_file.read(directory)
-    model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"])
-    path = directory / (FULL if (directory / FULL).exists() else DELTA)
-    found, _ = tensors.read(path)
-    own = named_tensors(model)
-    arm = {name: public_name(f"arm.{name}", model) for name in model.arm.state_dict()}
-    _refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), path)
+    adapt = Adapt(**config["adapter"]) if config["adapter"] else adapter.FULL
+    model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"], adapt=adapt)
+    own, found = named_tensors(model), _read(directory)
+    shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
+    arm = {name: public_name(f"arm.{name}", model) for name in model.arm.state_dict() if name not in shared}
+    _refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), directory)
     if any(not torch.equal(found[name], own[name]) for name in found.keys() - set(arm.values())):
         raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
     model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
     return model.eval()
+
+
+def _read(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a model directory, those of its adapter too."""
+    path = next((directory / name for name in (FULL, DELTA) if (directory / name).exists()), None)
+    if path is None:
+        raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
+    beside = directory / adapter.DIRECTORY / adapter.WEIGHTS
+    return tensors.read(path)[0] | (tensors.read(beside)[0] if beside.exists() else {})
 
 
 def _read_report(path: Path) -> dict[str, Any]:

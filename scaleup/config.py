@@ -30,6 +30,15 @@ class Source:
 
 
 @dataclass
+class Adapter:
+    """What learned beside the frozen weights of the late blocks; rank and alpha are those of LoRA and DoRA."""
+
+    kind: str  # lora | dora | ia3
+    rank: int
+    alpha: float
+
+
+@dataclass
 class Config:
     """The keys of ``config.json``, beside its format; those that a recipe has too mean the same."""
 
@@ -41,6 +50,7 @@ class Config:
     positions: recipe.Positions
     frozen_depth: int
     gate: bool
+    adapter: Adapter | None
     heads: dict[str, list[str]]  # head -> names of its classes
 
 
@@ -68,6 +78,7 @@ def check(content: Any, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin} is not of the format {FORMAT!r}")
     reader = Reader()
     given = {key: value for key, value in content.items() if key != "format"}
+    given.setdefault("adapter", None)  # models are older than adapters
     valid = reader.settings(Config, given, rule="model.")
     complete = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), valid))
     assert isinstance(complete, dict)

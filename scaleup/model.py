@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scaleup import adapter
+from scaleup.adapter import FULL, Adapt
 from scaleup.arm import Arm, Heads, init_head
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
@@ -81,23 +83,31 @@ class TubeViT(nn.Module):
         """What the arm is fed for x: the trunk's taps, or x itself where nothing is frozen."""
         return self.trunk(x, [self.frozen_depth])[self.frozen_depth] if self.trunk is not None else x
 
-    def with_arm(self, frozen_depth: int, gate: bool, heads: Heads, seed: int = 0) -> TubeViT:
-        """The same model frozen elsewhere, its trunk shared with this one (no copy), its arm an independent copy.
+    def with_arm(self, frozen_depth: int, gate: bool, heads: Heads, seed: int = 0, adapt: Adapt = FULL) -> TubeViT:
+        """The same model frozen elsewhere; what is frozen is shared with this one (no copy), what trains is its own.
 
-        Heads that this model has with the same classes are copied; others are drawn from (seed, name) alone, so that an
-        arm begins alike in whichever company it trains. This model serves as the template and must not be trained.
+        Heads that this model has with the same classes are copied, and so is its adapter; others are drawn from (seed,
+        name) alone, so that an arm begins alike in whichever company it trains. This model serves as the template and
+        must not be trained.
+
+        Raises:
+            UserError: the depth does not fit, or the adapter, or this model has another one.
         """
+        self._refuse_other_adapter(frozen_depth, adapt)
         config = copy.deepcopy(self.config) | {
             "frozen_depth": frozen_depth,
             "gate": gate,
+            "adapter": adapt.adapter,
             "heads": {name: list(classes) for name, classes in heads.items()},
         }
-        blocks, tokenizer = self.blocks, self.tokenizer
-        own = [*blocks[:frozen_depth], *copy.deepcopy(blocks[frozen_depth:])]
-        own_tokenizer = tokenizer if frozen_depth else copy.deepcopy(tokenizer)
-        made = TubeViT(config, own_tokenizer, own, copy.deepcopy(self.arm.tail), self.block_prefix)
+        tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
+        blocks = [*self.blocks[:frozen_depth], *self._copied(self.blocks[frozen_depth:], adapt)]
+        made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix)
         made.base, made.report = self.base, dict(self.report)
-        made.arm.requires_grad_(True)
+        if adapt.adapter and not self.config["adapter"]:
+            adapter.inject(made.arm.blocks, adapt, seed)
+        for name, parameter in made.arm.named_parameters():
+            parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or adapter.is_own(name))
         for name, head in made.arm.heads.items():
             if self.config["heads"].get(name) == config["heads"][name]:
                 head.load_state_dict(self.arm.heads[name].state_dict())
@@ -106,6 +116,21 @@ class TubeViT(nn.Module):
         if made.arm.gate is not None and self.arm.gate is not None:
             made.arm.gate.load_state_dict(self.arm.gate.state_dict())
         return made
+
+    def _refuse_other_adapter(self, frozen_depth: int, adapt: Adapt) -> None:
+        own = self.config["adapter"]
+        if own is not None and (own, self.frozen_depth) != (adapt.adapter, frozen_depth):
+            raise UserError(
+                f"this model has a {own['kind']} adapter (rank {own['rank']}, alpha {own['alpha']:g}) above "
+                f"{self.frozen_depth} frozen blocks, and an arm can only train that one further; merge it to begin "
+                "anew (tools/export.py --merge)"
+            )
+
+    @staticmethod
+    def _copied(blocks: list[nn.Module], adapt: Adapt) -> list[nn.Module]:
+        """Late blocks of an arm's own, which share the parameters that stay frozen."""
+        shared = [] if adapt.kind == "full" else [pair for block in blocks for pair in block.named_parameters()]
+        return copy.deepcopy(blocks, {id(tensor): tensor for name, tensor in shared if not adapter.is_own(name)})
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
         """Write a model directory; see :func:`scaleup.checkpoint.save`."""
@@ -141,6 +166,7 @@ def describe(backbone: Backbone, seed: int, **parts: Any) -> dict[str, Any]:
         "interpolate": None,
         "frozen_depth": 0,
         "gate": False,
+        "adapter": None,
         "heads": {},
     } | parts
 
@@ -164,9 +190,11 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
 
 
 def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:
-    """A model of ``config`` on a backbone; tubes and heads are fresh."""
+    """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
     tokenizer = Tokenizer(config, backbone)
     model = TubeViT(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix)
     for name, head in model.arm.heads.items():
         init_head(head, name, seed)
+    if config["adapter"]:
+        adapter.inject(model.arm.blocks, Adapt(**config["adapter"]), seed)
     return model

@@ -112,6 +112,10 @@ class Arm:
 
     frozen_depth: int = 0
     gate: bool = False
+    adapt: str = "full"  # the late blocks: full | lora | dora | ia3 (adapters on frozen weights) | none (frozen)
+    lora_rank: int = 8  # of lora and dora, whose products are scaled by lora_alpha / lora_rank
+    lora_alpha: float = 16.0
+    precision: str = "float32"  # of products in the arm: float32 | bfloat16; what trains is float32 in any case
     lr: float = 1e-3
     gate_lr: float = 5e-3
     weight_decay: float = 1e-3

@@ -79,6 +79,9 @@ RULES: dict[str, Rule] = {
     "model.interpolate": listing("[t, h, w]", whole(1)),
     "model.positions.kind": one_of("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone"),
     "model.positions.amplitude": above(0),
+    "model.adapter.kind": one_of("lora", "dora", "ia3"),
+    "model.adapter.rank": whole(1),
+    "model.adapter.alpha": above(0),
     "data.batch": whole(1),
     "data.workers": whole(0),
     "data.max_bad": between(0, 1),
@@ -90,6 +93,10 @@ RULES: dict[str, Rule] = {
     "data.train.*.augment.randaugment_layers": whole(0),
     "data.train.*.augment.randaugment_magnitude": whole(0, 30),
     "arm.frozen_depth": whole(0),
+    "arm.adapt": one_of("full", "lora", "dora", "ia3", "none"),
+    "arm.lora_rank": whole(1),
+    "arm.lora_alpha": above(0),
+    "arm.precision": one_of("float32", "bfloat16"),
     "arm.lr": above(0),
     "arm.gate_lr": above(0),
     "arm.weight_decay": between(0),
@@ -136,6 +143,10 @@ class Reader:
 
     def _value(self, schema: type, item: Field, value: Any, at: str, rule: str) -> Any:
         kind = get_type_hints(schema)[item.name]
+        if type(None) in get_args(kind):
+            if value is None:
+                return None
+            kind = next(filter(is_dataclass, get_args(kind)), kind)
         if is_dataclass(kind):
             return self.settings(cast(type, kind), value, f"{at}.", f"{rule}.")
         if "changes" in item.metadata:

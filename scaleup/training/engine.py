@@ -59,13 +59,16 @@ def _deepspeed() -> ModuleType:
 def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
     """What trains, by learning rate and weight decay.
 
-    The gate has its own rate; the gate, norms and biases do not decay. Parameters that some batches do not use, those
-    of the tokenizer and the heads, are groups of their own, so that they can rest (see :class:`Engine`).
+    The gate has its own rate; the gate, norms, biases and the scales of (IA)^3 do not decay. Parameters that some
+    batches do not use, those of the tokenizer and the heads, are groups of their own, so that they can rest (see
+    :class:`Engine`).
     """
     groups: dict[tuple, dict[str, Any]] = {}
     for name, parameter in arm.named_parameters():
+        if not parameter.requires_grad:
+            continue
         lr = settings.gate_lr if name.startswith("gate.") else settings.lr
-        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+        decay = settings.weight_decay if parameter.dim() > 1 and ".ia3_l." not in name else 0.0
         unit = name if name.startswith(("tokenizer.", "heads.")) else "rest"
         new = {"params": [], "lr": lr, "base_lr": lr, "weight_decay": decay, "unit": unit}
         groups.setdefault((unit, lr, decay), new)["params"].append(parameter)

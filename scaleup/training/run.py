@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scaleup import cli
 from scaleup import recipe as recipes
+from scaleup.adapter import Adapt
 from scaleup.checkpoint import load
 from scaleup.data.loader import Batch, classes_of, train_loader
 from scaleup.errors import UserError
@@ -30,8 +31,8 @@ def run(recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False) -> dict[s
 
     Returns:
         ``{"out", "steps", "trunk_seconds", "arms": {name: {"directory", "frozen_depth", "frozen_parameters",
-        "trained_parameters", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the steps after the first
-        few, the loss is the mean over the last tenth of them, alpha is None without a gate.
+        "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the
+        steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate.
 
     Raises:
         UserError: the output exists, an arm does not fit the model, the data does not open, or an arm diverges.
@@ -61,7 +62,12 @@ def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
                 f"arm {name!r} has frozen_depth {arm.frozen_depth}; the model has {template.depth} blocks, "
                 f"allowed are 0 to {template.depth}"
             )
-    return {name: template.with_arm(arm.frozen_depth, arm.gate, heads, recipe.seed) for name, arm in arms.items()}
+    return {
+        name: template.with_arm(
+            arm.frozen_depth, arm.gate, heads, recipe.seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
+        )
+        for name, arm in arms.items()
+    }
 
 
 class Run:
@@ -146,9 +152,10 @@ def tokens(model: TubeViT, frames: int) -> int:
 
 def sizes(model: TubeViT) -> dict[str, int]:
     """How many blocks are frozen, and how many parameters are and are not."""
-    frozen = sum(each.numel() for each in model.trunk.parameters()) if model.trunk is not None else 0
-    trained = sum(each.numel() for each in model.arm.parameters())
-    return {"frozen_depth": model.frozen_depth, "frozen_parameters": frozen, "trained_parameters": trained}
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return {"frozen_depth": model.frozen_depth, "frozen_parameters": counts[False], "trained_parameters": counts[True]}
 
 
 def _check_out(out: str, overwrite: bool) -> None:

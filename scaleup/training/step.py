@@ -52,15 +52,19 @@ def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, smoothing: float)
 
 
 class Classifier(nn.Module):
-    """An arm as an engine sees it: one pass gives the logits of several heads."""
+    """An arm as an engine sees it: one pass gives the logits of several heads.
 
-    def __init__(self, arm: Arm) -> None:
+    In ``bfloat16`` the products of the pass are; parameters, their gradients and the logits stay float32.
+    """
+
+    def __init__(self, arm: Arm, precision: str) -> None:
         super().__init__()
-        self.arm = arm
+        self.arm, self.low = arm, precision == "bfloat16"
 
     def forward(self, inputs: Tensor | Taps, heads: list[str]) -> dict[str, Tensor]:
-        pooled = self.arm.features(inputs)  # (B, D)
-        return {head: self.arm.heads[head](pooled) for head in heads}
+        with torch.autocast(next(self.arm.parameters()).device.type, torch.bfloat16, enabled=self.low):
+            pooled = self.arm.features(inputs)  # (B, D)
+            return {head: self.arm.heads[head](pooled).float() for head in heads}
 
 
 class ArmTrainer:
@@ -70,7 +74,9 @@ class ArmTrainer:
         self.name, self.model, self.settings, self.world = name, model, settings, world
         self.train, self.seed = recipe.train, recipe.seed
         model.train()
-        self.engine = Engine(Classifier(model.arm), settings, recipe.train, recipe.data.batch, world)
+        self.engine = Engine(
+            Classifier(model.arm, settings.precision), settings, recipe.train, recipe.data.batch, world
+        )
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
@@ -97,7 +103,8 @@ class ArmTrainer:
     def result(self) -> dict[str, Any]:
         """What a report says of the arm; the loss is the mean over the last tenth of the steps."""
         last = self.losses[-max(1, len(self.losses) // 10) :]
-        return {"arm_seconds": settled_mean(self.seconds), "loss": statistics.fmean(last), "alpha": self._alpha()}
+        found = {"arm_seconds": settled_mean(self.seconds), "loss": statistics.fmean(last), "alpha": self._alpha()}
+        return {"adapt": self.settings.adapt, "precision": self.settings.precision, **found}
 
     def _alpha(self) -> float | None:
         gate = self.model.arm.gate

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from scaleup import recipe
+from scaleup.config import Config
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
 from scaleup.rules import RULES
@@ -175,6 +176,8 @@ def paths(schema: type, prefix: str = "") -> set[str]:
     for name, kind in get_type_hints(schema).items():
         entry: Any = get_args(kind)[-1] if get_args(kind) else None
         found.add(prefix + name)
+        if type(None) in get_args(kind):
+            kind = get_args(kind)[0]
         if dataclasses.is_dataclass(kind):
             found |= paths(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif dataclasses.is_dataclass(entry):
@@ -183,7 +186,7 @@ def paths(schema: type, prefix: str = "") -> set[str]:
 
 
 def test_every_rule_is_of_a_setting_that_exists() -> None:
-    assert RULES.keys() <= paths(Recipe)
+    assert RULES.keys() <= paths(Recipe) | paths(Config, "model.")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
