@@ -156,10 +156,10 @@ def _read_report(path: Path) -> dict[str, Any]:
 def from_config(config: dict[str, Any], weights: str | None) -> TubeViT:
     """A model whose backbone has the weights that ``weights`` names (see :func:`backbones.build.build`)."""
     backbone = _backbone(config, weights)
+    base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
     with torch.device("meta" if weights == "meta" else "cpu"):
         model = assemble(config, backbone)
-    if weights != "meta":
-        model.base = _base(config, backbone)
+    model.base = base
     return model
 
 
