@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +125,19 @@ def _indices(starts: list[Tensor]) -> tuple[Any, ...]:
         bounds = [(int(start[0]), int(start[-1]) + 1, int(step[0])) for start, step in zip(starts, steps, strict=True)]
         return everything + tuple(slice(*bound) for bound in bounds)
     return (*everything, starts[0][:, None, None], starts[1][:, None], starts[2])
+
+
+class Folds(NamedTuple):
+    """How many places of a kernel are laid side by side, and how many channels of the last are dropped."""
+
+    places: int
+    dropped: int
+
+
+def folds_to(channels: int, embed_dim: int) -> Folds:
+    """Fold f = D / c where c divides D (Section 3.6); else ceil(D / c) places, of which the first D channels stay."""
+    places = math.ceil(embed_dim / channels)
+    return Folds(places, places * channels - embed_dim)
 
 
 def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 
 from scaleup.errors import UserError
 from scaleup.transplant.donor import Kernel
-from scaleup.tubes import Size, TubeSpec
+from scaleup.tubes import Size, TubeSpec, folds_to
 
 FITTING = (64, 128, 192, 256, 384, 512, 640, 768, 1024)  # channel counts named to those whose tubes do not fit
 
@@ -24,14 +23,13 @@ class Plan:
 
 
 def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Plan:
-    """Fold f = D / c where c divides D; otherwise ceil(D / c) places, of which the first D channels are kept.
+    """Fold a tube to the backbone's width (see :func:`scaleup.tubes.folds_to`) inside clips of ``size``.
 
     Raises:
         UserError: ``exact`` is asked for and c does not divide D, or no fold fits the clip.
     """
     channels = len(kernel.weight)
-    places = math.ceil(embed_dim / channels)
-    dropped = places * channels - embed_dim
+    places, dropped = folds_to(channels, embed_dim)
     if dropped and exact:
         fitting = ", ".join(str(c) for c in FITTING if embed_dim % c == 0)
         raise UserError(
