@@ -31,10 +31,10 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace, show: Callable) -> NoReturn:
+def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:
     """Run a tool: ``run(args)`` returns the result, ``show(result)`` prints it for people.
 
-    Exit codes: 0, or the result's ``"exit"``; 2 after a :class:`UserError`; 130 after Ctrl-C.
+    Exit codes: 0, or the result's ``"exit"`` where it is a dict; 2 after a :class:`UserError`; 130 after Ctrl-C.
     """
     try:
         with _stdout_kept_clean():
@@ -47,7 +47,7 @@ def main(run: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Nam
         print(json.dumps(result))
     elif leads:
         show(result)
-    sys.exit(result.get("exit", 0))
+    sys.exit(result.get("exit", 0) if isinstance(result, dict) else 0)
 
 
 @contextmanager
