@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,19 +17,73 @@ from torch import Tensor
 
 from scaleup.errors import UserError
 
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "module")  # where trainers keep the tensors
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "encoder")  # where trainers keep the tensors
 PREFIXES = ("module.", "_orig_mod.", "model.")  # what wrappers put before every name
+STRETCH = 2**26  # bytes that are copied before a file is mapped anew
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a ``.safetensors`` file or a torch checkpoint, and what is written beside them (metadata).
+class File:
+    """A ``.safetensors`` file or a torch checkpoint whose tensors are mapped, not read.
 
-    Wrappings of the state dict and of the names (``module.``, ``_orig_mod.``, ``model.``) are taken off.
+    ``mapped`` are the tensors by name, wrappings of the state dict and of the names (``module.``, ``_orig_mod.``,
+    ``model.``) taken off; ``names`` are the same tensors' names in the file; ``beside`` is what is written beside them
+    (metadata). In place, tensors are not aligned, on which the last bits of what is computed with them depend: compute
+    with :meth:`copies`.
 
     Raises:
         UserError: the file is not there, is no checkpoint, is damaged, or would run code.
     """
-    path = Path(path)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        _refuse_other_files(self.path)
+        found, self.beside = self._map()
+        if not found:
+            raise UserError(f"{path} holds no tensors")
+        self.names = {_unwrapped(name): name for name in found}
+        self.mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
+        if len(self.names) < len(found):
+            allowed = f"told apart by {', '.join(PREFIXES)} alone; give just one"
+            raise UserError(f"{path} holds tensors of two models, {allowed}")
+
+    def copies(self, names: Iterable[str], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """Tensors in memory of their own, one after the other.
+
+        Pages of a mapped file count as memory while it is mapped: it is mapped anew from time to time.
+        """
+        mapped, taken = self.mapped, STRETCH
+        for name in names:
+            if taken >= STRETCH and self._maps:
+                found, taken = self._map()[0], 0
+                mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
+            taken += mapped[name].nbytes
+            yield mapped[name].to(dtype or mapped[name].dtype, copy=True)
+
+    @property
+    def safe(self) -> bool:
+        return self.path.suffix == ".safetensors"
+
+    @property
+    def _maps(self) -> bool:
+        return self.safe or is_zipfile(self.path)  # old torch checkpoints cannot be mapped, they are in memory
+
+    def _map(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return _map_safetensors(self.path) if self.safe else _map_torch(self.path, self._maps)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a :class:`File`, each in memory of its own, and what is written beside them."""
+    file = File(path)
+    return dict(zip(file.mapped, file.copies(file.mapped), strict=True)), file.beside
+
+
+def read_tensor(path: str | Path, name: str) -> Tensor:
+    """One tensor of a safetensors file in memory of its own: aligned, wherever the file puts it."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).clone()
+
+
+def _refuse_other_files(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     with path.open("rb") as file:
@@ -37,42 +92,29 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
     if len(start) < 64:
         raise UserError(f"{path} has {len(start)} bytes: it is no checkpoint")
-    tensors, beside = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not tensors:
-        raise UserError(f"{path} holds no tensors")
-    unwrapped = {_unwrapped(name): tensor for name, tensor in tensors.items()}
-    if len(unwrapped) < len(tensors):
-        raise UserError(f"{path} holds tensors of two models, told apart by {', '.join(PREFIXES)} alone; give just one")
-    return unwrapped, beside
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            names, beside = list(file.keys()), dict(file.metadata() or {})
-        return {name: read_tensor(path, name) for name in names}, beside
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def read_tensor(path: str | Path, name: str) -> Tensor:
-    """One tensor in memory of its own: aligned, so that what is computed does not depend on where a file puts it.
-
-    The file is opened for each, which gives back the pages that were mapped for the last one.
-    """
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name).clone()
-
-
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _map_torch(path: Path, maps: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=maps)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it is no plain checkpoint of tensors, and loading it could run code; nothing was run"
         ) from error
     except Exception as error:  # damaged bytes make torch raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "TorchScript" in reason:
+            raise UserError(
+                f"{path} is a program (TorchScript), not a checkpoint; save its state_dict alone"
+            ) from error
         raise UserError(f"{path} is not a whole torch checkpoint ({reason})") from error
     beside = content if isinstance(content, Mapping) else {}
     while isinstance(content, Mapping) and (inner := next((k for k in WRAPPINGS if _holds(content, k)), None)):

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from scaleup.errors import UserError
 
 ALIASES = {
     "vit_ti": "timm:vit_tiny_patch16_224",
@@ -26,6 +29,22 @@ ALIASES = {
     "vit_h": "timm:vit_huge_patch14_224",
     "vit_g": "timm:vit_giant_patch14_224",
     "vit_gigantic": "timm:vit_gigantic_patch14_224",
+    "clip_b": "open_clip:ViT-B-16/laion2b_s34b_b88k",
+    "clip_l": "open_clip:ViT-L-14/laion2b_s32b_b82k",
+    "clip_h": "open_clip:ViT-H-14/laion2b_s32b_b79k",
+    "clip_bigg": "open_clip:ViT-bigG-14/laion2b_s39b_b160k",
+    "coca_l": "open_clip:coca_ViT-L-14/laion2b_s13b_b90k",
+    "dfn_h": "open_clip:ViT-H-14-quickgelu/dfn5b",
+    "siglip2_so400m": "timm:vit_so400m_patch14_siglip_224.v2_webli",
+    "dinov2_b": "timm:vit_base_patch14_dinov2.lvd142m",
+    "dinov2_l": "timm:vit_large_patch14_dinov2.lvd142m",
+    "dinov2_g": "timm:vit_giant_patch14_dinov2.lvd142m",
+    "dinov3_b": "timm:vit_base_patch16_dinov3.lvd1689m",
+    "dinov3_l": "timm:vit_large_patch16_dinov3.lvd1689m",
+    "dinov3_h": "timm:vit_huge_plus_patch16_dinov3.lvd1689m",
+    "dinov3_7b": "timm:vit_7b_patch16_dinov3.lvd1689m",
+    "eva02_l": "timm:eva02_large_patch14_clip_224.merged2b",
+    "pe_l": "timm:vit_pe_core_large_patch14_336.fb",
 }
 
 
@@ -53,6 +72,8 @@ class Backbone:
     block_prefix: str = "blocks."  # before a block's number in the names of the library's tensors
     kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the library's architecture
     weights: str | None = None  # where the weights came from; None: drawn at random
+    origin: dict[str, str] = field(default_factory=dict)  # tensors that are as in ``file`` -> their names there
+    file: Path | None = None  # the safetensors file of the weights on this machine, where there is one
     positions: dict[str, Any] | None = None  # kind and amplitude in one of our own models; None: all are in the stem
     left: dict[str, Tensor] = field(default_factory=dict)  # tensors of the file that have no place here (classifier)
 
@@ -73,3 +94,18 @@ class Backbone:
 def resolve(name: str) -> str:
     """The full name behind an alias: ``vit_h`` -> ``timm:vit_huge_patch14_224``."""
     return ALIASES.get(name, name)
+
+
+def refuse_size(name: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Raise UserError where patches do not divide an input of ``size`` (h, w) pixels; with the nearest that they do."""
+    if size[0] % patch[0] or size[1] % patch[1]:
+        heights, widths = (_multiples(side, each) for side, each in zip(size, patch, strict=True))
+        raise UserError(
+            f"{name!r} has patches of {patch[0]}x{patch[1]}, which do not divide an input of {size[0]}x{size[1]}; "
+            f"nearest are {heights} high and {widths} wide"
+        )
+
+
+def _multiples(side: int, of: int) -> str:
+    below = max(1, side // of) * of
+    return f"{side}" if side % of == 0 else f"{below} or {below + of}"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from scaleup import config as config_file
-from scaleup import tensors
-from scaleup.backbones import ALIASES, Backbone, resolve, timm
-from scaleup.errors import UserError, nearest
+from scaleup.backbones import Backbone, open_clip, timm
+from scaleup.backbones.loading import load
+from scaleup.backbones.names import locate
+from scaleup.backbones.weights import HUB, files_of, find
+from scaleup.tensors import File
 
-OWN = ("tubes.", "positions.", "heads.", "gate.")  # tensors of our own models that are not the backbone's
+LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
 
 
 def build(
@@ -24,81 +24,45 @@ def build(
     """Build a plain ViT.
 
     Args:
-        name: ``timm:NAME``, an alias (``vit_h``), a directory (one of our models, or timm's ``local-dir:`` layout) or a
+        name: ``timm:NAME``, ``open_clip:NAME`` or ``open_clip:NAME/TAG``, an alias (``vit_h``), ``hf-hub:owner/name``,
+            a directory (one of our models, timm's or open_clip's layout; ``local-dir:`` may stand before it), or a
             weights file of a model that an alias names.
-        kwargs: changes to the architecture, in timm's words.
+        kwargs: changes to the architecture, in the library's own words.
         size: (h, w) of the input in pixels; None for the backbone's own.
-        weights: None to draw them from ``seed``; ``"pretrained"``; ``"meta"`` for no memory at all; or a file.
+        weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
+            memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
+            ``open_clip:NAME/TAG``.
+
+    Raises:
+        UserError: there is no such backbone, it is not plain, the weights cannot be had or are another model's, or the
+            patches do not divide the size.
     """
-    if weights not in (None, "pretrained", "meta"):
-        weights = str(Path(weights).resolve())  # the model may be loaded from another directory
-    at = _located(resolve(name), kwargs, weights)
-    kwargs, size = at.kwargs, size or at.input.get("size")
-    left: dict[str, Tensor] = {}
+    at = locate(name, kwargs, weights)
+    family, _, own_name = at.name.partition(":")
+    library, size = LIBRARIES[family], size or at.input.get("size")
     if at.weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vit = timm.create(at.name, kwargs, size)
-    elif at.weights == "pretrained":
-        vit = timm.create(at.name, kwargs, size, pretrained=True)
+            made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
     else:
         with torch.device("meta"):
-            vit = timm.create(at.name, kwargs, size)
+            vit = library.create(own_name, at.kwargs, size)
+        made = library.take_apart(vit, at.name)
         if at.weights != "meta":
-            found, _ = tensors.read(at.weights)
-            left = {key: found.pop(key) for key in list(found) if key.startswith(OWN)}
-            left |= timm.load_weights(vit, found, at.weights)
-    made = timm.take_apart(vit, f"timm:{at.name}")
-    mean, std = (tuple(at.input.get(key, getattr(made, key))) for key in ("mean", "std"))
-    license = at.input.get("license", made.license)
-    made = replace(made, kwargs=kwargs, weights=at.weights, left=left, mean=mean, std=std, license=license)
-    return replace(made, positions=at.input.get("positions"))
+            file = File(weights_file(at.name, at.weights))
+            left, origin = load(vit, file, library.arrange)
+            made = replace(library.take_apart(vit, at.name), left=left)
+            if file.safe:
+                made = replace(made, origin=origin, file=file.path)
+    fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
+    fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
+    return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
 
 
-class Located(NamedTuple):
-    """timm's own name, the changes to it, where its weights are, and what a directory says beside (input, license)."""
-
-    name: str
-    kwargs: dict[str, Any]
-    weights: str | None
-    input: dict[str, Any] = {}  # noqa: RUF012 - never written to
-
-
-def _located(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
-    if name.startswith("timm:"):
-        return Located(name.removeprefix("timm:"), kwargs, weights)
-    path = Path(name)
-    if path.is_dir():
-        return _directory(path, kwargs, weights)
-    if path.is_file():
-        found, _ = tensors.read(path)
-        known = [alias.removeprefix("timm:") for alias in ALIASES.values()]
-        if architecture := timm.architecture_of(found, known):
-            return Located(architecture, kwargs, weights if weights in (None, "meta") else str(path.resolve()))
-        raise UserError(f"{path} has the tensors of none of {', '.join(known)}; give timm:NAME and --weights {path}")
-    raise UserError(
-        f"unknown backbone {name!r}; allowed are {', '.join(ALIASES)}, timm:NAME, a directory or a weights file"
-        f"{nearest(name, ALIASES)}"
-    )
-
-
-def _directory(path: Path, kwargs: dict[str, Any], weights: str | None) -> Located:
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no model directory: its config.json cannot be read ({error})") from error
-    if isinstance(config, dict) and "architecture" in config:  # timm's own layout
-        name, own, fed = timm.architecture_in(config, path)
-    else:
-        config = config_file.check(config, str(path / "config.json"))
-        entry = config["backbone"]
-        name, own = entry["name"].removeprefix("timm:"), entry["kwargs"]
-        fed = config["input"] | {"license": entry["license"], "positions": config["positions"]}
-    return Located(name, own | kwargs, _weights_in(path) if weights == "pretrained" else weights, fed)
-
-
-def _weights_in(path: Path) -> str:
-    for file in (path / "model.safetensors", path / "pytorch_model.bin"):
-        if file.is_file():
-            return str(file.resolve())
-    raise UserError(f"{path} holds no whole image model, there is no model.safetensors; export it with --to full first")
+def weights_file(name: str, weights: str) -> Path:
+    """The file at a place of weights (see :func:`build`) for the backbone ``name``; fetched where need be."""
+    place = name if weights == "pretrained" else weights
+    family, _, own_name = place.partition(":")
+    if family in LIBRARIES and not own_name.startswith(HUB):
+        return LIBRARIES[family].public(own_name)
+    return find(place.removeprefix("timm:"), files_of(name))

@@ -9,13 +9,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
+from timm.models import get_pretrained_cfg
 from timm.models import vision_transformer as vit_blocks
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone, rotary
+from scaleup.backbones import Backbone, refuse_size, rotary, weights
 from scaleup.errors import UserError, nearest
 
 MASKED = (vit_blocks.Block, vit_blocks.ParallelScalingBlock, vit_blocks.ParallelThingsBlock, EvaBlock)
@@ -99,20 +100,65 @@ class Tail(nn.Module):
         return self.forward_head(self.norm(x), pre_logits=True)
 
 
-def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, pretrained: bool = False) -> Any:
-    """A timm model without classifier, at an input size (h, w) of its own or of the caller's."""
-    if "hf-hub:" not in name and not timm.is_model(name.split(".")[0]):
-        raise UserError(f"unknown timm model {name!r}{nearest(name, timm.list_models('*vit*'))}")
-    kwargs = {**kwargs, "num_classes": 0} | ({"img_size": tuple(size)} if size else {})
+def names() -> list[str]:
+    """Every model of timm: ``timm:NAME``."""
+    return [f"timm:{name}" for name in timm.list_models()]
+
+
+def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, label: str | None = None) -> Any:
+    """A plain timm model without classifier, at an input size (h, w) of its own or of the caller's.
+
+    Raises:
+        UserError: there is no such model, it cannot be built, it is not plain, or its patches do not divide the size.
+    """
+    label = label or f"timm:{name}"
+    _refuse_unknown(name)
+    words = _in_family_words(name, {**kwargs, "num_classes": 0} | ({"img_size": tuple(size)} if size else {}))
     try:
-        return timm.create_model(name, pretrained=pretrained, **_in_family_words(name, kwargs))
-    except Exception as error:  # wrong words in kwargs raise anything, and so do a network and a cache
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not pretrained or isinstance(error, TypeError | AssertionError):
-            raise UserError(f"timm cannot build {name!r} with {kwargs}: {reason}") from error
+        vit: Any = timm.create_model(name, **words)
+    except Exception as error:  # wrong words in kwargs raise anything
+        if size and "img_size" in str(error):
+            _refuse_unless_plain(create(name, kwargs, None, label), label)
+        raise UserError(f"timm cannot build {label!r} with {kwargs}: {_reason(error)}") from error
+    _refuse_unless_plain(vit, label)
+    if size is not None and tuple(size) != tuple(vit.pretrained_cfg["input_size"][1:]):
+        refuse_size(label, size, vit.patch_embed.patch_size)
+    return vit
+
+
+def _refuse_unknown(name: str) -> None:
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise UserError(f"unknown timm model {name!r}{nearest(base, timm.list_models())}")
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", pretrained=True)]
         raise UserError(
-            f"the weights of {name!r} could not be had ({reason}); give a local file with --weights, or --random-init"
+            f"unknown weights {tag!r} of the timm model {base!r}; allowed are {', '.join(tags) or 'none'}"
+            f"{nearest(tag, tags)}"
         ) from error
+
+
+def public(name: str) -> Path:
+    """The file of the public weights of a timm model: fetched, or from the cache.
+
+    Raises:
+        UserError: there are none, or they could not be had.
+    """
+    _refuse_unknown(name)
+    cfg = get_pretrained_cfg(name)
+    if cfg is not None and cfg.hf_hub_id:
+        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else weights.TIMM
+        return weights.find(f"{weights.HUB}{cfg.hf_hub_id}", names)
+    if cfg is not None and cfg.url:
+        return weights.fetch_url(str(cfg.url))
+    near = nearest(name, timm.list_pretrained())
+    raise UserError(f"timm has no public weights of {name!r}{near}; give others with --weights, or --random-init")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _in_family_words(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -132,27 +178,23 @@ def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, 
         given, kwargs = dict(config["pretrained_cfg"]), dict(config.get("model_args") or {})
         if "global_pool" in config:
             kwargs.setdefault("global_pool", config["global_pool"])
-        for key in ("num_classes", "img_size"):
-            kwargs.pop(key, None)
+        kwargs.pop("num_classes", None)
+        size = to_2tuple(kwargs.pop("img_size", given["input_size"][1:]))
         fed = {key: given[key] for key in ("mean", "std", "license") if key in given}
-        return str(config["architecture"]), kwargs, fed | {"size": tuple(given["input_size"][1:])}
+        return f"timm:{config['architecture']}", kwargs, fed | {"size": tuple(size)}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'config.json'} is not in timm's layout ({error!r})") from error
 
 
 def take_apart(vit: Any, name: str) -> Backbone:
-    """Split a plain ViT into stem, blocks and tail, which share its tensors.
-
-    Raises:
-        UserError: it is not plain; with the reason.
-    """
-    _refuse_unless_plain(vit, name)
+    """Split a plain ViT into stem, blocks and tail, which share its tensors."""
+    _fill_buffers(vit)
     patch_embed, cfg = vit.patch_embed, vit.pretrained_cfg
     return Backbone(
         name=name,
-        stem=_part(vit, Stem, STEM, parameters=True),
+        stem=part(vit, Stem, (*STEM, *vit._parameters)),
         blocks=list(vit.blocks),
-        tail=_part(vit, Tail, TAIL, parameters=False),
+        tail=part(vit, Tail, TAIL),
         source=vit,
         features=lambda images: vit.forward_head(vit.forward_features(images), pre_logits=True),
         embed_dim=vit.embed_dim,
@@ -181,46 +223,27 @@ def _refuse_unless_plain(vit: Any, name: str) -> None:
         raise UserError(f"{name!r} is a {kinds[0]}, not a plain ViT{made_of}; {allowed}")
 
 
-def _part(vit: Any, kind: type[nn.Module], modules: tuple[str, ...], parameters: bool) -> nn.Module:
-    """A shallow copy of the model that has some of its modules and all of its own family's methods."""
-    part = copy.copy(vit)
-    part.__class__ = type(kind.__name__, (kind, type(vit)), {})
-    part._modules = {name: module for name, module in vit._modules.items() if name in modules}
-    part._parameters = dict(vit._parameters) if parameters else {}
-    return part
+def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
+    """A shallow copy of a model that has just some of its modules and parameters, and all of its family's methods."""
+    made = copy.copy(model)
+    made.__class__ = type(kind.__name__, (kind, type(model)), {})
+    made._modules = {name: module for name, module in model._modules.items() if name in names}
+    made._parameters = {name: tensor for name, tensor in model._parameters.items() if name in names}
+    return made
 
 
-def load_weights(vit: Any, tensors: dict[str, Tensor], origin: str | Path) -> dict[str, Tensor]:
-    """Give a model (on the meta device) its tensors without a copy; returns those left out.
+def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of another layout or size under the model's own names, as timm converts them; and those left out.
 
-    A classifier is left out, and position embeddings where the model is built without.
-
-    Raises:
-        UserError: a tensor is missing, unexpected or of another shape.
+    A classifier is left out, and a pool and position embeddings where the model is built without.
     """
-    if "pos_embed" in vit.state_dict() or isinstance(vit, Eva):
-        family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
-        try:
-            tensors = family.checkpoint_filter_fn(tensors, vit, **_conversion(vit))  # type: ignore[attr-defined]
-        except Exception as error:  # timm takes shapes for granted
-            raise UserError(f"{origin} does not hold the weights of this model ({error})") from error
     own = vit.state_dict()
-    names = ("head.", "head_dist.") if "pos_embed" in own else ("head.", "head_dist.", "pos_embed")
-    left = {name: tensor for name, tensor in tensors.items() if name.startswith(names)}
-    given = {name: tensor for name, tensor in tensors.items() if name not in left}
-    faults = [f"missing {name}" for name in own.keys() - given.keys()]
-    faults += [f"unexpected {name}" for name in given.keys() - own.keys()]
-    faults += [
-        f"{name} is {tuple(given[name].shape)} where {tuple(own[name].shape)} belongs"
-        for name in own.keys() & given.keys()
-        if own[name].shape != given[name].shape
-    ]
-    if faults:
-        shown = "; ".join(sorted(faults)[:6])
-        raise UserError(f"{origin} does not hold the weights of this model: {shown} ({len(faults)} differences in all)")
-    vit.load_state_dict({name: tensor.float() for name, tensor in given.items()}, assign=True)
-    _fill_buffers(vit)
-    return left
+    family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
+    tensors = family.checkpoint_filter_fn(tensors, vit, **_conversion(vit))  # type: ignore[attr-defined]
+    parts = ("attn_pool", "pos_embed")
+    absent = ("head.", "head_dist.", *(name for name in parts if not any(key.startswith(name) for key in own)))
+    left = {name: tensor for name, tensor in tensors.items() if name.startswith(absent)}
+    return {name: tensor for name, tensor in tensors.items() if name not in left}, left
 
 
 def _conversion(vit: Any) -> dict[str, Any]:
@@ -235,7 +258,12 @@ def _fill_buffers(vit: nn.Module) -> None:
         empty = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
         if empty:
             module._buffers.update({name: torch.empty_like(buffer, device="cpu") for name, buffer in empty.items()})
+            held = module._parameters  # timm computes where these are
+            module._parameters = {
+                name: nn.Parameter(torch.empty_like(t, device="cpu")) for name, t in held.items() if t is not None
+            }
             module.init_non_persistent_buffers()  # type: ignore[operator]
+            module._parameters = held
 
 
 def architecture_of(tensors: dict[str, Tensor], names: list[str]) -> str | None:

@@ -1,0 +1,256 @@
+"""Backbones from open_clip: the vision tower alone, its own ``VisionTransformer`` or the timm model it wraps.
+
+open_clip is imported when one of its models is asked for: that takes a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scaleup.backbones import Backbone, refuse_size, timm, weights
+from scaleup.errors import UserError, nearest
+
+STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
+TAIL = ("attn_pool", "ln_post")
+BESIDE = ("embed_dim", "quick_gelu")  # of a configuration, beside its vision_cfg
+NOT_ARCHITECTURE = ("image_size", "patch_dropout", "output_tokens", "timm_model_pretrained", "timm_drop")
+
+
+class Stem(nn.Module):
+    """What a tower does before its blocks, short of ``norm_pre``, which is due when all tokens are together."""
+
+    conv1: Any
+    class_embedding: Any
+    positional_embedding: Any
+    ln_pre: Any
+    grid_size: tuple[int, int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> tokens (B, 1+N, D), class token first, positions added."""
+        patches = self.conv1(x).flatten(2).transpose(1, 2)  # (B, N, D)
+        prefix = self.class_embedding.to(patches).expand(len(x), 1, -1)
+        return torch.cat([prefix, patches], dim=1) + self.positional_embedding.to(patches)
+
+    def norm_pre(self, x: Tensor) -> Tensor:
+        return self.ln_pre(x)
+
+    def position_grid(self) -> Tensor:
+        """The position embedding of each patch: (gh, gw, D)."""
+        return self.positional_embedding[1:].unflatten(0, self.grid_size)
+
+    def rope_grid(self) -> None:
+        """None: these models do not rotate."""
+
+
+class Tail(nn.Module):
+    """What a tower does after its blocks, short of the projection into the space that it shares with text."""
+
+    ln_post: Any
+    _pool: Any
+
+    @property
+    def embed_dim(self) -> int:
+        return self.ln_post.normalized_shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 1+N, D) -> pooled features (B, embed_dim)."""
+        return self._pool(x)[0]
+
+
+def names() -> list[str]:
+    """Every model of open_clip: ``open_clip:NAME``."""
+    import open_clip
+
+    return [f"open_clip:{name}" for name in open_clip.list_models()]
+
+
+def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None) -> Any:
+    """The vision tower of ``NAME`` or ``NAME/TAG`` without projection, at an input size (h, w) or the model's own.
+
+    Args:
+        kwargs: changes to open_clip's ``vision_cfg``, ``embed_dim`` and ``quick_gelu``; for a tower that is a timm
+            model, changes in timm's words, and those of ``vision_cfg`` that begin with ``timm_``.
+
+    Raises:
+        UserError: there is no such model or tag, it cannot be built, it is not plain, or its patches do not divide the
+            size.
+    """
+    config, cfg = _known(name)
+    vision = config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        return _timm_tower(name, vision, kwargs, size)
+    if isinstance(vision["layers"], list):
+        raise UserError(f"'open_clip:{name}' is a ModifiedResNet, not a plain ViT: {timm.STAGES}")
+    _refuse_unknown_words(name, kwargs)
+    words = config | {"quick_gelu": config.get("quick_gelu", False) or cfg["quick_gelu"]} | kwargs
+    vision |= {word: value for word, value in kwargs.items() if word not in BESIDE}
+    if size is not None and tuple(size) != _pair(vision["image_size"]):
+        refuse_size(f"open_clip:{name}", size, _pair(vision["patch_size"]))
+    return _tower(name, words, vision | {"image_size": size or vision["image_size"], "patch_dropout": 0.0})
+
+
+def _tower(name: str, words: dict[str, Any], vision: dict[str, Any]) -> Any:
+    from open_clip.model import _build_vision_tower
+
+    try:
+        tower = _build_vision_tower(words["embed_dim"], vision, words["quick_gelu"])
+    except Exception as error:  # wrong words raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"open_clip cannot build 'open_clip:{name}' with {vision}: {reason}") from error
+    if tower.pool_type == "none":
+        raise UserError(f"'open_clip:{name}' pools to a sequence, not to one vector; allowed are pool_type tok and avg")
+    tower.proj, tower.output_tokens = None, False  # what remains of its forward is what we take apart
+    return tower
+
+
+def _timm_tower(name: str, vision: dict[str, Any], kwargs: dict[str, Any], size: tuple[int, int] | None) -> Any:
+    """The model inside open_clip's ``TimmModel``, pooled as that would pool it."""
+    vision = vision | {key: value for key, value in kwargs.items() if key.startswith("timm_")}
+    words = {key: value for key, value in kwargs.items() if not key.startswith("timm_")}
+    pool, own_pool = vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear") in ("linear", "mlp")
+    if not own_pool:
+        words["global_pool"] = pool
+    if vision.get("timm_drop_path") is not None:
+        words["drop_path_rate"] = vision["timm_drop_path"]
+    vit = timm.create(vision["timm_model_name"], words, size, f"open_clip:{name}")
+    if own_pool and pool:
+        vit.reset_classifier(0, global_pool=pool)
+    return vit
+
+
+def take_apart(tower: Any, name: str) -> Backbone:
+    """Split a tower into stem, blocks and tail, which share its tensors."""
+    _, cfg = _known(name.removeprefix("open_clip:"))
+    fed: dict[str, Any] = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "license": "not stated"}
+    if not hasattr(tower, "transformer"):
+        return replace(timm.take_apart(tower, name), **fed)
+    return Backbone(
+        name=name,
+        stem=timm.part(tower, Stem, STEM),
+        blocks=list(tower.transformer.resblocks),
+        tail=timm.part(tower, Tail, TAIL),
+        source=tower,
+        features=tower,
+        embed_dim=tower.transformer.width,
+        num_heads=tower.transformer.resblocks[0].attn.num_heads,
+        num_prefix_tokens=1,
+        patch_size=tower.patch_size,
+        size=tower.image_size,
+        absolute=True,
+        rotary=False,
+        attn_mask=False,
+        block_prefix="transformer.resblocks.",
+        **fed,
+    )
+
+
+def public(name: str) -> Path:
+    """The file of the public weights of ``NAME/TAG``: fetched, or from the cache.
+
+    Raises:
+        UserError: no tag is given, with those there are; or the file could not be had.
+    """
+    import open_clip
+
+    _known(name)
+    model, _, tag = name.partition("/")
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise UserError(f"'open_clip:{name}' does not say which weights; give open_clip:{model}/TAG: {', '.join(tags)}")
+    repo, _, file = open_clip.get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
+    return weights.find(f"{weights.HUB}{repo}", (f"{Path(file).stem}.safetensors", file) if file else weights.OPEN_CLIP)
+
+
+def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The vision tower's tensors of a checkpoint, of whole models too, resampled as open_clip does; and those left out.
+
+    Of the text tower nothing is read.
+    """
+    tensors = _within(tensors, "visual.")
+    if not hasattr(tower, "transformer"):
+        given, left = timm.arrange(tower, _within(tensors, "trunk."))
+        return given, left | {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
+    from open_clip.model import resize_pos_embed
+
+    positions = {"visual.positional_embedding": tensors["positional_embedding"]}
+    resize_pos_embed(positions, SimpleNamespace(visual=tower))
+    given = tensors | _within(positions, "visual.")
+    return given, {"proj": given.pop("proj")} if "proj" in given else {}
+
+
+def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What has a prefix, without it; everything where nothing has it."""
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return found or tensors
+
+
+def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """An ``open_clip_config.json`` -> the registered model that is most like it, the changes to it, what it is fed."""
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    try:
+        wanted, fed = _architecture(config["model_cfg"]), config.get("preprocess_cfg", {})
+        known = {name: _architecture(open_clip.get_model_config(name)) for name in open_clip.list_models()}
+        changes = {name: {k: v for k, v in wanted.items() if other.get(k) != v} for name, other in known.items()}
+        name = min(changes, key=lambda each: len(changes[each]))
+        size = _pair(config["model_cfg"]["vision_cfg"].get("image_size", 224))
+        mean, std = fed.get("mean", OPENAI_DATASET_MEAN), fed.get("std", OPENAI_DATASET_STD)
+        return f"open_clip:{name}", changes[name], {"size": size, "mean": mean, "std": std}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not in open_clip's layout ({error!r})") from error
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides on a tower's tensors and what it computes: of a tower that is a timm model, words for that alone."""
+    from open_clip.model import CLIPVisionCfg
+
+    vision = {k: v for k, v in asdict(CLIPVisionCfg(**config["vision_cfg"])).items() if k not in NOT_ARCHITECTURE}
+    if vision["timm_model_name"]:
+        return {key: value for key, value in vision.items() if key.startswith("timm_")}
+    return vision | {"embed_dim": config["embed_dim"], "quick_gelu": config.get("quick_gelu", False)}
+
+
+def _known(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of ``NAME`` or ``NAME/TAG``, and of its weights: mean, std and quick_gelu.
+
+    Without a tag, mean and std are those of the model's first; the activation is then what the configuration says.
+    """
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    model, _, tag = name.partition("/")
+    config = open_clip.get_model_config(model) if ":" not in model else None
+    if config is None:
+        raise UserError(f"unknown open_clip model {model!r}{nearest(model, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    given = open_clip.get_pretrained_cfg(model, tag)
+    if tag and not given:
+        allowed = ", ".join(tags) or "none"
+        raise UserError(f"unknown weights {tag!r} of 'open_clip:{model}'; allowed are {allowed}{nearest(tag, tags)}")
+    like = given or open_clip.get_pretrained_cfg(model, *tags[:1] or [""])
+    mean, std = like.get("mean", OPENAI_DATASET_MEAN), like.get("std", OPENAI_DATASET_STD)
+    return config, {"mean": mean, "std": std, "quick_gelu": given.get("quick_gelu", False)}
+
+
+def _refuse_unknown_words(name: str, kwargs: dict[str, Any]) -> None:
+    from open_clip.model import CLIPVisionCfg
+
+    if "pos_embed" in kwargs:
+        raise UserError(
+            f"'open_clip:{name}' adds positions of its own, which cannot be left out; choose positions: backbone"
+        )
+    allowed = [*CLIPVisionCfg.__dataclass_fields__, *BESIDE]
+    if unknown := next((word for word in kwargs if word not in allowed), None):
+        near = nearest(unknown, allowed)
+        raise UserError(f"'open_clip:{name}' takes no {unknown!r}; allowed are {', '.join(allowed)}{near}")
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
