@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import scaleup
-from scaleup import checkpoint
+from scaleup import adapter, checkpoint
+from scaleup.adapter import KINDS, Adapt
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
 from scaleup.export import export, parity
@@ -112,3 +113,66 @@ def test_parity_looks_at_images_and_videos_and_every_head(delta: Path) -> None:
     next(iter(other.tokenizer.tubes.values())).bias.data += 1
     image, video = parity(one, other)
     assert image == 0 and video > 0
+
+
+@pytest.fixture
+def adapted(request: pytest.FixtureRequest, delta: Path, tmp_path: Path) -> Path:
+    """A transplanted model with a trained adapter of the kind that a test asks for."""
+    template = checkpoint.load(tmp_path / "moved")
+    model = template.with_arm(1, True, CLASSES["video"], adapt=Adapt(request.param, 2, 8.0))
+    torch.manual_seed(0)
+    for parameter in model.arm.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    return checkpoint.save(model, tmp_path / "adapted")
+
+
+@pytest.mark.parametrize("adapted", KINDS, indirect=True)
+def test_a_model_with_an_adapter_goes_from_delta_to_full_and_back(adapted: Path, tmp_path: Path) -> None:
+    full, again = tmp_path / "full", tmp_path / "again"
+    for source, kind, out in ((adapted, "full", full), (full, "delta", again)):
+        result = export(source, kind, out)
+        assert result["image_max_abs_diff"] == result["video_max_abs_diff"] == 0
+        assert result["bytes"] == sum(file.stat().st_size for file in out.rglob("*.*"))
+    assert bits(scaleup.load(full)) == bits(scaleup.load(adapted))
+    for name in ("delta.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert (again / name).read_bytes() == (adapted / name).read_bytes()
+
+
+@pytest.mark.parametrize("adapted", KINDS, indirect=True)
+@pytest.mark.parametrize("to", ["delta", "full"])
+def test_a_merged_model_computes_the_same_without_an_adapter(adapted: Path, to: str, tmp_path: Path) -> None:
+    before, out = {path: path.read_bytes() for path in adapted.rglob("*.*")}, tmp_path / "merged"
+    result = export(adapted, to, out, merge=True)
+    assert 0 < result["video_max_rel_diff"] < 1e-5 and 0 < result["image_max_rel_diff"] < 1e-5
+    one, other = scaleup.load(adapted), scaleup.load(out)
+    assert parity(one, other, relative=True) == (result["image_max_rel_diff"], result["video_max_rel_diff"])
+    assert other.config == one.config | {"adapter": None} and not (out / "adapter").exists()
+    plain = checkpoint.load(tmp_path / "moved").with_arm(1, True, CLASSES["video"]).eval()
+    assert other.state_dict().keys() == plain.state_dict().keys()
+    plain.arm.heads.load_state_dict(one.arm.heads.state_dict())
+    assert max(parity(one, plain, relative=True)) > 0.05  # the adapter did something
+    assert {path: path.read_bytes() for path in adapted.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("adapted", ["lora"], indirect=True)
+def test_a_merge_that_differs_is_an_error(adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(blocks: torch.nn.ModuleDict) -> None:
+        honest(blocks)
+        blocks["1"].mlp.fc1.weight.data *= 1.001  # type: ignore[union-attr,operator]
+
+    honest = adapter.merge
+    monkeypatch.setattr(adapter, "merge", careless)
+    with pytest.raises(UserError, match="where it must by at most 0.0001 of its size; it was removed"):
+        export(adapted, "full", tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("adapted", ["lora"], indirect=True)
+def test_the_tool_merges_what_has_an_adapter(adapted: Path, delta: Path, tmp_path: Path) -> None:
+    done = tool(adapted, "--to", "full", "--out", tmp_path / "out", "--merge")
+    assert done.returncode == 0 and "read back: max rel diff " in done.stdout, done.stderr
+    assert scaleup.load(tmp_path / "out").config["adapter"] is None
+    with pytest.raises(UserError, match="no adapter to merge; leave out --merge"):
+        export(delta, "full", tmp_path / "other", merge=True)
+    assert not (tmp_path / "other").exists()
