@@ -1,19 +1,23 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from scaleup.checkpoint import load, load_run, named_tensors
 from scaleup.recipe import Recipe, sweep_arms
-from scaleup.training.run import run
+from scaleup.training.run import models, run
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def bits(model: Path) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in load_file(model / "model.safetensors").items()}
+    files = [load_file(file) for file in model.rglob("*.safetensors")]
+    return {name: tensor.numpy().tobytes() for file in files for name, tensor in file.items()}
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -29,6 +33,63 @@ def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe
         assert weights == bits(tmp_path / "together" / name), name
         heads.append(weights["heads.motion.weight"])
     assert len(set(heads)) == len(arms)  # they did learn, each in its own way
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_adapters_train_side_by_side_on_weights_that_stay(
+    tiny: Callable[..., Recipe], tmp_path: Path, stage: int
+) -> None:
+    recipe = tiny(f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")
+    late = replace(recipe.arm, frozen_depth=1, gate=True, lora_rank=2)
+    arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none")}
+    arms |= {"full": recipe.arm, "wide": replace(late, adapt="lora", lora_rank=5, frozen_depth=0, gate=False)}
+    begun = {name: named_tensors(model) for name, model in models(recipe, arms).items()}
+    run(recipe, arms)
+    for name in ("lora", "dora", "ia3", "wide"):
+        weights = bits(tmp_path / "together" / name)
+        kept = {key for key, tensor in begun[name].items() if weights[key] == tensor.detach().numpy().tobytes()}
+        frozen = {key for key in weights if key.startswith("blocks.")}
+        assert frozen <= kept
+        if name != "wide":
+            assert kept == {key for key in weights if not key.startswith(("base_model.", "heads.", "norm.", "gate."))}
+        if name in ("lora", "wide"):
+            run(tiny(f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arms[name]})
+            assert weights == bits(tmp_path / name / "alone")
+
+
+def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Blocks of an arm that stay frozen compute what the trunk's do: without drop path, without dropout."""
+    recipe = tiny()
+    arms = {"none": replace(recipe.arm, frozen_depth=1, adapt="none"), "last": replace(recipe.arm, frozen_depth=3)}
+    result = run(recipe, arms)["arms"]
+    assert bits(tmp_path / "out" / "none") == bits(tmp_path / "out" / "last")
+    assert result["none"]["trained_parameters"] == result["last"]["trained_parameters"]
+    assert result["none"]["frozen_parameters"] == result["last"]["frozen_parameters"]
+
+
+def test_the_arms_of_a_sweep_load_together_as_each_does_alone(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    """On a model that is loaded, the adapters' frozen weights are the trunk's own."""
+    began = tiny(f"out={tmp_path / 'small'}", "train.steps=1")
+    run(began, {"model": began.arm})
+    recipe = tiny(f"out={tmp_path / 'sweep'}")
+    recipe.model.load = str(tmp_path / "small" / "model")
+    late = replace(recipe.arm, frozen_depth=1, gate=True)
+    arms = {kind: replace(late, adapt=kind) for kind in ("lora", "ia3", "none")} | {"full": late}
+    run(recipe, arms)
+    clip = torch.rand(1, 3, 8, 32, 32)
+    together = load_run(tmp_path / "sweep")
+    for name, model in together.items():
+        assert torch.equal(model(clip, "motion"), load(tmp_path / "sweep" / name)(clip, "motion"))
+    frozen = [{p.data_ptr() for p in together[n].parameters() if not p.requires_grad} for n in ("lora", "ia3")]
+    assert frozen[0] == frozen[1] and len(frozen[0]) > 3 * 12
+
+    recipe = tiny(f"out={tmp_path / 'later'}")  # an adapter trains on
+    recipe.model.load = str(tmp_path / "sweep" / "lora")
+    run(recipe, {"model": arms["lora"]})
+    first, later = bits(tmp_path / "sweep" / "lora"), bits(tmp_path / "later" / "model")
+    assert {key for key in first if first[key] == later[key]} == {
+        key for key in first if not key.startswith(("base_model.", "heads.", "norm.", "gate."))
+    }
 
 
 def test_the_tool_trains_the_arms_of_the_recipe(tiny_path: Path, tmp_path: Path) -> None:

@@ -59,13 +59,13 @@ def test_mistakes_are_sentences_and_exit_code_2(tiny_path: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize(("stage", "adapt"), [(0, "full"), (2, "full"), (1, "lora")])
 def test_two_processes_train_as_one_does(
-    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int
+    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int, adapt: str
 ) -> None:
     """The same global batches: losses agree within rounding. No dropout, no mixup: each process draws its own."""
     changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
-    changes.append(f"train.zero_stage={stage}")
+    changes += [f"train.zero_stage={stage}", f"arm.adapt={adapt}"]
     one = tiny(*changes)
     run(one, {"model": one.arm})
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

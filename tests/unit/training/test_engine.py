@@ -102,6 +102,33 @@ def test_the_norm_is_that_of_the_whole_gradient_before_clipping(stage: int) -> N
     assert engine.step(engine(inputs(0), "a"), 1.0) == pytest.approx(expected, rel=1e-5)
 
 
+@STAGES
+def test_what_is_frozen_inside_an_arm_is_in_no_group_and_stays(stage: int) -> None:
+    arm = ToyArm()
+    arm.blocks[0].weight.requires_grad_(False)
+    before = bits(arm)
+    engine = engine_of(arm, stage, lr=0.01, weight_decay=0.1)
+    for step in range(3):
+        engine.step(engine(inputs(step), "a"), 1.0)
+    assert arm.blocks[0].weight.grad is None
+    assert sum(each.numel() for each in engine.parameters) == sum(p.numel() for p in arm.parameters()) - 16
+    optimizer = getattr(engine.engine.optimizer, "optimizer", engine.engine.optimizer)
+    state = sum(each["exp_avg"].numel() for each in optimizer.state.values() if each)
+    assert 0 < state <= sum(each.numel() for each in engine.parameters)
+    moved = {name for name, content in bits(arm).items() if content != before[name]}
+    assert moved == {name for name in before if not name.startswith(("blocks.0.weight", "heads.b"))}
+
+
+def test_adapters_decay_as_matrices_do_and_scales_not_at_all() -> None:
+    arm = nn.Module()
+    shapes = {"lora_A": (2, 4), "lora_B": (4, 2), "lora_magnitude_vector": (4,), "ia3_l": (4, 1)}
+    arm.blocks = nn.ModuleDict({name: nn.ParameterDict({"default": torch.ones(size)}) for name, size in shapes.items()})
+    groups = parameter_groups(arm, Arm(weight_decay=0.1))
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    found = {name: decays[id(arm.blocks[name]["default"])] for name in shapes}
+    assert found == {"lora_A": 0.1, "lora_B": 0.1, "lora_magnitude_vector": 0.0, "ia3_l": 0.0}
+
+
 def test_the_gate_has_its_own_rate_and_follows_the_schedule() -> None:
     for factor in (1.0, 0.25):
         arm = ToyArm()

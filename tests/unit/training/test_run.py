@@ -1,6 +1,7 @@
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,31 @@ def test_what_cannot_work_is_said(tiny: Tiny, changes: list[str], said: str) -> 
     recipe = tiny(*changes) if changes != ["out="] else tiny("out=''")
     with pytest.raises(UserError, match=said.replace("(nan|inf)", "(?:nan|inf)")):
         run(recipe, {"model": recipe.arm})
+
+
+PLAIN = ["train.mixup=0", "train.label_smoothing=0", "arm.clip=0"]
+PLAIN += [f"model.backbone.kwargs.{kind}=0" for kind in ("proj_drop_rate", "drop_path_rate")]
+
+
+@pytest.mark.parametrize(
+    "change", [{"frozen_depth": 0, "gate": False}, *({"adapt": k} for k in ("full", "lora", "dora", "ia3"))]
+)
+def test_products_in_bfloat16_train_float32_parameters(tiny: Tiny, change: dict) -> None:
+    recipe = tiny("train.steps=40", *PLAIN)
+    arm = replace(recipe.arm, **{"frozen_depth": 1, "gate": True} | change)
+    training = Run(recipe, {precision: replace(arm, precision=precision) for precision in ("float32", "bfloat16")})
+    batch = next(batch for batch in training.batches if batch.dataset == "videos")
+    inputs = training._inputs(training.preprocess(batch.pixels))[arm.frozen_depth]
+    exact, low = (trainer.engine(inputs, ["motion"])["motion"] for trainer in training.trainers.values())
+    assert exact.dtype == low.dtype == torch.float32
+    assert 1e-4 < ((exact - low).norm() / exact.norm()).item() < 0.05
+    losses = [training.step(step, batch)["arms"] for step in range(40)]
+    for name in ("float32", "bfloat16"):
+        assert losses[-1][name]["loss"] < 0.8 * losses[0][name]["loss"]
+        model, optimizer = training.models[name], training.trainers[name].engine.engine.optimizer
+        held = [*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())]
+        assert len(held) > 20 and all(tensor.dtype == torch.float32 for tensor in held)
+        assert training.trainers[name].result()["precision"] == name
 
 
 def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
