@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clip import StoredClip
 from families import FAMILIES, Family, Stored
 
 
@@ -21,4 +22,5 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="session")
 def stored(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Stored:
     """The family's model on disk."""
-    return Stored(family, tmp_path_factory.mktemp("family") / "vit")
+    kind = StoredClip if family.name.startswith("open_clip:") else Stored
+    return kind(family, tmp_path_factory.mktemp("family") / "vit")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +44,10 @@ class Family(NamedTuple):
 
     @property
     def rotary(self) -> bool:
-        return any(word in self.name for word in TURNED)
+        return any(word in self.name.lower() for word in TURNED)
 
 
-TURNED = ("eva02", "dinov3", "lingbot", "_pe_", "_rope_", "sapiens2")
+TURNED = ("eva02", "dinov3", "lingbot", "_pe_", "pe-core", "_rope_", "sapiens2")
 FAMILIES = [
     Family("ViT (augreg, in21k)", "timm:vit_base_patch16_224.augreg_in21k"),
     Family("MAE", "timm:vit_base_patch16_224.mae"),
@@ -94,6 +95,17 @@ FAMILIES = [
     Family("RoPE-ViT, mixed and learned", "timm:vit_small_patch16_rope_mixed_ape_224"),
     Family("ViT with rotary positions and registers", "timm:vit_medium_patch16_rope_reg1_gap_256"),
     Family("Sapiens2 (grouped queries)", "timm:vit_base_patch16_sapiens2", {"num_kv_heads": [4, 2]}),
+    Family("CLIP ViT-H", "open_clip:ViT-H-14"),
+    Family("CLIP ViT-bigG", "open_clip:ViT-bigG-14"),
+    Family("CLIP, quickgelu", "open_clip:ViT-B-32-quickgelu"),
+    Family("CLIP, layer scale", "open_clip:ViT-M-16-alt"),
+    Family("CLIPA (average pool)", "open_clip:ViT-H-14-CLIPA"),
+    Family("CoCa (attention pool)", "open_clip:coca_ViT-L-14"),
+    Family("SigLIP", "open_clip:ViT-B-16-SigLIP"),
+    Family("SigLIP 2", "open_clip:ViT-B-16-SigLIP2-256"),
+    Family("EVA-01 CLIP", "open_clip:EVA01-g-14"),
+    Family("EVA-02 CLIP", "open_clip:EVA02-L-14"),
+    Family("PE core", "open_clip:PE-Core-B-16"),
 ]
 ROTARY = [family for family in FAMILIES if family.rotary]
 
@@ -101,23 +113,33 @@ ROTARY = [family for family in FAMILIES if family.rotary]
 class Stored:
     """A family's model in the library's own files, with weights of which no two tensors are alike."""
 
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 - what the files do not say of the architecture
+
     def __init__(self, family: Family, directory: Path) -> None:
         self.family, self.directory = family, directory
-        self.patch = int(re.search(r"patch(\d+)", family.name + "patch16").group(1))  # type: ignore[union-attr]
+        self.patch = self._patch()
         self.size, self.oblong = (4 * self.patch, 4 * self.patch), (3 * self.patch, 5 * self.patch)
-        vit = timm.create_model(family.id, img_size=self.size, num_classes=5, **SMALL | family.changes)
-        save_for_hf(scattered(vit), directory, safe_serialization=True)
-        self._libraries: dict[tuple[int, int], nn.Module] = {}
+        self._write()
 
+    def _patch(self) -> int:
+        return patch_in(self.family.name)
+
+    def _write(self) -> None:
+        vit = timm.create_model(self.family.id, img_size=self.size, num_classes=5, **SMALL | self.family.changes)
+        save_for_hf(scattered(vit), self.directory, safe_serialization=True)
+
+    @lru_cache(maxsize=4)  # noqa: B019 - as many as there are sizes
     def library(self, size: tuple[int, int]) -> Any:
-        """The library's own model, built and loaded by the library alone."""
-        if size not in self._libraries:
-            name = f"local-dir:{self.directory}"
-            self._libraries[size] = timm.create_model(name, pretrained=True, img_size=size, num_classes=0).eval()
-        return self._libraries[size]
+        """The library's own model, built and loaded by the library alone; called, it gives pooled features."""
+        return timm.create_model(f"local-dir:{self.directory}", pretrained=True, img_size=size, num_classes=0).eval()
+
+    def positions(self, size: tuple[int, int]) -> Tensor | None:
+        """What the library adds to the patches, which come last: (P+N, D)."""
+        table = self.library(size).pos_embed
+        return None if table is None else table[0]
 
     def backbone(self, size: tuple[int, int] | None = None) -> Backbone:
-        backbone = build(str(self.directory), {}, size, "pretrained")
+        backbone = build(str(self.directory), self.kwargs, size, "pretrained")
         backbone.source.eval()
         return backbone
 
@@ -139,6 +161,11 @@ class Stored:
         model.base = tensors.hashes(backbone.state_dict())
         config["backbone"]["sha256"] = tensors.fingerprint(model.base)
         return model
+
+
+def patch_in(name: str) -> int:
+    """The patch in the name of a timm model; 16 where it is not said."""
+    return int(re.search(r"patch(\d+)", name + "patch16").group(1))  # type: ignore[union-attr]
 
 
 def scattered(vit: nn.Module) -> nn.Module:

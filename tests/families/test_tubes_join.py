@@ -1,6 +1,7 @@
 """Tubes beside a family's own patches: how many tokens, where, and how far they are turned."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,13 @@ def places(size: tuple[int, int], patch: int) -> list[tuple[float, float]]:
     ]
 
 
+def without_norm(model: TubeViT) -> Callable[[Tensor], Tensor]:
+    """Let tokens be as they are before a norm ahead of the blocks, which is returned."""
+    norm_pre = model.tokenizer.stem.norm_pre
+    vars(model.tokenizer.stem)["norm_pre"] = lambda tokens: tokens
+    return norm_pre
+
+
 def sines(time: float, dim: int) -> Tensor:
     table = [(math.sin(time * w), math.cos(time * w)) for w in (10_000 ** (-j / (dim // 2)) for j in range(dim // 2))]
     return AMPLITUDE * torch.tensor(table).flatten()
@@ -59,7 +67,7 @@ def test_a_video_is_prefix_frames_and_tubes(stored: Stored, shape: str) -> None:
 def test_the_first_frame_lies_where_an_image_does(stored: Stored) -> None:
     model, x = stored.model(stored.oblong), videos(stored.oblong)
     joined = model.tokenize(x)
-    norm_pre, model.tokenizer.stem.norm_pre = model.tokenizer.stem.norm_pre, nn.Identity()
+    norm_pre = without_norm(model)
     image, video = model.tokenize(x[:, :, 0]), model.tokenize(x)
     prefix, count = model.tokenizer.num_prefix_tokens, image.shape[1]
     wanted = image[:, prefix:] + sines(0.0, image.shape[2])
@@ -71,12 +79,12 @@ def test_the_first_frame_lies_where_an_image_does(stored: Stored) -> None:
 @torch.no_grad()
 def test_a_tube_has_the_learned_position_of_its_centre(stored: Stored) -> None:
     size, patch = stored.oblong, stored.patch
-    model, library = stored.model(size), stored.library(size)
-    model.tokenizer.stem.norm_pre = nn.Identity()
+    model, table = stored.model(size), stored.positions(size)
+    without_norm(model)
     tubes = model.tokenizer.tubes(videos(size))
     found = model.tokenize(videos(size))[:, -tubes.shape[1] :] - tubes  # what was added
     rows, columns = size[0] // patch, size[1] // patch
-    table = torch.zeros(rows * columns, tubes.shape[2]) if library.pos_embed is None else library.pos_embed[0]
+    table = torch.zeros(rows * columns, tubes.shape[2]) if table is None else table
     grid = table[-rows * columns :].unflatten(0, (rows, columns))
     times = [t for tube in TUBES for t, _, _ in centres(tube, size)]
     for token, (time, (row, column)) in enumerate(zip(times, places(size, patch)[-len(times) :], strict=True)):
@@ -100,7 +108,7 @@ def turns(stored: Stored, size: tuple[int, int], row: float, column: float) -> n
     if isinstance(rope, RotaryEmbeddingDinoV3):  # centres of the patches between -1 and 1; periods 100^(2i / (d/2))
         y, x = 2 * (row + 0.5) / grid[0] - 1, 2 * (column + 0.5) / grid[1] - 1
         return np.array([2 * math.pi * c / 100 ** (i / quarter) for c in (y, x) for i in range(quarter)])
-    switches = SWITCHES[next(word for word in SWITCHES if word in stored.family.name)]
+    switches = SWITCHES[next(word for word in SWITCHES if word in stored.family.name.lower())]
     offset, temperature, across_first, reference = switches
     y, x = row + offset, column + offset
     if reference:  # as if the image had the grid of pretraining
@@ -111,6 +119,7 @@ def turns(stored: Stored, size: tuple[int, int], row: float, column: float) -> n
 
 SWITCHES = {  # of axial angles: offset of the first patch, base of the wavelengths, x before y, grid of pretraining
     "eva02": (0, 10_000, False, 16),
+    "pe-core-b-16": (1, 10_000, True, 14),
     "pe_core_base": (1, 10_000, True, 14),
     "pe_lang_gigantic": (0, 10_000, True, 32),
     "_pe_": (1, 10_000, True, 32),
