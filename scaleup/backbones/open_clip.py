@@ -101,8 +101,7 @@ def _tower(name: str, words: dict[str, Any], vision: dict[str, Any]) -> Any:
     try:
         tower = _build_vision_tower(words["embed_dim"], vision, words["quick_gelu"])
     except Exception as error:  # wrong words raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"open_clip cannot build 'open_clip:{name}' with {vision}: {reason}") from error
+        raise _cannot_build(name, vision, error) from error
     if tower.pool_type == "none":
         raise UserError(f"'open_clip:{name}' pools to a sequence, not to one vector; allowed are pool_type tok and avg")
     tower.proj, tower.output_tokens = None, False  # what remains of its forward is what we take apart
@@ -120,8 +119,16 @@ def _timm_tower(name: str, vision: dict[str, Any], kwargs: dict[str, Any], size:
         words["drop_path_rate"] = vision["timm_drop_path"]
     vit = timm.create(vision["timm_model_name"], words, size, f"open_clip:{name}")
     if own_pool and pool:
-        vit.reset_classifier(0, global_pool=pool)
+        try:
+            vit.reset_classifier(0, global_pool=pool)
+        except AssertionError as error:  # a pool that this model has no weights for
+            raise _cannot_build(name, vision, error) from error
     return vit
+
+
+def _cannot_build(name: str, vision: dict[str, Any], error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"open_clip cannot build 'open_clip:{name}' with {vision}: {reason}")
 
 
 def take_apart(tower: Any, name: str) -> Backbone:
@@ -199,7 +206,7 @@ def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, 
         wanted, fed = _architecture(config["model_cfg"]), config.get("preprocess_cfg", {})
         known = {name: _architecture(open_clip.get_model_config(name)) for name in open_clip.list_models()}
         changes = {name: {k: v for k, v in wanted.items() if other.get(k) != v} for name, other in known.items()}
-        name = min(changes, key=lambda each: len(changes[each]))
+        name = min(changes, key=lambda each: (_kind(known[each]) != _kind(wanted), len(changes[each])))
         size = _pair(config["model_cfg"]["vision_cfg"].get("image_size", 224))
         mean, std = fed.get("mean", OPENAI_DATASET_MEAN), fed.get("std", OPENAI_DATASET_STD)
         return f"open_clip:{name}", changes[name], {"size": size, "mean": mean, "std": std}
@@ -215,6 +222,11 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     if vision["timm_model_name"]:
         return {key: value for key, value in vision.items() if key.startswith("timm_")}
     return vision | {"embed_dim": config["embed_dim"], "quick_gelu": config.get("quick_gelu", False)}
+
+
+def _kind(architecture: dict[str, Any]) -> type:
+    """Tells transformers, residual networks and towers that are timm models apart."""
+    return type(architecture.get("layers"))
 
 
 def _known(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

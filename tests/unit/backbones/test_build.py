@@ -123,7 +123,7 @@ def test_a_bare_file_of_an_aliased_model_names_it_itself(tmp_path: Path) -> None
     assert backbone.name == NAME and backbone.weights == str(tmp_path / "mine.safetensors")
     assert (backbone.stem.pos_embed == 0.5).all()
     save_file({"weight": torch.zeros(100)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="has the tensors of none of .*vit_huge_patch14_224.*; give timm:NAME or open_clip:NAME"):
+    with pytest.raises(UserError, match="has the tensors of none of .*vit_huge.*; give timm:NAME or open_clip:NAME"):
         build(str(tmp_path / "other.safetensors"), {}, None, "pretrained")
 
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_built_is_refused(name: str, kwargs: dict, words: str) ->
     [
         ({"norm.weight": None}, "model: it lacks norm.weight$"),
         ({"blocks.2.norm1.weight": torch.zeros(24)}, "model: it has besides blocks.2.norm1.weight$"),
-        ({"blocks.0.attn.qkv.weight": torch.zeros(72, 25)}, r"it differs in .*qkv.weight \(72, 25\) where \(72, 24\) belongs"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(72, 25)}, r"differs in .* \(72, 25\) where \(72, 24\) belongs"),
         ({"pos_embed": torch.zeros(3)}, "does not hold the weights of this model"),
         ({"patch_embed.proj.weight": torch.zeros(7)}, "does not hold the weights of this model"),
         ({"encoder": torch.zeros(7)}, "does not hold the weights of this model"),
