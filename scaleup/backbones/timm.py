@@ -26,22 +26,26 @@ TAIL = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
 
 BIAS_TABLE = "its attention adds a table with an entry for each pair of patches, and a tube has no entry there"
 POST_NORM = "its blocks normalise what they add (post-norm), so tubes and gate would meet tokens of another scale"
+WINDOWS = "its windows are cut from a grid of patches, and a tube has no place in a grid"
 STAGES = "its blocks work on a grid that shrinks from stage to stage, and a tube has no place in a grid"
 NOT_PLAIN = {  # class of the model or of its blocks -> why tubes cannot join
     "Beit": BIAS_TABLE,
     "VisionTransformerRelPos": BIAS_TABLE,
     "ResPostBlock": POST_NORM,
     "EvaBlockPostNorm": POST_NORM,
-    "SwinTransformer": "its windows are cut from a grid of patches, and a tube has no place in a grid",
-    "SwinTransformerV2": "its windows are cut from a grid of patches, and a tube has no place in a grid",
-    "SwinTransformerV2Cr": "its windows are cut from a grid of patches, and a tube has no place in a grid",
+    **dict.fromkeys(("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr"), WINDOWS),
     "VisionTransformerSAM": "its attention works on windows of a grid, with a table for each pair of patches",
-    "Hiera": STAGES,
-    "HieraDet": STAGES,
-    "MultiScaleVit": STAGES,
-    "ResNet": STAGES,
-    "ConvNeXt": STAGES,
-    "FastVit": STAGES,
+    **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "CoaT", "DaVit", "PyramidVisionTransformerV2"), STAGES),
+    **dict.fromkeys(
+        ("PoolingVisionTransformer", "Twins", "Nest", "Levit", "LevitDistilled", "TinyVit", "Visformer"), STAGES
+    ),
+    **dict.fromkeys(("GlobalContextVit", "MaxxVit", "NextViT", "ResNet", "ConvNeXt", "FastVit"), STAGES),
+    "Cait": "its class token meets the patches in the last blocks alone, which are of another kind",
+    "ConVit": "its attention mixes in how far patches are apart in a grid, and a tube has no place in a grid",
+    "CrossVit": "it works on patches of two sizes in two sequences",
+    "TNT": "its blocks work on the pixels inside each patch too, and a tube has none",
+    "VOLO": "its first blocks attend within windows of a grid, and a tube has no place in a grid",
+    "Xcit": "its blocks convolve a grid of patches, and a tube has no place in a grid",
     "NaFlexVit": "it takes patches cut beforehand, in sequences of any length, not images",
     "HybridEmbed": "its patches come from a convolutional network",
     "RotaryEmbeddingMRope": "its rotary angles hold a time of their own",
