@@ -68,6 +68,13 @@ class Stem(nn.Module):
     dynamic_img_size: bool
     _pos_embed: Any
 
+    def train(self, mode: bool = True) -> Stem:
+        """Angles stay as they are in eval mode, in which none is drawn at random: patches and tubes turn alike."""
+        super().train(mode)
+        if getattr(self, "rope", None) is not None:
+            self.rope.eval()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> tokens (B, P+N, D), prefix tokens first, positions added."""
         return self._positioned(self.patch_embed(x))[0]
@@ -186,7 +193,8 @@ def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, 
         if "global_pool" in config:
             kwargs.setdefault("global_pool", config["global_pool"])
         kwargs.pop("num_classes", None)
-        size = to_2tuple(kwargs.pop("img_size", given["input_size"][1:]))
+        size = list(to_2tuple(kwargs.pop("img_size", given["input_size"][1:])))
+        kwargs["pretrained_model_args"] = {"img_size": size}  # whose positions timm resamples at another size
         fed = {key: given[key] for key in ("mean", "std", "license") if key in given}
         return f"timm:{config['architecture']}", kwargs, fed | {"size": tuple(size)}
     except (KeyError, TypeError, ValueError) as error:

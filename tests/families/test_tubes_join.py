@@ -168,6 +168,14 @@ def test_every_token_is_turned_as_far_as_its_centre_says(stored: Stored, shape: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ROTARY, indirect=True, ids=lambda family: family.id)
+def test_training_turns_no_token_at_random(stored: Stored) -> None:
+    model = stored.model(frozen_depth=0)
+    before = rope_of(model, stored.size, stored)
+    assert np.array_equal(rope_of(model.train(), stored.size, stored), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ROTARY, indirect=True, ids=lambda family: family.id)
 def test_a_tube_moved_by_a_patch_turns_by_the_angle_of_a_patch(stored: Stored) -> None:
     size, model = stored.oblong, stored.model(stored.oblong)
     tube = model.tokenizer.tubes["long"]
