@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from scaleup.data.decode import decode_clip, decode_clips, decode_image
+from scaleup.data.pictures import Box
 from scaleup.errors import UserError
 from scaleup.recipe import Augment, Input
 
@@ -34,14 +35,23 @@ class TrainTransform:
         """uint8 (3, T, h, w) of a video, (3, h, w) of an image; raises BadSample."""
         if modality == "image":
             return self.augmented(decode_image(media, self.short), source)
-        clip = decode_clip(media, self.input.frames, self.input.fps, source.random(), self.short)
-        return self.augmented(clip.transpose(0, 1), source).transpose(0, 1)
+        height, width = self.input.size
+
+        def view(*upright: int) -> tuple[Box, tuple[int, int]]:
+            return _random_box(*upright, self.augment, source), (height, width)
+
+        clip = decode_clip(media, self.input.frames, self.input.fps, source.random(), view)
+        return self.changed(clip.transpose(0, 1), source).transpose(0, 1)
 
     def augmented(self, pixels: Tensor, source: random.Random) -> Tensor:
         """Spatial changes: uint8 ([T,] 3, H, W) -> ([T,] 3, h, w)."""
         height, width = pixels.shape[-2:]
         box = _random_box(height, width, self.augment, source)
         pixels = _resized(pixels[..., box[0] : box[0] + box[2], box[1] : box[1] + box[3]], self.input.size)
+        return self.changed(pixels, source)
+
+    def changed(self, pixels: Tensor, source: random.Random) -> Tensor:
+        """Flip and RandAugment of uint8 ([T,] 3, h, w)."""
         if self.augment.flip and source.random() < 0.5:
             pixels = pixels.flip(-1)
         if self.augment.randaugment_layers:
@@ -87,13 +97,16 @@ def eval_views(media: bytes, modality: str, input: Input, clips: int, crops: int
     Raises:
         BadSample: the sample cannot be decoded.
     """
-    short = 2 * max(input.size)
     if modality == "image":
-        return spatial_views(decode_image(media, short), input.size, crops)  # (s, 3, h, w)
+        return spatial_views(decode_image(media, 2 * max(input.size)), input.size, crops)  # (s, 3, h, w)
     starts = [i / (clips - 1) for i in range(clips)] if clips > 1 else [0.5]
-    pixels = decode_clips(media, input.frames, input.fps, starts, short)  # (t, 3, T, H, W)
+
+    def view(height: int, width: int) -> tuple[Box, tuple[int, int]]:
+        return (0, 0, height, width), _covering(height, width, input.size, crops)
+
+    pixels = decode_clips(media, input.frames, input.fps, starts, view)  # (t, 3, T, H, W)
     frames = pixels.transpose(1, 2).flatten(0, 1)  # (t * T, 3, H, W)
-    views = spatial_views(frames, input.size, crops).unflatten(1, (clips, -1))  # (s, t, T, 3, h, w)
+    views = _crops(frames, input.size, crops).unflatten(1, (clips, -1))  # (s, t, T, 3, h, w)
     return views.transpose(0, 1).flatten(0, 1).transpose(1, 2)  # (t * s, 3, T, h, w)
 
 
@@ -110,14 +123,24 @@ def spatial_views(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
     Returns:
         uint8 (crops, ..., 3, h, w).
     """
+    height, width = pixels.shape[-2:]
+    return _crops(_resized(pixels, _covering(height, width, size, crops)), size, crops)
+
+
+def _crops(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
+    """Crops along the longer side of a picture that covers ``size``: (..., 3, H, W) -> (crops, ..., 3, h, w)."""
     (height, width), (h, w) = pixels.shape[-2:], size
-    scale = max(h / height, w / width)
-    if max(round(height * scale) - h, round(width * scale) - w) < crops - 1:
-        scale *= max(8 / 7, 1 + crops / min(h, w))
-    covered = max(h, round(height * scale)), max(w, round(width * scale))
-    pixels = _resized(pixels, covered)
-    down, right = covered[0] - h, covered[1] - w
+    down, right = height - h, width - w
     places = [i / (crops - 1) for i in range(crops)] if crops > 1 else [0.5]
     tops = [round(down * place) if down > right else down // 2 for place in places]
     lefts = [round(right * place) if right >= down else right // 2 for place in places]
     return torch.stack([pixels[..., y : y + h, x : x + w] for y, x in zip(tops, lefts, strict=True)])
+
+
+def _covering(height: int, width: int, size: Sequence[int], crops: int) -> tuple[int, int]:
+    """How large a picture becomes before it is cropped to ``size``."""
+    h, w = size
+    scale = max(h / height, w / width)
+    if max(round(height * scale) - h, round(width * scale) - w) < crops - 1:
+        scale *= max(8 / 7, 1 + crops / min(h, w))
+    return max(h, round(height * scale)), max(w, round(width * scale))

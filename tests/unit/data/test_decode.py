@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from videos import numbered, numbers
+from videos import moving, numbered, numbers
 
-from scaleup.data import decode
+from scaleup.data import decode, pictures
 from scaleup.data.decode import BadSample, check, decode_clip, decode_clips, decode_image
+from scaleup.data.pictures import whole
 
 
 def shown(stamps, times):
@@ -54,6 +55,38 @@ def test_decoding_from_a_later_key_frame_gives_the_same_frames(options):
         assert torch.equal(decode_clip(video, 4, 10, begin / 16), whole[:, begin : begin + 4])
 
 
+CODECS = {
+    "h264": {},
+    "pyramid": {"options": {"g": "30", "x264-params": "bframes=8:ref=6:b-pyramid=normal"}},
+    "open": {"options": {"g": "12", "bf": "3", "x264-params": "open-gop=1:b-pyramid=strict"}},
+    "interlaced": {"options": {"x264-params": "interlaced=1"}},
+    "vp9": {"codec": "libvpx-vp9", "container": "webm"},
+    "av1": {"codec": "libsvtav1", "options": {"preset": "12"}},
+    "avi": {"codec": "mpeg4", "container": "avi", "options": {"bf": "2"}},
+    "mjpeg": {"codec": "mjpeg", "container": "matroska", "pix_fmt": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("case", CODECS)
+def test_decoding_only_what_is_needed_gives_what_decoding_everything_gives(case):
+    video = moving(**CODECS[case])
+    whole_video = decode_clip(video, 40, 10)  # (3, 40, H, W)
+    for begin in range(0, 25, 3):
+        assert torch.equal(decode_clip(video, 8, 5, begin / 25), whole_video[:, begin : begin + 16 : 2])
+
+
+def test_frames_that_nobody_needs_are_not_decoded():
+    """Garbage in them is no trouble: those before the key frame, after the clip, and those that none refers to."""
+    options = {"g": "12", "preset": "veryfast", "x264-params": "bframes=2:b-adapt=0:b-pyramid=none:scenecut=0"}
+    video = moving(options=options)  # I at 0, 12, 24, 36, then B B P B B P; the clip is 29 and 30
+    hurt, needed = bytearray(video), {24, 27, 29, 30}
+    with av.open(io.BytesIO(video)) as file:
+        for packet in file.demux(video=0):
+            if packet.size and round(packet.pts * packet.time_base * 10) not in needed:
+                hurt[packet.pos + 5 : packet.pos + packet.size] = b"\xff" * (packet.size - 5)  # all but its type
+    assert torch.equal(decode_clip(bytes(hurt), 2, 10, 29 / 38), decode_clip(video, 40, 10)[:, 29:31])
+
+
 @pytest.mark.parametrize("container, codec", [("avi", "mpeg4"), ("matroska", "libx264"), ("h264", "libx264")])
 def test_other_containers_and_missing_timestamps(container, codec):
     video = numbered(12, fps=25, container=container, codec=codec, options={"bf": "0"})
@@ -62,8 +95,8 @@ def test_other_containers_and_missing_timestamps(container, codec):
 
 def test_shrinks_the_short_side_and_never_enlarges():
     video = numbered(3, height=64, width=96)
-    assert decode_clip(video, 2, 10, short=32).shape == (3, 2, 32, 48)
-    assert decode_clip(video, 2, 10, short=200).shape == (3, 2, 64, 96)
+    assert decode_clip(video, 2, 10, view=whole(32)).shape == (3, 2, 32, 48)
+    assert decode_clip(video, 2, 10, view=whole(200)).shape == (3, 2, 64, 96)
     image = io.BytesIO()
     Image.new("RGB", (96, 64)).save(image, "png")
     assert decode_image(image.getvalue(), short=32).shape == (3, 32, 48)
@@ -154,10 +187,10 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
     image = io.BytesIO()
     Image.new("1", (40, 40)).save(image, "png")
     video = numbered(2, height=40, width=40)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
     with pytest.raises(BadSample, match="40 x 40 pixels"):
         decode_image(image.getvalue())
-    monkeypatch.setattr(decode, "_frames", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decode, "_sought", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadSample, match="40 x 40 pixels"):
         decode_clip(video, 2, 10)
 

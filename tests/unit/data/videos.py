@@ -25,3 +25,18 @@ def numbered(frames, fps=10, height=32, width=32, container="mp4", codec="libx26
 def numbers(clip):
     """Which frames these are: (3, T, H, W) -> list of T numbers."""
     return ((clip.double().mean((0, 2, 3)) - 10) / STEP).round().int().tolist()
+
+
+def moving(frames=40, codec="libx264", container="mp4", height=48, width=64, pix_fmt="yuv420p", options=None, fps=10):
+    """A picture that slides, with cuts, so that frames refer to one another in every way that the codec knows."""
+    rng, buffer = np.random.default_rng(0), io.BytesIO()
+    ground = rng.integers(0, 255, (height + 60, width + 60, 3), dtype=np.uint8)
+    with av.open(buffer, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=fps, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        for i in range(frames):
+            picture = ground[i % 60 :][:height, 2 * (i % 30) :][:, :width] if i % 17 else ground[-height:, -width:]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -1,0 +1,93 @@
+"""Decoded frames to pixels: turned upright, cropped and scaled before they are converted, which is the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from av.filter import Graph
+from av.video.frame import VideoFrame
+
+MAX_PIXELS = 2**26  # of one frame; an 8K frame has half as many
+TURNS: list[dict[str, str]] = [{}, {"transpose": "cclock"}, {"hflip": "", "vflip": ""}, {"transpose": "clock"}]
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+View = Callable[[int, int], tuple[Box, tuple[int, int]]]  # upright height, width -> a box, and its size in the result
+
+
+class BadSample(Exception):
+    """A sample that cannot be read, and why, in a few words. It is named, counted and left out."""
+
+
+def whole(short: int | None = None) -> View:
+    """All of the picture, shrunk so that its short side has at most ``short`` pixels."""
+    return lambda height, width: ((0, 0, height, width), shrunk(height, width, short))
+
+
+def shrunk(height: int, width: int, short: int | None) -> tuple[int, int]:
+    """(height, width) with a short side of at most ``short`` pixels."""
+    scale = min(1.0, (short or MAX_PIXELS) / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class Pictures:
+    """Frames of one video to pixels, all through the same view, which is asked once."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._upright: tuple[int, int] | None = None
+        self._form: tuple[object, ...] = ()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        """uint8 (3, h, w), RGB, upright by the rotation flag; alpha is dropped, more than 8 bits are rounded.
+
+        Raises:
+            BadSample: the frame is damaged, too large, or not as large as the one before.
+        """
+        check_pixels(frame.width, frame.height)
+        if frame.is_corrupt:
+            raise BadSample("damaged frame")
+        form = (frame.width, frame.height, frame.format.name, frame.rotation, frame.colorspace, frame.color_range)
+        if form != self._form:
+            self._graph, self._form = self._made(frame), form
+        self._graph.vpush(frame)
+        planes = self._graph.vpull().planes  # green, blue, red
+        rows = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
+        return np.stack([rows[c][:, : planes[c].width] for c in (2, 0, 1)])
+
+    def _made(self, frame: VideoFrame) -> Graph:
+        """The filters for frames such as this one."""
+        flat = (frame.height, frame.width)
+        turns = round(frame.rotation / 90) % 4  # quarters, counterclockwise
+        upright = flat[::-1] if turns % 2 else flat
+        if self._upright is None:
+            self._upright, (self._box, self._size) = upright, self._view(*upright)
+        if upright != self._upright:
+            raise BadSample(f"its pictures change from {self._upright[::-1]} to {upright[::-1]} pixels")
+        (top, left, height, width), (h, w) = self._box, self._size
+        crop = {"crop": f"{width}:{height}:{left}:{top}:exact=1"} if (height, width) != upright else {}
+        return _graph(frame, TURNS[turns] | crop | {"scale": f"{w}:{h}:flags=bilinear", "format": "gbrp"})
+
+
+def _graph(frame: VideoFrame, filters: dict[str, str]) -> Graph:
+    graph = Graph()
+    graph.threads = 1  # processes are as many as there are cores already
+    last = graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base="1/1",
+        colorspace=str(int(frame.colorspace)),
+        range=str(int(frame.color_range)),
+    )
+    for name, options in filters.items():
+        last.link_to(following := graph.add(name, options or None))
+        last = following
+    last.link_to(graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadSample(f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
