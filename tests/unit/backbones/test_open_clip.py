@@ -42,11 +42,8 @@ def images(size: tuple[int, int]) -> Tensor:
 @torch.no_grad()
 def parts(backbone: Backbone, x: Tensor) -> Tensor:
     """The parts, one after the other; blocks are told of rotary angles."""
-    h = (
-        backbone.stem.norm_pre.eval()(backbone.stem.eval()(x))
-        if isinstance(backbone.stem.norm_pre, torch.nn.Module)
-        else (backbone.stem.norm_pre(backbone.stem.eval()(x)))
-    )
+    h = backbone.stem.eval()(x)
+    h = backbone.stem.norm_pre(h)
     rope = backbone.stem.rope_grid()
     for block in backbone.blocks:
         h = block.eval()(h) if rope is None else block.eval()(h, rope=rope)
