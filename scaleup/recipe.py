@@ -44,11 +44,12 @@ class Positions:
 
 @dataclass
 class Backbone:
-    """A plain image ViT: ``timm:NAME`` or an alias (vit_h), and how its weights come to be."""
+    """A plain image ViT: ``timm:NAME``, ``open_clip:NAME/TAG``, ``hf-hub:owner/name`` or an alias (vit_h), and how its
+    weights come to be."""
 
     name: str = "timm:vit_base_patch16_224"
-    kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, timm's own words
-    weights: str | None = None  # None: random initialisation; a local file; "pretrained"
+    kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, the library's own words
+    weights: str | None = None  # None: random initialisation; "pretrained"; a file, a directory, a name on a hub
 
 
 @dataclass

@@ -12,9 +12,14 @@ def arguments():
         "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26",
     )
     made.add_argument("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt")
-    made.add_argument("backbone", help="vit_b, vit_l, vit_h, vit_g, ..., timm:NAME, a local directory or weights file")
+    made.add_argument(
+        "backbone",
+        help="vit_h, clip_h, dinov3_l, ..., timm:NAME, open_clip:NAME/TAG, hf-hub:owner/name, a directory or a file",
+    )
     made.add_argument("--out", type=Path, help="directory to write")
-    made.add_argument("--weights", default="pretrained", help="local file with the backbone's weights")
+    made.add_argument(
+        "--weights", default="pretrained", help="the backbone's weights: a file, a directory, hf-hub:owner/name"
+    )
     made.add_argument("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
     made.add_argument("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
     made.add_argument(

@@ -39,6 +39,49 @@ def test_safetensors_and_what_is_written_beside(tmp_path: Path) -> None:
     assert same(found) and beside == {"config": "{}"}
 
 
+@pytest.mark.parametrize("stretch", [1, 2**30])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_is_mapped_and_copied_tensor_by_tensor(
+    kind: str, stretch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "STRETCH", stretch)
+    path = tmp_path / ("m.safetensors" if kind == "safetensors" else "m.pt")
+    if kind == "safetensors":
+        save_file({f"model.{name}": value for name, value in STATE.items()}, path)
+    else:
+        torch.save(
+            {f"model.{name}": value for name, value in STATE.items()},
+            path,
+            _use_new_zipfile_serialization=kind == "zip",
+        )
+    file = tensors.File(path)
+    assert same(file.mapped) and file.names == {name: f"model.{name}" for name in STATE}
+    copies = dict(zip(STATE, file.copies(STATE), strict=True))
+    assert same(copies) and all(tensor.data_ptr() % 16 == 0 for tensor in copies.values())
+    assert all(copies[name].data_ptr() != file.mapped[name].data_ptr() for name in STATE)
+    wide = dict(zip(STATE, file.copies(STATE, torch.float64), strict=True))
+    assert all(
+        tensor.dtype == torch.float64 and torch.equal(tensor, STATE[name].double()) for name, tensor in wide.items()
+    )
+
+
+def test_the_encoder_of_a_checkpoint_of_several_models_is_taken(tmp_path: Path) -> None:
+    content = {
+        "encoder": {f"module.{name}": value for name, value in STATE.items()},
+        "predictor": {"weight": torch.ones(3)},
+    }
+    torch.save(content, tmp_path / "ijepa.pth.tar")
+    assert same(tensors.read(tmp_path / "ijepa.pth.tar")[0])
+
+
+def test_a_program_is_refused(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)).save(tmp_path / "clip.pt")
+    with pytest.raises(
+        UserError, match="clip.pt is a program .TorchScript., not a checkpoint; save its state_dict alone"
+    ):
+        tensors.read(tmp_path / "clip.pt")
+
+
 def test_a_header_whose_length_begins_like_a_web_page_is_read(tmp_path: Path) -> None:
     length = int.from_bytes(b" <", "little")
     header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
