@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from scaleup.checkpoint import load, load_run, named_tensors
+from scaleup.errors import UserError
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training.run import models, run
 
@@ -63,7 +64,8 @@ def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., 
     arms = {"none": replace(recipe.arm, frozen_depth=1, adapt="none"), "last": replace(recipe.arm, frozen_depth=3)}
     result = run(recipe, arms)["arms"]
     assert bits(tmp_path / "out" / "none") == bits(tmp_path / "out" / "last")
-    assert result["none"]["trained_parameters"] == result["last"]["trained_parameters"]
+    heads, norm = sum((24 + 1) * classes for classes in (8, 6, 8)), 2 * 24
+    assert result["none"]["trained_parameters"] == result["last"]["trained_parameters"] == heads + norm
     assert result["none"]["frozen_parameters"] == result["last"]["frozen_parameters"]
 
 
@@ -82,6 +84,12 @@ def test_the_arms_of_a_sweep_load_together_as_each_does_alone(tiny: Callable[...
         assert torch.equal(model(clip, "motion"), load(tmp_path / "sweep" / name)(clip, "motion"))
     frozen = [{p.data_ptr() for p in together[n].parameters() if not p.requires_grad} for n in ("lora", "ia3")]
     assert frozen[0] == frozen[1] and len(frozen[0]) > 3 * 12
+
+    began_from = tmp_path / "small" / "model" / "model.safetensors"
+    whole = load_file(began_from)
+    save_file(whole | {"blocks.2.mlp.fc1.weight": whole["blocks.2.mlp.fc1.weight"] + 1}, began_from)
+    with pytest.raises(UserError, match="ia3 sits on another trunk than the model its run began from now has"):
+        load_run(tmp_path / "sweep")
 
     recipe = tiny(f"out={tmp_path / 'later'}")  # an adapter trains on
     recipe.model.load = str(tmp_path / "sweep" / "lora")

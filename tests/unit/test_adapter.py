@@ -15,31 +15,37 @@ from torch import Tensor, nn
 import scaleup
 from scaleup import checkpoint, recipe, tensors
 from scaleup.adapter import KINDS, Adapt, adapted_layers
+from scaleup.backbones.build import build
+from scaleup.checkpoint import named_tensors
 from scaleup.config import check
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
 
 EACH = pytest.mark.parametrize("kind", KINDS)
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+CLIP = {"width": 32, "layers": 2, "head_width": 16, "patch_size": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": {"qk_norm": True},
-    "vit_giant_patch14_dinov2": {},  # SwiGLU, layer scale
-    "vit_small_patch16_18x2_224": {},  # two attentions and two MLPs side by side
-    "vit_base_patch16_xp_224": {},  # attention and MLP in one
-    "vit_dpwee_patch16_reg1_gap_256": {},  # differential attention
-    "eva_giant_patch14_224": {},  # biases that pass by the layer of queries, keys and values
-    "eva02_base_patch16_clip_224": {},  # queries, keys and values apart; SwiGLU
-    "vit_small_patch16_dinov3": {},
-    "vit_small_patch16_dinov3_qkvb": {},
-    "vit_pe_core_base_patch16_224": {},
-    "vit_base_patch16_sapiens2": {"num_kv_heads": [2, 1]},  # grouped queries
+    "timm:vit_tiny_patch16_224": SMALL | {"qk_norm": True},
+    "timm:vit_giant_patch14_dinov2": SMALL,  # SwiGLU, layer scale
+    "timm:vit_small_patch16_18x2_224": SMALL,  # two attentions and two MLPs side by side
+    "timm:vit_base_patch16_xp_224": SMALL,  # attention and MLP in one
+    "timm:vit_dpwee_patch16_reg1_gap_256": SMALL,  # differential attention
+    "timm:eva_giant_patch14_224": SMALL,  # biases that pass by the layer of queries, keys and values
+    "timm:eva02_base_patch16_clip_224": SMALL,  # queries, keys and values apart; SwiGLU
+    "timm:vit_small_patch16_dinov3": SMALL,
+    "timm:vit_small_patch16_dinov3_qkvb": SMALL,
+    "timm:vit_pe_core_base_patch16_224": SMALL,
+    "timm:vit_base_patch16_sapiens2": SMALL | {"num_kv_heads": [2, 1]},  # grouped queries
+    "open_clip:ViT-B-32": CLIP,  # torch's own attention
+    "open_clip:ViT-B-16": CLIP | {"qk_norm": True, "scale_heads": True, "scale_attn": True, "scale_fc": True},
 }
 
 
 def family(name: str) -> TubeViT:
     """A shrunken model of a family, no two of its tensors alike."""
     described = recipe.Model(
-        backbone=recipe.Backbone(f"timm:{name}", {"embed_dim": 32, "depth": 2, "num_heads": 2} | FAMILIES[name]),
-        input=recipe.Input(frames=4, size=[32, 32] if "patch16" in name else [28, 28]),
+        backbone=recipe.Backbone(name, FAMILIES[name]),
+        input=recipe.Input(frames=4, size=[28, 28] if "patch14" in name else [32, 32]),
         frames=recipe.Frames(stride=4),
         tubes={"long": recipe.Tube([4, 4, 4], [4, 8, 8])},
         positions=recipe.Positions("backbone"),
@@ -82,15 +88,16 @@ def called(model: TubeViT, x: Tensor) -> set[str]:
 def test_every_layer_that_is_called_gets_an_adapter_that_learns(name: str, kind: str) -> None:
     template = family(name).eval()
     x = torch.randn(2, 3, 4, *template.preprocess.size)
-    before, layers = template.forward_features(x), called(template.with_arm(1, False, {}), x)
+    layers = called(template.with_arm(1, False, {}), x)
     model = template.with_arm(1, False, {}, adapt=Adapt(kind, 2)).eval()
     found = adapted_layers(model.arm.blocks)
     assert found.keys() == layers if kind != "ia3" else found.keys() <= layers
-    fresh = model.forward_features(x)
+    with torch.no_grad():  # torch's own attention computes otherwise where its weights train
+        begins, before = model.forward_features(x), template.forward_features(x)
     if kind == "dora":  # a weight over its norm, times its norm
-        torch.testing.assert_close(fresh, before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(begins, before, rtol=1e-4, atol=1e-4)
     else:
-        assert torch.equal(fresh, before)
+        assert torch.equal(begins, before)
     scattered(model, ".default").forward_features(x).square().sum().backward()
     trains = {name for name, parameter in model.arm.named_parameters() if parameter.requires_grad}
     assert all((model.arm.get_parameter(name).grad.abs() > 0).any() for name in trains)
@@ -182,9 +189,29 @@ def test_peft_puts_the_adapter_on_timms_own_model(kind: str, tmp_path: Path) -> 
     model, vit = trained(kind, frozen_depth=2, depth=9)
     before = vit(IMAGES)
     checkpoint.save(model, tmp_path / "out")
-    found = peft.PeftModel.from_pretrained(vit, str(tmp_path / "out" / "adapter")).eval()
+    directory = tmp_path / "out" / "adapter"
+    found = peft.PeftModel.from_pretrained(vit, str(directory)).eval()
     assert torch.equal(found(IMAGES), model.forward_features(IMAGES))
     assert not torch.allclose(found(IMAGES), before, rtol=0.01, atol=0.01)
+    assert peft.get_peft_model_state_dict(found).keys() == load_file(directory / "adapter_model.safetensors").keys()
+    targets = json.loads((directory / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)  # not in the order of a set, which changes from run to run
+
+
+@EACH
+@torch.no_grad()
+def test_peft_puts_the_adapter_on_open_clips_own_tower(kind: str, tmp_path: Path) -> None:
+    template = family("open_clip:ViT-B-32").eval()
+    model = scattered(template.with_arm(1, False, {}, adapt=Adapt(kind)), ".default").eval()
+    checkpoint.save(model, tmp_path / "out")
+    tower = build("open_clip:ViT-B-32", CLIP, (32, 32)).source.eval()
+    tower.load_state_dict(
+        {name: tensor for name, tensor in named_tensors(template).items() if name in tower.state_dict()}
+    )
+    found = peft.PeftModel.from_pretrained(tower, str(tmp_path / "out" / "adapter")).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found(images), model.forward_features(images))
+    assert not torch.allclose(found(images), template.forward_features(images), rtol=0.01, atol=0.01)
 
 
 def reloadable(kind: str, frozen_depth: int, directory: Path) -> TubeViT:
