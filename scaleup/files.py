@@ -31,7 +31,7 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         yield temporary
-        _take_place(temporary, out)
+        take_place(temporary, out)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
@@ -39,7 +39,7 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_place(temporary: Path, out: Path) -> None:
+def take_place(temporary: Path, out: Path) -> None:
     """Rename to ``out``; what stood there goes only after its successor is complete."""
     temporary.chmod(0o755)  # mkdtemp made it private
     if not out.exists():
