@@ -147,7 +147,7 @@ def test_damaged_small_models_are_refused(kind: str, words: str, small: Path, la
             {"exact": True, "size": (32, 32)},
             "'long' emits 24 channels.* width 1024; tubes of 64, 128, 256, 512",
         ),
-        ("vit_b", {"size": (32, 4)}, "'long' needs at least 8 along w"),
+        ("vit_b", {"size": (32, 4)}, "do not divide an input of 32x4; nearest are 32 high and 16 or 32 wide"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(backbone: str, options: dict, words: str | None, small: Path) -> None:

@@ -282,9 +282,9 @@ def large_file_of(directory: Path, path: Path) -> Path:
         ({"gate_at": 0}, "--gate-at 0 does not fit .*; allowed are 1 to 4"),
         ({"gate_at": 5}, "--gate-at 5"),
         ({"positions": "cosin"}, "unknown positions 'cosin'.*nearest: 'cosine'"),
-        ({"size": (4, 4), "weights": None}, "needs at least"),
+        ({"size": (4, 4), "weights": None}, "do not divide an input of 4x4; nearest are 8 or 16 high"),
         ({"weights": "nowhere.pth"}, "there is no file .*nowhere.pth"),
-        ({"size": (24, 7), "weights": None}, "'wide' needs at least 8 along w"),
+        ({"size": (24, 7), "weights": None}, "do not divide an input of 24x7; nearest are 24 high and 8 or 16 wide"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(options: dict, words: str, tmp_path: Path) -> None:
