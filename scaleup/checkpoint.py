@@ -237,6 +237,11 @@ def card(model: TubeViT, kind: str, content: Mapping[str, Tensor]) -> str:
     heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config["heads"].items()) or "none"
     tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube['kernel']))}" for name, tube in config["tubes"].items())
     size = sum(tensor.numel() for tensor in content.values())
+    adapted = (
+        f"- a {config['adapter']['kind']} adapter on the blocks above, in `adapter/`, for peft\n"
+        if config["adapter"]
+        else ""
+    )
     needs = f"It needs the base weights with sha256 `{backbone['sha256']}`." if kind == "delta" else ""
     return f"""---
 library_name: scaleup
@@ -246,7 +251,7 @@ license: {backbone["license"]}
 A TubeViT on `{backbone["name"]}`: images {config["input"]["size"]} and clips of {config["input"]["frames"]} frames.
 
 - {config["frozen_depth"]} of {model.depth} blocks frozen, gate: {"yes" if config["gate"] else "no"}
-- tubes: {tubes or "none"}
+{adapted}- tubes: {tubes or "none"}
 - heads: {heads}
 - this directory is a **{kind}** of {size:,} numbers. {needs}
 

@@ -258,6 +258,7 @@ def test_a_tensor_is_stored_once(tmp_path: Path) -> None:
     whole, beside = (
         load_file(tmp_path / "out" / name) for name in ("model.safetensors", "adapter/adapter_model.safetensors")
     )
+    assert "a lora adapter on the blocks above" in (tmp_path / "out" / "README.md").read_text()
     assert len(whole) + len(beside) == len(model.state_dict()) and len(beside) == 2 * 4 * 2
     assert load_file(tmp_path / "base.safetensors").keys() < whole.keys()  # under the library's own names
     checkpoint.save(model, tmp_path / "delta")
