@@ -1,27 +1,61 @@
-"""Videos or images to WebDataset shards with an index, or the embedded data to try everything with."""
+"""Videos or images to WebDataset shards with an index, or the embedded data to try everything with.
+
+SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of lines 'path label' or 'path::label';
+a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the folder of HMDB51's
+split files; a folder of tars, which are used in place; or the word 'shapes': the embedded data.
+What is finished when it is cut off is kept: the same command goes on from there.
+"""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from scaleup import cli
-from scaleup.data.folder import class_folders, pack_folder
+from scaleup.data.encode import PILLOW, Encoding
+from scaleup.data.pack import pack
 from scaleup.data.shapes import SPLITS, make_shapes
 from scaleup.data.shards import Shards
+from scaleup.data.sources import KINDS, kind_of, read_source
+from scaleup.data.tars import index_tars
 from scaleup.errors import UserError
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.source == "shapes":
-        videos, images = counts(args.videos), counts(args.images)
-        with cli.progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
-            made = make_shapes(
-                args.out, videos, images, args.seed, args.size, args.frames, args.overwrite, advance=advance
-            )
-        return {"shards": {name: described(shards) for name, shards in made.items()}}
-    total = sum(len(paths) for paths in class_folders(args.source).values())
-    with cli.progress("packing", total) as advance:
-        packed = pack_folder(args.source, args.out, args.overwrite, advance)
-    return {"shards": {packed.path.name: described(packed)}}
+        return {"shards": {name: described(shards) for name, shards in shapes(args).items()}}
+    in_place = (args.kind or kind_of(Path(args.source))) == "tars"
+    made = tars(args) if in_place else packed(args)
+    return {"shards": {made.name: described(made)}}
+
+
+def shapes(args: argparse.Namespace) -> dict[str, Shards]:
+    videos, images = counts(args.videos), counts(args.images)
+    with cli.progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
+        return make_shapes(
+            wanted(args.out), videos, images, args.seed, args.size, args.frames, args.overwrite, advance=advance
+        )
+
+
+def tars(args: argparse.Namespace) -> Shards:
+    if args.out and Path(args.out).resolve() != Path(args.source).resolve():
+        raise UserError(f"tars are used in place, their index belongs in '{args.source}'; leave out --out {args.out}")
+    with cli.progress("tars", len(list(Path(args.source).glob("*.tar")))) as advance:
+        return index_tars(args.source, args.label, args.classes, args.overwrite, args.processes, advance)
+
+
+def packed(args: argparse.Namespace) -> Shards:
+    encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
+    listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
+    with cli.progress("packing", len(listing.items)) as advance:
+        return pack(
+            listing, wanted(args.out), encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance
+        )
+
+
+def wanted(out: str | None) -> str:
+    if not out:
+        raise UserError("no directory to write is named; give one with --out")
+    return out
 
 
 def described(shards: Shards) -> dict[str, Any]:
@@ -54,15 +88,45 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {failure['source']}: {failure['reason']}")
 
 
+def at_least(low: float, kind: type = int) -> Any:
+    def number(text: str) -> Any:
+        if not kind(text) >= low:
+            raise ValueError
+        return kind(text)
+
+    number.__name__ = f"number of at least {low}"
+    return number
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = cli.parser(__doc__, "tools/make_shards.py k400/val.csv --root k400/val --out data/k400-val --short 256")
+    made.add_argument("source", help="what there is, see above")
+    made.add_argument("--out", help="the directory to write")
+    made.add_argument("--overwrite", action="store_true", help="replace what exists")
+    made.add_argument("--seed", type=at_least(0), default=0, help="of the order (default: %(default)s)")
+    listed = made.add_argument_group("what is listed")
+    listed.add_argument("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars'])} (default: told by its form)")
+    listed.add_argument("--root", help="where the files of a list are (default: beside it)")
+    listed.add_argument("--split", help="rows of a Kinetics CSV with this split; train1 to test3 of HMDB51")
+    listed.add_argument("--classes", metavar="FILE", help="class names in order (default: those that occur, sorted)")
+    listed.add_argument("--label", help="of tars: the member (cls, txt) or the field of the .json with the label")
+    how = made.add_argument_group("how it is written")
+    how.add_argument("--short", type=at_least(2), metavar="PIXELS", help="shrink: re-encode with this short side")
+    how.add_argument("--fps", type=at_least(0.01, float), help="re-encode videos with at most so many frames a second")
+    how.add_argument(
+        "--image-format", choices=[ending for ending in PILLOW if ending != "jpeg"], help="re-encode images"
+    )
+    how.add_argument("--quality", type=at_least(1), default=90, help="of jpg and webp (default: %(default)s)")
+    how.add_argument("--reencode", action="store_true", help="re-encode in any case (default: copy)")
+    how.add_argument("--per-shard", type=at_least(1), default=1000, help="samples of a tar (default: %(default)s)")
+    how.add_argument("--processes", type=at_least(1), help="(default: one a core)")
+    embedded = made.add_argument_group("with source 'shapes'")
+    embedded.add_argument("--videos", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
+    embedded.add_argument("--images", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
+    embedded.add_argument("--size", type=int, default=32, help="pixels of a side (default: %(default)s)")
+    embedded.add_argument("--frames", type=int, default=16, help="of a video (default: %(default)s)")
+    return made
+
+
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "tools/make_shards.py shapes --out data/shapes --videos train=4000,val=500")
-    parser.add_argument("source", help="a folder with one subfolder of files per class, or 'shapes': the embedded data")
-    parser.add_argument("--out", required=True, help="the directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    shapes = parser.add_argument_group("with source 'shapes'")
-    shapes.add_argument("--videos", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
-    shapes.add_argument("--images", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
-    shapes.add_argument("--seed", type=int, default=0)
-    shapes.add_argument("--size", type=int, default=32, help="pixels of a side (default: %(default)s)")
-    shapes.add_argument("--frames", type=int, default=16, help="of a video (default: %(default)s)")
-    cli.main(run, parser.parse_args(), show)
+    cli.main(run, arguments().parse_args(), show)

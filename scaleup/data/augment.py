@@ -35,10 +35,10 @@ class TrainTransform:
         """uint8 (3, T, h, w) of a video, (3, h, w) of an image; raises BadSample."""
         if modality == "image":
             return self.augmented(decode_image(media, self.short), source)
-        height, width = self.input.size
+        h, w = self.input.size
 
-        def view(*upright: int) -> tuple[Box, tuple[int, int]]:
-            return _random_box(*upright, self.augment, source), (height, width)
+        def view(height: int, width: int) -> tuple[Box, tuple[int, int]]:
+            return _random_box(height, width, self.augment, source), (h, w)
 
         clip = decode_clip(media, self.input.frames, self.input.fps, source.random(), view)
         return self.changed(clip.transpose(0, 1), source).transpose(0, 1)

@@ -32,17 +32,22 @@ def decode_image(data: bytes, short: int | None = None) -> Tensor:
     Raises:
         BadSample: it cannot be decoded, or has more than ``MAX_PIXELS`` pixels.
     """
+    upright = upright_image(data)
+    height, width = shrunk(upright.height, upright.width, short)
+    pixels = np.array(upright.resize((width, height), reducing_gap=2.0))  # (H, W, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def upright_image(data: bytes) -> Image.Image:
+    """The first picture in ``data`` as Pillow has it, RGB, upright by its EXIF tag; BadSample as above."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_pixels(*image.size)
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            height, width = shrunk(upright.height, upright.width, short)
-            pixels = np.array(upright.resize((width, height), reducing_gap=2.0))  # (H, W, 3)
+            return ImageOps.exif_transpose(image).convert("RGB")
     except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise BadSample(_reason("image", error)) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def decode_clip(data: bytes, frames: int, fps: float, start: float = 0.0, view: View | None = None) -> Tensor:
@@ -181,13 +186,22 @@ def _reason(what: str, error: Exception) -> str:
     return f"not a readable {what}: {text.splitlines()[0].rstrip('.')}"
 
 
+def every_frame(data: bytes) -> Iterator[tuple[float, av.VideoFrame]]:
+    """All frames of a video as decoded, with the second each is shown at; BadSample as above."""
+    with _video(data) as (packets, times):
+        none = True
+        for second, frame in _frames(packets, times):
+            yield second, frame
+            none = False
+        if none:
+            raise BadSample("no frames")
+
+
 def check(data: bytes, modality: str) -> None:
     """Decode all of it; BadSample if that fails anywhere."""
     if modality == "image":
-        decode_image(data)
+        upright_image(data)
         return
-    with _video(data) as (packets, times):
-        pictures = Pictures(whole(16))
-        frames = [pictures(frame).shape for _, frame in _frames(packets, times)]
-        if not frames:
-            raise BadSample("no frames")
+    pictures = Pictures(whole(16))
+    for number, (_, frame) in enumerate(every_frame(data)):
+        pictures.accept(frame) if number else pictures(frame)

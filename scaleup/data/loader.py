@@ -187,7 +187,7 @@ class EvalBatches(Dataset):
                 read.append((index, views))
             except BadSample as error:
                 failures.append((self.shards.keys[index], str(error)))
-        return _batch(self.shards.path.name, self.shards, self.heads, read, failures)
+        return _batch(self.shards.name, self.shards, self.heads, read, failures)
 
 
 def _named(batch: Batch) -> Batch:

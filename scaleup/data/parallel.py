@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +21,7 @@ def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | No
     if processes == 1:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(processes, initializer=_follow, initargs=(os.getpid(),))
     pending: deque[Future[R]] = deque()
     try:
         for task in tasks:
@@ -30,3 +32,15 @@ def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | No
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _follow(parent: int) -> None:
+    """Leave Ctrl-C to the main process, and end soon after it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

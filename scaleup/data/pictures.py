@@ -35,7 +35,7 @@ class Pictures:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._upright: tuple[int, int] | None = None
+        self._upright: tuple[int, int] | None = None  # height, width
         self._form: tuple[object, ...] = ()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
@@ -44,29 +44,36 @@ class Pictures:
         Raises:
             BadSample: the frame is damaged, too large, or not as large as the one before.
         """
-        check_pixels(frame.width, frame.height)
-        if frame.is_corrupt:
-            raise BadSample("damaged frame")
+        self.accept(frame)
         form = (frame.width, frame.height, frame.format.name, frame.rotation, frame.colorspace, frame.color_range)
         if form != self._form:
             self._graph, self._form = self._made(frame), form
         self._graph.vpush(frame)
         planes = self._graph.vpull().planes  # green, blue, red
-        rows = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
+        rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
         return np.stack([rows[c][:, : planes[c].width] for c in (2, 0, 1)])
 
-    def _made(self, frame: VideoFrame) -> Graph:
-        """The filters for frames such as this one."""
-        flat = (frame.height, frame.width)
-        turns = round(frame.rotation / 90) % 4  # quarters, counterclockwise
-        upright = flat[::-1] if turns % 2 else flat
+    def accept(self, frame: VideoFrame) -> None:
+        """BadSample where ``__call__`` would raise it."""
+        check_pixels(frame.width, frame.height)
+        if frame.is_corrupt:
+            raise BadSample("damaged frame")
+        upright = (frame.width, frame.height) if _turns(frame) % 2 else (frame.height, frame.width)
         if self._upright is None:
             self._upright, (self._box, self._size) = upright, self._view(*upright)
         if upright != self._upright:
-            raise BadSample(f"its pictures change from {self._upright[::-1]} to {upright[::-1]} pixels")
+            raise BadSample(f"its pictures change from {self._upright} to {upright} rows and columns")
+
+    def _made(self, frame: VideoFrame) -> Graph:
+        """The filters for frames such as this one."""
         (top, left, height, width), (h, w) = self._box, self._size
-        crop = {"crop": f"{width}:{height}:{left}:{top}:exact=1"} if (height, width) != upright else {}
-        return _graph(frame, TURNS[turns] | crop | {"scale": f"{w}:{h}:flags=bilinear", "format": "gbrp"})
+        crop = {"crop": f"{width}:{height}:{left}:{top}:exact=1"} if (height, width) != self._upright else {}
+        return _graph(frame, TURNS[_turns(frame)] | crop | {"scale": f"{w}:{h}:flags=bilinear", "format": "gbrp"})
+
+
+def _turns(frame: VideoFrame) -> int:
+    """Quarter turns counterclockwise that show the frame upright."""
+    return round(frame.rotation / 90) % 4
 
 
 def _graph(frame: VideoFrame, filters: dict[str, str]) -> Graph:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import webdataset
 
 from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.storage import Directory, Storage, storage
 from scaleup.errors import UserError
 from scaleup.files import new_directory
 
@@ -59,11 +60,25 @@ def write_shards(
         shards: list[dict[str, Any]] = []
         for number, chunk in groupby(enumerate(samples), lambda numbered: numbered[0] // per_shard):
             checked = (_checked(sample, modality, classes, seen) for _, sample in chunk)
-            shards.append(_write_shard(temporary / f"{number:06d}.tar", checked))
-        index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": len(seen)}
-        index |= {"failures": failures or [], "shards": shards}
-        (temporary / "index.json").write_text(json.dumps(index, separators=(",", ":")))
+            shards.append(write_shard(temporary / f"{number:06d}.tar", checked))
+        write_json(temporary / "index.json", index_of(modality, classes, shards, failures or []))
     return Shards.open(out)
+
+
+def index_of(
+    modality: str, classes: Mapping[str, list[str]], shards: list[dict[str, Any]], failures: list[dict[str, str]]
+) -> dict[str, Any]:
+    """The content of ``index.json``."""
+    count = sum(len(shard["samples"]) for shard in shards)
+    index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": count}
+    return index | {"failures": failures, "shards": shards}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` under a temporary name beside ``path``, then rename."""
+    half = path.with_name(f"{path.name}.tmp")
+    half.write_text(json.dumps(content, separators=(",", ":")))
+    half.replace(path)
 
 
 def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], seen: set[str]) -> Sample:
@@ -81,8 +96,8 @@ def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], se
     return sample
 
 
-def _write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Write one tar; where its members lie is then read from what stands on the disk."""
+def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
+    """Write one tar and return its entry of the index; where its members lie is read from what stands on the disk."""
     entries: dict[str, dict[str, Any]] = {}
     crcs: dict[str, int] = {}
     with path.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
@@ -113,38 +128,57 @@ def file_sha256(path: Path) -> str:
 
 def read_index(path: str | Path) -> dict[str, Any]:
     """The content of ``path/index.json``; UserError if there is none or it is not one of ours."""
-    path = Path(path)
     try:
-        index = json.loads((path / "index.json").read_bytes())
-    except OSError:
-        raise UserError(f"'{path}' is no shard directory: it has no readable index.json") from None
-    except ValueError:
-        raise UserError(f"'{path / 'index.json'}' is damaged: it is not JSON") from None
+        index = json.loads(storage(path).whole("index.json"))
+    except OSError as error:
+        raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"'{path}/index.json' is damaged: it is not JSON") from None
     found = index.get("format") if isinstance(index, dict) else None
     if found != FORMAT:
-        raise UserError(f"'{path / 'index.json'}' has format {found!r}; this version reads {FORMAT!r}")
+        raise UserError(f"'{path}/index.json' has format {found!r}; this version reads {FORMAT!r}")
     return index
 
 
 class Shards:
-    """Random access to the samples of a shard directory. Safe to fork and to pickle: files open where they are read."""
+    """Random access to the samples of a shard directory, here or at an address such as https://host/train.
 
-    def __init__(self, path: Path, index: dict[str, Any]) -> None:
-        self.path = path
+    Safe to fork and to pickle: files open where they are read.
+    """
+
+    def __init__(self, storage: Storage, index: dict[str, Any]) -> None:
+        self.path, self._storage = storage.path, storage
         self.modality: str = index["modality"]
         self.classes: dict[str, list[str]] = index["classes"]
         self.failures: list[dict[str, str]] = index["failures"]
         self.files: list[str] = [shard["file"] for shard in index["shards"]]
+        self.sizes: list[int] = [len(shard["samples"]) for shard in index["shards"]]  # samples of each
         entries = [(number, entry) for number, shard in enumerate(index["shards"]) for entry in shard["samples"]]
-        self.keys: list[str] = [entry["key"] for _, entry in entries]
-        media = [next(ext for ext in entry["members"] if ext != "json") for _, entry in entries]
-        self._extensions = np.array([EXTENSIONS[self.modality].index(ext) for ext in media], dtype=np.uint8)
+        self.keys: list[str] = [str(entry["key"]) for _, entry in entries]
+        known = EXTENSIONS[self.modality]
+        media = [next(ext for ext in entry["members"] if ext in known) for _, entry in entries]
+        self._extensions = np.array([known.index(ext) for ext in media], dtype=np.uint8)
         places = [(n, *entry["members"][ext]) for (n, entry), ext in zip(entries, media, strict=True)]
         self._places = np.array(places, dtype=np.int64).reshape(-1, 4)  # shard, offset, size, crc32
         self.labels = {
             name: np.array([entry["labels"][name] for _, entry in entries], dtype=np.int64) for name in self.classes
         }
-        self._open: dict[int, BinaryIO] = {}
+        self._refuse_nonsense(np.array([shard["bytes"] for shard in index["shards"]], dtype=np.int64))
+
+    def _refuse_nonsense(self, sizes: np.ndarray) -> None:
+        """ValueError, naming the first sample, where the index contradicts itself."""
+        for file in self.files:
+            if Path(file).name != file:
+                raise ValueError(f"'{file}' is not the name of a file in it")
+        if len(set(self.keys)) < len(self.keys):
+            raise ValueError(f"key '{next(key for key, n in Counter(self.keys).items() if n > 1)}' occurs twice")
+        shard, offset, size, _ = self._places.T
+        for wrong in np.flatnonzero((offset < 0) | (size < 0) | (offset + size > sizes[shard])):
+            raise ValueError(f"sample '{self.keys[wrong]}' does not lie in {self.files[shard[wrong]]}")
+        for name, labels in self.labels.items():
+            for wrong in np.flatnonzero((labels < 0) | (labels >= len(self.classes[name]))):
+                count = len(self.classes[name])
+                raise ValueError(f"sample '{self.keys[wrong]}' has {name} {labels[wrong]} of {count} classes")
 
     @classmethod
     def open(cls, path: str | Path) -> Shards:
@@ -152,30 +186,33 @@ class Shards:
 
         Raises:
             UserError: no such directory, its index is damaged or of another format, or a tar is missing or has
-                another size than the index says.
+                another size than the index says (at an address that is only found when it is read).
         """
-        path, index = Path(path), read_index(path)
+        index, place = read_index(path), storage(path)
         try:
+            shards = cls(place, index)
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as error:
+            raise UserError(f"'{path}/index.json' is damaged: {type(error).__name__} {error}") from None
+        if isinstance(place, Directory):
             for shard in index["shards"]:
-                _check_file(path / Path(shard["file"]).name, shard["bytes"])
-            return cls(path, index)
-        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"'{path / 'index.json'}' is damaged: {type(error).__name__} {error}") from None
+                _check_file(place.path / shard["file"], shard["bytes"])
+        return shards
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
+    @property
+    def name(self) -> str:
+        """The last part of where they are."""
+        return str(self.path).rstrip("/").rsplit("/", 1)[-1]
 
     def read(self, i: int) -> Sample:
         """Sample ``i``, by one read at its offset; BadSample if its bytes are not the ones that were written."""
         shard, offset, size, crc = self._places[i].tolist()
-        if shard not in self._open:
-            self._open[shard] = (self.path / self.files[shard]).open("rb")
-        media = os.pread(self._open[shard].fileno(), size, offset)  # no file position, so forks may share the file
+        try:
+            media = self._storage.part(self.files[shard], offset, size)
+        except OSError as error:
+            raise BadSample(f"{self.files[shard]} cannot be read: {error.strerror or error}") from None
         if zlib.crc32(media) != crc:
             raise BadSample(f"its bytes in {self.files[shard]} have changed since it was written")
         extension = EXTENSIONS[self.modality][self._extensions[i]]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.parallel import parallel
 from scaleup.data.shards import file_sha256, read_index
+from scaleup.data.tars import Members, failed_as, grouped
 
 
-def verify(path: str | Path, advance: Callable[[], None] = lambda: None) -> list[str]:
+def verify(path: str | Path, advance: Callable[[], None] = lambda: None, processes: int | None = None) -> list[str]:
     """Check sizes, sha256, member headers and offsets, labels, unique keys, and that everything decodes.
 
     ``advance`` is called after every shard.
@@ -28,7 +30,11 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None) -> list
     """
     path, index = Path(path), read_index(path)
     try:
-        problems = [problem for shard in index["shards"] for problem in _shard(path, shard, index, advance)]
+        rest = {name: value for name, value in index.items() if name != "shards"}
+        problems = []
+        for found in parallel(partial(_shard, path, rest), index["shards"], processes):
+            problems += found
+            advance()
         keys = Counter(entry["key"] for shard in index["shards"] for entry in shard["samples"])
         problems += [f"index.json: key '{key}' occurs {times} times" for key, times in keys.items() if times > 1]
         if index["count"] != keys.total():
@@ -38,8 +44,16 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None) -> list
     return problems
 
 
-def _shard(path: Path, shard: dict[str, Any], index: dict[str, Any], advance: Callable[[], None]) -> Iterator[str]:
-    tar = path / Path(shard["file"]).name
+def _shard(path: Path, index: dict[str, Any], shard: dict[str, Any]) -> list[str]:
+    """The problems of one shard; ``index`` is all but the list of shards."""
+    return list(_problems(path, shard, index))
+
+
+def _problems(path: Path, shard: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+    if Path(shard["file"]).name != shard["file"]:
+        yield f"index.json: '{shard['file']}' is not the name of a file beside it"
+        return
+    tar = path / shard["file"]
     if not tar.is_file():
         yield f"{tar.name}: missing"
         return
@@ -47,56 +61,46 @@ def _shard(path: Path, shard: dict[str, Any], index: dict[str, Any], advance: Ca
         yield f"{tar.name}: {tar.stat().st_size} bytes, not {shard['bytes']}"
     if file_sha256(tar) != shard["sha256"]:
         yield f"{tar.name}: its sha256 is not the index's"
-    yield from _unlisted(tar, shard)
+    groups, wrong = grouped(tar)
+    known = {failure["source"] for failure in index["failures"]}
+    named = (failed_as(tar.name, key, reason) for key, reason in wrong)
+    yield from (f"{each['source']}: {each['reason']}" for each in named if each["source"] not in known)
+    yield from _unlisted(tar.name, shard, groups, known)
     with tar.open("rb") as file:
         for entry in shard["samples"]:
-            for problem in _sample(file, entry, index):
+            for problem in _sample(file, entry, groups.get(entry["key"], {}), index):
                 yield f"{tar.name}: sample '{entry['key']}': {problem}"
-    advance()
 
 
-def _unlisted(tar: Path, shard: dict[str, Any]) -> Iterator[str]:
+def _unlisted(tar: str, shard: dict[str, Any], groups: dict[str, Members], known: set[str]) -> Iterator[str]:
     """Members that a sequential reader would meet and the index does not know."""
-    listed = {f"{entry['key']}.{extension}" for entry in shard["samples"] for extension in entry["members"]}
-    try:
-        with tarfile.open(tar) as archive:
-            yield from (
-                f"{tar.name}: '{name}' is not in the index" for name in archive.getnames() if name not in listed
-            )
-    except tarfile.TarError as error:
-        yield f"{tar.name}: {error}"
+    listed = {(entry["key"], extension) for entry in shard["samples"] for extension in entry["members"]}
+    found = {(key, ending) for key, members in groups.items() for ending in members if f"{tar}: {key}" not in known}
+    yield from (f"{tar}: '{key}.{ending}' is not in the index" for key, ending in sorted(found - listed))
 
 
-def _sample(file: BinaryIO, entry: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+def _sample(file: BinaryIO, entry: dict[str, Any], members: Members, index: dict[str, Any]) -> Iterator[str]:
     for name, names in index["classes"].items():
         number = entry["labels"].get(name)
         if not isinstance(number, int) or not 0 <= number < len(names):
             yield f"label '{name}' is {number}, but there are {len(names)} classes"
     for extension, (offset, size, crc) in entry["members"].items():
         data = os.pread(file.fileno(), size, offset)
-        if _header(file, offset) != (f"{entry['key']}.{extension}", size):
+        member = members.get(extension)
+        if member is None or (member.offset_data, member.size) != (offset, size):
             yield f".{extension} has no matching tar header at byte {offset - 512}"
         elif len(data) != size:
             yield f".{extension} is cut off"
         elif zlib.crc32(data) != crc:
             yield f".{extension} has other bytes than were written"
-        yield from _content(extension, data, entry, index["modality"])
+        yield from _content(extension, data, entry, index)
 
 
-def _header(file: BinaryIO, offset: int) -> tuple[str, int] | None:
-    """Name and size in the tar header before ``offset``."""
+def _content(extension: str, data: bytes, entry: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
     try:
-        header = tarfile.TarInfo.frombuf(os.pread(file.fileno(), 512, max(0, offset - 512)), "utf-8", "replace")
-    except tarfile.HeaderError:
-        return None
-    return header.name, header.size
-
-
-def _content(extension: str, data: bytes, entry: dict[str, Any], modality: str) -> Iterator[str]:
-    try:
-        if extension in EXTENSIONS[modality]:
-            check(data, modality)
-        elif json.loads(data)["labels"] != entry["labels"]:
+        if extension in EXTENSIONS[index["modality"]]:
+            check(data, index["modality"])
+        elif not index.get("in_place") and json.loads(data)["labels"] != entry["labels"]:
             yield "its .json has other labels than the index"
     except BadSample as error:
         yield str(error)

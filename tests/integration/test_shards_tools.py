@@ -61,8 +61,10 @@ def test_a_folder_of_classes_becomes_shards_and_bad_files_are_named(folder, tmp_
     assert "4 images" in made.stdout and "2 files left out" in made.stdout
     shards = Shards.open(tmp_path / "out")
     assert shards.classes == {"label": ["cat", "dog"]}
-    assert [shards.read(i).labels["label"] for i in range(4)] == [0, 0, 1, 1]
-    assert shards.read(1).media == picture(1) and shards.read(1).extension == "jpg"
+    samples = {sample.key.partition("-")[2]: sample for sample in map(shards.read, range(4))}
+    assert sorted(sample.labels["label"] for sample in map(shards.read, range(4))) == [0, 0, 1, 1]
+    assert samples["two_v2"].media == picture(1) and samples["two_v2"].extension == "jpg"
+    assert samples["two_v2"].labels == {"label": 0} and samples["three_four"].labels == {"label": 1}
     failed = {Path(failure["source"]).name: failure["reason"] for failure in shards.failures}
     assert failed.keys() == {"broken.jpg", "notes.txt"} and "not a readable image" in failed["broken.jpg"]
     assert tool("check_shards", tmp_path / "out").returncode == 0
@@ -84,7 +86,7 @@ def mixed(source):
 
 
 BAD = {
-    "missing": (lambda source: None, "neither a folder nor the word 'shapes'"),
+    "missing": (lambda source: None, "neither a folder, nor a file, nor the word 'shapes'"),
     "empty": (lambda source: source.mkdir(), "no class folders"),
     "no media": (only("a.txt", b""), "no files"),
     "mixed": (mixed, "image and video files"),

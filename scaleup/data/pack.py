@@ -1,0 +1,183 @@
+"""A list of files to a shard directory: in parallel, ordered by a seed, going on where it was cut off."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.encode import Encoding, encoded
+from scaleup.data.parallel import parallel
+from scaleup.data.shards import Sample, Shards, file_sha256, index_of, write_json, write_shard
+from scaleup.data.sources import Item, Listing, extension_of, modality_of
+from scaleup.errors import UserError
+from scaleup.files import refuse_existing, take_place
+
+Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
+Read = tuple[str, bytes] | str  # ending and bytes, or why it cannot be a sample
+
+
+def pack(
+    listing: Listing,
+    out: str | Path,
+    encoding: Encoding | None = None,
+    seed: int = 0,
+    per_shard: int = 1000,
+    overwrite: bool = False,
+    processes: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Shards:
+    """Write the files of ``listing`` to the shard directory ``out``, with label ``label``.
+
+    Samples are spread over the shards in an order drawn from ``seed``, so that neighbours are of different classes; the
+    bytes depend on the files, the options and the seed alone. Every file is decoded in full; what cannot be is left
+    out and named in the index's failures. Until all of it is there it grows in ``.OUT.partial`` beside ``out``; what
+    is finished in there is verified and kept when the same call is made again. ``advance`` is called with the number
+    of files done.
+
+    Raises:
+        UserError: ``out`` exists and ``overwrite`` is not set, no file can be read, or another process packs the same.
+    """
+    out, encoding = Path(out), encoding or Encoding()
+    refuse_existing(out, overwrite)
+    modality = modality_of(listing.items)
+    order = np.random.default_rng(seed).permutation(len(listing.items)).tolist()
+    tasks = [(number, listing.items[number], modality, encoding) for number in order]
+    chunks = [tasks[begin : begin + per_shard] for begin in range(0, len(tasks), per_shard)]
+    numbers = {name: number for number, name in enumerate(listing.classes)}
+    with _partial(out, _plan(listing, encoding, seed, per_shard)) as partial:
+        parts = {number: part for number in range(len(chunks)) if (part := _finished(partial, number))}
+        if parts:
+            print(f"going on: {len(parts)} of {len(chunks)} shards are finished", file=sys.stderr)
+        advance(sum(len(chunks[number]) for number in parts))
+        left = [number for number in range(len(chunks)) if number not in parts]
+        results = parallel(_read, (task for number in left for task in chunks[number]), processes)
+        for number in left:
+            parts[number] = _packed(partial, number, chunks[number], results, numbers, advance)
+        _conclude(partial, [parts[number] for number in range(len(chunks))], modality, {"label": listing.classes})
+        take_place(partial, out)
+    return Shards.open(out)
+
+
+def _packed(
+    partial: Path, number: int, tasks: list[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable
+) -> dict[str, Any]:
+    """Write shard ``number`` and what is to be known of it; this file's being there says that the shard is finished."""
+    failures: list[dict[str, str]] = []
+
+    def samples() -> Iterator[Sample]:
+        for (order, item, _, _), result in zip(tasks, islice(results, len(tasks)), strict=True):
+            if isinstance(result, str):
+                failures.append({"source": str(item.path), "reason": result})
+            else:
+                yield Sample(_key(order, item.path), *result, {"label": numbers[item.label]})
+            advance(1)
+
+    entry = write_shard(partial / f"{number:06d}.tar", samples())
+    part = {"shard": entry, "failures": failures}
+    write_json(partial / f"{number:06d}.json", part)
+    return part
+
+
+def _finished(partial: Path, number: int) -> dict[str, Any] | None:
+    """What is known of shard ``number``, if it is as it was written."""
+    try:
+        part: dict[str, Any] = json.loads((partial / f"{number:06d}.json").read_bytes())
+        if file_sha256(partial / f"{number:06d}.tar") == part["shard"]["sha256"]:
+            return part
+        print(f"shard {number:06d}.tar is not as it was written; it is made again", file=sys.stderr)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _conclude(partial: Path, parts: list[dict[str, Any]], modality: str, classes: dict[str, list[str]]) -> None:
+    """Write the index, and remove everything but it and the tars that have samples."""
+    failures = [failure for part in parts for failure in part["failures"]]
+    shards = [part["shard"] for part in parts if part["shard"]["samples"]]
+    if not shards:
+        raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
+    kept = {shard["file"] for shard in shards}
+    write_json(partial / "index.json", index_of(modality, classes, shards, failures))
+    for path in partial.iterdir():
+        if path.name not in kept and path.name != "index.json":
+            path.unlink()
+
+
+@contextmanager
+def _partial(out: Path, plan: str) -> Iterator[Path]:
+    """The directory ``.OUT.partial``, this process's alone; emptied if it was begun with another plan.
+
+    What is in it stays when the block is cut off, and goes when there was a mistake.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with (partial / "plan").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.seek(0)
+            if (found := file.read()) != plan:
+                if found:
+                    print("the files or options have changed: beginning anew", file=sys.stderr)
+                _empty(partial)
+                file.truncate(0)
+                file.write(plan)
+                file.flush()
+            yield partial
+    except BlockingIOError:
+        raise UserError(f"another process is writing '{out}'") from None
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+
+
+def _empty(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.name != "plan":
+            path.unlink()
+
+
+def _plan(listing: Listing, encoding: Encoding, seed: int, per_shard: int) -> str:
+    """A hash of everything that the bytes of the shards depend on."""
+    digest = hashlib.sha256(json.dumps([asdict(encoding), seed, per_shard, listing.classes]).encode())
+    for item in listing.items:
+        try:
+            found = item.path.stat()
+            digest.update(f"{item} {found.st_size} {found.st_mtime_ns}\n".encode())
+        except (OSError, ValueError):
+            digest.update(f"{item}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(task: Task) -> Read:
+    _, item, modality, encoding = task
+    extension = extension_of(item.path)
+    if item.reason:
+        return item.reason
+    if extension not in EXTENSIONS[modality]:
+        return f"no {modality} file by its ending"
+    try:
+        return encoded(item.path.read_bytes(), extension, modality, encoding)
+    except BadSample as error:
+        return str(error)
+    except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _key(order: int, path: Path) -> str:
+    """Unique by its number, readable by its stem, and without what tar and WebDataset give a meaning to."""
+    return f"{order:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:60]}"

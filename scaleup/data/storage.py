@@ -1,0 +1,72 @@
+"""Where shards are: a directory of this machine, or an address that fsspec knows, such as https:// or s3://."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+MAX_OPEN = 64  # files; shards are read a few at a time
+TRIES = 3  # of a request, before a sample is taken to be unreadable
+
+
+class Directory:
+    """Files of this machine, opened where they are first read, so that it may be forked and pickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: dict[str, BinaryIO] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "_open": {}}
+
+    def whole(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def part(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``, fewer at the end of the file; OSError."""
+        if name not in self._open:
+            if len(self._open) == MAX_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[name] = (self.path / name).open("rb")
+        return os.pread(self._open[name].fileno(), size, offset)  # no file position, so forks may share the file
+
+
+class Remote:
+    """Objects below an address; every read is one request for just its bytes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path.rstrip("/")
+
+    def whole(self, name: str) -> bytes:
+        return self._asked(name, None, None)
+
+    def part(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``; OSError after a few tries."""
+        return self._asked(name, offset, offset + size)
+
+    def _asked(self, name: str, start: int | None, end: int | None) -> bytes:
+        for left in reversed(range(TRIES)):
+            try:
+                files, address = fsspec.core.url_to_fs(f"{self.path}/{name}")  # in this process: forks share no socket
+                return files.cat_file(address, start=start, end=end)
+            except FileNotFoundError:
+                raise
+            except (ImportError, ValueError) as error:  # the protocol's own package is not there, or no such protocol
+                raise OSError(f"{error}") from None
+            except Exception as error:  # every protocol has its own
+                if not left:
+                    raise OSError(f"{type(error).__name__} {error}") from None
+                time.sleep(0.2)
+        raise AssertionError
+
+
+Storage = Directory | Remote
+
+
+def storage(path: str | Path) -> Storage:
+    """What reads the files of ``path``."""
+    return Remote(str(path)) if "://" in str(path) else Directory(Path(path))

@@ -1,0 +1,222 @@
+"""Tars that exist, such as those of video2dataset and img2dataset, used in place: all they lack is an index."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.parallel import parallel
+from scaleup.data.shards import Shards, file_sha256, index_of, write_json
+from scaleup.data.sources import class_name, class_names, read_classes, unknown
+from scaleup.errors import UserError, nearest
+from scaleup.files import refuse_existing
+
+PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
+MAX_TEXT = 2**24  # bytes of a member with a label
+Members = dict[str, tarfile.TarInfo]  # by ending
+
+
+def index_tars(
+    source: str | Path,
+    label: str | None = None,
+    classes: str | Path | None = None,
+    overwrite: bool = False,
+    processes: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Shards:
+    """Write ``source/index.json`` for the tars in ``source``, which stay as they are.
+
+    Every sample is decoded in full; what is damaged, has no label, or could be taken for something else is left out
+    and named in the index's failures. ``advance`` is called with 1 after every tar.
+
+    Args:
+        label: where labels are: a member's ending (cls, txt), or a field of the .json member; by default .cls where
+            there is one, else the field ``label``.
+        classes: a file of class names, as in :func:`scaleup.data.sources.read_source`.
+
+    Raises:
+        UserError: there is an index already and ``overwrite`` is not set, or no sample can be used.
+    """
+    source = Path(source)
+    refuse_existing(source / "index.json", overwrite)
+    tars = sorted(source.glob("*.tar"))
+    modality = _modality(tars)
+    scanned = []
+    for found in parallel(partial(_scan, modality=modality, label=label), tars, processes):
+        scanned.append(found)
+        advance(1)
+    entries = [entry for found in scanned for entry in found["samples"]]
+    names = read_classes(classes) if classes else class_names(entry["label"] for entry in entries)
+    failures = [failure for found in scanned for failure in found.pop("failures")]
+    failures += _numbered(scanned, names)
+    if not any(found["samples"] for found in scanned):
+        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason'] if failures else ''}")
+    index = index_of(modality, {"label": names}, scanned, failures)
+    write_json(source / "index.json", index | {"in_place": True})
+    return Shards.open(source)
+
+
+def _numbered(scanned: list[dict[str, Any]], names: list[str]) -> list[dict[str, str]]:
+    """Labels to numbers; samples without a class, and all but the first of a key, become failures."""
+    numbers, known, failures = {name: number for number, name in enumerate(names)}, set(names), []
+    first: dict[str, str] = {}
+    for found in scanned:
+        kept = []
+        for entry in found["samples"]:
+            text, tar = entry.pop("label"), first.setdefault(entry["key"], found["file"])
+            name = class_name(text, names, known)
+            if name is None or tar != found["file"]:
+                reason = unknown(text, names) if name is None else f"its key occurs in {tar} already"
+                failures.append(failed_as(found["file"], entry["key"], reason))
+            else:
+                kept.append(entry | {"labels": {"label": numbers[name]}})
+        found["samples"] = kept
+    return failures
+
+
+def _modality(tars: list[Path]) -> str:
+    """Image or video, by what the first tar with either holds more of."""
+    for path in tars:
+        endings = Counter(name.rsplit(".", 1)[-1].lower() for name in _names(path))
+        counts = {modality: sum(endings[ending] for ending in known) for modality, known in EXTENSIONS.items()}
+        if any(counts.values()):
+            return max(counts, key=lambda modality: counts[modality])
+    raise UserError(f"{len(tars)} tars, and no images or videos in any of them")
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return tar.getnames()
+    except (tarfile.TarError, OSError):
+        return []
+
+
+def _scan(path: Path, modality: str, label: str | None) -> dict[str, Any]:
+    """The entry of one tar, its samples with the text of their label instead of its number, and its failures."""
+    entry: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    samples, failures = [], []
+    groups, wrong = grouped(path)
+    for key, members in groups.items():
+        try:
+            with path.open("rb") as file:
+                samples.append({"key": key, **_sample(file, key, members, modality, label)})
+        except BadSample as error:
+            failures.append(failed_as(path.name, key, str(error)))
+    return entry | {"samples": samples, "failures": failures + [failed_as(path.name, *each) for each in wrong]}
+
+
+def grouped(path: Path) -> tuple[dict[str, Members], list[tuple[str, str]]]:
+    """Members of a tar by key and ending, as WebDataset divides names, and what is wrong with names or with the tar."""
+    groups: dict[str, Members] = {}
+    wrong: list[tuple[str, str]] = []
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.size < 0 or member.offset < end:  # else this could go round for ever
+                    raise ValueError("a header that points backwards")
+                end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
+                _place(member, groups, wrong)
+        if not _ends(path, end):
+            wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
+    except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
+        wrong.append(("", f"not a readable tar after byte {end}: {error}"))
+    for key in {key for key, _ in wrong}:
+        groups.pop(key, None)
+    return groups, wrong
+
+
+def _place(member: tarfile.TarInfo, groups: dict[str, Members], wrong: list[tuple[str, str]]) -> None:
+    if member.isdir():
+        return
+    match = re.fullmatch(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", member.name, re.DOTALL)
+    parts = PurePosixPath(member.name).parts
+    if ".." in parts or member.name.startswith("/"):
+        wrong.append((member.name, "its name leaves the tar"))
+    elif not member.isreg():
+        wrong.append((member.name, "is no file but a link or a device"))
+    elif not match:
+        wrong.append((member.name, "its name is not KEY.ENDING"))
+    elif match[2].lower() in (group := groups.setdefault(match[1], {})):
+        wrong.append((match[1], f"has two members .{match[2]}"))
+    else:
+        group[match[2].lower()] = member
+
+
+def _ends(path: Path, end: int) -> bool:
+    """Whether a tar whose last member ends at byte ``end`` goes on with zeros alone, as many as its end has."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = 0
+        while piece := file.read(2**20):
+            if piece.strip(b"\0"):
+                return False
+            rest += len(piece)
+    return rest >= 1024
+
+
+def _sample(file: BinaryIO, key: str, members: Members, modality: str, label: str | None) -> dict[str, Any]:
+    """Label text and members of one sample; BadSample if it is not whole."""
+    pickles = PICKLES & members.keys()
+    if pickles:
+        raise BadSample(f"has a pickle, .{min(pickles)}, which is never read")
+    dotted = [ending for ending in members if "." in ending and ending.rsplit(".", 1)[1] in EXTENSIONS[modality]]
+    if dotted:
+        raise BadSample(f"has a dot in its name, after which WebDataset would read the ending .{dotted[0]}")
+    media = [ending for ending in members if ending in EXTENSIONS[modality]]
+    if len(media) != 1:
+        raise BadSample(f"has {len(media)} {modality}s, one is needed")
+    contents = {ending: _content(file, member) for ending, member in members.items()}
+    text = label_text(contents, label)
+    check(contents[media[0]], modality)
+    places = {
+        ending: [member.offset_data, member.size, zlib.crc32(contents[ending])] for ending, member in members.items()
+    }
+    return {"label": text, "members": {media[0]: places.pop(media[0])} | places}
+
+
+def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    if len(data) < member.size:
+        raise BadSample("is cut off")
+    return data
+
+
+def label_text(contents: dict[str, bytes], label: str | None) -> str:
+    """The label of a sample, as text; BadSample if it has none."""
+    ending = label or ("cls" if "cls" in contents else "label")
+    if ending in contents:
+        text = contents[ending][:MAX_TEXT].decode("utf-8", "replace").strip()
+    elif "json" in contents:
+        text = _field(contents["json"], ending)
+    else:
+        raise BadSample("has no label: neither a .cls nor a .json")
+    if not text:
+        raise BadSample("its label is empty")
+    return text
+
+
+def _field(data: bytes, name: str) -> str:
+    try:
+        fields = json.loads(data[:MAX_TEXT])
+    except (ValueError, RecursionError):
+        raise BadSample("its .json is not JSON") from None
+    if not isinstance(fields, dict) or type(fields.get(name)) not in (str, int):
+        have = [str(key) for key in fields] if isinstance(fields, dict) else []
+        raise BadSample(f"has no label: no text or number '{name}' in its .json{nearest(name, have)}")
+    return str(fields[name]).strip()
+
+
+def failed_as(file: str, key: str, reason: str) -> dict[str, str]:
+    """The entry of an index's failures for a sample, or for the tar itself (no key)."""
+    return {"source": f"{file}: {key}" if key else file, "reason": reason}
