@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -183,7 +184,8 @@ def _met(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictur
 
 def _reason(what: str, error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"not a readable {what}: {text.splitlines()[0].rstrip('.')}"
+    text = re.sub(r" <.* at 0x[0-9a-f]+>", "", text.splitlines()[0])  # Pillow names the object that it reads
+    return f"not a readable {what}: {text.rstrip('.')}"
 
 
 def every_frame(data: bytes) -> Iterator[tuple[float, av.VideoFrame]]:
