@@ -9,7 +9,7 @@ from scaleup.data.verify import verify
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    index = read_index(args.shards)
+    index = read_index(args.shards, changed=True)
     with cli.progress("checking", len(index.get("shards", []))) as advance:
         problems = verify(args.shards, advance)
     return {

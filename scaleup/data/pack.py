@@ -20,7 +20,7 @@ import numpy as np
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.parallel import parallel
-from scaleup.data.shards import Sample, Shards, file_sha256, index_of, write_json, write_shard
+from scaleup.data.shards import Sample, Shards, file_sha256, index_of, write_index, write_json, write_shard
 from scaleup.data.sources import Item, Listing, extension_of, modality_of
 from scaleup.errors import UserError
 from scaleup.files import refuse_existing, take_place
@@ -110,7 +110,7 @@ def _conclude(partial: Path, parts: list[dict[str, Any]], modality: str, classes
     if not shards:
         raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
     kept = {shard["file"] for shard in shards}
-    write_json(partial / "index.json", index_of(modality, classes, shards, failures))
+    write_index(partial, index_of(modality, classes, shards, failures))
     for path in partial.iterdir():
         if path.name not in kept and path.name != "index.json":
             path.unlink()

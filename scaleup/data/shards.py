@@ -61,7 +61,7 @@ def write_shards(
         for number, chunk in groupby(enumerate(samples), lambda numbered: numbered[0] // per_shard):
             checked = (_checked(sample, modality, classes, seen) for _, sample in chunk)
             shards.append(write_shard(temporary / f"{number:06d}.tar", checked))
-        write_json(temporary / "index.json", index_of(modality, classes, shards, failures or []))
+        write_index(temporary, index_of(modality, classes, shards, failures or []))
     return Shards.open(out)
 
 
@@ -72,6 +72,14 @@ def index_of(
     count = sum(len(shard["samples"]) for shard in shards)
     index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": count}
     return index | {"failures": failures, "shards": shards}
+
+
+def write_index(path: Path, index: dict[str, Any]) -> None:
+    """Write ``path/index.json``; its first entry is the crc32 of all that follows it."""
+    text = json.dumps(index, separators=(",", ":"))[1:]
+    half = path / "index.json.tmp"
+    half.write_text(f'{{"crc32":{zlib.crc32(text.encode())},{text}')
+    half.replace(path / "index.json")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -126,10 +134,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_index(path: str | Path) -> dict[str, Any]:
-    """The content of ``path/index.json``; UserError if there is none or it is not one of ours."""
+def read_index(path: str | Path, changed: bool = False) -> dict[str, Any]:
+    """The content of ``path/index.json``; UserError if there is none, it is not one of ours, or it was ``changed``."""
     try:
-        index = json.loads(storage(path).whole("index.json"))
+        data = storage(path).whole("index.json")
+        index = json.loads(data)
     except OSError as error:
         raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
     except (ValueError, RecursionError):
@@ -137,6 +146,8 @@ def read_index(path: str | Path) -> dict[str, Any]:
     found = index.get("format") if isinstance(index, dict) else None
     if found != FORMAT:
         raise UserError(f"'{path}/index.json' has format {found!r}; this version reads {FORMAT!r}")
+    if not changed and index.get("crc32") != zlib.crc32(data.partition(b",")[2]):
+        raise UserError(f"'{path}/index.json' is damaged: it has changed since it was written")
     return index
 
 

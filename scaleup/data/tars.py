@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.parallel import parallel
-from scaleup.data.shards import Shards, file_sha256, index_of, write_json
+from scaleup.data.shards import Shards, file_sha256, index_of, write_index
 from scaleup.data.sources import class_name, class_names, read_classes, unknown
 from scaleup.errors import UserError, nearest
 from scaleup.files import refuse_existing
@@ -60,7 +60,7 @@ def index_tars(
     if not any(found["samples"] for found in scanned):
         raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason'] if failures else ''}")
     index = index_of(modality, {"label": names}, scanned, failures)
-    write_json(source / "index.json", index | {"in_place": True})
+    write_index(source, index | {"in_place": True})
     return Shards.open(source)
 
 
@@ -126,7 +126,9 @@ def grouped(path: Path) -> tuple[dict[str, Members], list[tuple[str, str]]]:
                     raise ValueError("a header that points backwards")
                 end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
                 _place(member, groups, wrong)
-        if not _ends(path, end):
+        if not end:
+            wrong.append(("", "holds no files"))
+        elif not _ends(path, end):
             wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
     except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
         wrong.append(("", f"not a readable tar after byte {end}: {error}"))

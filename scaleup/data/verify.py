@@ -15,6 +15,7 @@ from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.parallel import parallel
 from scaleup.data.shards import file_sha256, read_index
 from scaleup.data.tars import Members, failed_as, grouped
+from scaleup.errors import UserError
 
 
 def verify(path: str | Path, advance: Callable[[], None] = lambda: None, processes: int | None = None) -> list[str]:
@@ -28,10 +29,10 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None, process
     Raises:
         UserError: there is no readable index of this format.
     """
-    path, index = Path(path), read_index(path)
+    path, index = Path(path), read_index(path, changed=True)
     try:
         rest = {name: value for name, value in index.items() if name != "shards"}
-        problems = []
+        problems = _changed(path)
         for found in parallel(partial(_shard, path, rest), index["shards"], processes):
             problems += found
             advance()
@@ -40,8 +41,16 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None, process
         if index["count"] != keys.total():
             problems.append(f"index.json: count is {index['count']}, but {keys.total()} samples are listed")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [f"index.json: damaged, {type(error).__name__} {error}"]
+        return [*_changed(path), f"index.json: damaged, {type(error).__name__} {error}"]
     return problems
+
+
+def _changed(path: Path) -> list[str]:
+    try:
+        read_index(path)
+    except UserError as error:
+        return [f"index.json: {error}"]
+    return []
 
 
 def _shard(path: Path, index: dict[str, Any], shard: dict[str, Any]) -> list[str]:

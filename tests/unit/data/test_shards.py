@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,20 @@ def test_samples_that_do_not_fit_are_named(tmp_path, sample, said):
 
 
 def edit(path, change):
-    """Change the index as text."""
+    """Change the index as text, and its checksum with it."""
     index = path / "index.json"
-    index.write_text(change(index.read_text()))
+    text = change("{" + index.read_text().partition(",")[2])
+    if text.startswith("{"):
+        text = f'{{"crc32":{zlib.crc32(text[1:].encode())},{text[1:]}'
+    index.write_text(text)
+
+
+def test_a_changed_index_is_refused_and_found(shards):
+    index = shards.path / "index.json"
+    index.write_text(re.sub(r'"shape":(\d)', lambda m: f'"shape":{(int(m[1]) + 1) % 8}', index.read_text(), count=1))
+    with pytest.raises(UserError, match="index.json' is damaged: it has changed since it was written"):
+        Shards.open(shards.path)
+    assert "it has changed since it was written" in verify(shards.path, processes=1)[0]
 
 
 OPENING = {
@@ -110,6 +122,14 @@ OPENING = {
     "another format": (lambda path: edit(path, lambda text: text.replace("shards-1", "shards-9")), "shards-9"),
     "no key": (lambda path: edit(path, lambda text: text.replace('"key"', '"kez"')), "damaged"),
     "modality": (lambda path: edit(path, lambda text: text.replace('"image"', '"sound"')), "damaged"),
+    "label": (lambda path: edit(path, lambda text: re.sub(r'"size":\d', '"size":4', text, count=1)), "has size 4 of 4"),
+    "twice": (lambda path: edit(path, lambda text: text.replace("0-000001", "0-000000")), "-000000' occurs twice"),
+    "outside": (lambda path: edit(path, lambda text: re.sub(r'"png":\[\d+', '"png":[99999', text)), "does not lie in"),
+    "before": (lambda path: edit(path, lambda text: re.sub(r'"png":\[\d+', '"png":[-1', text)), "does not lie in"),
+    "traversal": (
+        lambda path: edit(path, lambda text: text.replace("000001.tar", "../1.tar")),
+        "not the name of a file",
+    ),
     "missing tar": (lambda path: (path / "000001.tar").unlink(), r"000001.tar' is missing"),
     "truncated": (lambda path: (path / "000001.tar").write_bytes(b"0" * 1024), r"000001.tar' has 1024 bytes"),
 }
