@@ -91,7 +91,7 @@ class Augment:
 class Dataset:
     """One training set: shards of images or of videos, and which head learns which label."""
 
-    shards: str
+    shards: str  # a directory, or an address such as https://host/train or s3://bucket/train
     heads: dict[str, str] = field(default_factory=dict)  # head name -> label name in the shards
     weight: float = 1.0  # share of the batches, relative to the other sets'
     augment: Augment = field(default_factory=Augment)
@@ -105,6 +105,7 @@ class Data:
     batch: int = 64  # samples of a step, over all ranks
     workers: int = 1  # loader processes of each rank
     max_bad: float = 0.01  # share of unreadable samples left out before the run stops
+    window: int = 8192  # samples within which an epoch is shuffled; larger sets are read in near sequence
 
 
 @dataclass

@@ -84,8 +84,11 @@ RULES: dict[str, Rule] = {
     "model.adapter.alpha": above(0),
     "data.batch": whole(1),
     "data.workers": whole(0),
+    "data.window": whole(1),
     "data.max_bad": between(0, 1),
-    "data.train.*.shards": Rule("a directory of shards", lambda value: Path(value).is_dir()),
+    "data.train.*.shards": Rule(
+        "a directory of shards or its address", lambda value: "://" in value or Path(value).is_dir()
+    ),
     "data.train.*.heads": Rule("a mapping of head names to label names", lambda value: all(map(is_name, value))),
     "data.train.*.weight": above(0),
     "data.train.*.augment.crop_scale": ordered(between(0.01, 1)),

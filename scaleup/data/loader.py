@@ -96,6 +96,7 @@ class TrainSteps(Dataset):
         self.seed, self.batch, self.max_bad = seed, data.batch, data.max_bad
         self.places = order.share(data.batch, rank, world)
         self.shards = open_datasets(data)
+        self.orders = {name: order.Order(shards.sizes, seed, data.window) for name, shards in self.shards.items()}
         self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
         self.bad: dict[str, dict[str, str]] = {name: {} for name in self.shards}  # key -> reason, so far
@@ -116,7 +117,7 @@ class TrainSteps(Dataset):
         """The sample at ``position``, or the next that can be read; None once there are too many failures."""
         shards = self.shards[name]
         while len(failures) <= self.allowed(name):
-            index, epoch = order.sample_at(len(shards), position, self.seed)
+            index, epoch = self.orders[name].at(position)
             source = random.Random(f"{self.seed} {epoch} {shards.keys[index]}")
             try:
                 return index, self.transforms[name](shards.read(index).media, shards.modality, source)

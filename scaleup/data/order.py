@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
@@ -26,23 +26,45 @@ def dataset_at(weights: Mapping[str, float], step: int) -> tuple[str, int]:
     return dataset_at(dict(others), step - before)
 
 
-def batch_at(n: int, batch: int, nth: int, seed: int) -> list[tuple[int, int]]:
-    """The ``nth`` global batch of a dataset of ``n`` samples: (sample index, epoch) pairs.
+class Order:
+    """The endless stream of epochs of a dataset whose shards have ``sizes`` samples, numbered shard by shard.
 
-    Every epoch is its own permutation; batches run across the borders of epochs, so no sample is dropped.
+    Every epoch puts the shards in another order, end to end, and then moves each sample by less than ``window``
+    places. So what is read at any time lies within two windows, and reading goes through each shard once from front
+    to back, give or take a window, as disks and object stores like it. A dataset of no more than ``window`` samples
+    is permuted freely.
     """
-    return [sample_at(n, position, seed) for position in range(nth * batch, (nth + 1) * batch)]
 
+    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
+        self.sizes, self.seed, self.window = np.array(sizes), seed, window
+        self.count = int(self.sizes.sum())
+        self._epoch = lru_cache(maxsize=2)(self._drawn)
 
-def sample_at(n: int, position: int, seed: int) -> tuple[int, int]:
-    """(sample index, epoch) at ``position`` of the endless stream of epochs."""
-    epoch, place = divmod(position, n)
-    return int(_permutation(n, seed, epoch)[place]), epoch
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_epoch"}
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state
+        self._epoch = lru_cache(maxsize=2)(self._drawn)
 
-@lru_cache(maxsize=8)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    def at(self, position: int) -> tuple[int, int]:
+        """(sample number, epoch) at ``position`` of the stream; batches run across the borders of epochs."""
+        epoch, place = divmod(position, self.count)
+        return int(self._epoch(epoch)[place]), epoch
+
+    def batch(self, size: int, nth: int) -> list[tuple[int, int]]:
+        """The ``nth`` global batch of ``size``: (sample number, epoch) pairs."""
+        return [self.at(position) for position in range(nth * size, (nth + 1) * size)]
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        random = np.random.default_rng([self.seed, epoch])
+        if self.count <= self.window:
+            return random.permutation(self.count)
+        ends = self.sizes.cumsum()
+        shards = random.permutation(len(self.sizes))
+        in_turn = np.concatenate([np.arange(ends[shard] - self.sizes[shard], ends[shard]) for shard in shards])
+        moved = np.arange(self.count) + random.random(self.count) * self.window
+        return in_turn[np.argsort(moved, kind="stable")]
 
 
 def share(count: int, rank: int, world: int) -> range:

@@ -1,8 +1,10 @@
+import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from scaleup.data.order import batch_at, dataset_at, sample_at, share
+from scaleup.data.order import Order, dataset_at, share
 
 
 @pytest.mark.parametrize(
@@ -23,18 +25,56 @@ def test_two_equal_datasets_alternate():
     assert [dataset_at({"a": 1, "b": 1}, step)[0] for step in range(6)] == list("ababab")
 
 
-@pytest.mark.parametrize("n, batch", [(10, 4), (7, 7), (5, 12), (64, 8)])
-def test_each_epoch_visits_every_sample_once_in_another_order(n, batch):
-    stream = [pair for nth in range(60) for pair in batch_at(n, batch, nth, seed=3)]
+@pytest.mark.parametrize("window", [1, 3, 1000])
+@pytest.mark.parametrize("sizes, batch", [([10], 4), ([3, 0, 4], 7), ([5], 12), ([30, 30, 4], 8)])
+def test_each_epoch_visits_every_sample_once_in_another_order(sizes, batch, window):
+    n, order = sum(sizes), Order(sizes, 3, window)
+    stream = [pair for nth in range(60) for pair in order.batch(batch, nth)]
     orders = [[index for index, at in stream if at == epoch] for epoch in range(60 * batch // n)]
-    assert all(sorted(order) == list(range(n)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
+    assert all(sorted(each) == list(range(n)) for each in orders)
+    assert len({tuple(each) for each in orders}) > 1 or (window == 1 and len(sizes) == 1)
     assert [epoch for _, epoch in stream] == [position // n for position in range(60 * batch)]
 
 
 def test_order_is_a_function_of_the_seed():
-    assert batch_at(50, 8, 3, seed=1) == batch_at(50, 8, 3, seed=1) != batch_at(50, 8, 3, seed=2)
-    assert batch_at(50, 8, 3, seed=1)[2] == sample_at(50, 26, seed=1)
+    sizes = [20, 30]
+    assert Order(sizes, 1, 9).batch(8, 3) == Order(sizes, 1, 9).batch(8, 3) != Order(sizes, 2, 9).batch(8, 3)
+    assert Order(sizes, 1, 9).batch(8, 3)[2] == Order(sizes, 1, 9).at(26)
+    used = Order(sizes, 1, 9)
+    used.at(120)
+    assert pickle.loads(pickle.dumps(used)).batch(8, 3) == Order(sizes, 1, 9).batch(8, 3)
+
+
+def epochs(sizes, window, count):
+    order = Order(sizes, 0, window)
+    return [[order.at(epoch * order.count + i)[0] for i in range(order.count)] for epoch in range(count)]
+
+
+def test_reading_stays_within_a_window():
+    """Of 50 shards of 40 few are being read at a time, and each is gone through once from front to back."""
+    sizes, window = [40] * 50, 100
+    for order in epochs(sizes, window, 3):
+        shards = np.array(order) // 40
+        for begin in range(0, 2000, 50):
+            assert len(set(shards[begin : begin + 50])) <= 2 * window // 40 + 3
+        spans = [np.flatnonzero(shards == shard) for shard in range(50)]
+        assert max(span[-1] - span[0] for span in spans) < 40 + 2 * window
+        firsts = [span[0] for span in spans]
+        assert np.argsort(firsts).tolist() != list(range(50))  # shards come in an order of their own
+        places = np.array([np.array(order)[span] % 40 for span in spans])  # (50, 40)
+        assert places[:, :10].mean() < places[:, -10:].mean()
+
+
+def test_a_window_mixes_what_lies_in_it():
+    one, other = epochs([100] * 10, 300, 2)
+    assert one != other
+    moved = np.abs(np.diff(one))
+    assert np.median(moved) > 30  # neighbours of a batch were not neighbours in a shard
+
+
+def test_a_dataset_within_the_window_is_permuted_freely():
+    firsts = Counter(order[0] // 10 for order in epochs([10] * 4, 40, 400))
+    assert all(60 < firsts[quarter] < 140 for quarter in range(4))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
