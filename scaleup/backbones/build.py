@@ -12,6 +12,7 @@ import torch
 from scaleup.backbones import Backbone, open_clip, timm
 from scaleup.backbones.loading import load
 from scaleup.backbones.names import locate
+from scaleup.backbones.undrawn import Undrawn
 from scaleup.backbones.weights import HUB, files_of, find
 from scaleup.tensors import File
 
@@ -45,7 +46,7 @@ def build(
             torch.manual_seed(seed)
             made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
     else:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             vit = library.create(own_name, at.kwargs, size)
         made = library.take_apart(vit, at.name)
         if at.weights != "meta":

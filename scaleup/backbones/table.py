@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import timm
-import torch
-from torch.overrides import TorchFunctionMode
 
 from scaleup.backbones import Backbone, open_clip
 from scaleup.backbones.build import build
@@ -65,27 +63,11 @@ def table(names: list[str], advance: Callable[..., None]) -> Table:
     rows, refused = [], {}
     for name in names:
         try:
-            with _Undrawn():
-                rows.append(row(build(name, {}, None, "meta")))
+            rows.append(row(build(name, {}, None, "meta")))
         except UserError as error:
             refused[name] = str(error)
         advance(note=name)
     return Table(rows, refused)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Initial values are not drawn where there is no memory for them: on the meta device that is most of the work."""
-
-    DRAWS = frozenset(
-        [getattr(torch.Tensor, f"{name}_") for name in ("normal", "uniform", "fill", "zero", "mul", "div", "add")]
-        + [getattr(torch.Tensor, f"{name}_") for name in ("clamp", "erfinv")]
-        + [getattr(torch.nn.init, f"{name}_") for name in ("normal", "uniform", "constant", "kaiming_uniform")]
-    )
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        drawn = (args[0] if args else kwargs["tensor"]) if func in self.DRAWS else None
-        return drawn if drawn is not None and drawn.is_meta else func(*args, **kwargs)
 
 
 def row(backbone: Backbone) -> Row:
