@@ -23,6 +23,7 @@ from scaleup import config as config_file
 from scaleup.adapter import Adapt
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
+from scaleup.backbones.weights import HUB, find, is_path
 from scaleup.errors import UserError, nearest
 from scaleup.files import new_directory
 from scaleup.model import TubeViT, assemble
@@ -44,6 +45,26 @@ def named_tensors(model: TubeViT) -> dict[str, Tensor]:
     return {public_name(name, model): tensor for name, tensor in model.state_dict().items()}
 
 
+def public_blocks(model: TubeViT) -> set[str]:
+    """Tensors of the frozen blocks (``blocks.3.attn.qkv.weight``) that are the public backbone's."""
+    assert model.trunk is not None
+    held = {f"blocks.{name}": t for name, t in model.trunk.blocks.state_dict().items() if not t.is_meta}
+    digests = tensors.hashes(held) if model.base else {}
+    return {name for name, digest in digests.items() if digest == model.base.get(public_name(name, model))}
+
+
+def _to_store(model: TubeViT) -> dict[str, Tensor]:
+    """All tensors under their names on disk, but those of frozen blocks that the public backbone alone still has."""
+    state, trunk = model.state_dict(), model.trunk
+    for name in [] if trunk is None else [name for name in state if name.startswith("trunk.blocks.")]:
+        if trunk.precision != "float32" or state[name].is_meta:  # type: ignore[union-attr]
+            original = trunk.originals.get(name.removeprefix("trunk."))  # type: ignore[union-attr]
+            state |= {name: original} if original is not None else {}
+            if original is None:
+                del state[name]
+    return {public_name(name, model): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
 def save(
     model: TubeViT,
     out: str | Path,
@@ -56,14 +77,19 @@ def save(
         kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
     """
     kind = kind or ("delta" if model.frozen_depth and model.base else "full")
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
+    content = _to_store(model)
+    if kind == "full" and (lost := model.base.keys() - content.keys()):
+        raise UserError(
+            f"{len(lost)} tensors of the frozen blocks are in no float32 memory, so {out} cannot be written in full; "
+            "write a delta, and export that with --to full"
+        )
     adapted = {name: content.pop(name) for name in list(content) if name.startswith(adapter.PREFIX)}
     if kind == "delta":
         if not model.base:
             raise UserError(
                 "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
             )
-        digests = tensors.hashes({name: content[name] for name in model.base})
+        digests = tensors.hashes({name: content[name] for name in model.base if name in content})
         content = {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
     with new_directory(out, overwrite) as directory:
         text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
@@ -81,11 +107,12 @@ def save(
     return Path(out)
 
 
-def load(source: str | Path, base: str | None = None) -> TubeViT:
+def load(source: str | Path, base: str | None = None, placement: str = "device") -> TubeViT:
     """A model directory, or a hub id, -> the model in eval mode.
 
     Args:
         base: where the base weights of a delta are now, if not where they were.
+        placement: ``"disk"`` leaves the frozen blocks of a delta in the file of its base, one read at a time.
 
     Raises:
         UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or of
@@ -94,7 +121,10 @@ def load(source: str | Path, base: str | None = None) -> TubeViT:
     directory = _local(source)
     config = config_file.read(directory)
     found, whole = _read(directory), (directory / FULL).exists()
-    model = from_config(config, "meta" if whole else base or config["backbone"]["weights"])
+    if whole and placement == "disk":
+        raise UserError(f"{directory} holds all weights itself; blocks wait on disk in the base of a delta alone")
+    on_disk = config["frozen_depth"] if placement == "disk" else 0
+    model = from_config(config, "meta" if whole else base or config["backbone"]["weights"], on_disk)
     own = named_tensors(model)
     optional = set() if whole else {name for name in own if name in model.base}
     _refuse_misfits(own, found, optional, directory)
@@ -103,11 +133,11 @@ def load(source: str | Path, base: str | None = None) -> TubeViT:
     return model.eval()
 
 
-def load_run(run: str | Path, base: str | None = None) -> dict[str, TubeViT]:
+def load_run(run: str | Path, base: str | None = None, placement: str = "device") -> dict[str, TubeViT]:
     """The arms of a run directory by name, in eval mode; those of a sweep share the tensors of one trunk.
 
     Args:
-        base: see :func:`load`.
+        base, placement: see :func:`load`.
 
     Raises:
         UserError: as :func:`load`, or the model that the arms began from has changed since.
@@ -118,8 +148,8 @@ def load_run(run: str | Path, base: str | None = None) -> dict[str, TubeViT]:
     if not arms:
         raise UserError(f"{run} holds no trained arms yet")
     if template is None or len(arms) == 1:
-        return {name: load(directory, base) for name, directory in arms.items()}
-    shared = load(template, base)
+        return {name: load(directory, base, placement) for name, directory in arms.items()}
+    shared = load(template, base, placement)
     return {name: _arm_of(shared, directory) for name, directory in arms.items()}
 
 
@@ -153,9 +183,9 @@ def _read_report(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error})") from error
 
 
-def from_config(config: dict[str, Any], weights: str | None) -> TubeViT:
+def from_config(config: dict[str, Any], weights: str | None, on_disk: int = 0) -> TubeViT:
     """A model whose backbone has the weights that ``weights`` names (see :func:`backbones.build.build`)."""
-    backbone = _backbone(config, weights)
+    backbone = _backbone(config, weights, on_disk)
     base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
     with torch.device("meta" if weights == "meta" else "cpu"):
         model = assemble(config, backbone)
@@ -170,15 +200,15 @@ def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
     return _base(config, _backbone(config, base or config["backbone"]["weights"]))
 
 
-def _backbone(config: dict[str, Any], weights: str | None) -> Backbone:
+def _backbone(config: dict[str, Any], weights: str | None, on_disk: int = 0) -> Backbone:
     entry = config["backbone"]
-    if weights not in (None, "meta", "pretrained") and not Path(weights).is_file():
+    if weights is not None and is_path(weights) and not Path(weights).is_file():
         raise UserError(f"the base weights of {entry['name']} are not at {weights}; say where they are with base")
-    return build(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"])
+    return build(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"], on_disk)
 
 
 def _base(config: dict[str, Any], backbone: Backbone) -> dict[str, str]:
-    digests, entry = tensors.hashes(backbone.state_dict()), config["backbone"]
+    digests, entry = backbone.hashes(), config["backbone"]
     found = tensors.fingerprint(digests)
     if entry["sha256"] not in (None, found):
         raise UserError(
@@ -194,16 +224,16 @@ def _local(source: str | Path) -> Path:
         return directory
     if str(source).count("/") != 1 or directory.exists():
         raise UserError(f"{source} is no model directory; allowed are a directory and a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    place = f"{HUB}{source}"
     try:
-        return Path(snapshot_download(str(source)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"there is no directory {source}, and as a hub id it could not be fetched ({reason})"
-        ) from error
+        directory = find(place, ["config.json"]).parent
+        find(place, [FULL, DELTA])
+        if config_file.read(directory)["adapter"]:
+            for name in (adapter.CONFIG, adapter.WEIGHTS):
+                find(place, [f"{adapter.DIRECTORY}/{name}"])
+        return directory
+    except UserError as error:
+        raise UserError(f"there is no directory {source}; as a hub id, {error}") from error
 
 
 def _refuse_misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: set[str], path: Path) -> None:

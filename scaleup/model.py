@@ -20,9 +20,10 @@ from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
 from scaleup.config import FORMAT
 from scaleup.errors import UserError, nearest
+from scaleup.placement import BlockFile, materialised
 from scaleup.recipe import Model
 from scaleup.tokenizer import Preprocess, Tokenizer
-from scaleup.trunk import Taps, Trunk
+from scaleup.trunk import Taps, Trunk, on_meta
 
 
 class TubeViT(nn.Module):
@@ -32,6 +33,7 @@ class TubeViT(nn.Module):
         config: plain dict, the content of ``config.json``.
         tokenizer, blocks, tail: the parts; all blocks, frozen or not.
         block_prefix: what the backbone's library puts before a block's number in the names of its tensors.
+        file: where the weights of those frozen blocks are that are on the meta device.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class TubeViT(nn.Module):
         blocks: list[nn.Module],
         tail: nn.Module,
         block_prefix: str = "blocks.",
+        file: BlockFile | None = None,
     ) -> None:
         super().__init__()
         self.block_prefix = block_prefix
@@ -53,7 +56,7 @@ class TubeViT(nn.Module):
         self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
         self.report: dict[str, Any] = {}  # what was measured when the model was made
         self.preprocess = Preprocess(**config["input"])
-        self.trunk = Trunk(tokenizer, blocks[:frozen]) if frozen else None
+        self.trunk = Trunk(tokenizer, blocks[:frozen], file) if frozen else None
         own_tokenizer = None if frozen else tokenizer
         self.arm = Arm(own_tokenizer, config["gate"], frozen, blocks[frozen:], tail, config["heads"])
 
@@ -101,8 +104,10 @@ class TubeViT(nn.Module):
             "heads": {name: list(classes) for name, classes in heads.items()},
         }
         tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
-        blocks = [*self.blocks[:frozen_depth], *self._copied(self.blocks[frozen_depth:], adapt)]
-        made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix)
+        file = self.trunk.file if self.trunk is not None else None
+        late = [self._in_memory(index) for index in range(self.depth)[frozen_depth:]]
+        blocks = [*self.blocks[:frozen_depth], *self._copied(late, adapt)]
+        made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix, file)
         made.base, made.report = self.base, dict(self.report)
         if adapt.adapter and not self.config["adapter"]:
             adapter.inject(made.arm.blocks, adapt, seed)
@@ -125,6 +130,18 @@ class TubeViT(nn.Module):
                 f"{self.frozen_depth} frozen blocks, and an arm can only train that one further; merge it to begin "
                 "anew (tools/export.py --merge)"
             )
+
+    def _in_memory(self, index: int) -> nn.Module:
+        """A block with its weights, which may be in a file."""
+        block = self.blocks[index]
+        return materialised(self.trunk.blocks, index, self.trunk.file) if self.trunk and on_meta(block) else block
+
+    def place(self, device: torch.device, placement: str = "device") -> TubeViT:
+        """Move to a device all but the frozen blocks that wait on the host or in a file."""
+        self.arm.to(device)
+        if self.trunk is not None:
+            self.trunk.place(device, placement)
+        return self
 
     @staticmethod
     def _copied(blocks: list[nn.Module], adapt: Adapt) -> list[nn.Module]:
@@ -192,7 +209,7 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
 def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:
     """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
     tokenizer = Tokenizer(config, backbone)
-    model = TubeViT(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix)
+    model = TubeViT(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, backbone.block_file())
     for name, head in model.arm.heads.items():
         init_head(head, name, seed)
     if config["adapter"]:

@@ -140,6 +140,13 @@ def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         return dict(zip(tensors, pool.map(_hash, tensors.values()), strict=True))
 
 
+def hashes_in(path: str | Path, names: Mapping[str, str], dtype: torch.dtype) -> dict[str, str]:
+    """:func:`hashes` of tensors in a safetensors file, read one at a time as ``dtype``: name -> name in the file."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda name: _hash(read_tensor(path, name).to(dtype)), names.values())
+        return dict(zip(names, found, strict=True))
+
+
 def _hash(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from scaleup import tensors
 from scaleup.errors import UserError
+from scaleup.placement import BlockFile
 
 ALIASES = {
     "vit_ti": "timm:vit_tiny_patch16_224",
@@ -89,6 +92,22 @@ class Backbone:
             for name, tensor in block.state_dict().items()
         }
         return {**self.stem.state_dict(), **blocks, **self.tail.state_dict()}
+
+    def block_file(self) -> BlockFile | None:
+        """The file that blocks can be read from, where there is one."""
+        start = len(self.block_prefix)
+        names = {name[start:]: there for name, there in self.origin.items() if name.startswith(self.block_prefix)}
+        return BlockFile(str(self.file), names) if self.file is not None else None
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each tensor; those of blocks in a file are read one at a time."""
+        own, file = self.state_dict(), self.file
+        waiting = {name: self.origin[name] for name, tensor in own.items() if tensor.is_meta}
+        found = tensors.hashes({name: tensor for name, tensor in own.items() if name not in waiting})
+        if waiting:
+            assert file is not None
+            found |= tensors.hashes_in(file, waiting, torch.float32)
+        return {name: found[name] for name in own}
 
 
 def resolve(name: str) -> str:

@@ -14,13 +14,19 @@ from scaleup.backbones.loading import load
 from scaleup.backbones.names import locate
 from scaleup.backbones.undrawn import Undrawn
 from scaleup.backbones.weights import HUB, files_of, find
+from scaleup.errors import UserError
 from scaleup.tensors import File
 
 LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
 
 
 def build(
-    name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, weights: str | None = None, seed: int = 0
+    name: str,
+    kwargs: dict[str, Any],
+    size: tuple[int, int] | None,
+    weights: str | None = None,
+    seed: int = 0,
+    on_disk: int = 0,
 ) -> Backbone:
     """Build a plain ViT.
 
@@ -33,15 +39,18 @@ def build(
         weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
             memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
             ``open_clip:NAME/TAG``.
+        on_disk: the first so many blocks stay on the meta device, their weights in ``Backbone.file``.
 
     Raises:
-        UserError: there is no such backbone, it is not plain, the weights cannot be had or are another model's, or the
-            patches do not divide the size.
+        UserError: there is no such backbone, it is not plain, the weights cannot be had or are another model's, the
+            patches do not divide the size, or the weights are not in a file that blocks can be read from.
     """
     at = locate(name, kwargs, weights)
     family, _, own_name = at.name.partition(":")
     library, size = LIBRARIES[family], size or at.input.get("size")
     if at.weights is None:
+        if on_disk:
+            raise UserError(f"blocks of {name!r} cannot wait on disk: its weights are drawn at random, not in a file")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
@@ -51,7 +60,9 @@ def build(
         made = library.take_apart(vit, at.name)
         if at.weights != "meta":
             file = File(weights_file(at.name, at.weights))
-            left, origin = load(vit, file, library.arrange)
+            if on_disk and not file.safe:
+                raise UserError(f"blocks cannot wait in {file.path}; allowed is a .safetensors file")
+            left, origin = load(vit, file, library.arrange, tuple(f"{made.block_prefix}{i}." for i in range(on_disk)))
             made = replace(library.take_apart(vit, at.name), left=left)
             if file.safe:
                 made = replace(made, origin=origin, file=file.path)

@@ -26,12 +26,13 @@ class Loaded(NamedTuple):
     origin: dict[str, str]
 
 
-def load(model: Any, file: File, arrange: Arrange) -> Loaded:
+def load(model: Any, file: File, arrange: Arrange, stay: tuple[str, ...] = ()) -> Loaded:
     """Give a model (on the meta device) the tensors of a file, in float32.
 
     Args:
         arrange: (model, the file's tensors) -> those under the model's names, in its layout and at its size, and those
             that have no place in it. It is given mapped tensors, and what it does not touch is not read.
+        stay: how the names of tensors begin that stay where they are, in a file whose tensors are the model's own.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
@@ -46,10 +47,12 @@ def load(model: Any, file: File, arrange: Arrange) -> Loaded:
         raise UserError(f"{file.path} does not hold the weights of this model ({reason})") from error
     _refuse_misfits(model.state_dict(), given, file.path)
     as_is = _as_is(given, file.mapped)
-    state = dict(zip(as_is, file.copies(as_is.values(), torch.float32), strict=True))
+    moved = [name for name in as_is if not (stay and name.startswith(stay))]
+    copies = file.copies([as_is[name] for name in moved], torch.float32)
+    state = dict(zip(moved, copies, strict=True))
     for name in given.keys() - as_is.keys():
         state[name] = given.pop(name).to(torch.float32, copy=True)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)  # misfits are refused above
     origin = {name: file.names[as_is[name]] for name in as_is}
     return Loaded({name: tensor.clone() for name, tensor in (own_kind | left).items()}, origin)
 

@@ -66,6 +66,8 @@ def _described(place: str, kwargs: dict[str, Any], weights: str | None) -> Locat
         name, own, fed = timm.architecture_in(config, path)
     else:
         config = config_file.check(config, str(path))
+        if config["adapter"]:
+            raise UserError(f"{place} has an adapter on its blocks; fold it in first with tools/export.py --merge")
         entry = config["backbone"]
         name, own = entry["name"], entry["kwargs"]
         fed = config["input"] | {"license": entry["license"], "positions": config["positions"]}

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scaleup.recipe import Arm, Train
 
+T = TypeVar("T")
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -23,6 +24,13 @@ class World(NamedTuple):
     rank: int
     size: int
     device: torch.device
+
+    def first(self, value: T) -> T:
+        """The value that the first rank has."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all ranks, in place."""

@@ -19,6 +19,7 @@ from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Input, Recipe
 from scaleup.training import engine
+from scaleup.training.frozen import settle
 from scaleup.training.metrics import Metrics
 from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean
 from scaleup.trunk import Taps
@@ -30,9 +31,10 @@ def run(recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False) -> dict[s
     It holds recipe.yaml, metrics.jsonl, tensorboard/, and a model directory for each arm, named as the arm is.
 
     Returns:
-        ``{"out", "steps", "trunk_seconds", "arms": {name: {"directory", "frozen_depth", "frozen_parameters",
+        ``{"out", "steps", "trunk_seconds", "trunk", "arms": {name: {"directory", "frozen_depth", "frozen_parameters",
         "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the
-        steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate.
+        steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate; for
+        ``trunk`` see :func:`scaleup.training.frozen.settle`.
 
     Raises:
         UserError: the output exists, an arm does not fit the model, the data does not open, or an arm diverges.
@@ -55,7 +57,10 @@ def run(recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False) -> dict[s
 def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
     """A model for each arm; frozen tensors are shared, what trains is each arm's own."""
     heads = classes_of(recipe.data)
-    template = load(recipe.model.load) if recipe.model.load else fresh(recipe.model, heads, recipe.seed)
+    if recipe.model.load is not None:
+        template = load(recipe.model.load, placement=recipe.trunk.placement)
+    else:
+        template = fresh(recipe.model, heads, recipe.seed)
     for name, arm in arms.items():
         if arm.frozen_depth > template.depth:
             raise UserError(
@@ -87,8 +92,7 @@ class Run:
             rank=self.world.rank,
             world=self.world.size,
         )
-        if self.trunk is not None:
-            self.trunk.to(self.world.device)
+        self.settled = settle(self.models.values(), recipe.trunk, self.world)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.trunk_seconds: list[float] = []
 
@@ -129,7 +133,13 @@ class Run:
             for name, trainer in self.trainers.items()
         }
         seconds = settled_mean(self.trunk_seconds)
-        return {"out": out, "steps": self.recipe.train.steps, "trunk_seconds": seconds, "arms": arms}
+        return {
+            "out": out,
+            "steps": self.recipe.train.steps,
+            "trunk_seconds": seconds,
+            "trunk": self.settled,
+            "arms": arms,
+        }
 
 
 def plan(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scaleup.backbones import Backbone
 from scaleup.model import TubeViT, assemble
+from scaleup.placement import lent
 from scaleup.transplant.donor import Donor, Kernel
 from scaleup.tubes import TubeSpec
 
@@ -44,7 +45,8 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: An
         taps: what the adapted model's arm reads for them.
     """
     if large.positions is None:
-        wanted = large.features(images)
+        with lent(large.blocks, large.block_file()):
+            wanted = large.features(images)
     else:  # one of our own models, which adds positions of its own
         alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
         wanted = assemble(model.config | alone, large).eval().forward_features(images)

@@ -43,6 +43,7 @@ class Options:
     size: tuple[int, int] | None = None  # (h, w); None: the backbone's own
     seed: int = 0
     overwrite: bool = False
+    placement: str = "device"  # "disk": frozen blocks stay in the file of the weights, one read at a time
 
 
 def transplant(
@@ -57,16 +58,18 @@ def transplant(
     if out is not None:
         refuse_existing(out, options.overwrite)
     donor = read(small)
-    large = build(backbone, _positional_kwargs(options), options.size, options.weights if out else "meta", options.seed)
+    large = build(backbone, _positional_kwargs(options), options.size, "meta", options.seed)
     plans = _plans(donor, large, options)
     gate_at = _gate_at(large, options.gate_at)
     report = _planned(donor, large, plans, gate_at)
     if out is None:
         return report
+    on_disk = gate_at if options.placement == "disk" else 0
+    large = build(backbone, _positional_kwargs(options), options.size, options.weights, options.seed, on_disk)
     config = adapted_config(donor, large, plans, options.seed, _positions(donor, large, options), gate_at)
     config_file.check(config, str(out))  # what is written can be loaded
     model = move(donor, config, large)
-    model.base = tensors.hashes(large.state_dict())
+    model.base = large.hashes()
     config["backbone"]["sha256"] = tensors.fingerprint(model.base)
     clip = _clip(clips, config)
     report |= {"parents": _parents(donor, config), "positions": config["positions"]}

@@ -1,0 +1,52 @@
+"""The trunk of a run: put where and how the recipe says, and what that moves measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from scaleup.checkpoint import public_blocks
+from scaleup.model import TubeViT
+from scaleup.placement import materialised
+from scaleup.precision import drift, fastest
+from scaleup.recipe import Trunk as Settings
+from scaleup.tokenizer import size_of
+from scaleup.training.engine import World
+from scaleup.transplant.measure import natural_clip, normalise
+from scaleup.trunk import Trunk, recast
+
+
+def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dict[str, Any]:
+    """Place and cast the blocks that the trunks of ``models`` share.
+
+    Returns:
+        ``{"precision", "placement", "drift", "block_seconds"}``: how far h_s moves from float32 by frozen depth (RMS of
+        the difference over RMS of h_s, on a made-up clip), and, where the precision was chosen by measuring, what a
+        block took in each. Empty where nothing is frozen.
+    """
+    trunks = [model.trunk for model in models if model.trunk is not None]
+    if not trunks:
+        return {}
+    deepest = max(models, key=lambda model: model.frozen_depth)
+    trunk, depths = deepest.trunk, {model.frozen_depth for model in models} - {0}
+    assert trunk is not None
+    for each in trunks:
+        each.place(world.device, settings.placement)
+    clip = normalise(natural_clip(deepest.preprocess.frames, deepest.preprocess.size), deepest.config).to(world.device)
+    precision, seconds = settings.precision, dict[str, float]()
+    if precision == "auto":
+        precision, seconds = world.first(_measured(trunk, clip))
+    settled = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}
+    wanted = trunk(clip, depths) if precision != "float32" else {}
+    if precision != "float32":
+        recast(trunks, precision, public_blocks(deepest))
+    found = trunk(clip, depths) if wanted else {}
+    return settled | {"drift": {depth: drift(wanted[depth].h, found[depth].h) for depth in sorted(wanted)}}
+
+
+@torch.no_grad()
+def _measured(trunk: Trunk, clip: torch.Tensor) -> tuple[str, dict[str, float]]:
+    block = materialised(trunk.blocks, 0, trunk.file).to(clip.device)
+    return fastest(block, trunk.tokenizer(clip), trunk.tokenizer.context(size_of(clip)).at(0))
