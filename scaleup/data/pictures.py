@@ -68,7 +68,9 @@ class Pictures:
         """The filters for frames such as this one."""
         (top, left, height, width), (h, w) = self._box, self._size
         crop = {"crop": f"{width}:{height}:{left}:{top}:exact=1"} if (height, width) != self._upright else {}
-        return _graph(frame, TURNS[_turns(frame)] | crop | {"scale": f"{w}:{h}:flags=bilinear", "format": "gbrp"})
+        # Without accurate_rnd FFmpeg 8 leaves the last columns of some widths black where nothing is scaled.
+        flags = "bilinear+accurate_rnd" if (height, width) == (h, w) else "bilinear"
+        return _graph(frame, TURNS[_turns(frame)] | crop | {"scale": f"{w}:{h}:flags={flags}", "format": "gbrp"})
 
 
 def _turns(frame: VideoFrame) -> int:

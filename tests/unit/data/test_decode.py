@@ -5,6 +5,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from PIL import Image
 from videos import moving, numbered, numbers
 
@@ -206,3 +207,110 @@ def test_check_decodes_to_the_end():
     check(video, "video")
     with pytest.raises(BadSample):
         check(hurt, "video")
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "gray", "yuv444p", "yuv422p", "yuva420p", "rgb24", "gray10le"])
+def test_every_kind_of_pixel_becomes_rgb(pix_fmt):
+    """10 bit, gray, alpha, unsampled colours: a red and a gray half keep what they can of their colour."""
+    pixels = np.full((32, 48, 3), 90, np.uint8)
+    pixels[:, :24] = (200, 30, 40)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "bgr0" if pix_fmt == "rgb24" else pix_fmt
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=stream.pix_fmt)
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    clip = decode_clip(buffer.getvalue(), 2, 10)
+    assert clip.shape == (3, 2, 32, 48) and torch.equal(clip[:, 0], clip[:, 1])
+    found = clip[:, 0, :, 4:20].double().mean((1, 2)), clip[:, 0, :, 28:44].double().mean((1, 2))
+    red = torch.tensor([200.0, 30, 40]) if "gray" not in pix_fmt else torch.full((3,), 82.0)
+    assert (found[0] - red).abs().max() < 4 and (found[1] - 90).abs().max() < 4
+
+
+@pytest.mark.parametrize("colorspace, color_range", [(1, 1), (5, 1), (1, 2), (5, 2)])
+def test_colours_are_converted_by_their_matrix_and_range(colorspace, color_range):
+    """BT.709 (1) and BT.601 (5), limited (1) and full (2): the formula of ITU-R BT.601 and 709."""
+    y, cb, cr = 120, 100, 180
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv444p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = colorspace, color_range
+        frame = av.VideoFrame(32, 32, "yuv444p")
+        for plane, value in zip(frame.planes, (y, cb, cr), strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        frame.colorspace, frame.color_range = colorspace, color_range
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    kr, kb = (0.2126, 0.0722) if colorspace == 1 else (0.299, 0.114)
+    luma, chroma = ((y - 16) / 219, 224) if color_range == 1 else (y / 255, 255)
+    red, blue = luma + 2 * (1 - kr) * (cr - 128) / chroma, luma + 2 * (1 - kb) * (cb - 128) / chroma
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    found = decode_clip(buffer.getvalue(), 1, 10).double().mean((1, 2, 3))
+    assert (found - 255 * torch.tensor([red, green, blue]).double()).abs().max() < 3
+
+
+@pytest.mark.parametrize("height, width", [(33, 47), (34, 47), (33, 48), (2, 2)])
+def test_odd_sizes(height, width):
+    video = moving(6, height=height, width=width, pix_fmt="yuv444p")
+    assert decode_clip(video, 2, 10).shape == (3, 2, height, width)
+    box = decode_clip(video, 2, 10, view=lambda h, w: ((1, 0, h - 1, w - 1), (h - 1, w - 1)))
+    assert box.shape == (3, 2, height - 1, width - 1)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p"])
+def test_a_view_is_that_part_of_the_picture(pix_fmt):
+    """Cropping before the conversion gives what cropping after it gives, scaling what an antialiased resize gives."""
+    video = moving(6, height=64, width=96, pix_fmt=pix_fmt, options={"crf": "1"})
+    full = decode_clip(video, 3, 10)
+    box = decode_clip(video, 3, 10, view=lambda h, w: ((10, 20, 30, 40), (30, 40)))
+    assert (box.int() - full[..., 10:40, 20:60].int()).abs().double().mean() < (6 if pix_fmt == "yuv420p" else 0.1)
+    half = decode_clip(video, 3, 10, view=lambda h, w: ((10, 20, 30, 40), (15, 20)))
+    slow = full[..., 10:40, 20:60].double().transpose(0, 1)  # (T, 3, H, W)
+    slow = torch.nn.functional.interpolate(slow, (15, 20), mode="bilinear", antialias=True).transpose(0, 1)
+    assert (half.double() - slow).abs().mean() < (16 if pix_fmt == "yuv420p" else 3)  # of 255, on noise
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_a_view_is_of_the_upright_picture(turn):
+    flat = moving(4, height=32, width=64, options={"crf": "1"})
+    matrix = flat.index(b"tkhd") + 4 + 40
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]  # clockwise
+    turned = struct.pack(">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    video = flat[:matrix] + turned + flat[matrix + 36 :]
+    upright = decode_clip(video, 1, 10)
+    assert torch.equal(upright, decode_clip(flat, 1, 10).rot90(-turn // 90, (2, 3)))
+    box = decode_clip(video, 1, 10, view=lambda h, w: ((2, 4, h - 8, w - 12), (h - 8, w - 12)))
+    near = upright[:, :, 2:, 4:][..., : upright.shape[2] - 8, : upright.shape[3] - 12]
+    assert (box.int() - near.int()).abs().double().mean() < 6
+
+
+def test_pictures_that_change_their_size_are_named():
+    one, other = (moving(3, container="h264", height=height, options={"bf": "0"}) for height in (32, 48))
+    with pytest.raises(BadSample, match=r"change from \(32, 64\) to \(48, 64\) rows and columns"):
+        check(one + other, "video")
+    with pytest.raises(BadSample, match="change from"):
+        decode_clip(one + other, 6, 10)
+
+
+def test_sound_with_a_cover_is_no_video():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as file:
+        sound, picture = file.add_stream("aac", rate=8000), file.add_stream("png", rate=1)
+        picture.height, picture.width, picture.pix_fmt = 16, 16, "rgb24"
+        picture.disposition = Disposition.attached_pic.value
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        file.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        file.mux(picture.encode(None))
+        file.mux(sound.encode(frame))
+        file.mux(sound.encode(None))
+    with pytest.raises(BadSample, match="no video stream"):
+        decode_clip(buffer.getvalue(), 2, 10)
+
+
+def test_one_frame_and_no_duration():
+    assert numbers(decode_clip(numbered(1), 4, 10, 0.7)) == [0, 0, 0, 0]
+    stream = moving(12, container="h264", options={"bf": "0"})  # bare H.264 has no times and no duration
+    assert decode_clip(stream, 4, 25, 0.5).shape == (3, 4, 48, 64)
