@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow families lint clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
@@ -12,6 +12,11 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+families: .venv/installed  # the README's table and docs/backbones.md
+	$(BIN)/python -m pytest tests/families --readme --ignore tests/families/test_readme.py
+	$(BIN)/python tools/backbones.py --markdown > docs/backbones.tmp
+	mv docs/backbones.tmp docs/backbones.md
 
 lint: .venv/installed
 	$(BIN)/ruff check .

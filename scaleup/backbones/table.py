@@ -54,7 +54,8 @@ def names(pattern: str = "*") -> list[str]:
     known = [f"timm:{name}" for family in FAMILIES for name in timm.list_models(module=family)] + open_clip.names()
     found = [name for name in known if any(fnmatch.fnmatchcase(part, pattern) for part in (name, name.split(":")[1]))]
     if not found:
-        raise UserError(f"no registered ViT matches {pattern!r}{nearest(pattern.strip('*'), known)}")
+        near = nearest(pattern.strip("*"), [*known, *(name.split(":")[1] for name in known)])
+        raise UserError(f"no registered ViT matches {pattern!r}{near}")
     return found
 
 

@@ -33,18 +33,18 @@ class StoredClip(Stored):
             config["multimodal_cfg"] |= TEXT | {"attn_pooler_heads": 2}
         self.directory.mkdir()
         (self.directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-        state = scattered(self._model(self.size)).state_dict()
+        state = scattered(self._whole(self.size)).state_dict()
         save_file(
             {name: tensor.clone() for name, tensor in state.items()}, self.directory / "open_clip_model.safetensors"
         )
 
-    def _model(self, size: tuple[int, int]) -> nn.Module:
+    def _whole(self, size: tuple[int, int]) -> nn.Module:
         with mock.patch("timm.create_model", partial(timm.create_model, img_size=self.size, **self.kwargs)):
             return open_clip.create_model(f"local-dir:{self.directory}", force_image_size=size).eval()
 
-    @lru_cache(maxsize=4)  # noqa: B019 - as many as there are sizes
+    @lru_cache(maxsize=4)  # noqa: B019 - of the family at hand
     def library(self, size: tuple[int, int]) -> Any:
-        tower: Any = self._model(size).visual
+        tower: Any = self._whole(size).visual
         if self.wrapped:
             tower.trunk.reset_classifier(0)
             return tower.trunk

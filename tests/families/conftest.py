@@ -1,13 +1,44 @@
-"""Every test that takes a ``family`` or a ``stored`` model runs once for each family."""
+"""Every test that takes a ``family`` or a ``stored`` model runs once for each family.
+
+``--readme`` writes the README's table from the outcome: make families.
+"""
+
+from collections import defaultdict
+from collections.abc import Generator, Iterator
 
 import pytest
+import readme
 import torch
 from clip import StoredClip
 from families import FAMILIES, Family, Stored
 
+OUTCOMES = pytest.StashKey[dict[tuple[str, str], set[str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--readme", action="store_true", help="write the README's table of families")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTCOMES] = defaultdict(set)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.path.stem in readme.COLUMNS:
+        item.config.stash[OUTCOMES][item.callspec.params["family"].name, item.path.stem].add(report.outcome)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--readme", False):
+        outcomes = session.config.stash[OUTCOMES]
+        readme.write({pair: outcomes[pair] == {"passed"} for pair in readme.PAIRS})
+
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # threads would cost tiny models more than they give
     yield

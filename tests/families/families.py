@@ -5,6 +5,7 @@ Depth, width and heads are changed, everything else stays: what makes a family a
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import asdict
 from functools import lru_cache
@@ -128,7 +129,7 @@ class Stored:
         vit = timm.create_model(self.family.id, img_size=self.size, num_classes=5, **SMALL | self.family.changes)
         save_for_hf(scattered(vit), self.directory, safe_serialization=True)
 
-    @lru_cache(maxsize=4)  # noqa: B019 - as many as there are sizes
+    @lru_cache(maxsize=4)  # noqa: B019 - of the family at hand
     def library(self, size: tuple[int, int]) -> Any:
         """The library's own model, built and loaded by the library alone; called, it gives pooled features."""
         return timm.create_model(f"local-dir:{self.directory}", pretrained=True, img_size=size, num_classes=0).eval()
@@ -145,6 +146,10 @@ class Stored:
 
     def model(self, size: tuple[int, int] | None = None, frozen_depth: int = 1) -> TubeViT:
         """An adapted model as a transplant makes one, without a gate."""
+        return copy.deepcopy(self._model(size or self.size, frozen_depth))
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _model(self, size: tuple[int, int], frozen_depth: int) -> TubeViT:
         backbone = self.backbone(size)
         config = describe(
             backbone,

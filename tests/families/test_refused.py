@@ -33,7 +33,7 @@ POST_NORM = ["timm:vit_base_patch16_rpn_224", "timm:eva02_enormous_patch14_clip_
 )
 def test_every_model_of_a_family_is_refused_with_the_reason(module: str, reason: str) -> None:
     names = [f"timm:{name}" for name in timm.list_models(module=module)]
-    found = table(names[:2] + names[-2:], lambda note: None)
+    found = table([names[0], names[-1]], lambda note: None)
     assert not found.rows and len(found.refused) >= 2
     for name, sentence in found.refused.items():
         assert name in sentence and "not a plain ViT" in sentence and reason in sentence

@@ -1,0 +1,37 @@
+"""The README's table of families, written from what a run of the tests has proved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from families import FAMILIES
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- families: written by make families -->\n", "<!-- families end -->\n"
+COLUMNS = {  # file of tests -> what they prove
+    "test_exact": "exact on images",
+    "test_tubes_join": "tubes join",
+    "test_gate": "gate",
+    "test_train": "train",
+    "test_export": "export",
+}
+PAIRS = [(family.name, tests) for family in FAMILIES for tests in COLUMNS]
+Proved = Mapping[tuple[str, str], bool]  # (name of a family's model, file of tests) -> all of its tests passed
+
+
+def table(proved: Proved) -> str:
+    """A row for each family, a column for each file of tests."""
+    rows = [["family", "for example", *COLUMNS.values()], ["---"] * (2 + len(COLUMNS))]
+    for family in FAMILIES:
+        verdicts = ["yes" if proved[family.name, tests] else "no" for tests in COLUMNS]
+        rows.append([family.title, f"`{family.name}`", *verdicts])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def current() -> str:
+    """What stands in the README."""
+    return README.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def write(proved: Proved) -> None:
+    before, _, rest = README.read_text().partition(BEGIN)
+    README.write_text(before + BEGIN + table(proved) + END + rest.partition(END)[2])
