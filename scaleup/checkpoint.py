@@ -27,6 +27,7 @@ from scaleup.backbones.weights import HUB, find, is_path
 from scaleup.errors import UserError, nearest
 from scaleup.files import new_directory
 from scaleup.model import TubeViT, assemble
+from scaleup.recipe import Trunk
 
 FULL, DELTA = "model.safetensors", "delta.safetensors"
 
@@ -151,6 +152,12 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
         return {name: load(directory, base, placement) for name, directory in arms.items()}
     shared = load(template, base, placement)
     return {name: _arm_of(shared, directory) for name, directory in arms.items()}
+
+
+def trunk_of(run: str | Path) -> Trunk:
+    """How the frozen blocks of a run were kept."""
+    kept = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
+    return Trunk(**kept)
 
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:

@@ -16,7 +16,9 @@ from scaleup.data.loader import Batch, eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.model import TubeViT
-from scaleup.recipe import Input
+from scaleup.recipe import Input, Trunk
+from scaleup.training.engine import World
+from scaleup.training.frozen import settle
 
 
 def evaluate(
@@ -26,16 +28,18 @@ def evaluate(
     heads: Mapping[str, str] | None = None,
     batch: int = 16,
     workers: int = 1,
+    trunk: Trunk | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Top-1 and top-5 of each head of each model, probabilities averaged over the views.
 
     Args:
         models: one model, or the arms of one sweep (:func:`scaleup.checkpoint.load_run`), which share a trunk pass.
         heads: head -> label of the shards; by default every head that has a label's name and classes.
+        trunk: how frozen blocks are kept; None for float32 on the device.
 
     Returns:
-        For each model ``{"heads": {head: {"top1", "top5", "chance"}}, "samples", "failures", "list_sha256", "views"}``,
-        shares of 1.
+        For each model ``{"heads": {head: {"top1", "top5", "chance"}}, "samples", "failures", "list_sha256", "views",
+        "trunk"}``, shares of 1; for ``trunk`` see :func:`scaleup.training.frozen.settle`.
 
     Raises:
         UserError: a head or label is unknown, or a head has other classes than the label.
@@ -44,7 +48,8 @@ def evaluate(
     heads = _matched(first, opened, heads)
     rank, world, device = _ranks()
     for model in models.values():
-        model.to(device).eval()
+        model.eval().arm.to(device)
+    settled = settle(models.values(), trunk or Trunk(), World(rank, world, device))
     batches = eval_loader(opened, heads, Input(**first.config["input"]), views, batch, workers, rank, world)
     hits = {name: {head: [0, 0] for head in heads} for name in models}
     keys, failures = [], []
@@ -56,6 +61,7 @@ def evaluate(
     hits, keys, failures = _gathered(hits, keys, failures)
     _refuse_miscount(opened, keys, failures)
     common = {"samples": len(keys), "failures": failures, "list_sha256": opened.list_sha256, "views": views}
+    common |= {"trunk": settled}
     return {
         name: {"heads": {h: _shares(c, len(keys), len(opened.classes[heads[h]])) for h, c in counts.items()}} | common
         for name, counts in hits.items()

@@ -14,6 +14,10 @@ def arguments():
     made.add_argument("--strides", nargs="*", metavar="TUBE=T,H,W", help="other strides than in training (more tokens)")
     made.add_argument("--batch", type=int, default=16, help="samples at a time (default 16)")
     made.add_argument("--workers", type=int, default=1, help="loader processes (default 1)")
+    precisions = ("float32", "bfloat16", "float16", "int8", "auto")
+    made.add_argument("--precision", choices=precisions, help="of frozen blocks (default: the run's, or float32)")
+    placements = ("device", "host", "disk")
+    made.add_argument("--placement", choices=placements, help="of frozen blocks (default: the run's, or device)")
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
     return made
 
@@ -21,15 +25,19 @@ def arguments():
 def run(args):
     from pathlib import Path
 
-    from scaleup.checkpoint import load, load_run
+    from scaleup.checkpoint import load, load_run, trunk_of
     from scaleup.evaluate import evaluate
+    from scaleup.recipe import Trunk
 
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     many = (Path(args.model) / "recipe.yaml").is_file()
-    models = load_run(args.model, args.base) if many else {"model": load(args.model, args.base)}
+    trunk = trunk_of(args.model) if many else Trunk()
+    trunk = Trunk(args.precision or trunk.precision, args.placement or trunk.placement)
+    where = args.base, trunk.placement
+    models = load_run(args.model, *where) if many else {"model": load(args.model, *where)}
     for model in models.values():
         model.tokenizer.restride({tube: numbers(text) for tube, text in map(pair, args.strides or ())})
-    results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers)
+    results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
     return {"arms": results} if many else results["model"]
 
 
@@ -55,6 +63,8 @@ def show(result):
     shown = next(iter(arms.values()))
     print(f"{shown['samples']} samples, {len(shown['failures'])} failures, {shown['views']} views")
     print(f"list {shown['list_sha256']}")
+    for depth, moved in shown["trunk"].get("drift", {}).items():
+        print(f"trunk in {shown['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def arguments():
     made.add_argument("--tubes", choices=("transplanted", "random"), default="transplanted", help="random: the control")
     made.add_argument("--clips", type=Path, help="video shards on which scales are measured (default: a made-up clip)")
     made.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels")
+    made.add_argument(
+        "--placement", choices=("device", "disk"), default="device", help="disk: frozen blocks stay in their file"
+    )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--dry-run", action="store_true", help="print the plan; no weights are built or read")
     made.add_argument("--overwrite", action="store_true")
@@ -54,6 +57,7 @@ def run(args):
         size=tuple(args.size) if args.size else None,
         seed=args.seed,
         overwrite=args.overwrite,
+        placement=args.placement,
     )
     return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, args.clips)
 

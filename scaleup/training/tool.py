@@ -36,6 +36,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name}: frozen depth {arm['frozen_depth']}, {share}" + (_outcome(arm) if trained else ""))
     if trained:
         print(f"trunk, shared by all arms: {result['trunk_seconds']:.4f} s a step")
+        for depth, moved in result["trunk"].get("drift", {}).items():
+            print(f"trunk in {result['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
 
 
 def _outcome(arm: dict[str, Any]) -> str:

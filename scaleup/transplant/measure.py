@@ -44,12 +44,12 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: An
         images: (B, 3, H, W), normalised for the backbone.
         taps: what the adapted model's arm reads for them.
     """
-    if large.positions is None:
-        with lent(large.blocks, large.block_file()):
+    with lent(large.blocks, large.block_file()):
+        if large.positions is None:
             wanted = large.features(images)
-    else:  # one of our own models, which adds positions of its own
-        alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
-        wanted = assemble(model.config | alone, large).eval().forward_features(images)
+        else:  # one of our own models, which adds positions of its own
+            alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
+            wanted = assemble(model.config | alone, large).eval().forward_features(images)
     return (model.arm.features(taps) - wanted).abs().max().item()
 
 

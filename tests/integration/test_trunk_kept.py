@@ -1,0 +1,161 @@
+"""Frozen blocks in another precision or place, from the transplant to the evaluation of what was trained."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import scaleup
+from scaleup import checkpoint
+from scaleup.checkpoint import load, load_run
+from scaleup.errors import UserError
+from scaleup.evaluate import evaluate
+from scaleup.export import export
+from scaleup.model import TubeViT, fresh
+from scaleup.recipe import Recipe, Trunk, sweep_arms
+from scaleup.recipe import load as load_recipe
+from scaleup.training.run import run
+from scaleup.transplant import Options, transplant
+from scaleup.trunk import on_meta
+
+TOOLS = Path(__file__).parents[2] / "tools"
+Tiny = Callable[..., Recipe]
+
+
+def options(placement: str = "device") -> Options:
+    return Options(gate_at=2, placement=placement)
+
+
+@pytest.fixture
+def parents(tiny: Tiny, tmp_path: Path) -> tuple[str, str]:
+    described = tiny("model.positions.kind=backbone").model
+    for name, seed in (("small", 1), ("large", 2)):
+        checkpoint.save(fresh(described, {}, seed), tmp_path / name)
+    return str(tmp_path / "small"), str(tmp_path / "large")
+
+
+@pytest.fixture
+def moved(parents: tuple[str, str], tmp_path: Path) -> Path:
+    transplant(*parents, tmp_path / "moved", options())
+    return tmp_path / "moved"
+
+
+def sweep(tiny_path: Path, moved: Path, out: Path, *changes: str) -> dict:
+    content = tiny_path.read_text()
+    text = content[: content.index("model:")] + f"model: {{load: {moved}}}\n" + content[content.index("data:") :]
+    path = moved.parent / "sweep.yaml"
+    path.write_text(text.replace("  full: {}\n", "").replace("last: {frozen_depth: 3}", "last: {frozen_depth: 2}"))
+    recipe = load_recipe(path, [f"out={out}", "train.steps=2", *changes])
+    return run(recipe, sweep_arms(recipe))
+
+
+def test_a_transplant_from_disk_is_the_transplant(parents: tuple[str, str], moved: Path, tmp_path: Path) -> None:
+    report = transplant(*parents, tmp_path / "streamed", options("disk"))
+    assert report["image_max_abs_diff"] == 0 and report["gate"]["alpha_grad"] > 0
+    ours, wanted = (load_file(path / "delta.safetensors") for path in (tmp_path / "streamed", moved))
+    assert ours.keys() == wanted.keys() and all(torch.equal(ours[name], wanted[name]) for name in ours)
+    configs = [json.loads((path / "config.json").read_text()) for path in (tmp_path / "streamed", moved)]
+    assert configs[0] == configs[1]  # the very sha256 too, read block by block
+    assert (load(moved).report["accounting"]) == report["accounting"]
+
+
+def test_a_model_on_disk_gives_what_the_model_gives_and_saves_what_it_is(moved: Path, tmp_path: Path) -> None:
+    resident, streamed = load(moved), load(moved, placement="disk")
+    assert all(on_meta(block) for block in streamed.trunk.blocks)  # type: ignore[union-attr]
+    clip = torch.randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(streamed.forward_features(clip), resident.forward_features(clip))
+    streamed.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/delta.safetensors").read_bytes() == (moved / "delta.safetensors").read_bytes()
+    with pytest.raises(UserError, match="cannot be written in full; write a delta"):
+        streamed.save_pretrained(tmp_path / "full", kind="full")
+    assert not (tmp_path / "full").exists()
+
+
+def test_a_sweep_from_disk_trains_what_a_sweep_trains(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
+    for placement in ("device", "host", "disk"):
+        sweep(tiny_path, moved, tmp_path / placement, f"trunk.placement={placement}")
+    for arm in ("last", "gated"):  # the second freezes less than the transplant did
+        wanted = load_file(tmp_path / "device" / arm / "delta.safetensors")
+        for placement in ("host", "disk"):
+            found = load_file(tmp_path / placement / arm / "delta.safetensors")
+            assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+@pytest.mark.parametrize("placement", ["device", "disk"])
+def test_a_sweep_in_low_precision_says_how_far_it_moves_and_saves_exact_weights(
+    placement: str, tiny_path: Path, moved: Path, tmp_path: Path
+) -> None:
+    result = sweep(tiny_path, moved, tmp_path / "low", "trunk.precision=bfloat16", f"trunk.placement={placement}")
+    kept = result["trunk"]
+    assert kept["precision"] == "bfloat16" and kept["drift"].keys() == {1, 2}
+    assert all(1e-4 < share < 0.05 for share in kept["drift"].values())
+    model, before = scaleup.load(tmp_path / "low/last"), scaleup.load(moved)
+    for mine, theirs in zip(model.trunk.state_dict().values(), before.trunk.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs) and mine.dtype == torch.float32
+    names = load_file(tmp_path / "low/last/delta.safetensors").keys()
+    assert {name.split(".")[1] for name in names if name.startswith("blocks.")} == {"2"}
+
+
+def test_blocks_that_trained_once_keep_their_float32_content(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
+    sweep(tiny_path, moved, tmp_path / "first")
+    changed = tmp_path / "first/gated"  # blocks 1 and 2 are no longer the base's
+    sweep(tiny_path, changed, tmp_path / "second", "trunk.precision=bfloat16")
+    mine, theirs = load(tmp_path / "second/last"), load(changed)
+    assert not torch.equal(theirs.blocks[1].mlp.fc1.weight, load(moved).blocks[1].mlp.fc1.weight)  # type: ignore
+    for one, other in zip(mine.blocks[:2], theirs.blocks[:2], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_auto_says_what_it_measured(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
+    kept = sweep(tiny_path, moved, tmp_path / "auto", "trunk.precision=auto", "trunk.placement=disk")["trunk"]
+    assert kept["block_seconds"].keys() == {"float32", "bfloat16", "float16"}
+    assert kept["precision"] == min(kept["block_seconds"], key=kept["block_seconds"].get)
+
+
+def test_a_run_is_evaluated_as_its_trunk_was_kept(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
+    sweep(tiny_path, moved, tmp_path / "low", "trunk.precision=bfloat16")
+    recipe = load_recipe(tmp_path / "low/recipe.yaml")
+    shards = recipe.data.train["videos"].shards
+    for changes, precision in (([], "bfloat16"), (["--precision", "float32", "--placement", "disk"], "float32")):
+        arguments = [TOOLS / "evaluate.py", tmp_path / "low", shards, "--views", "1x1", "--json", *changes]
+        done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        arms = json.loads(done.stdout)["arms"]
+        assert {arm["trunk"]["precision"] for arm in arms.values()} == {precision}
+
+
+def test_placements_give_the_same_accuracy(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
+    sweep(tiny_path, moved, tmp_path / "run")
+    shards = load_recipe(tmp_path / "run/recipe.yaml").data.train["videos"].shards
+    found = [
+        evaluate(load_run(tmp_path / "run", placement=place), shards, "1x1", trunk=Trunk("float32", place))
+        for place in ("device", "disk")
+    ]
+    assert all(found[0][arm]["heads"] == found[1][arm]["heads"] for arm in found[0])
+
+
+def test_what_cannot_wait_on_disk_is_said(parents: tuple[str, str], moved: Path, tmp_path: Path) -> None:
+    export(moved, "full", tmp_path / "full")
+    with pytest.raises(UserError, match="holds all weights itself"):
+        load(tmp_path / "full", placement="disk")
+    torch.save(load_file(tmp_path / "large/model.safetensors"), tmp_path / "large.pt")
+    with pytest.raises(UserError, match="blocks cannot wait in .*large.pt; allowed is a .safetensors file"):
+        load(moved, base=str(tmp_path / "large.pt"), placement="disk")
+    with pytest.raises(UserError, match="drawn at random, not in a file"):
+        transplant(parents[0], "vit_ti", tmp_path / "out", Options(weights=None, placement="disk", size=(32, 32)))
+
+
+def test_without_a_base_nothing_is_lost(tiny: Tiny, tmp_path: Path) -> None:
+    """A fresh model knows no public backbone: what is cast keeps its float32 content beside."""
+    recipe = tiny("arms={last: {frozen_depth: 3}}", "train.steps=1", "trunk.precision=bfloat16")
+    run(recipe, sweep_arms(recipe))
+    wanted: TubeViT = fresh(recipe.model, {}, recipe.seed)
+    found = load(tmp_path / "out/last")
+    for one, other in zip(found.blocks, wanted.blocks, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
