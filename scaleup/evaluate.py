@@ -61,11 +61,20 @@ def evaluate(
     hits, keys, failures = _gathered(hits, keys, failures)
     _refuse_miscount(opened, keys, failures)
     common = {"samples": len(keys), "failures": failures, "list_sha256": opened.list_sha256, "views": views}
-    common |= {"trunk": settled}
     return {
-        name: {"heads": {h: _shares(c, len(keys), len(opened.classes[heads[h]])) for h, c in counts.items()}} | common
+        name: {
+            "heads": {h: _shares(c, len(keys), len(opened.classes[heads[h]])) for h, c in counts.items()},
+            **common,
+            "trunk": _kept(models[name], settled),
+        }
         for name, counts in hits.items()
     }
+
+
+def _kept(model: TubeViT, settled: dict[str, Any]) -> dict[str, Any]:
+    """What of the trunk concerns a model."""
+    drift = {depth: moved for depth, moved in settled.get("drift", {}).items() if depth == model.frozen_depth}
+    return settled | {"drift": drift} if model.trunk is not None else {}
 
 
 def _matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:
