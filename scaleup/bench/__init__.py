@@ -1,7 +1,8 @@
 """The project's figures: ratios of two sides measured in turn in one run, so that the drift of a machine cancels."""
 
 from scaleup.bench.step import step
+from scaleup.bench.stream import stream
 from scaleup.bench.tokenizer import tokenizer
 from scaleup.bench.transplant import transplant
 
-__all__ = ["step", "tokenizer", "transplant"]
+__all__ = ["step", "stream", "tokenizer", "transplant"]

@@ -1,4 +1,7 @@
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +55,12 @@ def test_both_sides_of_the_tokenizer_give_the_same_tokens() -> None:
 def test_the_main_tubes_give_the_tokens_of_the_paper() -> None:
     for specs in (FOLDED, UNFOLDED):
         assert [spec.tokens(SIZE) for spec in specs] == [98, 147, 98]
+
+
+def test_the_tool_prints_a_figure() -> None:
+    tool = Path(__file__).parents[2] / "tools" / "bench.py"
+    asked = ["tokenizer", "--widths", "12", "--batches", "1", "--repeats", "1", "--json"]
+    done = subprocess.run([sys.executable, tool, *asked], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["width"] for row in rows} == {12} and all(row["max_abs_diff"] < 1e-4 for row in rows)
