@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from scaleup.data.decode import decode_clip, decode_clips, decode_image
-from scaleup.data.pictures import Box
+from scaleup.data.pictures import Cut
 from scaleup.errors import UserError
 from scaleup.recipe import Augment, Input
 
@@ -37,28 +37,30 @@ class TrainTransform:
             return self.augmented(decode_image(media, self.short), source)
         h, w = self.input.size
 
-        def view(height: int, width: int) -> tuple[Box, tuple[int, int]]:
-            return _random_box(height, width, self.augment, source), (h, w)
+        def view(height: int, width: int) -> Cut:
+            return Cut(_random_box(height, width, self.augment, source), (h, w), self._mirrored(source))
 
         clip = decode_clip(media, self.input.frames, self.input.fps, source.random(), view)
-        return self.changed(clip.transpose(0, 1), source).transpose(0, 1)
+        return self._randaugmented(clip.transpose(0, 1), source).transpose(0, 1)
 
     def augmented(self, pixels: Tensor, source: random.Random) -> Tensor:
         """Spatial changes: uint8 ([T,] 3, H, W) -> ([T,] 3, h, w)."""
         height, width = pixels.shape[-2:]
         box = _random_box(height, width, self.augment, source)
         pixels = _resized(pixels[..., box[0] : box[0] + box[2], box[1] : box[1] + box[3]], self.input.size)
-        return self.changed(pixels, source)
+        pixels = pixels.flip(-1) if self._mirrored(source) else pixels
+        return self._randaugmented(pixels, source)
 
-    def changed(self, pixels: Tensor, source: random.Random) -> Tensor:
-        """Flip and RandAugment of uint8 ([T,] 3, h, w)."""
-        if self.augment.flip and source.random() < 0.5:
-            pixels = pixels.flip(-1)
-        if self.augment.randaugment_layers:
-            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-                torch.manual_seed(source.getrandbits(63))
-                pixels = self.randaugment(pixels)
-        return pixels
+    def _mirrored(self, source: random.Random) -> bool:
+        return self.augment.flip and source.random() < 0.5
+
+    def _randaugmented(self, pixels: Tensor, source: random.Random) -> Tensor:
+        """uint8 ([T,] 3, h, w)."""
+        if not self.augment.randaugment_layers:
+            return pixels
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+            torch.manual_seed(source.getrandbits(63))
+            return self.randaugment(pixels)
 
 
 def _random_box(height: int, width: int, augment: Augment, source: random.Random) -> tuple[int, int, int, int]:
@@ -101,8 +103,8 @@ def eval_views(media: bytes, modality: str, input: Input, clips: int, crops: int
         return spatial_views(decode_image(media, 2 * max(input.size)), input.size, crops)  # (s, 3, h, w)
     starts = [i / (clips - 1) for i in range(clips)] if clips > 1 else [0.5]
 
-    def view(height: int, width: int) -> tuple[Box, tuple[int, int]]:
-        return (0, 0, height, width), _covering(height, width, input.size, crops)
+    def view(height: int, width: int) -> Cut:
+        return Cut((0, 0, height, width), _covering(height, width, input.size, crops))
 
     pixels = decode_clips(media, input.frames, input.fps, starts, view)  # (t, 3, T, H, W)
     frames = pixels.transpose(1, 2).flatten(0, 1)  # (t * T, 3, H, W)

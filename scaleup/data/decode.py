@@ -139,9 +139,10 @@ def _sought(
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= wanted[0]]
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     context = packets[0].stream.codec_context
+    skips = context.codec.name != "libdav1d"  # which heeds the first setting alone
     try:
         for packet in [*packets[keys[-1] if keys else 0 : last + 1], None]:
-            if context.codec.name != "libdav1d":  # which heeds the first setting alone
+            if skips:
                 context.skip_frame = "DEFAULT" if packet is None or packet.pts in needed else "NONREF"
             for frame in context.decode(packet):
                 if frame.pts in needed and frame.pts not in found:

@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from scaleup.data.decode import check, every_frame, upright_image
-from scaleup.data.pictures import Pictures, shrunk
+from scaleup.data.pictures import Cut, Pictures, shrunk
 
 PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # endings, and Pillow's words for them
 CLOCK = 90_000  # ticks a second of re-encoded videos
@@ -61,7 +61,7 @@ def _image(data: bytes, ending: str, encoding: Encoding) -> bytes:
 
 def _video(data: bytes, encoding: Encoding) -> bytes:
     """H.264 in MP4, upright and without sound, with a key frame every two seconds at 30 frames a second."""
-    buffer, pictures = io.BytesIO(), Pictures(lambda h, w: ((0, 0, h, w), even(*shrunk(h, w, encoding.short))))
+    buffer, pictures = io.BytesIO(), Pictures(lambda h, w: Cut((0, 0, h, w), even(*shrunk(h, w, encoding.short))))
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
         stream: Any = file.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast", "g": "60"})
         stream.pix_fmt, stream.thread_count, stream.codec_context.time_base = "yuv420p", 1, Fraction(1, CLOCK)

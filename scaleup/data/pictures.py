@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
 MAX_PIXELS = 2**26  # of one frame; an 8K frame has half as many
-TURNS: list[dict[str, str]] = [{}, {"transpose": "cclock"}, {"hflip": "", "vflip": ""}, {"transpose": "clock"}]
+TURNS = ((), (("transpose", "cclock"),), (("hflip", ""), ("vflip", "")), (("transpose", "clock"),))  # FFmpeg's filters
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-View = Callable[[int, int], tuple[Box, tuple[int, int]]]  # upright height, width -> a box, and its size in the result
+
+
+class Cut(NamedTuple):
+    """A part of a picture, and what becomes of it."""
+
+    box: Box
+    size: tuple[int, int]  # height, width in the result
+    mirrored: bool = False
+
+
+View = Callable[[int, int], Cut]  # of an upright picture's height and width
 
 
 class BadSample(Exception):
@@ -21,7 +32,7 @@ class BadSample(Exception):
 
 def whole(short: int | None = None) -> View:
     """All of the picture, shrunk so that its short side has at most ``short`` pixels."""
-    return lambda height, width: ((0, 0, height, width), shrunk(height, width, short))
+    return lambda height, width: Cut((0, 0, height, width), shrunk(height, width, short))
 
 
 def shrunk(height: int, width: int, short: int | None) -> tuple[int, int]:
@@ -60,17 +71,18 @@ class Pictures:
             raise BadSample("damaged frame")
         upright = (frame.width, frame.height) if _turns(frame) % 2 else (frame.height, frame.width)
         if self._upright is None:
-            self._upright, (self._box, self._size) = upright, self._view(*upright)
+            self._upright, self._cut = upright, self._view(*upright)
         if upright != self._upright:
             raise BadSample(f"its pictures change from {self._upright} to {upright} rows and columns")
 
     def _made(self, frame: VideoFrame) -> Graph:
         """The filters for frames such as this one."""
-        (top, left, height, width), (h, w) = self._box, self._size
-        crop = {"crop": f"{width}:{height}:{left}:{top}:exact=1"} if (height, width) != self._upright else {}
+        (top, left, height, width), (h, w), mirrored = self._cut
+        crop = [("crop", f"{width}:{height}:{left}:{top}:exact=1")] if (height, width) != self._upright else []
         # Without accurate_rnd FFmpeg 8 leaves the last columns of some widths black where nothing is scaled.
         flags = "bilinear+accurate_rnd" if (height, width) == (h, w) else "bilinear"
-        return _graph(frame, TURNS[_turns(frame)] | crop | {"scale": f"{w}:{h}:flags={flags}", "format": "gbrp"})
+        scale = [("scale", f"{w}:{h}:flags={flags}"), ("format", "gbrp"), *([("hflip", "")] if mirrored else [])]
+        return _graph(frame, [*TURNS[_turns(frame)], *crop, *scale])
 
 
 def _turns(frame: VideoFrame) -> int:
@@ -78,7 +90,7 @@ def _turns(frame: VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _graph(frame: VideoFrame, filters: dict[str, str]) -> Graph:
+def _graph(frame: VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
     graph = Graph()
     graph.threads = 1  # processes are as many as there are cores already
     last = graph.add(
@@ -89,7 +101,7 @@ def _graph(frame: VideoFrame, filters: dict[str, str]) -> Graph:
         colorspace=str(int(frame.colorspace)),
         range=str(int(frame.color_range)),
     )
-    for name, options in filters.items():
+    for name, options in filters:
         last.link_to(following := graph.add(name, options or None))
         last = following
     last.link_to(graph.add("buffersink"))

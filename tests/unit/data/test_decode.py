@@ -11,7 +11,7 @@ from videos import moving, numbered, numbers
 
 from scaleup.data import decode, pictures
 from scaleup.data.decode import BadSample, check, decode_clip, decode_clips, decode_image
-from scaleup.data.pictures import whole
+from scaleup.data.pictures import Cut, whole
 
 
 def shown(stamps, times):
@@ -255,7 +255,7 @@ def test_colours_are_converted_by_their_matrix_and_range(colorspace, color_range
 def test_odd_sizes(height, width):
     video = moving(6, height=height, width=width, pix_fmt="yuv444p")
     assert decode_clip(video, 2, 10).shape == (3, 2, height, width)
-    box = decode_clip(video, 2, 10, view=lambda h, w: ((1, 0, h - 1, w - 1), (h - 1, w - 1)))
+    box = decode_clip(video, 2, 10, view=lambda h, w: Cut((1, 0, h - 1, w - 1), (h - 1, w - 1)))
     assert box.shape == (3, 2, height - 1, width - 1)
 
 
@@ -264,9 +264,9 @@ def test_a_view_is_that_part_of_the_picture(pix_fmt):
     """Cropping before the conversion gives what cropping after it gives, scaling what an antialiased resize gives."""
     video = moving(6, height=64, width=96, pix_fmt=pix_fmt, options={"crf": "1"})
     full = decode_clip(video, 3, 10)
-    box = decode_clip(video, 3, 10, view=lambda h, w: ((10, 20, 30, 40), (30, 40)))
+    box = decode_clip(video, 3, 10, view=lambda h, w: Cut((10, 20, 30, 40), (30, 40)))
     assert (box.int() - full[..., 10:40, 20:60].int()).abs().double().mean() < (6 if pix_fmt == "yuv420p" else 0.1)
-    half = decode_clip(video, 3, 10, view=lambda h, w: ((10, 20, 30, 40), (15, 20)))
+    half = decode_clip(video, 3, 10, view=lambda h, w: Cut((10, 20, 30, 40), (15, 20)))
     slow = full[..., 10:40, 20:60].double().transpose(0, 1)  # (T, 3, H, W)
     slow = torch.nn.functional.interpolate(slow, (15, 20), mode="bilinear", antialias=True).transpose(0, 1)
     assert (half.double() - slow).abs().mean() < (16 if pix_fmt == "yuv420p" else 3)  # of 255, on noise
@@ -281,7 +281,7 @@ def test_a_view_is_of_the_upright_picture(turn):
     video = flat[:matrix] + turned + flat[matrix + 36 :]
     upright = decode_clip(video, 1, 10)
     assert torch.equal(upright, decode_clip(flat, 1, 10).rot90(-turn // 90, (2, 3)))
-    box = decode_clip(video, 1, 10, view=lambda h, w: ((2, 4, h - 8, w - 12), (h - 8, w - 12)))
+    box = decode_clip(video, 1, 10, view=lambda h, w: Cut((2, 4, h - 8, w - 12), (h - 8, w - 12)))
     near = upright[:, :, 2:, 4:][..., : upright.shape[2] - 8, : upright.shape[3] - 12]
     assert (box.int() - near.int()).abs().double().mean() < 6
 
