@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
+from scaleup.recipe import Input
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests/unit/data"))
+from test_tars import write_tar  # noqa: E402
+from videos import numbered  # noqa: E402
 
 
 def tool(name, *args):
@@ -136,3 +141,50 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     said = running.communicate(timeout=60)[1]
     assert running.returncode == 130 and "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kinetics_list_is_packed_shrunk_and_trained_from(tmp_path):
+    for number in range(4):
+        (tmp_path / f"videos/id{number}_00000{number}_000013.mp4").parent.mkdir(exist_ok=True)
+        (tmp_path / f"videos/id{number}_00000{number}_000013.mp4").write_bytes(numbered(6, height=48, width=64))
+    rows = [f"{'ab'[number % 2]} class,id{number},{number},13,train" for number in range(5)]
+    (tmp_path / "k.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]))
+    made = tool(
+        "make_shards",
+        tmp_path / "k.csv",
+        "--root",
+        tmp_path / "videos",
+        "--out",
+        tmp_path / "out",
+        "--short",
+        "32",
+        "--json",
+    )
+    assert made.returncode == 0, made.stderr
+    result = json.loads(made.stdout)["shards"]["out"]
+    assert (result["samples"], result["classes"]) == (4, {"label": 2})
+    assert [failure["reason"] for failure in result["failures"]] == ["No such file or directory"]
+    shards = Shards.open(tmp_path / "out")
+    assert shards.classes == {"label": ["a class", "b class"]}
+    batch = next(eval_loader(shards, {"h": "label"}, Input(frames=2, size=[32, 32], fps=10), batch=4, workers=0))
+    assert batch.pixels.shape == (4, 1, 3, 2, 32, 32) and sorted(batch.labels["h"].tolist()) == [0, 0, 1, 1]
+
+
+def test_tars_are_indexed_in_place(tmp_path):
+    members = [(f"{number}.jpg", picture(number)) for number in range(3)]
+    members += [(f"{number}.cls", str(number).encode()) for number in range(2)]
+    write_tar(tmp_path / "tars/0.tar", sorted(members))
+    refused(tool("make_shards", tmp_path / "tars", "--out", tmp_path / "out"), "tars are used in place")
+    made = tool("make_shards", tmp_path / "tars")
+    assert made.returncode == 0, made.stderr
+    assert "2 images, label (2 classes)" in made.stdout and "0.tar: 2: has no label" in made.stdout
+    assert tool("check_shards", tmp_path / "tars").stdout.startswith("all 2 samples are as they were written\n1 files")
+    tar = tmp_path / "tars/0.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"1.cls", b"x.cls"))
+    checked = tool("check_shards", tmp_path / "tars", "--json")
+    assert checked.returncode == 1 and json.loads(checked.stdout)["problems"]
+
+
+def test_a_source_that_is_misspelt_and_a_missing_out_are_one_sentence(folder, tmp_path):
+    refused(tool("make_shards", tmp_path / "sorce", "--out", tmp_path / "out"), "nearest: 'source'")
+    refused(tool("make_shards", folder), "no directory to write is named; give one with --out")

@@ -1,0 +1,38 @@
+import random
+
+import numpy as np
+import pytest
+
+from scaleup import recipe
+from scaleup.bench import loader as bench
+from scaleup.data.decode import decode_clip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bench, "SECONDS", 2)
+    monkeypatch.setattr(bench, "HEIGHT", 64)
+    monkeypatch.setattr(bench, "WIDTH", 80)
+    monkeypatch.setattr(bench, "INPUT", recipe.Input(frames=8, size=[32, 32], fps=15.0))
+
+
+def test_every_side_decodes_the_same_frames(small):
+    video, begin = bench.video(0), 16 / bench.FPS
+    plain = bench.sought_frames(video, begin)
+    assert plain.shape == (8, 64, 80, 3)
+    slack = 59 / bench.FPS - 7 / 15
+    ours = decode_clip(video, 8, 15, begin / slack).permute(1, 2, 3, 0).numpy()
+    wrong = bench.sought_frames(video, begin + 2 / bench.FPS)
+    assert np.abs(ours.mean(-1) - plain.mean(-1)).mean() < 0.3 * np.abs(wrong.mean(-1) - plain.mean(-1)).mean()
+    assert 0 <= bench._begin(random.Random(0)) < 2 - 9 / 15
+
+
+def test_figures_of_every_side(small, tmp_path):
+    result = bench.loader(str(tmp_path), videos=4, clips=4, workers=1, repeats=1, samples=40)
+    sides = {row["side"]: row for row in result["rows"]}
+    assert {"pyav", "webdataset", "memory"} <= sides.keys()
+    assert all(
+        sides[name]["ratio"] > 0 and sides[name]["other_clips_per_second"] > 0 for name in ("pyav", "webdataset")
+    )
+    assert sides["memory"]["samples"] == 40 and sides["memory"]["early_bytes"] > 10**8
+    assert [set(goal) for goal in result["goals"]] == [{"what", "measured", "at_most", "met"}] * 2
