@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import partial
@@ -181,6 +182,8 @@ class Reader:
     def _leaf(self, schema: type, key: str, value: Any, at: str, rule: str) -> Any:
         """One value: OmegaConf converts it to the type of its field, its rule says what is allowed."""
         limits = RULES.get(rule) or Rule(f"of the type {schema.__annotations__[key]}", lambda value: True)
+        if schema.__annotations__[key] == "float" and isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
+            value = float(value[:-1]) / 100
         try:
             typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), {key: value}))
         except OmegaConfBaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -68,7 +69,19 @@ def classes_of(data: recipe.Data) -> dict[str, list[str]]:
         for head, label in data.train[name].heads.items():
             if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
                 raise UserError(f"head '{head}' would get other classes from dataset '{name}' than from one before it")
+            _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])
     return lists
+
+
+def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None:
+    """A mirrored push from left to right is one from right to left."""
+    sided = [each for each in classes if re.search(r"\b(left|right|leftwards?|rightwards?)\b", each, re.IGNORECASE)]
+    if flip and sided:
+        print(
+            f"dataset '{name}' is mirrored at random, but head '{head}' has classes such as '{sided[0]}'; "
+            f"consider data.train.{name}.augment.flip=false",
+            file=sys.stderr,
+        )
 
 
 def train_loader(

@@ -61,6 +61,15 @@ def test_overrides_reach_everything(good: Path) -> None:
     assert read.data.train["clips"].augment.flip is False and read.model.backbone.kwargs == {"depth": 3}
 
 
+def test_a_share_may_be_a_percentage(good: Path) -> None:
+    assert recipe.load(good, ["data.max_bad=2.5%"]).data.max_bad == 0.025
+
+
+def test_shards_may_be_at_an_address(good: Path) -> None:
+    address = "https://host/train"
+    assert recipe.load(good, [f"data.train.clips.shards={address}"]).data.train["clips"].shards == address
+
+
 def test_arms_of_a_sweep_are_the_arm_with_changes(good: Path) -> None:
     arms = recipe.sweep_arms(recipe.load(good, ["arm.clip=0.5"]))
     assert arms == {
@@ -116,6 +125,8 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ("arms.last.lora_alpha=0", "arms.last.lora_alpha: 0 is not a number above 0"),
         ("arm.precision=float16", "arm.precision: 'float16' is not one of 'float32', 'bfloat16'; nearest: 'bfloat16'"),
         ("arm.gate=maybe", "arm.gate: 'maybe' is not of the type bool"),
+        ("data.max_bad=101%", "data.max_bad: 1.01 is not a number between 0 and 1"),
+        ("data.max_bad=x%", "data.max_bad: 'x%' is not a number between 0 and 1"),
         ("nonsense", "'nonsense' is not key=value"),
     ],
 )

@@ -206,3 +206,12 @@ def test_shards_that_are_not_there_are_refused(data):
     data.train["images"].shards = "nowhere"
     with pytest.raises(UserError, match="'nowhere' is no shard directory"):
         train_loader(data, INPUT, 0, 1)
+
+
+def test_mirroring_what_is_named_by_its_side_is_warned_of(data, capsys):
+    classes_of(data)
+    warned = capsys.readouterr().err
+    assert warned.count("mirrored") == 1 and "head 'how' has classes such as 'left'" in warned
+    data.train["videos"].augment = recipe.Augment(flip=False)
+    classes_of(data)
+    assert "mirrored" not in capsys.readouterr().err
