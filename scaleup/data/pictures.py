@@ -56,7 +56,7 @@ class Pictures:
             BadSample: the frame is damaged, too large, or not as large as the one before.
         """
         self.accept(frame)
-        form = (frame.width, frame.height, frame.format.name, frame.rotation, frame.colorspace, frame.color_range)
+        form = (frame.width, frame.height, frame.format.name, frame.rotation)
         if form != self._form:
             self._graph, self._form = self._made(frame), form
         self._graph.vpush(frame)
@@ -98,8 +98,6 @@ def _graph(frame: VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
         video_size=f"{frame.width}x{frame.height}",
         pix_fmt=frame.format.name,
         time_base="1/1",
-        colorspace=str(int(frame.colorspace)),
-        range=str(int(frame.color_range)),
     )
     for name, options in filters:
         last.link_to(following := graph.add(name, options or None))

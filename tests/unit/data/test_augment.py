@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from videos import numbered, numbers
+from videos import moving, numbered, numbers
 
 from scaleup.data.augment import TrainTransform, _random_box, eval_views, parse_views, spatial_views
 from scaleup.errors import UserError
@@ -61,6 +61,16 @@ def test_flips_half_of_the_time_and_only_if_asked():
         transform = TrainTransform(SMALL, Augment(crop_scale=[1, 1], crop_ratio=[1, 1], flip=flip))
         results = [transform.augmented(pixels, random.Random(seed)) for seed in range(200)]
         assert sum(torch.equal(result, pixels.flip(-1)) for result in results) in expected
+
+
+def test_videos_are_mirrored_half_of_the_time_and_only_if_asked():
+    video = moving(4, height=24, width=24, pix_fmt="yuv444p")
+    straight = TrainTransform(SMALL, Augment(crop_scale=[1, 1], crop_ratio=[1, 1], flip=False))
+    plain = straight(video, "video", random.Random(0))
+    mirrored = TrainTransform(SMALL, Augment(crop_scale=[1, 1], crop_ratio=[1, 1]))
+    results = [mirrored(video, "video", random.Random(seed)) for seed in range(40)]
+    assert all(torch.equal(result, plain) or torch.equal(result, plain.flip(-1)) for result in results)
+    assert sum(torch.equal(result, plain.flip(-1)) for result in results) in range(10, 31)
 
 
 @pytest.mark.parametrize("height, width", [(40, 50), (10, 200), (200, 10)])

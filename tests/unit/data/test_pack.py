@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from videos import numbered, numbers
 
+from scaleup.data import pack as packing
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.pack import pack
@@ -86,6 +87,23 @@ def test_what_was_finished_is_kept(folder, tmp_path, capsys):
     assert files(resumed.path) == files(whole.path) and not partial.exists()
     assert {name: (resumed.path / name).stat().st_ino for name in kept} == kept  # not written anew
     assert "going on: 2 of 5 shards are finished" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_what_is_finished(folder, tmp_path, monkeypatch):
+    listing, write = read_source(folder), packing.write_shard
+
+    def full(path, samples):
+        if path.name == "000002.tar":
+            raise OSError(28, "No space left on device")
+        return write(path, samples)
+
+    monkeypatch.setattr(packing, "write_shard", full)
+    with pytest.raises(UserError, match="out' cannot be written: No space left on device"):
+        pack(listing, tmp_path / "out", per_shard=4, processes=1)
+    monkeypatch.undo()
+    counts = []
+    assert len(pack(listing, tmp_path / "out", per_shard=4, processes=1, advance=counts.append)) == 19
+    assert counts[0] == 8
 
 
 def test_a_finished_shard_that_changed_is_made_again(folder, tmp_path, capsys):
