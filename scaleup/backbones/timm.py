@@ -229,13 +229,14 @@ def take_apart(vit: Any, name: str) -> Backbone:
 def _refuse_unless_plain(vit: Any, name: str) -> None:
     parts = [vit, getattr(vit, "patch_embed", None), getattr(vit, "rope", None), *getattr(vit, "blocks", ())]
     kinds = [type(part).__name__ for part in parts if part is not None]
+    article = "an" if kinds[0][0] in "AEIOU" else "a"
     if reason := next((NOT_PLAIN[kind] for kind in kinds if kind in NOT_PLAIN), None):
-        raise UserError(f"{name!r} is a {kinds[0]}, not a plain ViT: {reason}")
+        raise UserError(f"{name!r} is {article} {kinds[0]}, not a plain ViT: {reason}")
     plain = isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) and type(vit.patch_embed) is PatchEmbed
     if not (plain and all(type(block) in BLOCKS for block in vit.blocks)):
         allowed = "allowed are timm's VisionTransformer and Eva, of blocks alike on one sequence of tokens"
         made_of = f" of {', '.join(sorted(set(kinds[1:])))}" if kinds[1:] else ""
-        raise UserError(f"{name!r} is a {kinds[0]}, not a plain ViT{made_of}; {allowed}")
+        raise UserError(f"{name!r} is {article} {kinds[0]}, not a plain ViT{made_of}; {allowed}")
 
 
 def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
