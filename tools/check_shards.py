@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from scaleup import cli
-from scaleup.data.shards import read_index
+from scaleup.data.index import read_index
 from scaleup.data.verify import verify
 
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
+from scaleup.data.index import file_sha256, index_of, write_index, write_json
 from scaleup.data.parallel import parallel
-from scaleup.data.shards import Sample, Shards, file_sha256, index_of, write_index, write_json, write_shard
+from scaleup.data.shards import Sample, Shards, write_shard
 from scaleup.data.sources import Item, Listing, extension_of, modality_of
 from scaleup.errors import UserError
 from scaleup.files import refuse_existing, take_place

@@ -22,11 +22,10 @@ import numpy as np
 import webdataset
 
 from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.index import file_sha256, index_of, read_index, write_index
 from scaleup.data.storage import Directory, Storage, storage
 from scaleup.errors import UserError
 from scaleup.files import new_directory
-
-FORMAT = "scaleup-shards-1"
 
 
 @dataclass(frozen=True)
@@ -65,30 +64,6 @@ def write_shards(
     return Shards.open(out)
 
 
-def index_of(
-    modality: str, classes: Mapping[str, list[str]], shards: list[dict[str, Any]], failures: list[dict[str, str]]
-) -> dict[str, Any]:
-    """The content of ``index.json``."""
-    count = sum(len(shard["samples"]) for shard in shards)
-    index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": count}
-    return index | {"failures": failures, "shards": shards}
-
-
-def write_index(path: Path, index: dict[str, Any]) -> None:
-    """Write ``path/index.json``; its first entry is the crc32 of all that follows it."""
-    text = json.dumps(index, separators=(",", ":"))[1:]
-    half = path / "index.json.tmp"
-    half.write_text(f'{{"crc32":{zlib.crc32(text.encode())},{text}')
-    half.replace(path / "index.json")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` under a temporary name beside ``path``, then rename."""
-    half = path.with_name(f"{path.name}.tmp")
-    half.write_text(json.dumps(content, separators=(",", ":")))
-    half.replace(path)
-
-
 def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], seen: set[str]) -> Sample:
     """``sample``, if it fits the shards; its key joins ``seen``."""
     if not sample.key or "." in sample.key or sample.key in seen:
@@ -123,32 +98,6 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
             entries[key]["members"][extension] = [member.offset_data, member.size, crcs[member.name]]
     entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return entry | {"samples": list(entries.values())}
-
-
-def file_sha256(path: Path) -> str:
-    """The file's sha256, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def read_index(path: str | Path, changed: bool = False) -> dict[str, Any]:
-    """The content of ``path/index.json``; UserError if there is none, it is not one of ours, or it was ``changed``."""
-    try:
-        data = storage(path).whole("index.json")
-        index = json.loads(data)
-    except OSError as error:
-        raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"'{path}/index.json' is damaged: it is not JSON") from None
-    found = index.get("format") if isinstance(index, dict) else None
-    if found != FORMAT:
-        raise UserError(f"'{path}/index.json' has format {found!r}; this version reads {FORMAT!r}")
-    if not changed and index.get("crc32") != zlib.crc32(data.partition(b",")[2]):
-        raise UserError(f"'{path}/index.json' is damaged: it has changed since it was written")
-    return index
 
 
 class Shards:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from scaleup.data.classes import class_name, class_names, read_classes, read_json, read_lines, unknown
 from scaleup.data.decode import EXTENSIONS
 from scaleup.errors import UserError, nearest
 
-MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
@@ -96,7 +95,7 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
 
 def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
     """Lines ``path label`` (the path may have spaces), ``path::label`` or ``path,label``."""
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in enumerate(read_lines(source), 1):
         separator = "::" if "::" in line else None if len(line.split()) > 1 else ","
         path, *label = line.rsplit(separator, 1)
         reason = "" if label else f"line {number} has no label after the path"
@@ -128,7 +127,7 @@ def _clip(row: dict[str, Any], root: Path) -> Item:
 
 def ssv2(source: Path, root: Path, _: str | None) -> Iterator[Item]:
     """The JSON of a split of Something-Something v2; the class is the template without its brackets."""
-    rows = _json(source)
+    rows = read_json(source)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
         raise UserError(f"'{source}' is not a list of entries with an id, as a split of SSv2 is")
     for row in rows:
@@ -138,7 +137,7 @@ def ssv2(source: Path, root: Path, _: str | None) -> Iterator[Item]:
 
 def ucf101(source: Path, root: Path, _: str | None) -> Iterator[Item]:
     """trainlist01.txt or testlist01.txt: lines ``CLASS/FILE.avi [NUMBER]``; the class is the folder."""
-    for line in _lines(source):
+    for line in read_lines(source):
         path = re.sub(r"\s+\d+$", "", line)
         yield _item(root, path, PurePosixPath(path).parent.name)
 
@@ -151,7 +150,7 @@ def hmdb51(source: Path, root: Path, split: str | None) -> Iterator[Item]:
     ending, wanted = f"_test_split{chosen[2]}.txt", "1" if chosen[1] == "train" else "2"
     for file in sorted(source.glob(f"*{ending}")):
         name = file.name.removesuffix(ending)
-        pairs = [line.rsplit(None, 1) for line in _lines(file)]
+        pairs = [line.rsplit(None, 1) for line in read_lines(file)]
         yield from (_item(root, f"{name}/{pair[0]}", name) for pair in pairs if pair[-1] == wanted)
 
 
@@ -179,57 +178,11 @@ def extension_of(path: Path) -> str:
     return {"jpeg": "jpg"}.get(extension := path.suffix.lower().lstrip("."), extension)
 
 
-def read_classes(path: str | Path) -> list[str]:
-    """Class names in the order of their numbers: lines ``NAME``, lines ``NUMBER NAME`` from 0 or 1, or a JSON object
-    of names to numbers.
-    """
-    path = Path(path)
-    try:
-        numbered = _json(path) if path.suffix == ".json" else _numbered(list(_lines(path)))
-        names = sorted(numbered, key=lambda name: int(numbered[name]))
-        numbers = [int(numbered[name]) for name in names]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"'{path}' is not a list of class names: {error}") from error
-    if not names or numbers != list(range(numbers[0], numbers[0] + len(names))):
-        raise UserError(f"'{path}' is not a list of class names: they are not numbered one after the other, once each")
-    return names
-
-
-def _numbered(lines: list[str]) -> dict[str, int]:
-    pairs = [match for line in lines if (match := re.fullmatch(r"(\d+)\s+(.+)", line))]
-    numbered = {line: number for number, line in enumerate(lines)}
-    if len(pairs) == len(lines):
-        numbered = {pair[2]: int(pair[1]) for pair in pairs}
-    if len(numbered) < len(lines):
-        raise ValueError("a name stands in it twice")
-    return numbered
-
-
-def class_names(labels: Iterable[str]) -> list[str]:
-    """The labels that occur, sorted; if all are numbers, every number up to the largest."""
-    found = {label for label in labels if label}
-    if found and all(label.isdecimal() for label in found):
-        return [str(number) for number in range(min(max(map(int, found)) + 1, MAX_CLASSES))]
-    return sorted(found)
-
-
-def class_name(label: str, names: list[str], known: set[str]) -> str | None:
-    """The class that ``label`` means, itself one of ``names`` (``known``) or the number of one; None: neither."""
-    if label in known:
-        return label
-    return names[int(label)] if label.isdecimal() and int(label) < len(names) else None
-
-
 def _own_classes(source: Path, kind: str) -> list[str] | None:
     """Names that the publishers of a set put beside its lists."""
     beside = {"ucf101": "classInd.txt", "ssv2": "*labels.json"}.get(kind)
     found = sorted(source.parent.glob(beside)) if beside else []
     return read_classes(found[0]) if len(found) == 1 else None
-
-
-def unknown(label: str, names: list[str]) -> str:
-    """Why ``label`` is no class."""
-    return f"label '{label[:200]}' is none of the {len(names)} classes{nearest(label[:200], names)}"
 
 
 def _classed(item: Item, names: list[str], known: set[str]) -> Item:
@@ -252,15 +205,3 @@ def _item(root: Path, path: str, label: str, reason: str = "") -> Item:
     """A file below ``root``."""
     outside = path.startswith("/") or ".." in PurePosixPath(path).parts
     return Item(root / path, label, reason or ("its path leaves the folder of the files" if outside else ""))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield from (stripped for line in file if (stripped := line.strip()))
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not JSON: {error}") from None

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.index import file_sha256, index_of, write_index
 from scaleup.data.parallel import parallel
-from scaleup.data.shards import Shards, file_sha256, index_of, write_index
-from scaleup.data.sources import class_name, class_names, read_classes, unknown
+from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.files import refuse_existing
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from scaleup.data.sources import kind_of, read_classes, read_source
+from scaleup.data.classes import read_classes
+from scaleup.data.sources import kind_of, read_source
 from scaleup.errors import UserError
 
 

@@ -1,0 +1,65 @@
+"""``index.json``: what lies where in the tars of a shard directory, written whole and read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scaleup.data.storage import storage
+from scaleup.errors import UserError
+
+FORMAT = "scaleup-shards-1"
+
+
+def index_of(
+    modality: str, classes: Mapping[str, list[str]], shards: list[dict[str, Any]], failures: list[dict[str, str]]
+) -> dict[str, Any]:
+    """The content of ``index.json``."""
+    count = sum(len(shard["samples"]) for shard in shards)
+    index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": count}
+    return index | {"failures": failures, "shards": shards}
+
+
+def write_index(path: Path, index: dict[str, Any]) -> None:
+    """Write ``path/index.json``; its first entry is the crc32 of all that follows it."""
+    text = json.dumps(index, separators=(",", ":"))[1:]
+    half = path / "index.json.tmp"
+    half.write_text(f'{{"crc32":{zlib.crc32(text.encode())},{text}')
+    half.replace(path / "index.json")
+
+
+def read_index(path: str | Path, changed: bool = False) -> dict[str, Any]:
+    """The content of ``path/index.json``; UserError if there is none, it is not one of ours, or it was ``changed``."""
+    try:
+        data = storage(path).whole("index.json")
+        index = json.loads(data)
+    except OSError as error:
+        raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"'{path}/index.json' is damaged: it is not JSON") from None
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != FORMAT:
+        raise UserError(f"'{path}/index.json' has format {found!r}; this version reads {FORMAT!r}")
+    if not changed and index.get("crc32") != zlib.crc32(data.partition(b",")[2]):
+        raise UserError(f"'{path}/index.json' is damaged: it has changed since it was written")
+    return index
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` under a temporary name beside ``path``, then rename."""
+    half = path.with_name(f"{path.name}.tmp")
+    half.write_text(json.dumps(content, separators=(",", ":")))
+    half.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
