@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import partial
+from dataclasses import MISSING, Field, fields, is_dataclass, make_dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
@@ -121,6 +121,12 @@ RULES: dict[str, Rule] = {
 _BAD = object()  # stands for a value that does not fit
 
 
+@cache
+def _alone(schema: type, key: str) -> Any:
+    """The field ``key`` of a dataclass as a schema of its own: OmegaConf is slow with many."""
+    return OmegaConf.structured(make_dataclass("Setting", [(key, get_type_hints(schema)[key])]))
+
+
 class Reader:
     """Holds settings against a dataclass: keeps what fits, collects a sentence for every mistake.
 
@@ -185,7 +191,7 @@ class Reader:
         if schema.__annotations__[key] == "float" and isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
             value = float(value[:-1]) / 100
         try:
-            typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), {key: value}))
+            typed = OmegaConf.to_container(OmegaConf.merge(_alone(schema, key), {key: value}))
         except OmegaConfBaseException:
             self.mistakes.append(limits.mistake(at, value))
             return _BAD
