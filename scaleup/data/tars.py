@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.index import file_sha256, index_of, write_index
+from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
@@ -22,7 +22,6 @@ from scaleup.files import refuse_existing
 
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
 MAX_TEXT = 2**24  # bytes of a member with a label
-Members = dict[str, tarfile.TarInfo]  # by ending
 
 
 def index_tars(
@@ -115,58 +114,6 @@ def _scan(path: Path, modality: str, label: str | None) -> dict[str, Any]:
     return entry | {"samples": samples, "failures": failures + [failed_as(path.name, *each) for each in wrong]}
 
 
-def grouped(path: Path) -> tuple[dict[str, Members], list[tuple[str, str]]]:
-    """Members of a tar by key and ending, as WebDataset divides names, and what is wrong with names or with the tar."""
-    groups: dict[str, Members] = {}
-    wrong: list[tuple[str, str]] = []
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.size < 0 or member.offset < end:  # else this could go round for ever
-                    raise ValueError("a header that points backwards")
-                end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
-                _place(member, groups, wrong)
-        if not end:
-            wrong.append(("", "holds no files"))
-        elif not _ends(path, end):
-            wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
-    except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
-        wrong.append(("", f"not a readable tar after byte {end}: {error}"))
-    for key in {key for key, _ in wrong}:
-        groups.pop(key, None)
-    return groups, wrong
-
-
-def _place(member: tarfile.TarInfo, groups: dict[str, Members], wrong: list[tuple[str, str]]) -> None:
-    if member.isdir():
-        return
-    match = re.fullmatch(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", member.name, re.DOTALL)
-    parts = PurePosixPath(member.name).parts
-    if ".." in parts or member.name.startswith("/"):
-        wrong.append((member.name, "its name leaves the tar"))
-    elif not member.isreg():
-        wrong.append((member.name, "is no file but a link or a device"))
-    elif not match:
-        wrong.append((member.name, "its name is not KEY.ENDING"))
-    elif match[2].lower() in (group := groups.setdefault(match[1], {})):
-        wrong.append((match[1], f"has two members .{match[2]}"))
-    else:
-        group[match[2].lower()] = member
-
-
-def _ends(path: Path, end: int) -> bool:
-    """Whether a tar whose last member ends at byte ``end`` goes on with zeros alone, as many as its end has."""
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = 0
-        while piece := file.read(2**20):
-            if piece.strip(b"\0"):
-                return False
-            rest += len(piece)
-    return rest >= 1024
-
-
 def _sample(file: BinaryIO, key: str, members: Members, modality: str, label: str | None) -> dict[str, Any]:
     """Label text and members of one sample; BadSample if it is not whole."""
     pickles = PICKLES & members.keys()
@@ -218,8 +165,3 @@ def _field(data: bytes, name: str) -> str:
         have = [str(key) for key in fields] if isinstance(fields, dict) else []
         raise BadSample(f"has no label: no text or number '{name}' in its .json{nearest(name, have)}")
     return str(fields[name]).strip()
-
-
-def failed_as(file: str, key: str, reason: str) -> dict[str, str]:
-    """The entry of an index's failures for a sample, or for the tar itself (no key)."""
-    return {"source": f"{file}: {key}" if key else file, "reason": reason}

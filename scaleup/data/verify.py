@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.index import file_sha256, read_index
+from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
-from scaleup.data.tars import Members, failed_as, grouped
 from scaleup.errors import UserError
 
 
