@@ -194,7 +194,7 @@ def from_config(config: dict[str, Any], weights: str | None, on_disk: int = 0) -
     """A model whose backbone has the weights that ``weights`` names (see :func:`backbones.build.build`)."""
     backbone = _backbone(config, weights, on_disk)
     base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
-    with torch.device("meta" if weights == "meta" else "cpu"):
+    with torch.device("meta"):  # what is not the backbone's comes from the file
         model = assemble(config, backbone)
     model.base = base
     return model

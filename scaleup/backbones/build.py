@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from scaleup.backbones.weights import HUB, files_of, find
 from scaleup.errors import UserError
 from scaleup.tensors import File
 
+MOST_BLOCKS, MOST = 1000, 10**6  # of what a model's configuration may ask for
 LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
 
 
@@ -46,11 +49,13 @@ def build(
             patches do not divide the size, or the weights are not in a file that blocks can be read from.
     """
     at = locate(name, kwargs, weights)
+    _refuse_giants(at.name, at.kwargs)
     family, _, own_name = at.name.partition(":")
     library, size = LIBRARIES[family], size or at.input.get("size")
     if at.weights is None:
         if on_disk:
             raise UserError(f"blocks of {name!r} cannot wait on disk: its weights are drawn at random, not in a file")
+        _refuse_more_than_memory(at.name, build(at.name, at.kwargs, size, "meta"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
@@ -69,6 +74,23 @@ def build(
     fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
     fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
+
+
+def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
+    """A config that somebody else wrote must not fill the memory before anything is held against it."""
+    for key, value in kwargs.items():
+        most = MOST_BLOCKS if key in ("depth", "layers") else MOST
+        if isinstance(value, int | float) and abs(value) > most:
+            raise UserError(f"{key} of {name!r} is {value}; allowed are at most {most}")
+
+
+def _refuse_more_than_memory(name: str, planned: Backbone) -> None:
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in planned.state_dict().values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"{name!r} at random takes {needed / 2**30:.0f} GiB in float32, this machine has {memory / 2**30:.0f} GiB"
+        )
 
 
 def weights_file(name: str, weights: str) -> Path:

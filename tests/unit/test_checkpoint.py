@@ -342,10 +342,9 @@ def test_a_changed_config_loads_or_is_refused_but_never_a_traceback(tmp_path: Pa
     assert refused > 40
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "report.json"])
-def test_damage_loads_or_is_refused_but_never_a_traceback(name: str, tmp_path: Path) -> None:
+def test_a_damaged_report_loads_or_is_refused_but_never_a_traceback(tmp_path: Path) -> None:
     save(made(None), tmp_path / "out", "full")
-    path = tmp_path / "out" / name
+    path = tmp_path / "out" / "report.json"
     whole, draw = path.read_bytes(), random.Random(0)
     for trial in range(50):
         content = bytearray(whole)
