@@ -180,11 +180,13 @@ def _webdataset(shards: Shards, workers: int) -> Iterable[Tensor]:
 
 def _memory(shards: Shards, workers: int, samples: int) -> dict[str, Any]:
     """Resident bytes of this process and the loader's after a tenth of the samples and after all of them."""
-    early = 0
-    for number, _ in enumerate(islice(_ours(shards, workers), samples // BATCH), 1):
-        if number == samples // BATCH // 10:
-            early = _resident()
-    late = _resident()
+    batches, tenth = _ours(shards, workers), samples // BATCH // 10
+    sizes = []
+    for _ in range(10):
+        for _ in range(tenth):
+            next(batches)
+        sizes.append(_resident())  # while the processes of the loader live
+    early, late = sizes[0], sizes[-1]
     return {"side": "memory", "samples": samples, "early_bytes": early, "late_bytes": late, "growth": late / early - 1}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import re
 import signal
@@ -21,6 +22,7 @@ from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 Failure = tuple[str, str]  # key and reason
 
 
@@ -222,9 +224,12 @@ def _batch(
 def _workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
     """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one)."""
     return iter(
-        DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_leave_interrupts)
+        DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_begin_worker)
     )
 
 
-def _leave_interrupts(_: int) -> None:
+def _begin_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
+        mallopt(M_MMAP_THRESHOLD, 1 << 22)
