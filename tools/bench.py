@@ -19,12 +19,15 @@ def arguments():
     step.add_argument("--frozen-depth", type=int, help="frozen blocks (default: three quarters)")
     step.add_argument("--batch", type=int, default=2, help="clips of 32x224x224 (default 2)")
     step.add_argument("--full", action="store_true", help="take turns with full fine-tuning")
+    trunk = figures.add_parser("trunk", help="the frozen part in each precision against float32")
+    trunk.add_argument("--backbone", default="vit_b")
+    trunk.add_argument("--frozen-depth", type=int, help="frozen blocks (default: three quarters)")
     stream = figures.add_parser("stream", help="a backbone larger than memory: transplant and one step from disk")
     stream.add_argument("directory", help="where random weights (bfloat16) and runs are written; used again")
     stream.add_argument("--backbone", default="timm:vit_7b_patch16_dinov3")
     stream.add_argument("--trained", type=int, default=1, help="late blocks that train (default 1)")
     stream.add_argument("--precision", default="bfloat16", help="of the frozen blocks (default bfloat16)")
-    for figure, repeats in ((tokenizer, 31), (transplant, 3), (step, 3), (stream, 3)):
+    for figure, repeats in ((tokenizer, 31), (transplant, 3), (step, 3), (trunk, 5), (stream, 3)):
         figure.add_argument("--repeats", type=int, default=repeats, help="turns of each side (default %(default)s)")
         figure.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
     return made

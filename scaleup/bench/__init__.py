@@ -4,5 +4,6 @@ from scaleup.bench.step import step
 from scaleup.bench.stream import stream
 from scaleup.bench.tokenizer import tokenizer
 from scaleup.bench.transplant import transplant
+from scaleup.bench.trunk import trunk
 
-__all__ = ["step", "stream", "tokenizer", "transplant"]
+__all__ = ["step", "stream", "tokenizer", "transplant", "trunk"]
