@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -144,6 +144,8 @@ class Train:
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
     zero_stage: int = 0
     log_every: int = 10
+    save_every: int = 1000  # steps between checkpoints; 0: at the end alone, and where the run is stopped
+    keep: int = 2  # checkpoints at a time
 
 
 @dataclass
@@ -179,12 +181,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def save(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe to ``path``; :func:`load` reads it back."""
-    content = OmegaConf.structured(recipe)
-    if recipe.model.load is not None:
-        content = OmegaConf.create({**content, "model": {"load": recipe.model.load}})  # the rest is the model's own
     half = Path(path).with_suffix(".tmp")
-    half.write_text(OmegaConf.to_yaml(content))
+    half.write_text(OmegaConf.to_yaml(resolved(recipe)))
     half.replace(path)
+
+
+def resolved(recipe: Recipe) -> DictConfig:
+    """All settings of a recipe that count; of a loaded model, whose settings are its own, its directory."""
+    content = OmegaConf.structured(recipe)
+    if recipe.model.load is None:
+        return content
+    return OmegaConf.create({**content, "model": {"load": recipe.model.load}})
 
 
 def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
@@ -218,8 +225,8 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
     if recipe.train.warmup > recipe.train.steps:
         yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
-    if "tensorboard" in recipe.arms:
-        yield "arms.tensorboard: the name is taken, a run keeps its curves there"
+    for name in sorted({"tensorboard", "checkpoints"} & recipe.arms.keys()):
+        yield f"arms.{name}: the name is taken, a run keeps its {name} there"
     arms = [(f"arms.{name}", arm) for name, arm in sweep_arms(recipe).items()] if recipe.arms else [("arm", recipe.arm)]
     for at, arm in arms:
         if arm.gate and arm.frozen_depth == 0:

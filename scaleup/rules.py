@@ -115,6 +115,8 @@ RULES: dict[str, Rule] = {
     "train.mixup": between(0),
     "train.zero_stage": one_of(0, 1, 2),
     "train.log_every": whole(1),
+    "train.save_every": whole(0),
+    "train.keep": whole(1),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from scaleup.errors import UserError
 from scaleup.recipe import Arm, Train
 
 T = TypeVar("T")
@@ -37,6 +40,19 @@ class World(NamedTuple):
         if self.size > 1:
             dist.all_reduce(values)
         return values.div_(self.size)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, a rank that no longer answers is a sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise UserError(
+                f"rank {self.rank} stops: another of the {self.size} ranks no longer answers; look for what it said "
+                "last; the same command goes on from the last checkpoint"
+            ) from error
 
 
 def start() -> World:
@@ -91,9 +107,10 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, settings: Arm, train: Train, batch: int, world: World) -> None:
-        groups = parameter_groups(cast(nn.Module, module.arm), settings)
-        optimizer = OPTIMIZERS[train.optimizer](groups, betas=tuple(train.betas), fused=True)
-        optimizer.register_step_pre_hook(self._rest)
+        self.arm = cast(nn.Module, module.arm)
+        groups = parameter_groups(self.arm, settings)
+        self.optimizer = OPTIMIZERS[train.optimizer](groups, betas=tuple(train.betas), fused=True)
+        self.optimizer.register_step_pre_hook(self._rest)
         config = {
             "train_batch_size": batch,
             "train_micro_batch_size_per_gpu": batch // world.size,
@@ -103,12 +120,13 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": sys.maxsize,
         }
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.groups = [list(group["params"]) for group in groups]
+        self.parameters = [parameter for group in self.groups for parameter in group]
         self.used: set[str] = set()
         for group in groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: self.used.add(unit))
-        self.engine = _deepspeed().initialize(model=module, optimizer=optimizer, config=config)[0]
+        self.engine = _deepspeed().initialize(model=module, optimizer=self.optimizer, config=config)[0]
 
     def __call__(self, *inputs: Any) -> Any:
         return self.engine(*inputs)
@@ -124,6 +142,18 @@ class Engine:
         self.engine.step()
         zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
         return float(norm if zero_norm is None else zero_norm)
+
+    def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each parameter, and the tensor that the optimizer updates for it: itself, or under ZeRO this rank's part of
+        the parameters of its group, end to end."""
+        flat = getattr(self.engine.optimizer, "single_partition_of_fp32_groups", None)
+        for index, group in enumerate(self.groups):
+            yield from ((parameter, parameter if flat is None else flat[index]) for parameter in group)
+
+    def refresh_holders(self) -> None:
+        """To be called after parameters were changed by hand."""
+        if hasattr(self.engine.optimizer, "refresh_fp32_params"):
+            self.engine.optimizer.refresh_fp32_params()
 
     def _rest(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         for group in optimizer.param_groups:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,18 @@ from torch.utils.tensorboard import SummaryWriter
 class Metrics:
     """Appends to ``out/metrics.jsonl`` at every step and to ``out/tensorboard`` at every ``log_every``-th.
 
-    Every line is flushed: a run that is killed loses one line at most.
+    Every line is flushed: a run that is killed loses one line at most. What a killed run wrote of steps from ``start``
+    on is taken back; ``kept`` are the lines before.
     """
 
-    def __init__(self, out: Path, log_every: int) -> None:
-        self.log_every = log_every
-        self.lines = (out / "metrics.jsonl").open("a", buffering=1)
-        self.board = SummaryWriter(out / "tensorboard")
+    def __init__(self, out: Path, log_every: int, start: int = 0) -> None:
+        self.log_every, path = log_every, out / "metrics.jsonl"
+        self.kept = _before(path, start)
+        half = path.with_suffix(".tmp")
+        half.write_text("".join(json.dumps(entry) + "\n" for entry in self.kept))
+        half.replace(path)
+        self.lines = path.open("a", buffering=1)
+        self.board = SummaryWriter(out / "tensorboard", purge_step=start)
 
     def log(self, entry: dict[str, Any]) -> None:
         """``entry`` holds ``step`` and, nested as it likes, numbers; what is not a number goes to the lines alone."""
@@ -28,9 +35,22 @@ class Metrics:
             for name, value in flatten(entry):
                 self.board.add_scalar(name, value, entry["step"])
 
+    def sync(self) -> None:
+        """Put the lines on the disk."""
+        os.fsync(self.lines.fileno())
+
     def close(self) -> None:
         self.lines.close()
         self.board.close()
+
+
+def _before(path: Path, start: int) -> list[dict[str, Any]]:
+    """The lines of steps before ``start``; the last line of a run that was killed may be half a line."""
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if entry["step"] < start]
 
 
 def flatten(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

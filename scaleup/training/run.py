@@ -3,54 +3,76 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from scaleup import cli
-from scaleup import recipe as recipes
 from scaleup.adapter import Adapt
 from scaleup.checkpoint import load
 from scaleup.data.loader import Batch, classes_of, train_loader
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Input, Recipe
-from scaleup.training import engine
+from scaleup.training import directory, engine, state
+from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.frozen import settle
 from scaleup.training.metrics import Metrics
 from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean
+from scaleup.training.stop import Stop, exit_code
 from scaleup.trunk import Taps
 
 
-def run(recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False) -> dict[str, Any]:
+def run(
+    recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False, stop_after: float | None = None
+) -> dict[str, Any]:
     """Train ``arms`` together on the recipe's data and write the run directory ``recipe.out``.
 
-    It holds recipe.yaml, metrics.jsonl, tensorboard/, and a model directory for each arm, named as the arm is.
+    It holds recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/ until the run is complete, and then a directory for
+    each model, named as its arm is. Where the directory holds an unfinished run of the same recipe, that run goes on
+    from its newest whole checkpoint, to the same weights, bit for bit, on the same number of ranks.
+
+    Args:
+        stop_after: seconds after which the run saves a checkpoint and ends early, as it does on SIGTERM and SIGINT.
 
     Returns:
         ``{"out", "steps", "trunk_seconds", "trunk", "arms": {name: {"directory", "frozen_depth", "frozen_parameters",
         "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the
         steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate; for
-        ``trunk`` see :func:`scaleup.training.frozen.settle`.
+        ``trunk`` see :func:`scaleup.training.frozen.settle`. Of a run that ended early ``{"out", "steps", "stopped",
+        "exit"}``: the steps done, and the exit code that says why.
 
     Raises:
-        UserError: the output exists, an arm does not fit the model, the data does not open, or an arm diverges.
+        UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
+            diverges, or another rank no longer answers.
     """
-    _check_out(recipe.out, overwrite)
-    training = Run(recipe, arms)
-    out, leads = Path(recipe.out), training.world.rank == 0
-    if leads:
-        _begin(out, recipe)
-    with closing(Metrics(out, recipe.train.log_every)) if leads else nullcontext() as metrics:
-        training.train(metrics)
+    resumes, out = directory.goes_on(recipe, arms, overwrite), Path(recipe.out)
+    world = engine.start()
+    leads, stop = world.rank == 0, Stop(world, stop_after)
+    saved = Checkpoints(out / "checkpoints", recipe.train.keep)
+    with world.together():
+        checkpoint = world.first(saved.newest() if resumes and leads else None)
+        training = Run(recipe, arms, checkpoint)
+        if leads and not resumes:
+            directory.begin(recipe)
+        if leads and resumes:
+            saved.clear(training.done)
+            _say_resumed(training, checkpoint)
+        with closing(Metrics(out, recipe.train.log_every, training.done)) if leads else nullcontext() as metrics, stop:
+            training.remember(metrics.kept if metrics else [])
+            early = training.train(metrics, saved, stop)
+    if early:
+        return {"out": recipe.out, "steps": recipe.train.steps, "stopped": training.done, "exit": exit_code(early)}
     result = training.result()
     if leads:
         for name, model in training.models.items():
             model.report = {"training": result["arms"][name], "began_from": model.report}
-            model.save_pretrained(out / name)
+            model.save_pretrained(out / name, overwrite=True)
+        shutil.rmtree(saved.directory, ignore_errors=True)
     return result
 
 
@@ -76,34 +98,81 @@ def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
 
 
 class Run:
-    """The arms of a run, and the deepest trunk among theirs, which serves them all."""
+    """The arms of a run, and the deepest trunk among theirs, which serves them all; ``done`` steps are behind it."""
 
-    def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
-        self.recipe, self.models = recipe, models(recipe, arms)
+    def __init__(self, recipe: Recipe, arms: dict[str, Arm], checkpoint: Checkpoint | None = None) -> None:
+        self.recipe, self.arms, self.models = recipe, arms, models(recipe, arms)
         deepest = max(self.models.values(), key=lambda model: model.frozen_depth)
         self.preprocess, self.trunk = deepest.preprocess, deepest.trunk
         self.depths = sorted({model.frozen_depth for model in self.models.values()} - {0})
         self.world = engine.start()
+        self.done = checkpoint.step if checkpoint else 0
         self.batches = train_loader(
             recipe.data,
             Input(**deepest.config["input"]),
             recipe.seed,
             recipe.train.steps,
+            start=self.done,
             rank=self.world.rank,
             world=self.world.size,
         )
-        self.settled = settle(self.models.values(), recipe.trunk, self.world)
+        trunk = replace(recipe.trunk, precision=checkpoint.state["precision"]) if checkpoint else recipe.trunk
+        self.settled = settle(self.models.values(), trunk, self.world)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.trunk_seconds: list[float] = []
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
-    def train(self, metrics: Metrics | None) -> None:
-        """Take every step, with a progress bar and a line of metrics each."""
-        with cli.progress("training", self.recipe.train.steps) as advance:
-            for step, batch in enumerate(self.batches):
-                entry = self.step(step, batch)
+    def train(self, metrics: Metrics | None = None, saved: Checkpoints | None = None, stop: Stop | None = None) -> int:
+        """Take every step that is left, with a progress bar and a line of metrics each.
+
+        Returns:
+            0, or the reason of ``stop`` for which the run ended before its last step.
+        """
+        steps, every = self.recipe.train.steps, self.recipe.train.save_every
+        with cli.progress("training", steps) as advance:
+            advance(self.done)
+            for batch in self.batches:
+                entry = self.step(self.done, batch)
+                self.done += 1
                 if metrics is not None:
                     metrics.log(entry)
                 advance(1, " ".join(f"{name} {arm['loss']:.3f}" for name, arm in entry["arms"].items()))
+                reason = stop.reason() if stop is not None else 0
+                if saved is not None and (reason or self.done == steps or (every and self.done % every == 0)):
+                    self.save(saved, metrics)
+                if reason and self.done < steps:
+                    return reason
+        return 0
+
+    def save(self, saved: Checkpoints, metrics: Metrics | None) -> None:
+        """Write a checkpoint; where that fails, say so and let the run go on. All ranks must call."""
+        tensors = {name: state.gather(trainer.engine, self.world) for name, trainer in self.trainers.items()}
+        if metrics is None:
+            return
+        try:
+            metrics.sync()
+            saved.save(self.done, self._settings(), tensors)
+        except (UserError, OSError) as error:
+            print(f"the checkpoint of step {self.done} is not saved, training goes on: {error}", file=sys.stderr)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors; ``auto`` may choose another precision when it measures again."""
+        arms = {name: asdict(arm) for name, arm in self.arms.items()}
+        return {"arms": arms, "precision": self.settled.get("precision", "float32"), "ranks": self.world.size}
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if (there := checkpoint.state["arms"]) != (here := self._settings()["arms"]):
+            raise UserError(f"'{checkpoint.directory}' is of other arms: {there} there and {here} here")
+        for name, trainer in self.trainers.items():
+            state.restore(trainer.engine, checkpoint.tensors(name))
+
+    def remember(self, entries: list[dict[str, Any]]) -> None:
+        """Count the steps before the run was resumed, from their lines of metrics, into the result."""
+        for entry in entries:
+            self.trunk_seconds.append(entry["trunk_seconds"])
+            for name, trainer in self.trainers.items():
+                trainer.remember(entry["arms"][name])
 
     def step(self, step: int, batch: Batch) -> dict[str, Any]:
         """One update of every arm; returns the step's line of metrics."""
@@ -168,20 +237,7 @@ def sizes(model: TubeViT) -> dict[str, int]:
     return {"frozen_depth": model.frozen_depth, "frozen_parameters": counts[False], "trained_parameters": counts[True]}
 
 
-def _check_out(out: str, overwrite: bool) -> None:
-    if not out:
-        raise UserError("the recipe names no directory to write to; set out, for example out=runs/first")
-    if Path(out).exists() and not overwrite:
-        raise UserError(f"{out!r} exists; name another directory (out=...) or replace the run in it (--overwrite)")
-    if Path(out).exists() and not (Path(out) / "recipe.yaml").is_file():
-        raise UserError(f"{out!r} is not the directory of a run, it has no recipe.yaml; it will not be replaced")
-
-
-def _begin(out: Path, recipe: Recipe) -> None:
-    """Make the run directory, in the place of an older run."""
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    if recipe.model.load and Path(recipe.model.load).is_dir():  # the run may be read from another directory
-        recipe = replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
-    recipes.save(recipe, out / "recipe.yaml")
+def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:
+    ranks, before = training.world.size, checkpoint.state["ranks"] if checkpoint else training.world.size
+    other = f" on {ranks} ranks instead of {before}, so within rounding, not bit for bit" if ranks != before else ""
+    print(f"resuming at step {training.done} of {training.recipe.train.steps}{other}", file=sys.stderr)

@@ -100,6 +100,11 @@ class ArmTrainer:
         self.losses.append(entry["loss"])
         return entry | {"alpha": self._alpha(), "seconds": self.seconds[-1]}
 
+    def remember(self, entry: Mapping[str, Any]) -> None:
+        """A step that was taken before the run was resumed."""
+        self.seconds.append(entry["seconds"])
+        self.losses.append(entry["loss"])
+
     def result(self) -> dict[str, Any]:
         """What a report says of the arm; the loss is the mean over the last tenth of the steps."""
         last = self.losses[-max(1, len(self.losses) // 10) :]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from scaleup import cli, recipe
+from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, Arm]]) -> NoReturn:
@@ -17,18 +21,34 @@ def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, A
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
     parser.add_argument("--plan", action="store_true", help="show tokens, parameters and steps; train nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in the output directory")
+    parser.add_argument("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
 
     def run(args: argparse.Namespace) -> dict[str, Any]:
+        limit = seconds(args.stop_after) if args.stop_after else None
         read = recipe.load(args.recipe, args.changes)
         from scaleup.training import run as training  # after the recipe: its imports take seconds
 
-        return training.plan(read, arms_of(read)) if args.plan else training.run(read, arms_of(read), args.overwrite)
+        if args.plan:
+            return training.plan(read, arms_of(read))
+        return training.run(read, arms_of(read), args.overwrite, limit)
 
     cli.main(run, parser.parse_intermixed_args(), show)
 
 
+def seconds(text: str) -> float:
+    """``2h50m``, ``90s`` or ``1h30m15s`` -> seconds."""
+    if not re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", text) or not text:
+        raise UserError(
+            f"--stop-after {text!r} is no time; allowed are hours, minutes and seconds such as 2h50m or 90s"
+        )
+    return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
+
+
 def show(result: dict[str, Any]) -> None:
     """Print a result of ``plan`` or ``run``, an arm a line."""
+    if "stopped" in result:
+        print(f"stopped after {result['stopped']} of {result['steps']} steps; the same command goes on from there")
+        return
     trained = "out" in result
     print(f"{result['steps']} steps" + (f" -> {result['out']}" if trained else f", tokens {result['tokens']}"))
     for name, arm in result["arms"].items():

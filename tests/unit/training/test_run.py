@@ -37,7 +37,7 @@ def test_frozen_tensors_keep_their_bytes_and_stay_without_gradient(sweep: Run) -
     trunks = [sweep.models[name].trunk for name in ("last", "gated")]
     before = [bits(trunk.state_dict()) for trunk in trunks]
     arms = {name: bits(model.arm.state_dict()) for name, model in sweep.models.items()}
-    sweep.train(None)
+    sweep.train()
     assert [bits(trunk.state_dict()) for trunk in trunks] == before
     for trunk in trunks:
         assert all(each.grad is None and not each.requires_grad for each in trunk.parameters())

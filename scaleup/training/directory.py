@@ -1,0 +1,73 @@
+"""The directory of a run: begun with its recipe, gone on with by the very same recipe, replaced by no accident."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scaleup import recipe as recipes
+from scaleup.errors import UserError
+from scaleup.files import new_directory
+from scaleup.recipe import Recipe
+
+# What may differ when a run goes on, since it changes no weight.
+FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.keep"}
+OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
+
+
+def goes_on(recipe: Recipe, arms: Collection[str], overwrite: bool) -> bool:
+    """Whether an unfinished run of this recipe stands in ``recipe.out``; False where a new one begins there.
+
+    Raises:
+        UserError: no directory is named, or what stands there is not for this recipe to replace or to go on with.
+    """
+    if not recipe.out:
+        raise UserError("the recipe names no directory to write to; set out, for example out=runs/first")
+    out = Path(recipe.out)
+    if not out.exists():
+        return False
+    if not (out / "recipe.yaml").is_file() and (overwrite or any(out.iterdir())):
+        raise UserError(f"{recipe.out!r} exists and is not the directory of a run, it has no recipe.yaml")
+    if overwrite:
+        return False
+    if differing := _differing(out / "recipe.yaml", recipe):
+        raise UserError(f"{recipe.out!r} exists and holds a run of another recipe: {differing}; {OTHERWISE}")
+    if all((out / arm / "config.json").is_file() for arm in arms):
+        raise UserError(f"{recipe.out!r} exists, and its run is complete; {OTHERWISE}")
+    return True
+
+
+def begin(recipe: Recipe) -> None:
+    """Make the directory with its recipe, in the place of what stands there."""
+    with new_directory(recipe.out, overwrite=True) as directory:
+        recipes.save(_settled(recipe), directory / "recipe.yaml")
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """The recipe, fit to be read from another directory."""
+    if recipe.model.load and Path(recipe.model.load).is_dir():
+        return replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
+    return recipe
+
+
+def _differing(path: Path, recipe: Recipe) -> str:
+    """The settings in which the recipe at ``path`` is another one, in words."""
+    try:
+        there = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        return f"its recipe.yaml cannot be read ({error})"
+    here = _flat(OmegaConf.to_container(recipes.resolved(_settled(recipe))))
+    keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
+    return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {at: value}
+    return {key: leaf for name, each in value.items() for key, leaf in _flat(each, f"{at}.{name}".strip(".")).items()}
