@@ -27,7 +27,12 @@ def arguments():
     stream.add_argument("--backbone", default="timm:vit_7b_patch16_dinov3")
     stream.add_argument("--trained", type=int, default=1, help="late blocks that train (default 1)")
     stream.add_argument("--precision", default="bfloat16", help="of the frozen blocks (default bfloat16)")
-    for figure, repeats in ((tokenizer, 31), (transplant, 3), (step, 3), (trunk, 5), (stream, 3)):
+    loader = figures.add_parser("loader", help="clips a second against a PyAV loop, webdataset and decord, where it is")
+    loader.add_argument("--directory", help="where shards are made, or used again (default: a temporary one)")
+    loader.add_argument("--clips", type=int, default=96, help="clips a turn (default 96)")
+    loader.add_argument("--workers", type=int, default=2, help="processes of each side (default 2)")
+    loader.add_argument("--samples", type=int, default=1000, help="samples over which memory is watched (default 1000)")
+    for figure, repeats in ((tokenizer, 31), (transplant, 3), (step, 3), (trunk, 5), (stream, 3), (loader, 5)):
         figure.add_argument("--repeats", type=int, default=repeats, help="turns of each side (default %(default)s)")
         figure.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
     return made
