@@ -239,5 +239,5 @@ def sizes(model: TubeViT) -> dict[str, int]:
 
 def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:
     ranks, before = training.world.size, checkpoint.state["ranks"] if checkpoint else training.world.size
-    other = f" on {ranks} ranks instead of {before}, so within rounding, not bit for bit" if ranks != before else ""
+    other = f"; ranks: {ranks} instead of {before}, so within rounding, not bit for bit" if ranks != before else ""
     print(f"resuming at step {training.done} of {training.recipe.train.steps}{other}", file=sys.stderr)

@@ -12,12 +12,14 @@ import signal
 import socket
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 from scaleup import cli
 from scaleup.training import engine, run
 
 assert run and engine._deepspeed()  # imported here, not in each rank
+import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # ZeRO does, and it takes seconds
 
 
 def free_port() -> str:
@@ -62,16 +64,18 @@ def ended(pid: int, seconds: float) -> bool:
 
 
 def kill(pids: list[int], out: Path, source: random.Random) -> None:
-    """Kill one rank at a random point: while it starts, or some steps on; the others must end by themselves."""
+    """Kill all ranks while they start, or one of them some steps on: then the others must end by themselves."""
+    victims = pids
     if source.random() < 0.2:
         time.sleep(source.uniform(0, 1))
     else:
+        victims = [source.choice(pids)]
         goal, end = lines(out) + source.randint(1, 3), time.monotonic() + 10
         while lines(out) < goal and time.monotonic() < end:
             time.sleep(0.002)
         time.sleep(source.uniform(0, 0.06))
-    victim = source.choice(pids)
-    os.kill(victim, signal.SIGKILL)
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
     for pid in pids:
         assert ended(pid, 60), "a rank hangs after another one died"
 

@@ -1,6 +1,6 @@
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from scaleup import recipe as recipes
 from scaleup.errors import UserError
 from scaleup.recipe import Recipe, sweep_arms
+from scaleup.training import state
 from scaleup.training.run import Run, plan, run
 from scaleup.trunk import Taps
 
@@ -193,3 +194,72 @@ def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
     assert arms["last"]["trained_parameters"] == heads + 2 * 24  # and the norm
     totals = {arm["frozen_parameters"] + arm["trained_parameters"] - (name == "gated") for name, arm in arms.items()}
     assert len(totals) == 1  # the same model three times; the gate is one parameter more
+
+
+def tensors(out: Path, arms: Iterable[str]) -> dict[str, dict[str, bytes]]:
+    return {arm: {file.name: file.read_bytes() for file in (out / arm).rglob("*.safetensors")} for arm in arms}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, stage: int) -> None:
+    """Stopped after every step, with all kinds of arms, dropout and mixup; heads that rested have no momentum yet."""
+    changes = [f"train.zero_stage={stage}", "train.steps=5", "train.betas=[0.8,0.95]"]
+    whole, pieces = (tiny(*changes, f"out={tmp_path / name}") for name in ("whole", "pieces"))
+    late = replace(whole.arm, frozen_depth=1, gate=True, lora_rank=2)
+    arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none", "full")}
+    arms |= {"all": whole.arm, "low": replace(late, precision="bfloat16")}
+    expected = run(whole, arms)
+    for step in range(1, 5):
+        assert run(pieces, arms, stop_after=0) == {"out": pieces.out, "steps": 5, "stopped": step, "exit": 0}
+    result = run(pieces, arms)
+    assert tensors(tmp_path / "pieces", arms) == tensors(tmp_path / "whole", arms)
+    for name in arms:
+        assert result["arms"][name]["loss"] == expected["arms"][name]["loss"]
+    lines = [json.loads(line) for line in (tmp_path / "pieces" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5))
+
+
+def test_a_resumed_trunk_keeps_the_precision_that_was_measured(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured again, another could be the fastest."""
+    recipe, fastest = tiny("trunk.precision=auto"), iter(["bfloat16", "float32"])
+    monkeypatch.setattr("scaleup.training.frozen.fastest", lambda *_: (next(fastest), {}))
+    arms = {"model": replace(recipe.arm, frozen_depth=2)}
+    run(recipe, arms, stop_after=0)
+    assert run(recipe, arms)["trunk"]["precision"] == "bfloat16"
+
+
+def test_another_recipe_does_not_go_on(tiny: Tiny) -> None:
+    recipe = tiny()
+    arms = {"model": recipe.arm}
+    run(recipe, arms, stop_after=0)
+    with pytest.raises(UserError, match="another recipe: train.steps is 4 there and 5 here, arm.lr is 0.01 there and"):
+        run(tiny("train.steps=5", "arm.lr=0.02"), arms)
+    with pytest.raises(UserError, match="is of other arms"):
+        run(recipe, {"model": replace(recipe.arm, lr=0.02)})
+    harmless = tiny("data.workers=1", "train.save_every=1", "train.keep=1")
+    assert run(harmless, arms, stop_after=0)["stopped"] == 2
+    assert run(tiny("train.steps=5"), arms, overwrite=True, stop_after=0)["stopped"] == 1
+    run(tiny("train.steps=5"), arms)
+    with pytest.raises(UserError, match="exists, and its run is complete"):
+        run(tiny("train.steps=5"), arms)
+
+
+def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scaleup.training.checkpoints.file_sha256", full)
+    recipe = tiny("train.save_every=2")
+    run(recipe, {"model": recipe.arm})
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+    assert capsys.readouterr().err.count("cannot be written: No space left on device") == 2
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny) -> None:
+    recipe = tiny()
+    trainer = Run(recipe, {"model": recipe.arm}).trainers["model"]
+    tensors = state.gather(trainer.engine, trainer.world)
+    with pytest.raises(UserError, match="the checkpoint is of another model: tail.norm.weight"):
+        state.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
