@@ -11,8 +11,8 @@ COLUMNS = {  # file of tests -> what they prove
     "test_exact": "exact on images",
     "test_tubes_join": "tubes join",
     "test_gate": "gate",
-    "test_train": "train",
-    "test_export": "export",
+    "test_learns": "train",
+    "test_round_trip": "export",
 }
 PAIRS = [(family.name, tests) for family in FAMILIES for tests in COLUMNS]
 Proved = Mapping[tuple[str, str], bool]  # (name of a family's model, file of tests) -> all of its tests passed
