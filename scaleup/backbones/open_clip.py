@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone, refuse_size, timm, weights
+from scaleup.backbones import Backbone, plain, refuse_size, timm, weights
 from scaleup.errors import UserError, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
@@ -86,7 +86,7 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None) -> A
     if vision.get("timm_model_name"):
         return _timm_tower(name, vision, kwargs, size)
     if isinstance(vision["layers"], list):
-        raise UserError(f"'open_clip:{name}' is a ModifiedResNet, not a plain ViT: {timm.STAGES}")
+        raise UserError(f"'open_clip:{name}' is a ModifiedResNet, not a plain ViT: {plain.STAGES}")
     _refuse_unknown_words(name, kwargs)
     words = config | {"quick_gelu": config.get("quick_gelu", False) or cfg["quick_gelu"]} | kwargs
     vision |= {word: value for word, value in kwargs.items() if word not in BESIDE}

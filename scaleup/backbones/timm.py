@@ -9,47 +9,18 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import PatchEmbed, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg
-from timm.models import vision_transformer as vit_blocks
-from timm.models.eva import Eva, EvaBlock
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from scaleup.backbones import Backbone, refuse_size, rotary, weights
+from scaleup.backbones.plain import MASKED, refuse_unless_plain
 from scaleup.errors import UserError, nearest
 
-MASKED = (vit_blocks.Block, vit_blocks.ParallelScalingBlock, vit_blocks.ParallelThingsBlock, EvaBlock)
-BLOCKS = (*MASKED, vit_blocks.DiffParallelScalingBlock)  # the last takes no bias of its attention
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
 TAIL = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
 
-BIAS_TABLE = "its attention adds a table with an entry for each pair of patches, and a tube has no entry there"
-POST_NORM = "its blocks normalise what they add (post-norm), so tubes and gate would meet tokens of another scale"
-WINDOWS = "its windows are cut from a grid of patches, and a tube has no place in a grid"
-STAGES = "its blocks work on a grid that shrinks from stage to stage, and a tube has no place in a grid"
-NOT_PLAIN = {  # class of the model or of its blocks -> why tubes cannot join
-    "Beit": BIAS_TABLE,
-    "VisionTransformerRelPos": BIAS_TABLE,
-    "ResPostBlock": POST_NORM,
-    "EvaBlockPostNorm": POST_NORM,
-    **dict.fromkeys(("SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr"), WINDOWS),
-    "VisionTransformerSAM": "its attention works on windows of a grid, with a table for each pair of patches",
-    **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "CoaT", "DaVit", "PyramidVisionTransformerV2"), STAGES),
-    **dict.fromkeys(
-        ("PoolingVisionTransformer", "Twins", "Nest", "Levit", "LevitDistilled", "TinyVit", "Visformer"), STAGES
-    ),
-    **dict.fromkeys(("GlobalContextVit", "MaxxVit", "NextViT", "ResNet", "ConvNeXt", "FastVit"), STAGES),
-    "Cait": "its class token meets the patches in the last blocks alone, which are of another kind",
-    "ConVit": "its attention mixes in how far patches are apart in a grid, and a tube has no place in a grid",
-    "CrossVit": "it works on patches of two sizes in two sequences",
-    "TNT": "its blocks work on the pixels inside each patch too, and a tube has none",
-    "VOLO": "its first blocks attend within windows of a grid, and a tube has no place in a grid",
-    "Xcit": "its blocks convolve a grid of patches, and a tube has no place in a grid",
-    "NaFlexVit": "it takes patches cut beforehand, in sequences of any length, not images",
-    "HybridEmbed": "its patches come from a convolutional network",
-    "RotaryEmbeddingMRope": "its rotary angles hold a time of their own",
-}
 CONVERTED: dict[str, dict[str, Any]] = {  # part of a name -> how timm converts its files, where not as all others
     "deit": {"adapt_layer_scale": True},
     "flexivit": {"interpolation": "bilinear", "antialias": False},
@@ -132,9 +103,9 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, labe
         vit: Any = timm.create_model(name, **words)
     except Exception as error:  # wrong words in kwargs raise anything
         if size and "img_size" in str(error):
-            _refuse_unless_plain(create(name, kwargs, None, label), label)
+            refuse_unless_plain(create(name, kwargs, None, label), label)
         raise UserError(f"timm cannot build {label!r} with {kwargs}: {_reason(error)}") from error
-    _refuse_unless_plain(vit, label)
+    refuse_unless_plain(vit, label)
     if size is not None and tuple(size) != tuple(vit.pretrained_cfg["input_size"][1:]):
         refuse_size(label, size, vit.patch_embed.patch_size)
     return vit
@@ -224,19 +195,6 @@ def take_apart(vit: Any, name: str) -> Backbone:
         rotary=getattr(vit, "rope", None) is not None,
         attn_mask=isinstance(vit.blocks[0], MASKED),
     )
-
-
-def _refuse_unless_plain(vit: Any, name: str) -> None:
-    parts = [vit, getattr(vit, "patch_embed", None), getattr(vit, "rope", None), *getattr(vit, "blocks", ())]
-    kinds = [type(part).__name__ for part in parts if part is not None]
-    article = "an" if kinds[0][0] in "AEIOU" else "a"
-    if reason := next((NOT_PLAIN[kind] for kind in kinds if kind in NOT_PLAIN), None):
-        raise UserError(f"{name!r} is {article} {kinds[0]}, not a plain ViT: {reason}")
-    plain = isinstance(vit, VisionTransformer | Eva) and len(vit.blocks) and type(vit.patch_embed) is PatchEmbed
-    if not (plain and all(type(block) in BLOCKS for block in vit.blocks)):
-        allowed = "allowed are timm's VisionTransformer and Eva, of blocks alike on one sequence of tokens"
-        made_of = f" of {', '.join(sorted(set(kinds[1:])))}" if kinds[1:] else ""
-        raise UserError(f"{name!r} is {article} {kinds[0]}, not a plain ViT{made_of}; {allowed}")
 
 
 def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
