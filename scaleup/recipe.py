@@ -118,6 +118,7 @@ class Arm:
     lora_rank: int = 8  # of lora and dora, whose products are scaled by lora_alpha / lora_rank
     lora_alpha: float = 16.0
     precision: str = "float32"  # of products in the arm: float32 | bfloat16; what trains is float32 in any case
+    grad_checkpointing: bool = False  # compute each block twice instead of keeping its activations
     lr: float = 1e-3
     gate_lr: float = 5e-3
     weight_decay: float = 1e-3
@@ -143,6 +144,8 @@ class Train:
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
     zero_stage: int = 0
+    offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
+    accumulate: int = 1  # micro-batches of a step, one after the other: less memory, the same step
     log_every: int = 10
     save_every: int = 1000  # steps between checkpoints; 0: at the end alone, and where the run is stopped
     keep: int = 2  # checkpoints at a time
@@ -225,6 +228,8 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
     if recipe.train.warmup > recipe.train.steps:
         yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
+    if recipe.train.offload and recipe.train.zero_stage == 0:
+        yield "train.offload: True needs ZeRO, train.zero_stage is 0"
     for name in sorted({"tensorboard", "checkpoints"} & recipe.arms.keys()):
         yield f"arms.{name}: the name is taken, a run keeps its {name} there"
     arms = [(f"arms.{name}", arm) for name, arm in sweep_arms(recipe).items()] if recipe.arms else [("arm", recipe.arm)]

@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = {
     "train.label_smoothing": between(0, 1),
     "train.mixup": between(0),
     "train.zero_stage": one_of(0, 1, 2),
+    "train.accumulate": whole(1),
     "train.log_every": whole(1),
     "train.save_every": whole(0),
     "train.keep": whole(1),

@@ -18,6 +18,7 @@ from scaleup.errors import UserError
 from scaleup.recipe import Arm, Train
 
 T = TypeVar("T")
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -111,13 +112,16 @@ class Engine:
         groups = parameter_groups(self.arm, settings)
         self.optimizer = OPTIMIZERS[train.optimizer](groups, betas=tuple(train.betas), fused=True)
         self.optimizer.register_step_pre_hook(self._rest)
+        self.resting: list[tuple[Tensor, Tensor | None]] = []
+        self.optimizer.register_step_post_hook(self._wake)
         config = {
             "train_batch_size": batch,
-            "train_micro_batch_size_per_gpu": batch // world.size,
-            "gradient_accumulation_steps": 1,
+            "train_micro_batch_size_per_gpu": batch // world.size // train.accumulate,
+            "gradient_accumulation_steps": train.accumulate,
             "gradient_clipping": settings.clip,
-            "zero_optimization": {"stage": train.zero_stage},
+            "zero_optimization": {"stage": train.zero_stage} | (OFFLOAD if train.offload else {}),
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's own fused update serves on the host too
             "steps_per_print": sys.maxsize,
         }
         self.groups = [list(group["params"]) for group in groups]
@@ -132,14 +136,16 @@ class Engine:
         return self.engine(*inputs)
 
     def step(self, loss: Tensor, lr_factor: float) -> float:
-        """Backward and one update; returns the norm of the gradient before it was clipped."""
+        """Backward, and after the last micro-batch of a step one update; returns the norm of the gradient of the
+        micro-batches so far, before it was clipped."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
-        self.used.clear()
         self.engine.backward(loss)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.engine.step()
+        if self.engine.micro_steps % self.engine.gradient_accumulation_steps() == 0:
+            self.used.clear()
         zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
         return float(norm if zero_norm is None else zero_norm)
 
@@ -158,5 +164,12 @@ class Engine:
     def _rest(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         for group in optimizer.param_groups:
             if group["unit"] not in self.used:
+                self.resting += [(parameter, parameter.grad) for parameter in group["params"]]
                 for parameter in group["params"]:
                     parameter.grad = None
+
+    def _wake(self, *_: Any) -> None:
+        """Give gradients back: on the host they have buffers for good."""
+        for parameter, gradient in self.resting:
+            parameter.grad = gradient
+        self.resting.clear()

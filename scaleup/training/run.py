@@ -22,7 +22,7 @@ from scaleup.training import directory, engine, state
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.frozen import settle
 from scaleup.training.metrics import Metrics
-from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean
+from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean, whole_step
 from scaleup.training.stop import Stop, exit_code
 from scaleup.trunk import Taps
 
@@ -106,6 +106,7 @@ class Run:
         self.preprocess, self.trunk = deepest.preprocess, deepest.trunk
         self.depths = sorted({model.frozen_depth for model in self.models.values()} - {0})
         self.world = engine.start()
+        _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
         self.batches = train_loader(
             recipe.data,
@@ -168,7 +169,7 @@ class Run:
             state.restore(trainer.engine, checkpoint.tensors(name))
 
     def remember(self, entries: list[dict[str, Any]]) -> None:
-        """Count the steps before the run was resumed, from their lines of metrics, into the result."""
+        """Count steps into the result, from their lines of metrics."""
         for entry in entries:
             self.trunk_seconds.append(entry["trunk_seconds"])
             for name, trainer in self.trainers.items():
@@ -180,19 +181,25 @@ class Run:
         pixels = self.preprocess(batch.pixels.to(device))  # (B, 3, T, H, W) or (B, 3, H, W)
         labels = {head: each.to(device) for head, each in batch.labels.items()}
         mix = draw_mix(self.recipe.train.mixup, len(pixels), self.recipe.seed, step)
-        inputs = self._inputs(pixels if mix is None else mix.pixels(pixels))
-        arms = {
-            name: trainer.step(step, inputs[trainer.model.frozen_depth], labels, mix)
-            for name, trainer in self.trainers.items()
-        }
-        return {"step": step, "dataset": batch.dataset, "trunk_seconds": self.trunk_seconds[-1], "arms": arms}
+        pixels = pixels if mix is None else mix.pixels(pixels)
+        size = len(pixels) // self.recipe.train.accumulate
+        entries = []
+        for rows in (slice(start, start + size) for start in range(0, len(pixels), size)):
+            began = now(self.world.device)
+            inputs = self._inputs(pixels[rows])
+            seconds = now(self.world.device) - began
+            arms = {
+                name: trainer.step(step, inputs[trainer.model.frozen_depth], labels, mix, rows)
+                for name, trainer in self.trainers.items()
+            }
+            entries.append({"step": step, "dataset": batch.dataset, "trunk_seconds": seconds, "arms": arms})
+        entry = whole_step(entries)
+        self.remember([entry])
+        return entry
 
     def _inputs(self, pixels: Tensor) -> dict[int, Tensor | Taps]:
         """What arms read, by frozen depth; where nothing is frozen, the pixels themselves."""
-        began = now(self.world.device)
-        taps = self.trunk(pixels, self.depths) if self.trunk is not None else {}
-        self.trunk_seconds.append(now(self.world.device) - began)
-        return {0: pixels, **taps}
+        return {0: pixels} | (self.trunk(pixels, self.depths) if self.trunk is not None else {})
 
     def result(self) -> dict[str, Any]:
         """What :func:`run` returns."""
@@ -235,6 +242,15 @@ def sizes(model: TubeViT) -> dict[str, int]:
     for parameter in model.parameters():
         counts[parameter.requires_grad] += parameter.numel()
     return {"frozen_depth": model.frozen_depth, "frozen_parameters": counts[False], "trained_parameters": counts[True]}
+
+
+def _refuse_uneven(recipe: Recipe, ranks: int) -> None:
+    parts = ranks * recipe.train.accumulate
+    if recipe.data.batch % parts:
+        raise UserError(
+            f"data.batch {recipe.data.batch} cannot be divided evenly by {ranks} ranks times train.accumulate "
+            f"{recipe.train.accumulate}; allowed are multiples of {parts}"
+        )
 
 
 def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:

@@ -22,6 +22,8 @@ from scaleup.training.engine import Engine, World
 from scaleup.training.schedule import lr_factor
 from scaleup.trunk import Taps
 
+WHOLE = slice(0, None)
+
 
 class Mix(NamedTuple):
     """Mixup: sample i becomes ``share`` of itself and ``1 - share`` of sample ``order[i]``; share >= 1/2."""
@@ -42,12 +44,12 @@ def draw_mix(alpha: float, batch: int, seed: int, step: int) -> Mix | None:
     return Mix(torch.from_numpy(random.permutation(batch)), max(share, 1 - share))
 
 
-def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, smoothing: float) -> Tensor:
-    """Cross entropy of logits (B, C) and labels (B,), the labels mixed as the pixels were."""
-    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, smoothing: float, rows: slice = WHOLE) -> Tensor:
+    """Cross entropy of logits (b, C) of some ``rows`` of a batch with its labels (B,), mixed as the pixels were."""
+    loss = F.cross_entropy(logits, labels[rows], label_smoothing=smoothing)
     if mix is None:
         return loss
-    other = F.cross_entropy(logits, labels[mix.order], label_smoothing=smoothing)
+    other = F.cross_entropy(logits, labels[mix.order][rows], label_smoothing=smoothing)
     return mix.share * loss + (1 - mix.share) * other
 
 
@@ -74,34 +76,40 @@ class ArmTrainer:
         self.name, self.model, self.settings, self.world = name, model, settings, world
         self.train, self.seed = recipe.train, recipe.seed
         model.train()
+        model.arm.grad_checkpointing = settings.grad_checkpointing
         self.engine = Engine(
             Classifier(model.arm, settings.precision), settings, recipe.train, recipe.data.batch, world
         )
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
-    def step(self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None) -> dict[str, Any]:
-        """One update; returns what is worth logging."""
+    def step(
+        self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None, rows: slice = WHOLE
+    ) -> dict[str, Any]:
+        """One update, with the last of the micro-batches that it needs; returns what is worth logging.
+
+        Args:
+            inputs: of the ``rows`` of this rank's batch; ``labels`` and ``mix`` are of all of it.
+        """
         began = now(self.world.device)
         factor = lr_factor(step, self.train.steps, self.train.warmup)
         # Dropout draws alike whether or not other arms train beside this one.
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, step, self.world.rank)).generate_state(1)[0]))
-        logits = self.engine(inputs, list(labels))
-        losses = {head: head_loss(logits[head], labels[head], mix, self.train.label_smoothing) for head in labels}
+        source = np.random.SeedSequence((self.seed, step, self.world.rank, rows.start))
+        torch.manual_seed(int(source.generate_state(1)[0]))
+        logits, smoothing = self.engine(inputs, list(labels)), self.train.label_smoothing
+        losses = {head: head_loss(logits[head], labels[head], mix, smoothing, rows) for head in labels}
         loss = torch.stack(list(losses.values())).mean()
-        entry = self._measured(loss, losses, logits, labels)
+        entry = self._measured(loss, losses, logits, {head: each[rows] for head, each in labels.items()})
         if not math.isfinite(entry["loss"]):
             raise UserError(
                 f"arm {self.name!r} diverged: its loss is {entry['loss']} at step {step}; "
                 f"try a learning rate below {self.settings.lr} or a longer warm-up than {self.train.warmup} steps"
             )
         entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
-        self.seconds.append(now(self.world.device) - began)
-        self.losses.append(entry["loss"])
-        return entry | {"alpha": self._alpha(), "seconds": self.seconds[-1]}
+        return entry | {"alpha": self._alpha(), "seconds": now(self.world.device) - began}
 
     def remember(self, entry: Mapping[str, Any]) -> None:
-        """A step that was taken before the run was resumed."""
+        """Count a whole step into the result."""
         self.seconds.append(entry["seconds"])
         self.losses.append(entry["loss"])
 
@@ -122,6 +130,19 @@ class ArmTrainer:
         mean, *rest = self.world.mean(values).tolist()
         pairs = zip(labels, rest[: len(right)], rest[len(right) :], strict=True)
         return {"loss": mean, "heads": {head: {"loss": each, "accuracy": share} for head, each, share in pairs}}
+
+
+def whole_step(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is logged of a step, from what was of its micro-batches, which are alike in size."""
+    return {name: _joined(name, [entry[name] for entry in entries]) for name in entries[-1]}
+
+
+def _joined(name: str, values: list[Any]) -> Any:
+    if isinstance(values[-1], dict):
+        return whole_step(values)
+    if name in ("loss", "accuracy"):
+        return statistics.fmean(values)
+    return sum(values) if name.endswith("seconds") else values[-1]
 
 
 def settled_mean(seconds: list[float]) -> float:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from scaleup.recipe import Arm, Train
 from scaleup.training.engine import Engine, parameter_groups, start
 
-STAGES = pytest.mark.parametrize("stage", [0, 1, 2])
+ZERO = [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}]
+ZERO += [{"zero_stage": 1, "offload": True}, {"zero_stage": 2, "offload": True}]
+STAGES = pytest.mark.parametrize("zero", ZERO, ids=str)
 
 
 class ToyArm(nn.Module):
@@ -34,8 +36,8 @@ class Toy(nn.Module):
         return self.arm.heads[head](self.arm.blocks(tokens * self.arm.gate.alpha)).square().mean()
 
 
-def engine_of(arm: ToyArm, stage: int = 0, **settings: float) -> Engine:
-    return Engine(Toy(arm), Arm(**settings), Train(zero_stage=stage), 2, start())
+def engine_of(arm: ToyArm, zero: dict | None = None, **settings: float) -> Engine:
+    return Engine(Toy(arm), Arm(**settings), Train(**zero or {}), 2, start())
 
 
 def inputs(step: int) -> Tensor:
@@ -60,11 +62,11 @@ def by_hand(arm: ToyArm, heads: str, settings: Arm) -> None:
 
 @STAGES
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-def test_training_is_adamw_with_clipping_and_rest(stage: int, clip: float) -> None:
+def test_training_is_adamw_with_clipping_and_rest(zero: dict, clip: float) -> None:
     """Datasets alternate, gradients differ in size from step to step: every rule shows in the weights."""
     settings = {"lr": 0.01, "gate_lr": 0.05, "weight_decay": 0.1, "clip": clip}
     arm, reference = ToyArm(), ToyArm()
-    engine = engine_of(arm, stage, **settings)
+    engine = engine_of(arm, zero, **settings)
     for step, head in enumerate("abbabaab"):
         engine.step(engine(inputs(step), head), 1.0)
     by_hand(reference, "abbabaab", Arm(**settings))
@@ -81,9 +83,9 @@ def test_clipping_changes_the_weights() -> None:
 
 
 @STAGES
-def test_what_a_batch_does_not_use_stays_put_bit_for_bit(stage: int) -> None:
+def test_what_a_batch_does_not_use_stays_put_bit_for_bit(zero: dict) -> None:
     arm = ToyArm()
-    engine = engine_of(arm, stage, lr=0.01, weight_decay=0.1)
+    engine = engine_of(arm, zero, lr=0.01, weight_decay=0.1)
     engine.step(engine(inputs(0), "a"), 1.0)  # now head a and the tokenizer have momentum
     before = bits(arm)
     engine.step(engine(inputs(1), "b"), 1.0)
@@ -92,9 +94,9 @@ def test_what_a_batch_does_not_use_stays_put_bit_for_bit(stage: int) -> None:
 
 
 @STAGES
-def test_the_norm_is_that_of_the_whole_gradient_before_clipping(stage: int) -> None:
+def test_the_norm_is_that_of_the_whole_gradient_before_clipping(zero: dict) -> None:
     arm, reference = ToyArm(), ToyArm()
-    engine = engine_of(arm, stage, clip=0.01)
+    engine = engine_of(arm, zero, clip=0.01)
     Toy(reference)(inputs(0), "a").backward()
     squares = [each.grad.square().sum() for each in reference.parameters() if each.grad is not None]
     expected = float(torch.stack(squares).sum().sqrt())
@@ -103,11 +105,11 @@ def test_the_norm_is_that_of_the_whole_gradient_before_clipping(stage: int) -> N
 
 
 @STAGES
-def test_what_is_frozen_inside_an_arm_is_in_no_group_and_stays(stage: int) -> None:
+def test_what_is_frozen_inside_an_arm_is_in_no_group_and_stays(zero: dict) -> None:
     arm = ToyArm()
     arm.blocks[0].weight.requires_grad_(False)
     before = bits(arm)
-    engine = engine_of(arm, stage, lr=0.01, weight_decay=0.1)
+    engine = engine_of(arm, zero, lr=0.01, weight_decay=0.1)
     for step in range(3):
         engine.step(engine(inputs(step), "a"), 1.0)
     assert arm.blocks[0].weight.grad is None

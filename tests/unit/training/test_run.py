@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from scaleup import recipe as recipes
 from scaleup.errors import UserError
@@ -200,10 +201,13 @@ def tensors(out: Path, arms: Iterable[str]) -> dict[str, dict[str, bytes]]:
     return {arm: {file.name: file.read_bytes() for file in (out / arm).rglob("*.safetensors")} for arm in arms}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, stage: int) -> None:
+ZERO = pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (1, True), (2, True)])
+
+
+@ZERO
+def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, stage: int, offload: bool) -> None:
     """Stopped after every step, with all kinds of arms, dropout and mixup; heads that rested have no momentum yet."""
-    changes = [f"train.zero_stage={stage}", "train.steps=5", "train.betas=[0.8,0.95]"]
+    changes = [f"train.zero_stage={stage}", f"train.offload={offload}", "train.steps=5", "train.betas=[0.8,0.95]"]
     whole, pieces = (tiny(*changes, f"out={tmp_path / name}") for name in ("whole", "pieces"))
     late = replace(whole.arm, frozen_depth=1, gate=True, lora_rank=2)
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none", "full")}
@@ -263,3 +267,60 @@ def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny) -> None:
     tensors = state.gather(trainer.engine, trainer.world)
     with pytest.raises(UserError, match="the checkpoint is of another model: tail.norm.weight"):
         state.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
+
+
+STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
+
+
+def lines_of(recipe: Recipe, arms: dict[str, recipes.Arm]) -> list[dict]:
+    run(recipe, arms, overwrite=True)
+    return [json.loads(line) for line in (Path(recipe.out) / "metrics.jsonl").read_text().splitlines()]
+
+
+@ZERO
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_take_the_same_steps(tiny: Tiny, parts: int, stage: int, offload: bool) -> None:
+    """Mixup crosses the borders of micro-batches; without dropout nothing else tells them from the whole batch."""
+    changes = [*STILL, f"train.zero_stage={stage}", f"train.offload={offload}", "train.steps=6", "train.mixup=0.4"]
+    recipe = tiny(*changes)
+    arms = {"full": recipe.arm, "gated": replace(recipe.arm, frozen_depth=1, gate=True, clip=0.5)}
+    whole, cut = lines_of(tiny(*changes), arms), lines_of(tiny(*changes, f"train.accumulate={parts}"), arms)
+    assert len(cut) == len(whole) == 6
+    for one, other in zip(whole, cut, strict=True):
+        for name in arms:
+            for key in ("loss", "grad_norm", "lr"):
+                assert other["arms"][name][key] == pytest.approx(one["arms"][name][key], rel=1e-3), (key, one["step"])
+            for head, measured in one["arms"][name]["heads"].items():
+                assert other["arms"][name]["heads"][head] == pytest.approx(measured, rel=1e-3)
+
+
+def test_micro_batches_draw_their_own_dropout(tiny: Tiny) -> None:
+    still = lines_of(tiny(*STILL, "train.accumulate=2"), {"model": tiny().arm})
+    drawn = lines_of(tiny("train.accumulate=2"), {"model": tiny().arm})
+    whole = lines_of(tiny(), {"model": tiny().arm})
+    losses = [[line["arms"]["model"]["loss"] for line in lines] for lines in (still, drawn, whole)]
+    assert losses[0] != losses[1] != losses[2]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tiny: Tiny) -> None:
+    recipe = tiny("train.accumulate=3")
+    with pytest.raises(UserError, match="batch 4 cannot be divided evenly by 1 ranks times train.accumulate 3"):
+        run(recipe, {"model": recipe.arm})
+
+
+@ZERO
+def test_checkpointed_activations_change_no_bit(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, offload: bool
+) -> None:
+    """Dropout draws the same when a block is computed again."""
+    calls: list[object] = []
+    monkeypatch.setattr("scaleup.arm.checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k))
+    changes = [f"train.zero_stage={stage}", f"train.offload={offload}"]
+    late = replace(tiny().arm, frozen_depth=1, gate=True)
+    arms = {"full": tiny().arm, "lora": replace(late, adapt="lora"), "low": replace(late, precision="bfloat16")}
+    again = {name: replace(arm, grad_checkpointing=True) for name, arm in arms.items()}
+    run(tiny(*changes, f"out={tmp_path / 'kept'}"), arms)
+    assert not calls
+    run(tiny(*changes, f"out={tmp_path / 'again'}"), again)
+    assert len(calls) == 4 * (3 + 2 + 2)
+    assert tensors(tmp_path / "kept", arms) == tensors(tmp_path / "again", arms)
