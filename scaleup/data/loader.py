@@ -229,7 +229,8 @@ def _workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
 
 
 def _begin_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job, the main one's to handle
+        signal.signal(number, signal.SIG_IGN)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
         mallopt(M_MMAP_THRESHOLD, 1 << 22)

@@ -1,6 +1,8 @@
 """A run that is killed and run again ends as one that was not."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -58,22 +60,23 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
     assert len(bits(tmp_path / "cut", *ARMS[tool])) > 40
 
 
-def torchrun(ranks: int) -> list[str]:
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def ended(*command: object, at_step: int | None = None, out: Path) -> subprocess.CompletedProcess:
-    """A tool's end; with ``at_step`` it gets SIGTERM once it has taken so many steps."""
+def started(*command: object, out: Path, at_step: int = 0) -> subprocess.Popen:
+    """A tool that runs in a process group of its own and has taken so many steps."""
     call = list(map(str, (sys.executable, *command, f"out={out}")))
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 60
-    while at_step is not None and (not (out / "metrics.jsonl").exists() or len(steps(out)) < at_step):
+    while at_step and (not (out / "metrics.jsonl").exists() or len(steps(out)) < at_step):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.01)
-    if at_step is not None:
-        process.terminate()
+    return process
+
+
+def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
     stdout, stderr = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(call, process.returncode, stdout, stderr)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
@@ -81,14 +84,16 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
 ) -> None:
     whole, out = tiny("train.steps=400", "train.save_every=0", f"out={tmp_path / 'whole'}"), tmp_path / "cut"
     tool = [TOOLS / "train.py", tiny_path, "train.steps=400", "train.save_every=0"]
-    asked = ended(*tool, at_step=3, out=out)
+    process = started(*tool, "data.workers=1", out=out, at_step=3)
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do: the loader's processes get it too
+    asked = ended(process)
     assert asked.returncode == 143, asked.stderr
     (saved,) = (out / "checkpoints").iterdir()
     done = int(saved.name[-8:])
     assert f"stopped after {done} of 400 steps; the same command goes on from there" in asked.stdout
     assert 3 <= done < 400 and steps(out) == list(range(done)) and not (out / "model").exists()
 
-    late = ended(*tool, "--stop-after", "0s", "--json", out=out)
+    late = ended(started(*tool, "--stop-after", "0s", "--json", out=out))
     assert late.returncode == 0 and f"resuming at step {done} of 400" in late.stderr, late.stderr
     assert json.loads(late.stdout) == {"out": str(out), "steps": 400, "stopped": done + 1, "exit": 0}
 
@@ -105,7 +110,9 @@ def test_two_ranks_stop_at_the_same_step_and_one_goes_on(
     changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
     changes += ["train.steps=60", "train.zero_stage=1"]
     out = tmp_path / "cut"
-    asked = ended(*torchrun(2), TOOLS / "train.py", tiny_path, *changes, at_step=2, out=out)
+    process = started(*TWO, TOOLS / "train.py", tiny_path, *changes, out=out, at_step=2)
+    process.terminate()
+    asked = ended(process)
     assert asked.stdout.count("the same command goes on") == 1, asked.stderr  # the first rank speaks for both
     (saved,) = (out / "checkpoints").iterdir()
     done = int(saved.name[-8:])
@@ -118,3 +125,19 @@ def test_two_ranks_stop_at_the_same_step_and_one_goes_on(
     assert steps(out) == list(range(60))
     soon = done + 6  # rounding grows
     assert losses(out)[:soon] == pytest.approx(losses(tmp_path / "whole")[:soon], rel=1e-3)
+
+
+def test_a_rank_that_dies_ends_the_others_with_a_sentence(tiny_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = started(*TWO, TOOLS / "train.py", tiny_path, "train.steps=4000", out=out, at_step=2)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    dead = ended(process)
+    assert dead.returncode != 0
+    assert "rank 0 stops: another of the 2 ranks no longer answers" in dead.stderr, dead.stderr
+
+
+def test_a_time_that_is_none_is_refused(tiny_path: Path, tmp_path: Path) -> None:
+    done = ended(started(TOOLS / "train.py", tiny_path, "--stop-after", "2 hours", out=tmp_path / "out"))
+    assert done.returncode == 2 and "--stop-after '2 hours' is no time; allowed are hours, minutes" in done.stderr
