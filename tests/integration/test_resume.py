@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -141,3 +142,22 @@ def test_a_rank_that_dies_ends_the_others_with_a_sentence(tiny_path: Path, tmp_p
 def test_a_time_that_is_none_is_refused(tiny_path: Path, tmp_path: Path) -> None:
     done = ended(started(TOOLS / "train.py", tiny_path, "--stop-after", "2 hours", out=tmp_path / "out"))
     assert done.returncode == 2 and "--stop-after '2 hours' is no time; allowed are hours, minutes" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "stage"), [((), 0), (TWO, 2)])
+def test_twenty_real_kills(tiny_path: Path, tmp_path: Path, launcher: tuple[str, ...], stage: int) -> None:
+    """As above, nothing forked: launcher, ranks and loaders get SIGKILL, all at once."""
+    out, source = tmp_path / "cut", random.Random(stage)
+    tool = [TOOLS / "train.py", tiny_path, "train.steps=150", "train.save_every=2", f"train.zero_stage={stage}"]
+    for _ in range(20):
+        before = len(steps(out)) if (out / "metrics.jsonl").exists() else 0
+        process = started(*launcher, *tool, "data.workers=1", out=out, at_step=before + source.randint(1, 3))
+        time.sleep(source.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        ended(process)
+    last = ended(started(*launcher, *tool, out=out))
+    assert last.returncode == 0 and "resuming at step" in last.stderr, last.stderr
+    killed(tmp_path / "whole", 0, 2 if launcher else 1, *tool)
+    assert steps(out) == list(range(150))
+    assert bits(out, "model") == bits(tmp_path / "whole", "model")
