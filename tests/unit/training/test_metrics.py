@@ -27,3 +27,21 @@ def test_tensorboard_gets_every_nth_step_and_numbers_only(tmp_path: Path) -> Non
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(board.Tags()["scalars"]) == {"arms/model/loss", "arms/model/lr"}
     assert [(event.step, event.value) for event in board.Scalars("arms/model/loss")] == [(0, 2), (2, 0), (4, -2)]
+
+
+def test_a_resumed_run_takes_back_what_it_will_write_again(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, log_every=1)
+    for step in range(5):
+        metrics.log(entry(step))
+    metrics.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "dat')  # killed
+    metrics = Metrics(tmp_path, log_every=1, start=3)
+    assert metrics.kept == [entry(0), entry(1), entry(2)]
+    for step in (3, 4):
+        metrics.log(entry(step) | {"again": True})
+    metrics.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [entry(0), entry(1), entry(2), entry(3) | {"again": True}, entry(4) | {"again": True}]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("arms/model/loss")] == [0, 1, 2, 3, 4]
