@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import fcntl
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,7 +35,7 @@ def goes_on(recipe: Recipe, arms: Collection[str], overwrite: bool) -> bool:
     out = Path(recipe.out)
     if not out.exists():
         return False
-    if not (out / "recipe.yaml").is_file() and (overwrite or any(out.iterdir())):
+    if not (out / "recipe.yaml").is_file():
         raise UserError(f"{recipe.out!r} exists and is not the directory of a run, it has no recipe.yaml")
     if overwrite:
         return False
@@ -43,9 +46,35 @@ def goes_on(recipe: Recipe, arms: Collection[str], overwrite: bool) -> bool:
     return True
 
 
-def begin(recipe: Recipe) -> None:
+@contextmanager
+def held(out: Path, patience: float = 15.0) -> Iterator[None]:
+    """Inside, no other process goes on with the run or replaces it. The lock ends with the processes that hold it,
+    however they end; loaders outlive a killed run by a few seconds.
+
+    Raises:
+        UserError: after ``patience`` seconds another process still holds it.
+    """
+    with ExitStack() as stack:
+        if (out / "recipe.yaml").is_file():
+            file, end = stack.enter_context((out / "recipe.yaml").open("r+")), time.monotonic() + patience
+            while not _locked(file):
+                if time.monotonic() > end:
+                    raise UserError(f"another process is at work on the run in '{out}'; wait for it or end it")
+                time.sleep(0.1)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def begin(recipe: Recipe, overwrite: bool) -> None:
     """Make the directory with its recipe, in the place of what stands there."""
-    with new_directory(recipe.out, overwrite=True) as directory:
+    with new_directory(recipe.out, overwrite) as directory:
         recipes.save(_settled(recipe), directory / "recipe.yaml")
 
 

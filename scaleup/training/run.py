@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,26 +54,38 @@ def run(
     world = engine.start()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
-    with world.together():
+    with ExitStack() as stack:
+        stack.enter_context(world.together())
+        if leads:
+            stack.enter_context(directory.held(out))
+            resumes = directory.goes_on(recipe, arms, overwrite)  # it may have ended in the meantime
         checkpoint = world.first(saved.newest() if resumes and leads else None)
         training = Run(recipe, arms, checkpoint)
         if leads and not resumes:
-            directory.begin(recipe)
+            directory.begin(recipe, overwrite)
+            stack.enter_context(directory.held(out))
         if leads and resumes:
             saved.clear(training.done)
             _say_resumed(training, checkpoint)
-        with closing(Metrics(out, recipe.train.log_every, training.done)) if leads else nullcontext() as metrics, stop:
-            training.remember(metrics.kept if metrics else [])
-            early = training.train(metrics, saved, stop)
+        metrics = Metrics(out, recipe.train.log_every, training.done) if leads else None
+        if metrics is not None:
+            stack.enter_context(closing(metrics))
+            training.remember(metrics.kept)
+        stack.enter_context(stop)
+        early = training.train(metrics, saved, stop)
+        if not early and leads:
+            _write_models(training, out)
+            shutil.rmtree(saved.directory, ignore_errors=True)
     if early:
         return {"out": recipe.out, "steps": recipe.train.steps, "stopped": training.done, "exit": exit_code(early)}
-    result = training.result()
-    if leads:
-        for name, model in training.models.items():
-            model.report = {"training": result["arms"][name], "began_from": model.report}
-            model.save_pretrained(out / name, overwrite=True)
-        shutil.rmtree(saved.directory, ignore_errors=True)
-    return result
+    return training.result()
+
+
+def _write_models(training: Run, out: Path) -> None:
+    for name, arm in training.result()["arms"].items():
+        model = training.models[name]
+        model.report = {"training": arm, "began_from": model.report}
+        model.save_pretrained(out / name, overwrite=True)
 
 
 def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:

@@ -75,6 +75,10 @@ def started(*command: object, out: Path, at_step: int = 0) -> subprocess.Popen:
     return process
 
 
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
 def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
     stdout, stderr = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
@@ -131,9 +135,8 @@ def test_two_ranks_stop_at_the_same_step_and_one_goes_on(
 def test_a_rank_that_dies_ends_the_others_with_a_sentence(tiny_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = started(*TWO, TOOLS / "train.py", tiny_path, "train.steps=4000", out=out, at_step=2)
-    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(ranks) == 2
-    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, second = children(process)
+    os.kill(second, signal.SIGKILL)
     dead = ended(process)
     assert dead.returncode != 0
     assert "rank 0 stops: another of the 2 ranks no longer answers" in dead.stderr, dead.stderr
@@ -149,15 +152,16 @@ def test_a_time_that_is_none_is_refused(tiny_path: Path, tmp_path: Path) -> None
 def test_twenty_real_kills(tiny_path: Path, tmp_path: Path, launcher: tuple[str, ...], stage: int) -> None:
     """As above, nothing forked: launcher, ranks and loaders get SIGKILL, all at once."""
     out, source = tmp_path / "cut", random.Random(stage)
-    tool = [TOOLS / "train.py", tiny_path, "train.steps=150", "train.save_every=2", f"train.zero_stage={stage}"]
+    tool = [TOOLS / "train.py", tiny_path, "train.steps=400", "train.save_every=2", f"train.zero_stage={stage}"]
     for _ in range(20):
         before = len(steps(out)) if (out / "metrics.jsonl").exists() else 0
         process = started(*launcher, *tool, "data.workers=1", out=out, at_step=before + source.randint(1, 3))
         time.sleep(source.uniform(0, 0.1))
-        os.killpg(process.pid, signal.SIGKILL)
+        for victim in [process.pid, *(children(process) if launcher else ())]:
+            os.killpg(victim, signal.SIGKILL)
         ended(process)
     last = ended(started(*launcher, *tool, out=out))
     assert last.returncode == 0 and "resuming at step" in last.stderr, last.stderr
     killed(tmp_path / "whole", 0, 2 if launcher else 1, *tool)
-    assert steps(out) == list(range(150))
+    assert steps(out) == list(range(400))
     assert bits(out, "model") == bits(tmp_path / "whole", "model")

@@ -13,6 +13,7 @@ from scaleup import recipe as recipes
 from scaleup.errors import UserError
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training import state
+from scaleup.training.directory import held
 from scaleup.training.run import Run, plan, run
 from scaleup.trunk import Taps
 
@@ -325,3 +326,15 @@ def test_checkpointed_activations_change_no_bit(
     run(tiny(*changes, f"out={tmp_path / 'again'}"), again)
     assert len(calls) == 4 * (3 + 2 + 2)
     assert tensors(tmp_path / "kept", arms) == tensors(tmp_path / "again", arms)
+
+
+def test_two_processes_do_not_write_one_run(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny()
+    run(recipe, {"model": recipe.arm}, stop_after=0)
+    with (
+        held(tmp_path / "out"),
+        pytest.raises(UserError, match="another process is at work on the run in"),
+        held(tmp_path / "out", patience=0.2),
+    ):
+        raise AssertionError
+    assert run(recipe, {"model": recipe.arm}, stop_after=0)["stopped"] == 2  # the lock went with the run
