@@ -12,16 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from scaleup import cli
-from scaleup.adapter import Adapt
-from scaleup.checkpoint import load
-from scaleup.data.loader import Batch, classes_of, train_loader
+from scaleup.data.loader import Batch, train_loader
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Input, Recipe
 from scaleup.training import directory, engine, state
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.frozen import settle
 from scaleup.training.metrics import Metrics
+from scaleup.training.models import models, sizes
 from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean, whole_step
 from scaleup.training.stop import Stop, exit_code
 from scaleup.trunk import Taps
@@ -86,27 +84,6 @@ def _write_models(training: Run, out: Path) -> None:
         model = training.models[name]
         model.report = {"training": arm, "began_from": model.report}
         model.save_pretrained(out / name, overwrite=True)
-
-
-def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
-    """A model for each arm; frozen tensors are shared, what trains is each arm's own."""
-    heads = classes_of(recipe.data)
-    if recipe.model.load is not None:
-        template = load(recipe.model.load, placement=recipe.trunk.placement)
-    else:
-        template = fresh(recipe.model, heads, recipe.seed)
-    for name, arm in arms.items():
-        if arm.frozen_depth > template.depth:
-            raise UserError(
-                f"arm {name!r} has frozen_depth {arm.frozen_depth}; the model has {template.depth} blocks, "
-                f"allowed are 0 to {template.depth}"
-            )
-    return {
-        name: template.with_arm(
-            arm.frozen_depth, arm.gate, heads, recipe.seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
-        )
-        for name, arm in arms.items()
-    }
 
 
 class Run:
@@ -228,32 +205,6 @@ class Run:
             "trunk": self.settled,
             "arms": arms,
         }
-
-
-def plan(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, Any]:
-    """What a run would do, without a step of it: steps, tokens, and the parameters of each arm."""
-    planned = models(recipe, arms)
-    model = next(iter(planned.values()))
-    return {
-        "steps": recipe.train.steps,
-        "tokens": {"image": tokens(model, 1), "video": tokens(model, model.preprocess.frames)},
-        "arms": {name: sizes(model) for name, model in planned.items()},
-    }
-
-
-def tokens(model: TubeViT, frames: int) -> int:
-    """Tokens of an input of so many frames; an image is one frame."""
-    height, width = model.preprocess.size
-    size = (frames, height, width)
-    return model.tokenizer.num_prefix_tokens + sum(spec.tokens(size) for spec in model.tokenizer.specs(size))
-
-
-def sizes(model: TubeViT) -> dict[str, int]:
-    """How many blocks are frozen, and how many parameters are and are not."""
-    counts = {True: 0, False: 0}
-    for parameter in model.parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-    return {"frozen_depth": model.frozen_depth, "frozen_parameters": counts[False], "trained_parameters": counts[True]}
 
 
 def _refuse_uneven(recipe: Recipe, ranks: int) -> None:

@@ -26,10 +26,11 @@ def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, A
     def run(args: argparse.Namespace) -> dict[str, Any]:
         limit = seconds(args.stop_after) if args.stop_after else None
         read = recipe.load(args.recipe, args.changes)
-        from scaleup.training import run as training  # after the recipe: its imports take seconds
+        from scaleup.training import models  # after the recipe: its imports take seconds
+        from scaleup.training import run as training
 
         if args.plan:
-            return training.plan(read, arms_of(read))
+            return models.plan(read, arms_of(read))
         return training.run(read, arms_of(read), args.overwrite, limit)
 
     cli.main(run, parser.parse_intermixed_args(), show)

@@ -14,7 +14,8 @@ from scaleup.errors import UserError
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training import state
 from scaleup.training.directory import held
-from scaleup.training.run import Run, plan, run
+from scaleup.training.models import plan
+from scaleup.training.run import Run, run
 from scaleup.trunk import Taps
 
 Tiny = Callable[..., Recipe]

@@ -1,0 +1,59 @@
+"""The models of a run, before any step of it: one for each arm, and how large they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scaleup.adapter import Adapt
+from scaleup.checkpoint import load
+from scaleup.data.loader import classes_of
+from scaleup.errors import UserError
+from scaleup.model import TubeViT, fresh
+from scaleup.recipe import Arm, Recipe
+
+
+def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
+    """A model for each arm; frozen tensors are shared, what trains is each arm's own."""
+    heads = classes_of(recipe.data)
+    if recipe.model.load is not None:
+        template = load(recipe.model.load, placement=recipe.trunk.placement)
+    else:
+        template = fresh(recipe.model, heads, recipe.seed)
+    for name, arm in arms.items():
+        if arm.frozen_depth > template.depth:
+            raise UserError(
+                f"arm {name!r} has frozen_depth {arm.frozen_depth}; the model has {template.depth} blocks, "
+                f"allowed are 0 to {template.depth}"
+            )
+    return {
+        name: template.with_arm(
+            arm.frozen_depth, arm.gate, heads, recipe.seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
+        )
+        for name, arm in arms.items()
+    }
+
+
+def plan(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, Any]:
+    """What a run would do, without a step of it: steps, tokens, and the parameters of each arm."""
+    planned = models(recipe, arms)
+    model = next(iter(planned.values()))
+    return {
+        "steps": recipe.train.steps,
+        "tokens": {"image": tokens(model, 1), "video": tokens(model, model.preprocess.frames)},
+        "arms": {name: sizes(model) for name, model in planned.items()},
+    }
+
+
+def tokens(model: TubeViT, frames: int) -> int:
+    """Tokens of an input of so many frames; an image is one frame."""
+    height, width = model.preprocess.size
+    size = (frames, height, width)
+    return model.tokenizer.num_prefix_tokens + sum(spec.tokens(size) for spec in model.tokenizer.specs(size))
+
+
+def sizes(model: TubeViT) -> dict[str, int]:
+    """How many blocks are frozen, and how many parameters are and are not."""
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return {"frozen_depth": model.frozen_depth, "frozen_parameters": counts[False], "trained_parameters": counts[True]}
