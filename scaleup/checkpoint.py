@@ -122,9 +122,10 @@ def load(source: str | Path, base: str | None = None, placement: str = "device")
     """
     directory = _local(source)
     config = config_file.read(directory)
-    found, whole = _read(directory), (directory / FULL).exists()
+    whole = (directory / FULL).exists()
     if whole and placement == "disk":
         raise UserError(f"{directory} holds all weights itself; blocks wait on disk in the base of a delta alone")
+    found = _read(directory)
     on_disk = config["frozen_depth"] if placement == "disk" else 0
     model = from_config(config, "meta" if whole else base or config["backbone"]["weights"], on_disk)
     own = named_tensors(model)

@@ -26,14 +26,18 @@ class BlockFile(NamedTuple):
         """A tensor of block number ``index``, as the file has it."""
         return tensors.read_tensor(self.path, self.names[f"{index}.{name}"])
 
+    def fill(self, index: int, block: nn.Module) -> None:
+        """Give block number ``index`` the tensors that it has on the meta device, in float32."""
+        missing = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
+        read = {name: self.read(index, name).float() for name in missing}
+        block.load_state_dict(read, strict=False, assign=True)
+
 
 def materialised(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
     """A float32 copy of a block, with all of it in memory."""
     made = copy.deepcopy(blocks[index])
-    missing = [name for name, tensor in made.state_dict().items() if tensor.is_meta]
-    if missing:
-        assert file is not None
-        made.load_state_dict({name: file.read(index, name).float() for name in missing}, strict=False, assign=True)
+    if file is not None:
+        file.fill(index, made)
     return made
 
 
@@ -101,17 +105,18 @@ def lent(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
         empty = {name: tensor for name, tensor in block.state_dict().items() if tensor.is_meta}
         if empty and file is not None:
             handles += [
-                block.register_forward_pre_hook(partial(_filled, file, index, list(empty))),
+                block.register_forward_pre_hook(partial(_filled, file, index)),
                 block.register_forward_hook(partial(_emptied, empty)),
             ]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _filled(file: BlockFile, index: int, names: Iterable[str], block: nn.Module, _: Any) -> None:
-    read = {name: file.read(index, name).float() for name in names}
-    block.load_state_dict(read, strict=False, assign=True)
+def _filled(file: BlockFile, index: int, block: nn.Module, _: Any) -> None:
+    file.fill(index, block)
 
 
 def _emptied(empty: Mapping[str, Tensor], block: nn.Module, *_: Any) -> None:

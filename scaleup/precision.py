@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from scaleup.clock import now
 from scaleup.errors import UserError
 
 COMPUTED_IN = {  # precision of the weights -> of what is computed with them
@@ -46,9 +46,9 @@ def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: i
     for _ in range(turns + 1):  # in turns, so that what else the machine does falls on all
         for precision in MEASURED:
             tokens = h.to(COMPUTED_IN[precision])
-            began = _now(h.device)
+            began = now(h.device)
             made[precision](tokens, **context)
-            seconds[precision].append(_now(h.device) - began)
+            seconds[precision].append(now(h.device) - began)
     settled = {precision: median(times[1:]) for precision, times in seconds.items()}
     return min(settled, key=settled.__getitem__), settled
 
@@ -62,9 +62,3 @@ def drift(wanted: Tensor, found: Tensor) -> float:
     if not found.isfinite().all():
         raise UserError("the trunk overflows in this precision; choose trunk.precision float32 or bfloat16")
     return ((found.double() - wanted).square().mean() / wanted.double().square().mean()).sqrt().item()
-
-
-def _now(device: torch.device) -> float:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()

@@ -52,28 +52,30 @@ def build(
     _refuse_giants(at.name, at.kwargs)
     family, _, own_name = at.name.partition(":")
     library, size = LIBRARIES[family], size or at.input.get("size")
+    with torch.device("meta"), Undrawn():
+        vit = library.create(own_name, at.kwargs, size)
+    made = library.take_apart(vit, at.name)
     if at.weights is None:
         if on_disk:
             raise UserError(f"blocks of {name!r} cannot wait on disk: its weights are drawn at random, not in a file")
-        _refuse_more_than_memory(at.name, build(at.name, at.kwargs, size, "meta"))
+        _refuse_more_than_memory(made)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
-    else:
-        with torch.device("meta"), Undrawn():
-            vit = library.create(own_name, at.kwargs, size)
-        made = library.take_apart(vit, at.name)
-        if at.weights != "meta":
-            file = File(weights_file(at.name, at.weights))
-            if on_disk and not file.safe:
-                raise UserError(f"blocks cannot wait in {file.path}; allowed is a .safetensors file")
-            left, origin = load(vit, file, library.arrange, tuple(f"{made.block_prefix}{i}." for i in range(on_disk)))
-            made = replace(library.take_apart(vit, at.name), left=left)
-            if file.safe:
-                made = replace(made, origin=origin, file=file.path)
+    elif at.weights != "meta":
+        made = _filled(made, vit, library, File(weights_file(at.name, at.weights)), on_disk)
     fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
     fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
+
+
+def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_disk: int) -> Backbone:
+    """The backbone of ``vit`` with the weights of a file, all or all but the first ``on_disk`` blocks'."""
+    if on_disk and not file.safe:
+        raise UserError(f"blocks cannot wait in {file.path}; allowed is a .safetensors file")
+    left, origin = load(vit, file, library.arrange, tuple(f"{planned.block_prefix}{i}." for i in range(on_disk)))
+    made = replace(library.take_apart(vit, planned.name), left=left)
+    return replace(made, origin=origin, file=file.path) if file.safe else made
 
 
 def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -84,13 +86,12 @@ def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
             raise UserError(f"{key} of {name!r} is {value}; allowed are at most {most}")
 
 
-def _refuse_more_than_memory(name: str, planned: Backbone) -> None:
+def _refuse_more_than_memory(planned: Backbone) -> None:
     needed = sum(tensor.numel() * tensor.element_size() for tensor in planned.state_dict().values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        raise UserError(
-            f"{name!r} at random takes {needed / 2**30:.0f} GiB in float32, this machine has {memory / 2**30:.0f} GiB"
-        )
+        takes, has = f"{needed / 2**30:.0f} GiB", f"{memory / 2**30:.0f} GiB"
+        raise UserError(f"{planned.name!r} at random takes {takes} in float32, this machine has {has}")
 
 
 def weights_file(name: str, weights: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from scaleup import cli
+from scaleup.clock import now
 from scaleup.data.loader import Batch, train_loader
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Input, Recipe
@@ -20,7 +21,7 @@ from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.frozen import settle
 from scaleup.training.metrics import Metrics
 from scaleup.training.models import models, sizes
-from scaleup.training.step import ArmTrainer, draw_mix, now, settled_mean, whole_step
+from scaleup.training.step import ArmTrainer, draw_mix, settled_mean, whole_step
 from scaleup.training.stop import Stop, exit_code
 from scaleup.trunk import Taps
 

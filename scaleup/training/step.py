@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaleup.arm import Arm
+from scaleup.clock import now
 from scaleup.errors import UserError
 from scaleup.model import TubeViT
 from scaleup.recipe import Arm as Settings
@@ -148,10 +148,3 @@ def _joined(name: str, values: list[Any]) -> Any:
 def settled_mean(seconds: list[float]) -> float:
     """The mean without the first few steps, which pay for warming up."""
     return statistics.fmean(seconds[min(5, len(seconds) // 2) :])
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done all that it was asked to."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
