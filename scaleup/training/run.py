@@ -9,21 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from scaleup import cli
 from scaleup.clock import now
-from scaleup.data.loader import Batch, train_loader
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Input, Recipe
+from scaleup.recipe import Arm, Recipe
 from scaleup.training import directory, engine, state
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
+from scaleup.training.feed import Fed, Live
 from scaleup.training.frozen import settle
 from scaleup.training.metrics import Metrics
 from scaleup.training.models import models, sizes
-from scaleup.training.step import ArmTrainer, draw_mix, settled_mean, whole_step
+from scaleup.training.step import ArmTrainer, settled_mean, whole_step
 from scaleup.training.stop import Stop, exit_code
-from scaleup.trunk import Taps
 
 
 def run(
@@ -88,25 +85,14 @@ def _write_models(training: Run, out: Path) -> None:
 
 
 class Run:
-    """The arms of a run, and the deepest trunk among theirs, which serves them all; ``done`` steps are behind it."""
+    """The arms of a run, and what they are fed; ``done`` steps are behind it."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm], checkpoint: Checkpoint | None = None) -> None:
         self.recipe, self.arms, self.models = recipe, arms, models(recipe, arms)
-        deepest = max(self.models.values(), key=lambda model: model.frozen_depth)
-        self.preprocess, self.trunk = deepest.preprocess, deepest.trunk
-        self.depths = sorted({model.frozen_depth for model in self.models.values()} - {0})
         self.world = engine.start()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
-        self.batches = train_loader(
-            recipe.data,
-            Input(**deepest.config["input"]),
-            recipe.seed,
-            recipe.train.steps,
-            start=self.done,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
+        self.feed = Live(recipe, self.models.values(), self.world, self.done)
         trunk = replace(recipe.trunk, precision=checkpoint.state["precision"]) if checkpoint else recipe.trunk
         self.settled = settle(self.models.values(), trunk, self.world)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
@@ -123,8 +109,8 @@ class Run:
         steps, every = self.recipe.train.steps, self.recipe.train.save_every
         with cli.progress("training", steps) as advance:
             advance(self.done)
-            for batch in self.batches:
-                entry = self.step(self.done, batch)
+            for fed in self.feed:
+                entry = self.step(self.done, fed)
                 self.done += 1
                 if metrics is not None:
                     metrics.log(entry)
@@ -165,31 +151,22 @@ class Run:
             for name, trainer in self.trainers.items():
                 trainer.remember(entry["arms"][name])
 
-    def step(self, step: int, batch: Batch) -> dict[str, Any]:
+    def step(self, step: int, fed: Fed) -> dict[str, Any]:
         """One update of every arm; returns the step's line of metrics."""
-        device = self.world.device
-        pixels = self.preprocess(batch.pixels.to(device))  # (B, 3, T, H, W) or (B, 3, H, W)
-        labels = {head: each.to(device) for head, each in batch.labels.items()}
-        mix = draw_mix(self.recipe.train.mixup, len(pixels), self.recipe.seed, step)
-        pixels = pixels if mix is None else mix.pixels(pixels)
-        size = len(pixels) // self.recipe.train.accumulate
+        size = fed.size // self.recipe.train.accumulate
         entries = []
-        for rows in (slice(start, start + size) for start in range(0, len(pixels), size)):
+        for rows in (slice(start, start + size) for start in range(0, fed.size, size)):
             began = now(self.world.device)
-            inputs = self._inputs(pixels[rows])
+            inputs = fed.inputs(rows)
             seconds = now(self.world.device) - began
             arms = {
-                name: trainer.step(step, inputs[trainer.model.frozen_depth], labels, mix, rows)
+                name: trainer.step(step, inputs[trainer.model.frozen_depth], fed.labels, fed.mix, rows)
                 for name, trainer in self.trainers.items()
             }
-            entries.append({"step": step, "dataset": batch.dataset, "trunk_seconds": seconds, "arms": arms})
+            entries.append({"step": step, "dataset": fed.dataset, "trunk_seconds": seconds, "arms": arms})
         entry = whole_step(entries)
         self.remember([entry])
         return entry
-
-    def _inputs(self, pixels: Tensor) -> dict[int, Tensor | Taps]:
-        """What arms read, by frozen depth; where nothing is frozen, the pixels themselves."""
-        return {0: pixels} | (self.trunk(pixels, self.depths) if self.trunk is not None else {})
 
     def result(self) -> dict[str, Any]:
         """What :func:`run` returns."""

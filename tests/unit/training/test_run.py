@@ -71,20 +71,19 @@ def test_no_graph_reaches_below_the_gate(sweep: Run, monkeypatch: pytest.MonkeyP
     gated = sweep.trainers["gated"]
     step = gated.step
     monkeypatch.setattr(gated, "step", lambda number, inputs, *rest: seen.append(inputs) or step(number, inputs, *rest))
-    sweep.step(0, next(iter(sweep.batches)))
+    sweep.step(0, next(iter(sweep.feed)))
     (taps,) = seen
     for tensor in (taps.z0, taps.h):
         assert not tensor.requires_grad and tensor.grad_fn is None and tensor.grad is None
 
 
 def test_taps_are_not_changed_by_the_arms_and_no_graph_outlives_a_step(sweep: Run) -> None:
-    pixels = torch.randn(4, 3, 8, 32, 32)
-    inputs = sweep._inputs(pixels)
+    fed = next(fed for fed in sweep.feed if fed.dataset == "videos")
+    inputs = fed.inputs(slice(0, None))
     copies = {depth: [each.clone() for each in inputs[depth][:2]] for depth in (1, 3)}
-    labels = {"shape": torch.tensor([0, 1, 2, 3]), "motion": torch.tensor([0, 1, 2, 3])}
     before = count_graphs()
     for name, trainer in sweep.trainers.items():
-        trainer.step(0, inputs[sweep.models[name].frozen_depth], labels, None)
+        trainer.step(0, inputs[sweep.models[name].frozen_depth], fed.labels, None)
         assert count_graphs() == before
     for depth, (z0, h) in copies.items():
         assert torch.equal(inputs[depth].z0, z0) and torch.equal(inputs[depth].h, h)
@@ -92,13 +91,13 @@ def test_taps_are_not_changed_by_the_arms_and_no_graph_outlives_a_step(sweep: Ru
 
 def test_only_the_heads_of_the_batch_learn(sweep: Run) -> None:
     datasets = set()
-    for step, batch in enumerate(sweep.batches):
+    for step, fed in enumerate(sweep.feed):
         before = bits(sweep.models["gated"].arm.heads.state_dict())
-        sweep.step(step, batch)
+        sweep.step(step, fed)
         after = bits(sweep.models["gated"].arm.heads.state_dict())
         moved = {name.split(".")[0] for name in after if after[name] != before[name]}
-        assert moved == ({"image_shape"} if batch.dataset == "images" else {"shape", "motion"})
-        datasets.add(batch.dataset)
+        assert moved == ({"image_shape"} if fed.dataset == "images" else {"shape", "motion"})
+        datasets.add(fed.dataset)
     assert datasets == {"images", "videos"}
 
 
@@ -106,10 +105,10 @@ def test_tubes_rest_while_images_train(tiny: Tiny) -> None:
     recipe = tiny()
     training = Run(recipe, {"model": recipe.arm})
     tubes = training.models["model"].tokenizer.tubes
-    for step, batch in enumerate(training.batches):
+    for step, fed in enumerate(training.feed):
         before = bits(tubes.state_dict())
-        training.step(step, batch)
-        assert (bits(tubes.state_dict()) == before) == (batch.dataset == "images")
+        training.step(step, fed)
+        assert (bits(tubes.state_dict()) == before) == (fed.dataset == "images")
 
 
 def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
@@ -173,12 +172,12 @@ def test_products_in_bfloat16_train_float32_parameters(tiny: Tiny, change: dict)
     recipe = tiny("train.steps=40", *PLAIN)
     arm = replace(recipe.arm, **{"frozen_depth": 1, "gate": True} | change)
     training = Run(recipe, {precision: replace(arm, precision=precision) for precision in ("float32", "bfloat16")})
-    batch = next(batch for batch in training.batches if batch.dataset == "videos")
-    inputs = training._inputs(training.preprocess(batch.pixels))[arm.frozen_depth]
+    fed = next(fed for fed in training.feed if fed.dataset == "videos")
+    inputs = fed.inputs(slice(0, None))[arm.frozen_depth]
     exact, low = (trainer.engine(inputs, ["motion"])["motion"] for trainer in training.trainers.values())
     assert exact.dtype == low.dtype == torch.float32
     assert 1e-4 < ((exact - low).norm() / exact.norm()).item() < 0.05
-    losses = [training.step(step, batch)["arms"] for step in range(40)]
+    losses = [training.step(step, fed)["arms"] for step in range(40)]
     for name in ("float32", "bfloat16"):
         assert losses[-1][name]["loss"] < 0.8 * losses[0][name]["loss"]
         model, optimizer = training.models[name], training.trainers[name].engine.engine.optimizer
