@@ -11,7 +11,7 @@ from scaleup.data.loader import Batch, train_loader
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Recipe
 from scaleup.training.engine import World
-from scaleup.training.step import Mix, draw_mix
+from scaleup.training.mix import Mix, draw_mix
 from scaleup.trunk import Taps
 
 Inputs = dict[int, Tensor | Taps]  # by frozen depth; where nothing is frozen, the pixels themselves
@@ -53,7 +53,7 @@ class Live:
         device, size = self.world.device, len(batch.pixels)
         pixels = self.preprocess(batch.pixels.to(device))  # (B, 3, T, H, W) or (B, 3, H, W)
         labels = {head: each.to(device) for head, each in batch.labels.items()}
-        mix = draw_mix(self.recipe.train.mixup, size, self.recipe.seed, step)
+        mix = draw_mix(self.recipe.train, pixels.shape, self.recipe.seed, step)
         mixed = pixels if mix is None else mix.pixels(pixels)
         return Fed(batch.dataset, size, labels, mix, lambda rows: self._inputs(mixed[rows]))
 

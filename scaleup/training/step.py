@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaleup.arm import Arm
@@ -19,38 +18,9 @@ from scaleup.model import TubeViT
 from scaleup.recipe import Arm as Settings
 from scaleup.recipe import Recipe
 from scaleup.training.engine import Engine, World
+from scaleup.training.mix import WHOLE, Mix, head_loss
 from scaleup.training.schedule import lr_factor
 from scaleup.trunk import Taps
-
-WHOLE = slice(0, None)
-
-
-class Mix(NamedTuple):
-    """Mixup: sample i becomes ``share`` of itself and ``1 - share`` of sample ``order[i]``; share >= 1/2."""
-
-    order: Tensor
-    share: float
-
-    def pixels(self, x: Tensor) -> Tensor:
-        return torch.lerp(x[self.order], x, self.share)
-
-
-def draw_mix(alpha: float, batch: int, seed: int, step: int) -> Mix | None:
-    """The mixup of a step, a function of (seed, step) alone; None where ``alpha`` of Beta(alpha, alpha) is 0."""
-    if alpha == 0:
-        return None
-    random = np.random.default_rng((seed, step))
-    share = random.beta(alpha, alpha)
-    return Mix(torch.from_numpy(random.permutation(batch)), max(share, 1 - share))
-
-
-def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, smoothing: float, rows: slice = WHOLE) -> Tensor:
-    """Cross entropy of logits (b, C) of some ``rows`` of a batch with its labels (B,), mixed as the pixels were."""
-    loss = F.cross_entropy(logits, labels[rows], label_smoothing=smoothing)
-    if mix is None:
-        return loss
-    other = F.cross_entropy(logits, labels[mix.order][rows], label_smoothing=smoothing)
-    return mix.share * loss + (1 - mix.share) * other
 
 
 class Classifier(nn.Module):
