@@ -23,13 +23,13 @@ def bits(model: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe], tmp_path: Path, stage: int) -> None:
-    """Bit for bit, with dropout, drop path and mixup, whatever trains beside it."""
-    recipe = tiny(f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")
+    """Bit for bit, with dropout, drop path, mixup and cutmix, whatever trains beside it."""
+    recipe = tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")
     arms = sweep_arms(recipe)
     run(recipe, arms)
     heads = []
     for name, arm in arms.items():
-        run(tiny(f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arm})
+        run(tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arm})
         weights = bits(tmp_path / name / "alone")
         assert weights == bits(tmp_path / "together" / name), name
         heads.append(weights["heads.motion.weight"])

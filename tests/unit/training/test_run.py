@@ -207,8 +207,14 @@ ZERO = pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2
 
 @ZERO
 def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, stage: int, offload: bool) -> None:
-    """Stopped after every step, with all kinds of arms, dropout and mixup; heads that rested have no momentum yet."""
-    changes = [f"train.zero_stage={stage}", f"train.offload={offload}", "train.steps=5", "train.betas=[0.8,0.95]"]
+    """Stopped after every step, with all kinds of arms, dropout and mixes; heads that rested have no momentum."""
+    changes = [
+        f"train.zero_stage={stage}",
+        f"train.offload={offload}",
+        "train.steps=5",
+        "train.betas=[0.8,0.95]",
+        "train.cutmix=1",
+    ]
     whole, pieces = (tiny(*changes, f"out={tmp_path / name}") for name in ("whole", "pieces"))
     late = replace(whole.arm, frozen_depth=1, gate=True, lora_rank=2)
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none", "full")}
@@ -281,8 +287,15 @@ def lines_of(recipe: Recipe, arms: dict[str, recipes.Arm]) -> list[dict]:
 @ZERO
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_take_the_same_steps(tiny: Tiny, parts: int, stage: int, offload: bool) -> None:
-    """Mixup crosses the borders of micro-batches; without dropout nothing else tells them from the whole batch."""
-    changes = [*STILL, f"train.zero_stage={stage}", f"train.offload={offload}", "train.steps=6", "train.mixup=0.4"]
+    """Mixes cross the borders of micro-batches; without dropout nothing else tells them from the whole batch."""
+    changes = [
+        *STILL,
+        f"train.zero_stage={stage}",
+        f"train.offload={offload}",
+        "train.steps=6",
+        "train.mixup=0.4",
+        "train.cutmix=1",
+    ]
     recipe = tiny(*changes)
     arms = {"full": recipe.arm, "gated": replace(recipe.arm, frozen_depth=1, gate=True, clip=0.5)}
     whole, cut = lines_of(tiny(*changes), arms), lines_of(tiny(*changes, f"train.accumulate={parts}"), arms)
