@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from scaleup import cli
-from scaleup.data.loader import Batch, eval_loader
+from scaleup.data.loader import Batch, Failure, eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Trunk
 from scaleup.training.engine import World
 from scaleup.training.frozen import settle
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -45,30 +47,72 @@ def evaluate(
         UserError: a head or label is unknown, or a head has other classes than the label.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
-    heads = _matched(first, opened, heads)
-    rank, world, device = _ranks()
+    heads, world = _matched(first, opened, heads), processes()
     for model in models.values():
-        model.eval().arm.to(device)
-    settled = settle(models.values(), trunk or Trunk(), World(rank, world, device))
-    batches = eval_loader(opened, heads, Input(**first.config["input"]), views, batch, workers, rank, world)
+        model.eval().arm.to(world.device)
+    settled = settle(models.values(), trunk or Trunk(), world)
+    seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
     hits = {name: {head: [0, 0] for head in heads} for name in models}
-    keys, failures = [], []
-    for entry in _tracked(batches, len(range(rank, len(opened), world))):
-        failures += entry.failures
-        keys += entry.keys
-        for name, head, counts in _hits(models, entry) if entry.keys else ():
+    for entry in seen:
+        for name, head, counts in _hits(models, entry):
             hits[name][head] = [a + b for a, b in zip(hits[name][head], counts, strict=True)]
-    hits, keys, failures = _gathered(hits, keys, failures)
-    _refuse_miscount(opened, keys, failures)
-    common = {"samples": len(keys), "failures": failures, "list_sha256": opened.list_sha256, "views": views}
+    common, everyone = seen.summary(), gathered(hits)
     return {
         name: {
-            "heads": {h: _shares(c, len(keys), len(opened.classes[heads[h]])) for h, c in counts.items()},
+            "heads": {
+                head: _shares([each[name][head] for each in everyone], common["samples"], len(opened.classes[label]))
+                for head, label in heads.items()
+            },
             **common,
             "trunk": _kept(models[name], settled),
         }
-        for name, counts in hits.items()
+        for name in models
     }
+
+
+class Once:
+    """One pass over shards in which every sample is seen once, whatever the number of ranks and workers.
+
+    Args:
+        title: what the progress bar is called.
+        heads, input, views, batch, workers: see :func:`scaleup.data.loader.eval_loader`.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        shards: Shards,
+        heads: Mapping[str, str],
+        input: Input,
+        views: str,
+        batch: int,
+        workers: int,
+        world: World,
+    ) -> None:
+        self.title, self.shards, self.views = title, shards, views
+        self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
+        self.share = len(range(world.rank, len(shards), world.size))
+        self.keys: list[str] = []
+        self.failures: list[Failure] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of this rank that have samples."""
+        with cli.progress(self.title, self.share) as advance:
+            for batch in self.batches:
+                self.keys += batch.keys
+                self.failures += batch.failures
+                if batch.keys:
+                    yield batch
+                advance(len(batch.keys) + len(batch.failures))
+
+    def summary(self) -> dict[str, Any]:
+        """``{"samples", "failures", "list_sha256", "views"}`` of all ranks; all of them must call."""
+        everyone = gathered((self.keys, self.failures))
+        keys, failures = [k for keys, _ in everyone for k in keys], [f for _, failed in everyone for f in failed]
+        seen = sorted(keys + [key for key, _ in failures])  # the promise is checked, not assumed
+        assert seen == sorted(self.shards.keys), f"{len(seen)} samples seen of {len(self.shards)}"
+        found = {"samples": len(keys), "failures": failures}
+        return found | {"list_sha256": self.shards.list_sha256, "views": self.views}
 
 
 def _kept(model: TubeViT, settled: dict[str, Any]) -> dict[str, Any]:
@@ -94,22 +138,15 @@ def _matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) ->
     return dict(heads)
 
 
-def _ranks() -> tuple[int, int, torch.device]:
-    """Rank, number of processes and this one's device; joins them where a launcher started several."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
+def processes() -> World:
+    """This process among those that a launcher started, which it joins."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-    return int(os.environ.get("RANK", "0")), world, device
-
-
-def _tracked(batches: Iterator[Batch], total: int) -> Iterator[Batch]:
-    with cli.progress("evaluating", total) as advance:
-        for batch in batches:
-            yield batch
-            advance(len(batch.keys) + len(batch.failures))
+    return World(int(os.environ.get("RANK", "0")), size, device)
 
 
 @torch.inference_mode()
@@ -132,26 +169,16 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 
 
-def _gathered(*parts: Any) -> tuple[Any, ...]:
-    """Sums of hits and joined lists over all ranks."""
+def gathered(part: T) -> list[T]:
+    """What each rank has, for all of them."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return parts
+        return [part]
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, parts)
-    hits, keys, failures = zip(*everyone, strict=True)
-    summed = {
-        name: {head: [sum(each[name][head][k] for each in hits) for k in (0, 1)] for head in heads}
-        for name, heads in parts[0].items()
-    }
-    return summed, [key for each in keys for key in each], [failure for each in failures for failure in each]
+    dist.all_gather_object(everyone, part)
+    return everyone
 
 
-def _refuse_miscount(shards: Shards, keys: list[str], failures: list) -> None:
-    """Every sample of the index was seen once: the promise is checked, not assumed."""
-    seen = sorted(keys + [key for key, _ in failures])
-    assert seen == sorted(shards.keys), f"{len(seen)} samples seen of {len(shards)}"
-
-
-def _shares(counts: list[int], samples: int, classes: int) -> dict[str, float]:
-    samples = max(samples, 1)
-    return {"top1": counts[0] / samples, "top5": counts[1] / samples, "chance": 1 / classes}
+def _shares(counts: list[list[int]], samples: int, classes: int) -> dict[str, float]:
+    """Counts of each rank -> shares of all samples."""
+    top1, top5 = (sum(column) / max(samples, 1) for column in zip(*counts, strict=True))
+    return {"top1": top1, "top5": top5, "chance": 1 / classes}

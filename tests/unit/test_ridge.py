@@ -27,7 +27,7 @@ def ridge(x: Tensor, y: Tensor, size: int | None = None) -> Ridge:
 
 
 def slow(x: Tensor, y: Tensor, penalty: float, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias by least squares on a stacked matrix: a row for each sample, and one for each penalised weight."""
+    """Weight and bias by least squares on a stacked matrix: a row a sample, and one for each penalised weight."""
     x, y, d = x.double(), y.double(), x.shape[1]
     samples = torch.cat([torch.ones(len(x), 1), x / scale], 1)
     weights = torch.cat([torch.zeros(d, 1), torch.eye(d).double() * penalty**0.5], 1)
