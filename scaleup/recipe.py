@@ -98,10 +98,19 @@ class Dataset:
 
 
 @dataclass
+class Valid:
+    """A set on which arms are validated while they train: one clip and one crop of every sample."""
+
+    shards: str  # a directory or an address
+    heads: dict[str, str] = field(default_factory=dict)  # head name -> label name; none: all whose name and classes fit
+
+
+@dataclass
 class Data:
-    """Training sets (whole batches come from one of them), and how they are read."""
+    """Training sets (whole batches come from one of them), the set to validate on, and how they are read."""
 
     train: dict[str, Dataset] = field(default_factory=dict)
+    valid: Valid | None = None
     batch: int = 64  # samples of a step, over all ranks
     workers: int = 1  # loader processes of each rank
     max_bad: float = 0.01  # share of unreadable samples left out before the run stops
@@ -123,6 +132,9 @@ class Arm:
     gate_lr: float = 5e-3
     weight_decay: float = 1e-3
     clip: float = 1.0  # gradient norm; 0: none
+    steps: int | None = None  # after which the arm ends, and over which its cosine runs; None: train.steps
+    warmup: int | None = None  # None: train.warmup
+    patience: int = 0  # validations in a row without a rise of accuracy that end the arm early; 0: it never does
 
 
 @dataclass
@@ -135,7 +147,7 @@ class Trunk:
 
 @dataclass
 class Train:
-    """Optimizer and schedule, alike for all arms of a sweep."""
+    """Optimizer and schedule, alike for all arms of a sweep but where an arm has its own steps and warm-up."""
 
     steps: int = 500
     optimizer: str = "adamw"  # adamw | adam
@@ -150,6 +162,7 @@ class Train:
     log_every: int = 10
     save_every: int = 1000  # steps between checkpoints; 0: at the end alone, and where the run is stopped
     keep: int = 2  # checkpoints at a time
+    valid_every: int = 0  # steps between validations on data.valid, and one where an arm ends; 0: none
 
 
 @dataclass
@@ -205,6 +218,12 @@ def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
     return {name: replace(recipe.arm, **changes) for name, changes in recipe.arms.items()}
 
 
+def schedule(arm: Arm, train: Train) -> tuple[int, int]:
+    """Steps and warm-up of an arm: its own, or those of the run."""
+    steps = train.steps if arm.steps is None else arm.steps
+    return steps, train.warmup if arm.warmup is None else arm.warmup
+
+
 def _merged(path: Path, overrides: Sequence[str], mistakes: list[str]) -> Any:
     """The content of the file with the overrides, not yet held against the schema."""
     if not path.is_file():
@@ -229,6 +248,8 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
     if recipe.train.warmup > recipe.train.steps:
         yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
+    if recipe.train.valid_every and recipe.data.valid is None:
+        yield f"train.valid_every: {recipe.train.valid_every} needs a set to validate on, data.valid"
     if recipe.train.offload and recipe.train.zero_stage == 0:
         yield "train.offload: True needs ZeRO, train.zero_stage is 0"
     for name in sorted({"tensorboard", "checkpoints"} & recipe.arms.keys()):
@@ -237,3 +258,14 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     for at, arm in arms:
         if arm.gate and arm.frozen_depth == 0:
             yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"
+        yield from _contradictions_in_time(at, arm, recipe.train)
+
+
+def _contradictions_in_time(at: str, arm: Arm, train: Train) -> Iterator[str]:
+    steps, warmup = schedule(arm, train)
+    if steps > train.steps:
+        yield f"{at}.steps: {steps} is more than train.steps, {train.steps}"
+    if warmup > steps and (arm.steps, arm.warmup) != (None, None):
+        yield f"{at}.warmup: {warmup} is more than {at}.steps, {steps}"
+    if arm.patience and not train.valid_every:
+        yield f"{at}.patience: {arm.patience} counts validations, train.valid_every is 0"

@@ -63,6 +63,8 @@ def is_name(key: str) -> bool:
 
 
 NAME = Rule("a name made of letters, digits, '_' and '-'", is_name)
+SHARDS = Rule("a directory of shards or its address", lambda value: "://" in value or Path(value).is_dir())
+HEADS = Rule("a mapping of head names to label names", lambda value: all(map(is_name, value)))
 RULES: dict[str, Rule] = {
     "seed": whole(0),
     "model.input.frames": whole(1),
@@ -87,15 +89,15 @@ RULES: dict[str, Rule] = {
     "data.workers": whole(0),
     "data.window": whole(1),
     "data.max_bad": between(0, 1),
-    "data.train.*.shards": Rule(
-        "a directory of shards or its address", lambda value: "://" in value or Path(value).is_dir()
-    ),
-    "data.train.*.heads": Rule("a mapping of head names to label names", lambda value: all(map(is_name, value))),
+    "data.train.*.shards": SHARDS,
+    "data.train.*.heads": HEADS,
     "data.train.*.weight": above(0),
     "data.train.*.augment.crop_scale": ordered(between(0.01, 1)),
     "data.train.*.augment.crop_ratio": ordered(above(0)),
     "data.train.*.augment.randaugment_layers": whole(0),
     "data.train.*.augment.randaugment_magnitude": whole(0, 30),
+    "data.valid.shards": SHARDS,
+    "data.valid.heads": HEADS,
     "arm.frozen_depth": whole(0),
     "arm.adapt": one_of("full", "lora", "dora", "ia3", "none"),
     "arm.lora_rank": whole(1),
@@ -105,6 +107,9 @@ RULES: dict[str, Rule] = {
     "arm.gate_lr": above(0),
     "arm.weight_decay": between(0),
     "arm.clip": between(0),
+    "arm.steps": whole(1),
+    "arm.warmup": whole(0),
+    "arm.patience": whole(0),
     "trunk.precision": one_of("float32", "bfloat16", "float16", "int8", "auto"),
     "trunk.placement": one_of("device", "host", "disk"),
     "train.steps": whole(1),
@@ -122,6 +127,7 @@ RULES: dict[str, Rule] = {
     "train.log_every": whole(1),
     "train.save_every": whole(0),
     "train.keep": whole(1),
+    "train.valid_every": whole(0),
 }
 
 
@@ -165,7 +171,7 @@ class Reader:
                 return None
             kind = next(filter(is_dataclass, get_args(kind)), kind)
         if is_dataclass(kind):
-            return self.settings(cast(type, kind), value, f"{at}.", f"{rule}.")
+            return self._entry(cast(type, kind), value, f"{at}.", f"{rule}.")
         if "changes" in item.metadata:
             read = partial(
                 self.settings, item.metadata["changes"], rule=f"{item.metadata['changes'].__name__.lower()}."
@@ -185,7 +191,7 @@ class Reader:
         return {name: value for name, value in valid.items() if value is not _BAD}
 
     def _entry(self, schema: type, given: Any, at: str, rule: str) -> Any:
-        """One entry of a mapping: whatever has no default must be there."""
+        """Settings of which whatever has no default must be there."""
         valid = self.settings(schema, given, at, rule)
         required = [item.name for item in fields(schema) if item.default is MISSING is item.default_factory]
         if isinstance(given, dict):

@@ -110,6 +110,11 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ("data.workers=1.5", "data.workers: 1.5 is not a whole number of at least 0"),
         ("train.optimizer=adamv", "is not one of 'adamw', 'adam'; nearest:"),
         ("train.warmup=101", "train.warmup: 101 is more than train.steps, 100"),
+        ("arms.last.steps=101", "arms.last.steps: 101 is more than train.steps, 100"),
+        ("train.warmup=9 arms.last.steps=8", "arms.last.warmup: 9 is more than arms.last.steps, 8"),
+        ("arms.last.patience=2", "arms.last.patience: 2 counts validations, train.valid_every is 0"),
+        ("train.valid_every=5", "train.valid_every: 5 needs a set to validate on, data.valid"),
+        ("data.valid={heads: {motion: label}}", "data.valid.shards: is missing"),
         (
             "trunk.precision=bf16",
             "trunk.precision: 'bf16' is not one of 'float32', 'bfloat16'",
