@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scaleup.errors import UserError, nearest
+from scaleup.grid import expand
 from scaleup.rules import Reader
 
 
@@ -177,6 +178,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     arm: Arm = field(default_factory=Arm)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"changes": Arm})  # name -> changes to arm
+    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"values": Arm})  # more arms: all combinations
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -212,10 +214,15 @@ def resolved(recipe: Recipe) -> DictConfig:
 
 
 def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
-    """The arms of a sweep: each is ``recipe.arm`` with the changes listed under its name in ``recipe.arms``."""
-    if not recipe.arms:
-        raise UserError("the recipe has no arms to sweep; name some under arms, or train its one arm (tools/train.py)")
-    return {name: replace(recipe.arm, **changes) for name, changes in recipe.arms.items()}
+    """The arms of a sweep: each is ``recipe.arm`` with the changes listed under its name in ``recipe.arms``, or with
+    one combination of the values in ``recipe.grid``."""
+    arms = recipe.arms | expand(recipe.grid)
+    if not arms:
+        raise UserError(
+            "the recipe has no arms to sweep; name some under arms, list values under grid, or train its one arm "
+            "(tools/train.py)"
+        )
+    return {name: replace(recipe.arm, **changes) for name, changes in arms.items()}
 
 
 def schedule(arm: Arm, train: Train) -> tuple[int, int]:
@@ -252,10 +259,16 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         yield f"train.valid_every: {recipe.train.valid_every} needs a set to validate on, data.valid"
     if recipe.train.offload and recipe.train.zero_stage == 0:
         yield "train.offload: True needs ZeRO, train.zero_stage is 0"
-    for name in sorted({"tensorboard", "checkpoints"} & recipe.arms.keys()):
+    for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
         yield f"arms.{name}: the name is taken, a run keeps its {name} there"
-    arms = [(f"arms.{name}", arm) for name, arm in sweep_arms(recipe).items()] if recipe.arms else [("arm", recipe.arm)]
-    for at, arm in arms:
+    arms = {name: replace(recipe.arm, **changes) for name, changes in recipe.arms.items()}
+    combined = {name: replace(recipe.arm, **changes) for name, changes in expand(recipe.grid).items()}
+    for name, arm in combined.items():
+        if same := [other for other in arms if other == name or arms[other] == arm]:
+            yield f"grid.{name}: is there as arms.{same[0]} already"
+    named = {f"arms.{name}": arm for name, arm in arms.items()}
+    named |= {f"grid.{name}": arm for name, arm in combined.items()}
+    for at, arm in (named or {"arm": recipe.arm}).items():
         if arm.gate and arm.frozen_depth == 0:
             yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"
         yield from _contradictions_in_time(at, arm, recipe.train)

@@ -177,6 +177,8 @@ class Reader:
                 self.settings, item.metadata["changes"], rule=f"{item.metadata['changes'].__name__.lower()}."
             )
             return self._entries(value, at, read)
+        if "values" in item.metadata:
+            return self._lists(item.metadata["values"], value, at)
         if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
             return self._entries(value, at, partial(self._entry, get_args(kind)[1], rule=f"{rule}.*."))
         return self._leaf(schema, item.name, value, at, rule)
@@ -189,6 +191,24 @@ class Reader:
         self.mistakes += [NAME.mistake(at, name) for name in given if not is_name(str(name))]
         valid = {str(name): read(value, at=f"{at}.{name}.") for name, value in given.items()}
         return {name: value for name, value in valid.items() if value is not _BAD}
+
+    def _lists(self, schema: type, given: Any, at: str) -> Any:
+        """A mapping of settings to lists of values."""
+        if not isinstance(given, dict):
+            self.mistakes.append(f"{at}: {given!r} is not a mapping of settings to lists of values")
+            return _BAD
+        return {key: self._list(schema, key, values, f"{at}.") for key, values in given.items()}
+
+    def _list(self, schema: type, key: str, values: Any, at: str) -> list[Any]:
+        """The values that fit the setting ``key`` of a dataclass."""
+        if not isinstance(values, list) or not values:
+            self.mistakes.append(f"{at}{key}: {values!r} is not a list of values")
+            return []
+        read = [self.settings(schema, {key: value}, at, f"{schema.__name__.lower()}.") for value in values]
+        found = [value for each in read for value in each.values()]
+        self.mistakes += [f"{at}{key}: {value!r} is listed twice" for value in found if found.count(value) > 1]
+        self.mistakes = list(dict.fromkeys(self.mistakes))  # one mistake may be of several values
+        return found
 
     def _entry(self, schema: type, given: Any, at: str, rule: str) -> Any:
         """Settings of which whatever has no default must be there."""
