@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup import cli
@@ -32,7 +34,7 @@ def evaluate(
     workers: int = 1,
     trunk: Trunk | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Top-1 and top-5 of each head of each model, probabilities averaged over the views.
+    """Top-1, top-5 and cross entropy of each head of each model, probabilities averaged over the views.
 
     Args:
         models: one model, or the arms of one sweep (:func:`scaleup.checkpoint.load_run`), which share a trunk pass.
@@ -40,34 +42,18 @@ def evaluate(
         trunk: how frozen blocks are kept; None for float32 on the device.
 
     Returns:
-        For each model ``{"heads": {head: {"top1", "top5", "chance"}}, "samples", "failures", "list_sha256", "views",
-        "trunk"}``, shares of 1; for ``trunk`` see :func:`scaleup.training.frozen.settle`.
+        For each model what :func:`scores` says, and ``"trunk"``, see :func:`scaleup.training.frozen.settle`.
 
     Raises:
         UserError: a head or label is unknown, or a head has other classes than the label.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
-    heads, world = _matched(first, opened, heads), processes()
+    heads, world = matched(first, opened, heads), processes()
     for model in models.values():
         model.eval().arm.to(world.device)
     settled = settle(models.values(), trunk or Trunk(), world)
     seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
-    hits = {name: {head: [0, 0] for head in heads} for name in models}
-    for entry in seen:
-        for name, head, counts in _hits(models, entry):
-            hits[name][head] = [a + b for a, b in zip(hits[name][head], counts, strict=True)]
-    common, everyone = seen.summary(), gathered(hits)
-    return {
-        name: {
-            "heads": {
-                head: _shares([each[name][head] for each in everyone], common["samples"], len(opened.classes[label]))
-                for head, label in heads.items()
-            },
-            **common,
-            "trunk": _kept(models[name], settled),
-        }
-        for name in models
-    }
+    return {name: score | {"trunk": _kept(models[name], settled)} for name, score in scores(models, seen).items()}
 
 
 class Once:
@@ -89,7 +75,7 @@ class Once:
         workers: int,
         world: World,
     ) -> None:
-        self.title, self.shards, self.views = title, shards, views
+        self.title, self.shards, self.heads, self.views = title, shards, heads, views
         self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
         self.share = len(range(world.rank, len(shards), world.size))
         self.keys: list[str] = []
@@ -115,13 +101,40 @@ class Once:
         return found | {"list_sha256": self.shards.list_sha256, "views": self.views}
 
 
+def scores(models: Mapping[str, TubeViT], seen: Once) -> dict[str, dict[str, Any]]:
+    """What models that are in place and in eval mode make of a pass over shards; all ranks must call.
+
+    Returns:
+        For each model ``{"heads": {head: {"top1", "top5", "loss", "chance"}}, "samples", "failures", "list_sha256",
+        "views"}``: shares of 1, and the mean of -log of the probability of the class that is right.
+    """
+    sums = {name: {head: torch.zeros(3, dtype=torch.float64) for head in seen.heads} for name in models}
+    for batch in seen:
+        for name, head, counts in _counts(models, batch):
+            sums[name][head] += counts
+    common, everyone = seen.summary(), gathered(sums)
+    classes = {head: len(seen.shards.classes[label]) for head, label in seen.heads.items()}
+    return {
+        name: {
+            "heads": {h: _means([each[name][h] for each in everyone], common["samples"], classes[h]) for h in classes},
+            **common,
+        }
+        for name in models
+    }
+
+
 def _kept(model: TubeViT, settled: dict[str, Any]) -> dict[str, Any]:
     """What of the trunk concerns a model."""
     drift = {depth: moved for depth, moved in settled.get("drift", {}).items() if depth == model.frozen_depth}
     return settled | {"drift": drift} if model.trunk is not None else {}
 
 
-def _matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:
+def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:
+    """Head -> label: ``heads`` if they fit, by default every head that has a label's name and classes.
+
+    Raises:
+        UserError: a head or label is unknown, a head has other classes than the label, or there is none.
+    """
     own: dict[str, list[str]] = model.config["heads"]
     if heads is None:
         heads = {head: head for head, classes in own.items() if shards.classes.get(head) == classes}
@@ -149,14 +162,16 @@ def processes() -> World:
     return World(int(os.environ.get("RANK", "0")), size, device)
 
 
-@torch.inference_mode()
-def _hits(models: Mapping[str, TubeViT], batch: Batch) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Samples of a batch whose class is first, and among the first five, by model and head."""
+@torch.no_grad()  # and not in inference mode: what is kept from it could not be used in training
+def _counts(models: Mapping[str, TubeViT], batch: Batch) -> Iterator[tuple[str, str, Tensor]]:
+    """By model and head (3,): samples whose class is first, samples whose class is among the first five, and the sum
+    of their losses."""
     for name, features in view_features(models, batch.pixels).items():  # (B, V, D)
         for head, labels in batch.labels.items():
-            probabilities = models[name].arm.heads[head](features).softmax(-1).mean(1)  # (B, C)
-            best = probabilities.topk(min(5, probabilities.shape[1])).indices.cpu() == labels[:, None]
-            yield name, head, (int(best[:, 0].sum()), int(best.sum()))
+            logits = models[name].arm.heads[head](features).cpu()  # (B, V, C)
+            best = logits.softmax(-1).mean(1).topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5)
+            loss = F.nll_loss(logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1]), labels, reduction="none")
+            yield name, head, torch.stack([best[:, 0].double().sum(), best.double().sum(), loss.double().sum()])
 
 
 def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Tensor]:
@@ -178,7 +193,7 @@ def gathered(part: T) -> list[T]:
     return everyone
 
 
-def _shares(counts: list[list[int]], samples: int, classes: int) -> dict[str, float]:
-    """Counts of each rank -> shares of all samples."""
-    top1, top5 = (sum(column) / max(samples, 1) for column in zip(*counts, strict=True))
-    return {"top1": top1, "top5": top5, "chance": 1 / classes}
+def _means(sums: list[Tensor], samples: int, classes: int) -> dict[str, float]:
+    """Sums (3,) of each rank -> means over all samples."""
+    top1, top5, loss = (sum(sums) / max(samples, 1)).tolist()  # type: ignore[union-attr]
+    return {"top1": top1, "top5": top5, "loss": loss, "chance": 1 / classes}

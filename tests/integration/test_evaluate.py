@@ -48,10 +48,10 @@ def model(tiny: Callable[..., Recipe], shards: Path, tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def slow_counts(model: Path, shards: Path, head: str) -> tuple[int, int, int]:
-    """First among the classes, among the first five, and first if logits were averaged: one sample at a time."""
+def slow_counts(model: Path, shards: Path, head: str) -> tuple[int, int, int, float]:
+    """First among the classes, among the first five, first if logits were averaged, and loss: one sample at a time."""
     loaded, opened = load(model), Shards.open(shards)
-    top1 = top5 = by_logits = 0
+    top1, top5, by_logits, loss = 0, 0, 0, 0.0
     for index in set(range(COUNT)) - {DAMAGED}:
         views = eval_views(opened.read(index).media, "video", Input(**loaded.config["input"]), 2, 2)
         logits = torch.cat([loaded(loaded.preprocess(view[None]), head=head) for view in views]).double()
@@ -60,7 +60,8 @@ def slow_counts(model: Path, shards: Path, head: str) -> tuple[int, int, int]:
         better = int((probabilities > probabilities[label]).sum())
         top1, top5 = top1 + (better == 0), top5 + (better < 5)
         by_logits += int(logits.mean(0).argmax()) == label
-    return top1, top5, by_logits
+        loss -= float(probabilities[label].log()) / (COUNT - 1)
+    return top1, top5, by_logits, loss
 
 
 def counts(result: dict[str, Any], head: str) -> tuple[float, float]:
@@ -84,14 +85,18 @@ def test_every_sample_counts_once(model: Path, shards: Path, ranks: int, workers
         (line,) = done.stdout.splitlines()  # the first process speaks for both
         result = json.loads(line)
     for head in ("shape", "motion"):
-        assert counts(result, head) == slow_counts(model, shards, head)[:2]
+        *expected, _, loss = slow_counts(model, shards, head)
+        assert counts(result, head) == tuple(expected)
+        assert result["heads"][head]["loss"] == pytest.approx(loss, rel=1e-4)
     assert [key for key, _ in result["failures"]] == [Shards.open(shards).keys[DAMAGED]]
     assert result["list_sha256"] == Shards.open(shards).list_sha256
 
 
 def test_probabilities_are_averaged_and_not_logits(model: Path, shards: Path) -> None:
     """The counts above tell the two apart."""
-    assert any(top1 != by_logits for top1, _, by_logits in (slow_counts(model, shards, h) for h in ("shape", "motion")))
+    assert any(
+        top1 != by_logits for top1, _, by_logits, _ in (slow_counts(model, shards, h) for h in ("shape", "motion"))
+    )
 
 
 @pytest.fixture
