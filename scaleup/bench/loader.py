@@ -102,7 +102,7 @@ def _taken(batches: Iterable[Any], clips: int) -> None:
 
 def _ours(shards: Shards, workers: int) -> Iterator[Any]:
     videos = recipe.Dataset(str(shards.path), {"label": "label"}, augment=AUGMENT)
-    return train_loader(recipe.Data({"videos": videos}, BATCH, workers), INPUT, 0, 1 << 30)
+    return train_loader(recipe.Data({"videos": videos}, batch=BATCH, workers=workers), INPUT, 0, 1 << 30)
 
 
 def _crop() -> v2.Transform:

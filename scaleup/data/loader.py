@@ -7,10 +7,11 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +33,7 @@ class Batch:
 
     dataset: str
     modality: str
-    pixels: Tensor  # uint8 (B, 3, T, H, W) of videos, (B, 3, H, W) of images
+    pixels: Tensor  # uint8 (B, 3, T, H, W) of videos, (B, 3, H, W) of images; of a cache (B, bytes of a record)
     labels: dict[str, Tensor]  # head -> int64 (B,)
     keys: list[str]
     failures: list[Failure] = field(default_factory=list)  # samples that could not be read, and why
@@ -98,24 +99,67 @@ def train_loader(
         UserError: a dataset does not fit (:func:`open_datasets`), the batch cannot be divided by the ranks, or more
             than ``data.max_bad`` of a dataset's samples were found unreadable.
     """
-    if data.batch % world:
-        raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
-    dataset = TrainSteps(data, input, seed, rank, world)
-    return map(dataset.watched, _workers(dataset, range(start, steps), data.workers))
+    shards = open_datasets(data)
+    augmented = Augmented(data, input, seed, shards)
+    return train_steps(TrainSteps(data, shards, augmented, seed, rank, world), data.workers, range(start, steps))
+
+
+def train_steps(dataset: TrainSteps, workers: int, steps: range) -> Iterator[Batch]:
+    """This rank's batches of ``steps``, whatever their samples are."""
+    return map(dataset.watched, in_workers(dataset, steps, workers))
+
+
+class Augmented:
+    """A sample as epoch ``epoch`` sees it, uint8 (3, [T,] H, W): a pure function of (seed, epoch, key)."""
+
+    def __init__(self, data: recipe.Data, input: recipe.Input, seed: int, shards: Mapping[str, Shards]) -> None:
+        self.seed, self.shards = seed, shards
+        self.transforms = {name: TrainTransform(input, dataset.augment) for name, dataset in data.train.items()}
+
+    def __call__(self, name: str, index: int, epoch: int) -> Tensor:
+        shards = self.shards[name]
+        source = random.Random(f"{self.seed} {epoch} {shards.keys[index]}")
+        return self.transforms[name](shards.read(index).media, shards.modality, source)
+
+
+class Samples(Protocol):
+    """What a batch is put together from: shards, or what stands for them."""
+
+    path: Any
+    modality: str
+    keys: list[str]
+    sizes: list[int]
+    labels: dict[str, np.ndarray]
+
+    def __len__(self) -> int: ...
 
 
 class TrainSteps(Dataset):
-    """Step number -> this rank's :class:`Batch`."""
+    """Step number -> this rank's :class:`Batch` of what ``read(dataset, sample number, epoch)`` gives or, by BadSample,
+    does not.
 
-    def __init__(self, data: recipe.Data, input: recipe.Input, seed: int, rank: int, world: int) -> None:
-        self.seed, self.batch, self.max_bad = seed, data.batch, data.max_bad
+    Raises:
+        UserError: the batch cannot be divided by the ranks.
+    """
+
+    def __init__(
+        self,
+        data: recipe.Data,
+        shards: Mapping[str, Samples],
+        read: Callable[[str, int, int], Tensor],
+        seed: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        if data.batch % world:
+            raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
+        self.batch, self.max_bad = data.batch, data.max_bad
         self.places = order.share(data.batch, rank, world)
-        self.shards = open_datasets(data)
+        self.shards, self.read = shards, read
         self.orders = {name: order.Order(shards.sizes, seed, data.window) for name, shards in self.shards.items()}
         self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
         self.bad: dict[str, dict[str, str]] = {name: {} for name in self.shards}  # key -> reason, so far
-        self.transforms = {name: TrainTransform(input, dataset.augment) for name, dataset in data.train.items()}
 
     def __getitem__(self, step: int) -> Batch:
         name, nth = order.dataset_at(self.weights, step)
@@ -133,9 +177,8 @@ class TrainSteps(Dataset):
         shards = self.shards[name]
         while len(failures) <= self.allowed(name):
             index, epoch = self.orders[name].at(position)
-            source = random.Random(f"{self.seed} {epoch} {shards.keys[index]}")
             try:
-                return index, self.transforms[name](shards.read(index).media, shards.modality, source)
+                return index, self.read(name, index, epoch)
             except BadSample as error:
                 failures[shards.keys[index]] = str(error)
                 position += 1
@@ -176,7 +219,7 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
-    return map(_named, _workers(dataset, range(len(dataset)), workers))
+    return map(_named, in_workers(dataset, range(len(dataset)), workers))
 
 
 @dataclass
@@ -213,7 +256,7 @@ def _named(batch: Batch) -> Batch:
 
 
 def _batch(
-    name: str, shards: Shards, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
+    name: str, shards: Samples, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
 ) -> Batch:
     indices = [index for index, _ in read]
     pixels = torch.stack([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
@@ -221,7 +264,7 @@ def _batch(
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
 
 
-def _workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
+def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
     """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one)."""
     return iter(
         DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_begin_worker)

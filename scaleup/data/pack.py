@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -19,8 +17,9 @@ import numpy as np
 
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
-from scaleup.data.index import file_sha256, index_of, write_index, write_json
+from scaleup.data.index import index_of, write_index, write_json
 from scaleup.data.parallel import parallel
+from scaleup.data.partial import clear, finished, partial_directory
 from scaleup.data.shards import Sample, Shards, write_shard
 from scaleup.data.sources import Item, Listing, extension_of, modality_of
 from scaleup.errors import UserError
@@ -58,8 +57,8 @@ def pack(
     tasks = [(number, listing.items[number], modality, encoding) for number in order]
     chunks = [tasks[begin : begin + per_shard] for begin in range(0, len(tasks), per_shard)]
     numbers = {name: number for number, name in enumerate(listing.classes)}
-    with _partial(out, _plan(listing, encoding, seed, per_shard)) as partial:
-        parts = {number: part for number in range(len(chunks)) if (part := _finished(partial, number))}
+    with partial_directory(out, _plan(listing, encoding, seed, per_shard)) as partial:
+        parts = {number: part for number in range(len(chunks)) if (part := finished(partial, number))}
         if parts:
             print(f"going on: {len(parts)} of {len(chunks)} shards are finished", file=sys.stderr)
         advance(sum(len(chunks[number]) for number in parts))
@@ -92,64 +91,16 @@ def _packed(
     return part
 
 
-def _finished(partial: Path, number: int) -> dict[str, Any] | None:
-    """What is known of shard ``number``, if it is as it was written."""
-    try:
-        part: dict[str, Any] = json.loads((partial / f"{number:06d}.json").read_bytes())
-        if file_sha256(partial / f"{number:06d}.tar") == part["shard"]["sha256"]:
-            return part
-        print(f"shard {number:06d}.tar is not as it was written; it is made again", file=sys.stderr)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
-
-
 def _conclude(partial: Path, parts: list[dict[str, Any]], modality: str, classes: dict[str, list[str]]) -> None:
     """Write the index, and remove everything but it and the tars that have samples."""
     failures = [failure for part in parts for failure in part["failures"]]
     shards = [part["shard"] for part in parts if part["shard"]["samples"]]
     if not shards:
+        shutil.rmtree(partial)
         raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
     kept = {shard["file"] for shard in shards}
     write_index(partial, index_of(modality, classes, shards, failures))
-    for path in partial.iterdir():
-        if path.name not in kept and path.name != "index.json":
-            path.unlink()
-
-
-@contextmanager
-def _partial(out: Path, plan: str) -> Iterator[Path]:
-    """The directory ``.OUT.partial``, this process's alone; emptied if it was begun with another plan.
-
-    What is in it stays when the block is cut off, and goes when there was a mistake.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with (partial / "plan").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.seek(0)
-            if (found := file.read()) != plan:
-                if found:
-                    print("the files or options have changed: beginning anew", file=sys.stderr)
-                _empty(partial)
-                file.truncate(0)
-                file.write(plan)
-                file.flush()
-            yield partial
-    except BlockingIOError:
-        raise UserError(f"another process is writing '{out}'") from None
-    except UserError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    except OSError as error:
-        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
-
-
-def _empty(partial: Path) -> None:
-    for path in partial.iterdir():
-        if path.name != "plan":
-            path.unlink()
+    clear(partial, kept | {"index.json"})
 
 
 def _plan(listing: Listing, encoding: Encoding, seed: int, per_shard: int) -> str:

@@ -120,7 +120,7 @@ class Shards:
         self._extensions = np.array([known.index(ext) for ext in media], dtype=np.uint8)
         places = [(n, *entry["members"][ext]) for (n, entry), ext in zip(entries, media, strict=True)]
         self._places = np.array(places, dtype=np.int64).reshape(-1, 4)  # shard, offset, size, crc32
-        self.labels = {
+        self.labels: dict[str, np.ndarray] = {
             name: np.array([entry["labels"][name] for _, entry in entries], dtype=np.int64) for name in self.classes
         }
         self._refuse_nonsense(np.array([shard["bytes"] for shard in index["shards"]], dtype=np.int64))

@@ -206,7 +206,9 @@ def test_a_shard_that_goes_away_in_training_is_named_and_counted(tmp_path, capsy
 
     def steps(max_bad):
         images = recipe.Dataset(str(shards.path), {"h": "label"})
-        return train_loader(recipe.Data({"images": images}, 4, 0, max_bad), recipe.Input(size=[16, 16]), 0, 40)
+        return train_loader(
+            recipe.Data({"images": images}, batch=4, workers=0, max_bad=max_bad), recipe.Input(size=[16, 16]), 0, 40
+        )
 
     patient, strict = steps(0.1), steps(0.05)
     (shards.path / "000003.tar").unlink()

@@ -67,7 +67,7 @@ def test_a_sample_is_augmented_anew_in_every_epoch(data):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes(data, workers):
     whole = list(train_loader(data, INPUT, 3, 9))
-    resumed = list(train_loader(recipe.Data(data.train, 6, workers, 0.2), INPUT, 3, 9, start=4))
+    resumed = list(train_loader(recipe.Data(data.train, batch=6, workers=workers, max_bad=0.2), INPUT, 3, 9, start=4))
     for one, other in zip(whole[4:], resumed, strict=True):
         same(one, other)
 
