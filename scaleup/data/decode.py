@@ -18,6 +18,7 @@ from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_p
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadSample", "check", "decode_clip", "decode_clips", "decode_image"]
 
+Planes = list[np.ndarray]  # red, green, blue
 EXTENSIONS = {"image": ("png", "jpg", "webp", "jpeg"), "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg")}
 
 
@@ -48,7 +49,7 @@ def upright_image(data: bytes) -> Image.Image:
     except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise BadSample(_reason("image", error)) from None
+        raise BadSample(reason("image", error)) from None
 
 
 def decode_clip(data: bytes, frames: int, fps: float, start: float = 0.0, view: View | None = None) -> Tensor:
@@ -79,9 +80,10 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
         seconds, places = np.unique(wanted, return_inverse=True)
         pictures = Pictures(view or whole())
         shown = _sought(packets, times, seconds, pictures) or _met(packets, times, seconds, pictures)
-    clips = np.empty((len(starts), 3, frames, *shown[0].shape[1:]), np.uint8)
+    clips = np.empty((len(starts), 3, frames, *shown[0][0].shape), np.uint8)
     for number, place in enumerate(places.ravel()):
-        clips[number // frames, :, number % frames] = shown[place]
+        for colour, plane in enumerate(shown[place]):
+            clips[number // frames, colour, number % frames] = plane
     return torch.from_numpy(clips)
 
 
@@ -94,7 +96,7 @@ def _video(data: bytes) -> Iterator[tuple[list[av.Packet], np.ndarray]]:
     except BadSample:
         raise
     except Exception as error:  # includes InvalidDataError, which is a ValueError
-        raise BadSample(_reason("video", error)) from None
+        raise BadSample(reason("video", error)) from None
 
 
 def _packets(container: av.container.InputContainer) -> tuple[list[av.Packet], np.ndarray]:
@@ -122,10 +124,8 @@ def _wanted_times(times: np.ndarray, frames: int, fps: float, starts: Sequence[f
     return first + np.asarray(starts)[:, None] * slack + np.arange(frames) / fps
 
 
-def _sought(
-    packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictures: Pictures
-) -> list[np.ndarray] | None:
-    """For each second in ``wanted`` (ascending) what is on screen then, (3, h, w), decoding no more than that needs.
+def _sought(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictures: Pictures) -> list[Planes] | None:
+    """For each second in ``wanted`` (ascending) what is on screen then, three (h, w), decoding no more than that needs.
 
     Decoding starts at the last key frame before, and frames that are neither shown nor referred to are skipped.
     None: that does not bring out every frame by its timestamp, as with references across a key frame, or damage.
@@ -135,7 +135,7 @@ def _sought(
     order = np.argsort(times)[: np.isfinite(times).sum()]  # NaN is last
     places = np.searchsorted(times[order], wanted + 1e-4, side="right") - 1
     shown = [packets[order[max(0, place)]].pts for place in places]
-    needed, found = set(shown), dict[int, np.ndarray]()
+    needed, found = set(shown), dict[int, Planes]()
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= wanted[0]]
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     context = packets[0].stream.codec_context
@@ -146,7 +146,7 @@ def _sought(
                 context.skip_frame = "DEFAULT" if packet is None or packet.pts in needed else "NONREF"
             for frame in context.decode(packet):
                 if frame.pts in needed and frame.pts not in found:
-                    found[frame.pts] = pictures(frame)
+                    found[frame.pts] = pictures.planes(frame)
         if len(found) == len(needed):
             return [found[stamp] for stamp in shown]
     except av.FFmpegError:
@@ -167,23 +167,24 @@ def _frames(packets: list[av.Packet], times: np.ndarray) -> Iterator[tuple[float
             order += 1
 
 
-def _met(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictures: Pictures) -> list[np.ndarray]:
+def _met(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictures: Pictures) -> list[Planes]:
     """As :func:`_sought`, by decoding from the beginning and going by what comes out."""
-    shown: list[np.ndarray] = []
+    shown: list[Planes] = []
     current, pixels = None, None
     for second, frame in _frames(packets, times):
         while current is not None and len(shown) < len(wanted) and wanted[len(shown)] < second - 1e-4:
-            pixels = pictures(current) if pixels is None else pixels
+            pixels = pictures.planes(current) if pixels is None else pixels
             shown.append(pixels)
         if len(shown) == len(wanted):
             return shown
         current, pixels = frame, None
     if current is None:
         raise BadSample("no frames")
-    return shown + [pictures(current)] * (len(wanted) - len(shown))
+    return shown + [pictures.planes(current)] * (len(wanted) - len(shown))
 
 
-def _reason(what: str, error: Exception) -> str:
+def reason(what: str, error: Exception) -> str:
+    """Why something could not be read, in the words of the library that tried."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(r" <.* at 0x[0-9a-f]+>", "", text.splitlines()[0])  # Pillow names the object that it reads
     return f"not a readable {what}: {text.rstrip('.')}"

@@ -55,6 +55,10 @@ class Pictures:
         Raises:
             BadSample: the frame is damaged, too large, or not as large as the one before.
         """
+        return np.stack(self.planes(frame))
+
+    def planes(self, frame: VideoFrame) -> list[np.ndarray]:
+        """The same as three arrays (h, w), which are not copied from where FFmpeg wrote them."""
         self.accept(frame)
         form = (frame.width, frame.height, frame.format.name, frame.rotation)
         if form != self._form:
@@ -62,7 +66,7 @@ class Pictures:
         self._graph.vpush(frame)
         planes = self._graph.vpull().planes  # green, blue, red
         rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
-        return np.stack([rows[c][:, : planes[c].width] for c in (2, 0, 1)])
+        return [rows[c][:, : planes[c].width] for c in (2, 0, 1)]
 
     def accept(self, frame: VideoFrame) -> None:
         """BadSample where ``__call__`` would raise it."""
