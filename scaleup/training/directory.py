@@ -75,10 +75,10 @@ def _locked(file: IO[str]) -> bool:
 def begin(recipe: Recipe, overwrite: bool) -> None:
     """Make the directory with its recipe, in the place of what stands there."""
     with new_directory(recipe.out, overwrite) as directory:
-        recipes.save(_settled(recipe), directory / "recipe.yaml")
+        recipes.save(settled(recipe), directory / "recipe.yaml")
 
 
-def _settled(recipe: Recipe) -> Recipe:
+def settled(recipe: Recipe) -> Recipe:
     """The recipe, fit to be read from another directory."""
     if recipe.model.load and Path(recipe.model.load).is_dir():
         return replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
@@ -91,7 +91,7 @@ def _differing(path: Path, recipe: Recipe) -> str:
         there = _flat(OmegaConf.to_container(OmegaConf.load(path)))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         return f"its recipe.yaml cannot be read ({error})"
-    here = _flat(OmegaConf.to_container(recipes.resolved(_settled(recipe))))
+    here = _flat(OmegaConf.to_container(recipes.resolved(settled(recipe))))
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
 

@@ -11,12 +11,12 @@ import torch.distributed as dist
 
 from scaleup.training.engine import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # the last: of schedulers, before the time is up
 LIMIT = 1  # the reason that is no signal
 
 
 class Stop:
-    """Notes SIGTERM and SIGINT while it is entered; a second signal of its kind does what it did before.
+    """Notes SIGTERM, SIGINT and SIGUSR2 while it is entered; a second signal of its kind does what it did before.
 
     Args:
         after: seconds from now at which to stop, if at all.
