@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scaleup.class_token import first_token, fits, pools_first
+from scaleup.kernels import computed
 from scaleup.tokenizer import Tokenizer, size_of
 from scaleup.trunk import Taps
 from scaleup.tubes import module_name
@@ -30,10 +33,11 @@ class Gate(nn.Module):
 class Arm(nn.Module):
     """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
 
-    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations.
+    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels`` says
+    how products are computed (:mod:`scaleup.kernels`).
     """
 
-    grad_checkpointing = False
+    grad_checkpointing, kernels = False, "library"
 
     def __init__(
         self,
@@ -55,19 +59,24 @@ class Arm(nn.Module):
 
     def features(self, inputs: Tensor | Taps) -> Tensor:
         """Taps, or pixels where nothing is frozen, -> pooled features (B, D)."""
-        if self.tokenizer is not None:
-            assert isinstance(inputs, Tensor)
+        if isinstance(inputs, Tensor):
+            assert self.tokenizer is not None
             z0 = self.tokenizer(inputs)
             inputs = Taps(z0, z0, self.tokenizer.context(size_of(inputs)))
-        assert isinstance(inputs, Taps)
         h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
         for index, block in self.blocks.items():
-            context = inputs.context.at(int(index))
+            call, context = self._call(index, block), inputs.context.at(int(index))
             if self.grad_checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, use_reentrant=False, **context)  # type: ignore[call-overload]
+                h = checkpoint(call, h, use_reentrant=False, **context)  # type: ignore[call-overload]
             else:
-                h = block(h, **context)
+                h = call(h, **context)
         return self.tail(h)
+
+    def _call(self, index: str, block: nn.Module) -> Callable[..., Tensor]:
+        """How a block is called: the last one for the class token alone where the tail reads no other."""
+        last = index == list(self.blocks)[-1]
+        alone = last and self.kernels != "library" and pools_first(self.tail) and fits(block)
+        return computed(partial(first_token, block) if alone else block, self.kernels)
 
     def train(self, mode: bool = True) -> Arm:
         """Blocks of which nothing trains stay in eval mode, as the trunk does."""

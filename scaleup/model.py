@@ -79,7 +79,7 @@ class TubeViT(nn.Module):
 
     def forward(self, x: Tensor, head: str | None = None) -> Tensor:
         """Logits (B, C) of a head, which may be left out where there is just one."""
-        name = self._head(head)
+        name = self.head_name(head)
         return self.arm.heads[name](self.forward_features(x))
 
     def arm_inputs(self, x: Tensor) -> Tensor | Taps:
@@ -155,7 +155,8 @@ class TubeViT(nn.Module):
 
         save(self, directory, **options)
 
-    def _head(self, head: str | None) -> str:
+    def head_name(self, head: str | None) -> str:
+        """The head that is meant, which may be left out where there is just one; UserError if it is not there."""
         heads = list(self.arm.heads)
         if head is None and len(heads) == 1:
             return heads[0]

@@ -104,7 +104,7 @@ def eval_views(media: bytes, modality: str, input: Input, clips: int, crops: int
     starts = [i / (clips - 1) for i in range(clips)] if clips > 1 else [0.5]
 
     def view(height: int, width: int) -> Cut:
-        return Cut((0, 0, height, width), _covering(height, width, input.size, crops))
+        return Cut((0, 0, height, width), covering(height, width, input.size, crops))
 
     pixels = decode_clips(media, input.frames, input.fps, starts, view)  # (t, 3, T, H, W)
     frames = pixels.transpose(1, 2).flatten(0, 1)  # (t * T, 3, H, W)
@@ -126,7 +126,7 @@ def spatial_views(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
         uint8 (crops, ..., 3, h, w).
     """
     height, width = pixels.shape[-2:]
-    return _crops(_resized(pixels, _covering(height, width, size, crops)), size, crops)
+    return _crops(_resized(pixels, covering(height, width, size, crops)), size, crops)
 
 
 def _crops(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
@@ -139,7 +139,7 @@ def _crops(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
     return torch.stack([pixels[..., y : y + h, x : x + w] for y, x in zip(tops, lefts, strict=True)])
 
 
-def _covering(height: int, width: int, size: Sequence[int], crops: int) -> tuple[int, int]:
+def covering(height: int, width: int, size: Sequence[int], crops: int) -> tuple[int, int]:
     """How large a picture becomes before it is cropped to ``size``."""
     h, w = size
     scale = max(h / height, w / width)

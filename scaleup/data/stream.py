@@ -1,0 +1,86 @@
+"""A video of any length, or one that is still being filmed, frame by frame: clips of it as they fill."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import av
+import numpy as np
+import torch
+from av.stream import Disposition
+from torch import Tensor
+
+from scaleup.data.augment import covering, spatial_views
+from scaleup.data.decode import reason
+from scaleup.data.pictures import BadSample, Cut, Pictures
+from scaleup.recipe import Input
+
+
+def frames(source: str | BinaryIO) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decoded frames, each with the second it is shown at, the first at 0; read no further than they are asked for.
+
+    Args:
+        source: a path or an address that FFmpeg opens, or a binary stream, which is not rewound.
+
+    Raises:
+        BadSample: it cannot be decoded, or has no video stream or no frame.
+    """
+    try:
+        with av.open(source) as container:
+            streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+            if not streams:
+                raise BadSample("no video stream")
+            rate, first, number = float(streams[0].guessed_rate or 25), None, -1
+            for number, frame in enumerate(container.decode(streams[0])):
+                second = number / rate if frame.time is None else frame.time
+                first = second if first is None else first
+                yield second - first, frame
+            if number < 0:
+                raise BadSample("no frames")
+    except (av.FFmpegError, OSError) as error:
+        raise BadSample(reason("video", error)) from None
+
+
+def clips(source: str | BinaryIO, input: Input, hop: float) -> Iterator[tuple[float, Tensor]]:
+    """Centre crops of clips that begin every ``hop`` seconds, as they fill: (second, uint8 (3, T, h, w)).
+
+    Frame k of a clip is what is on screen k / fps seconds after it begins. Frames that are left after the last whole
+    clip make one that ends with the last frame; a video shorter than a clip repeats its last frame.
+    """
+    step, shown = max(1, round(hop * input.fps)), deque[np.ndarray](maxlen=input.frames)
+    count, due = 0, input.frames  # frames on the grid of 1 / fps so far, and those of the next clip's end
+    for pixels in _on_grid(source, input):
+        shown.append(pixels)
+        count += 1
+        if count == due:
+            yield (count - input.frames) / input.fps, _clip(shown, input.frames)
+            due += step
+    if count < input.frames or due - step < count:
+        yield max(0, count - input.frames) / input.fps, _clip(shown, input.frames)
+
+
+def _on_grid(source: str | BinaryIO, input: Input) -> Iterator[np.ndarray]:
+    """What is on screen every 1 / fps seconds, (3, h, w)."""
+    pictures = Pictures(lambda height, width: Cut((0, 0, height, width), covering(height, width, input.size, 1)))
+    current, count, second = None, 0, 0.0
+    for second, frame in frames(source):
+        pixels = None
+        while current is not None and count / input.fps < second - 1e-4:
+            pixels = _centre(pictures(current), input) if pixels is None else pixels
+            yield pixels
+            count += 1
+        current = frame
+    assert current is not None
+    if count / input.fps < second + 1e-4 or count < input.frames:  # a short video ends with its last frame
+        yield _centre(pictures(current), input)
+
+
+def _centre(pixels: np.ndarray, input: Input) -> np.ndarray:
+    return spatial_views(torch.from_numpy(pixels), input.size, 1)[0].numpy()
+
+
+def _clip(shown: deque[np.ndarray], length: int) -> Tensor:
+    """Frames (3, h, w), the last repeated -> (3, T, h, w)."""
+    return torch.from_numpy(np.stack([*shown, *[shown[-1]] * (length - len(shown))], axis=1))

@@ -1,0 +1,130 @@
+"""tools/predict.py on what people have lying about."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import scaleup
+from scaleup import checkpoint
+from scaleup.data.augment import eval_views
+from scaleup.data.shapes import CLASSES, make_sample
+from scaleup.data.stream import frames
+from scaleup.errors import UserError
+from scaleup.model import fresh
+from scaleup.predict import expanded
+from scaleup.recipe import Recipe
+
+TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
+
+
+@pytest.fixture
+def model(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+    return checkpoint.save(
+        fresh(tiny("model.input.fps=15").model, {"motion": CLASSES["video"]["motion"]}, 0), tmp_path / "model"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A video as long as a clip, one of three clips, an image, notes, and a file that is no video."""
+    (tmp_path / "media" / "below").mkdir(parents=True)
+    for name, length in (("short.mp4", 8), ("below/long.mp4", 20)):
+        (tmp_path / "media" / name).write_bytes(make_sample("video", 0, 0, 1, 32, length).media)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "media/a.png")
+    (tmp_path / "media" / "notes.txt").write_text("nothing to see")
+    (tmp_path / "media" / "broken.mp4").write_bytes(b"no video")
+    return tmp_path / "media"
+
+
+def tool(*args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    command = [sys.executable, TOOL, *map(str, args)]
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_files_of_all_kinds_in_one_call(model: Path, folder: Path) -> None:
+    done = tool(model, folder, folder / "sh*.mp4", "--top", 2, "--json")
+    assert done.returncode == 1, done.stderr  # one cannot be read, the others go on
+    result = json.loads(done.stdout)
+    assert [Path(each["source"]).name for each in result["files"]] == ["a.png", "long.mp4", "short.mp4", "short.mp4"]
+    ((failure,),) = (result["failures"],)
+    assert failure["source"] == str(folder / "broken.mp4") and "not a readable video" in failure["reason"]
+    assert f"{folder}/broken.mp4: not a readable video" in done.stderr and "notes.txt" not in done.stdout + done.stderr
+    image, long, short, again = result["files"]
+    loaded, names = scaleup.load(model), CLASSES["video"]["motion"]
+    for answer, kind, file in ((image, "image", "a.png"), (short, "video", "short.mp4")):
+        views = eval_views((folder / file).read_bytes(), kind, _input(loaded), 1, 1)
+        expected = loaded(loaded.preprocess(views)).softmax(-1)[0]
+        found = {each["class"]: each["probability"] for each in answer["top"]}
+        best = expected.topk(2)
+        assert list(found) == [names[index] for index in best.indices]
+        assert list(found.values()) == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert again == short and len(long["clips"]) == 3 and len(short["clips"]) == 1
+
+
+def _input(model: torch.nn.Module) -> object:
+    return type("Input", (), model.config["input"])
+
+
+def test_a_stream_on_stdin_is_told_clip_by_clip(model: Path, folder: Path, tmp_path: Path) -> None:
+    media = (folder / "below" / "long.mp4").read_bytes()
+    done = tool(model, "-", "--json", "--hop", 0.4, "--top", 9, stdin=_as_pipe(media))
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)["files"]
+    assert [each["second"] for each in answer["clips"]] == pytest.approx([0, 0.4, 0.8])
+    assert done.stderr.count(" s  ") == 3
+    clips = [{each["class"]: each["probability"] for each in clip["top"]} for clip in answer["clips"]]
+    for each in answer["top"]:
+        assert each["probability"] == pytest.approx(np.mean([clip[each["class"]] for clip in clips]), abs=1e-6)
+
+
+def _as_pipe(media: bytes) -> bytes:
+    """The same video in a container that is read from front to back."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(io.BytesIO(media)) as source, av.open(out, "w", format="matroska") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    return out.getvalue()
+
+
+def test_an_overlay_is_written(model: Path, folder: Path, tmp_path: Path) -> None:
+    done = tool(model, folder / "below" / "long.mp4", "--overlay", tmp_path / "seen.mp4")
+    assert done.returncode == 0 and f"overlay -> {tmp_path / 'seen.mp4'}" in done.stdout, done.stderr
+    assert len(list(frames(str(tmp_path / "seen.mp4")))) == 20
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["nowhere.mp4"], "there is no file 'nowhere.mp4'; allowed are files, folders"),
+        (["a.png", "--top", "0"], "--top 0 is not above 0"),
+        (["a.png", "--head", "motoin"], "there is no head 'motoin'; this model has 'motion'; nearest: 'motion'"),
+        (["a.png", "short.mp4", "--overlay", "x.mp4"], "--overlay draws one image or video; these are 2"),
+    ],
+)
+def test_mistakes_are_a_sentence(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    done = tool(model, *args)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not Path("x.mp4").exists()
+
+
+def test_a_pattern_without_media_is_a_mistake(folder: Path) -> None:
+    with pytest.raises(UserError, match="holds no image and no video; known are files ending in png"):
+        expanded([str(folder / "*.txt")])
