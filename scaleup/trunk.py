@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scaleup.kernels import computed
 from scaleup.placement import BlockFile, in_turn
 from scaleup.positions import Context
 from scaleup.precision import COMPUTED_IN, cast
@@ -34,7 +35,7 @@ class Trunk(nn.Module):
         self.tokenizer = tokenizer
         self.blocks = nn.ModuleList(blocks)
         self.file = file  # of those blocks that are on the meta device
-        self.precision = "float32"
+        self.precision, self.kernels = "float32", "library"
         self.originals: dict[str, Tensor] = {}  # float32 content of blocks that were cast, where no file holds it
         self.requires_grad_(False)
         self.train(False)
@@ -43,14 +44,14 @@ class Trunk(nn.Module):
         """Stay in eval mode, whatever is asked: drop path and dropout do not belong into a frozen trunk."""
         return super().train(False)
 
-    @torch.no_grad()
+    @torch.no_grad()  # and not in inference mode: what that makes, an arm could not keep for its backward pass
     def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
         """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
         wanted, dtype = set(depths), COMPUTED_IN[self.precision]
         z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
         h, told, taps = z0.to(dtype), context.to(dtype), {}
         for index, block in enumerate(in_turn(self.blocks[: max(wanted)], h.device, self.file, dtype)):
-            h = block(h, **told.at(index))
+            h = computed(block, self.kernels)(h, **told.at(index))
             if index + 1 in wanted:
                 taps[index + 1] = Taps(z0, h.to(z0.dtype), context)
         return taps

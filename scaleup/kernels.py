@@ -1,0 +1,110 @@
+"""How the products in blocks are computed: as the library does, or by ways that give the same but for rounding.
+
+``library``: bit for bit the library's. ``lean``: the last block for the class token alone, where pooling reads no other
+(:mod:`scaleup.class_token`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which torch gives
+to oneDNN; its matrix products go to a library that leaves half of some processors' width unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from scaleup.clock import now
+
+KERNELS = ("library", "lean", "fast")
+PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
+NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
+LARGEST = 2**24  # scores of the attention held at a time
+SMALLEST = 2**16  # tokens times width of a model for which the choice is worth measuring
+
+
+def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]:
+    """A block, or what stands for it, with its products computed as ``kernels`` says."""
+    if kernels != "fast":
+        return call
+
+    def fast(*args: Any, **kwargs: Any) -> Tensor:
+        with Fast():
+            return call(*args, **kwargs)
+
+    return fast
+
+
+class Fast(TorchFunctionMode):
+    """Inside, whatever module or library calls them, :func:`linear` and :func:`attention` stand for torch's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return REPLACED.get(func, func)(*args, **(kwargs or {}))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``; a large one as a 1x1 convolution over a view: input (B, N, I), weight (O, I) -> (B, N, O)."""
+    if input.dim() != 3 or input.shape[:-1].numel() < FEWEST or min(weight.shape) < NARROWEST or not _exact(input):
+        return F.linear(input, weight, bias)
+    return _convolved(input, weight, bias)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any) -> Tensor:
+    """``F.scaled_dot_product_attention`` of (B, H, N, d); without gradients by convolutions with a group for each head.
+
+    With gradients that would keep all scores, and be no faster.
+    """
+    plain = attn_mask is None and not how.get("dropout_p") and not how.keys() - {"dropout_p", "is_causal"}
+    small = query.dim() != 4 or key.shape != query.shape or query.shape[0] * query.shape[2] < FEWEST
+    if torch.is_grad_enabled() or not plain or how.get("is_causal") or small or not _exact(query):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **how)
+    heads = max(1, LARGEST // query.shape[2] ** 2)
+    samples = zip(query * query.shape[-1] ** -0.5, key, value, strict=True)
+    return torch.stack([torch.cat([_attended(*part) for part in _split(each, heads)]) for each in samples])
+
+
+def _split(sample: tuple[Tensor, ...], heads: int) -> Any:
+    return zip(*(tensor.split(heads) for tensor in sample), strict=True)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of some heads of a sample, queries scaled: (H, N, d) each -> (H, N, d)."""
+    heads, tokens, width = query.shape
+    scores = _convolved(query.transpose(0, 1).reshape(1, tokens, -1), key.reshape(-1, width), groups=heads)
+    shares = scores.unflatten(2, (heads, tokens)).softmax(-1).flatten(2)  # (1, N, H*N)
+    mixed = _convolved(shares, value.transpose(1, 2).reshape(-1, tokens), groups=heads)  # (1, N, H*d)
+    return mixed[0].unflatten(1, (heads, width)).transpose(0, 1)
+
+
+def _convolved(input: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+    """(B, N, G*I) by weights (G*O, I) -> (B, N, G*O): a 1x1 convolution over N pixels, channels last, so no copies.
+
+    A dilation of 2 changes nothing in a kernel of one pixel, but on one thread torch gives no other 1x1 to oneDNN.
+    """
+    pixels = input.transpose(1, 2).unsqueeze(2)  # (B, G*I, 1, N)
+    return F.conv2d(pixels, weight[:, :, None, None], bias, dilation=2, groups=groups).squeeze(2).transpose(1, 2)
+
+
+def _exact(tensor: Tensor) -> bool:
+    """Whether a product of this tensor is one of float32 on a CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+REPLACED: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_product_attention: attention}
+
+
+@torch.no_grad()
+def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: int = 5) -> str:
+    """``fast`` where a block on float32 tokens h (B, N, D) is clearly faster so on this machine, else ``lean``."""
+    if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
+        return "lean"
+    calls = {kernels: computed(block, kernels) for kernels in ("library", "fast")}
+    seconds: dict[str, list[float]] = {kernels: [] for kernels in calls}
+    for _ in range(turns + 1):  # in turns, so that what else the machine does falls on both
+        for kernels, call in calls.items():
+            began = now(h.device)
+            call(h, **context)
+            seconds[kernels].append(now(h.device) - began)
+    library, fast = (min(seconds[kernels][1:]) for kernels in calls)
+    return "fast" if library >= PAYS * fast else "lean"
