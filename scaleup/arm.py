@@ -33,8 +33,8 @@ class Gate(nn.Module):
 class Arm(nn.Module):
     """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
 
-    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels`` says
-    how products are computed (:mod:`scaleup.kernels`).
+    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels``
+    says how products are computed (:mod:`scaleup.kernels`).
     """
 
     grad_checkpointing, kernels = False, "library"

@@ -119,6 +119,7 @@ RULES: dict[str, Rule] = {
     "train.label_smoothing": between(0, 1),
     "train.mixup": between(0),
     "train.cutmix": between(0),
+    "train.kernels": one_of("library", "lean", "fast", "auto"),
     "train.zero_stage": Rule(
         "0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)",
         lambda value: value in (0, 1, 2),

@@ -1,4 +1,4 @@
-"""The trunk of a run: put where and how the recipe says, and what that moves measured."""
+"""How a run computes: its trunk put where the recipe says, precision and kernels settled, what that moves measured."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from scaleup.checkpoint import public_blocks
+from scaleup.kernels import choose
 from scaleup.model import TubeViT
 from scaleup.placement import materialised
 from scaleup.precision import drift, fastest
 from scaleup.recipe import Trunk as Settings
 from scaleup.tokenizer import size_of
 from scaleup.training.engine import World
+from scaleup.training.models import tokens
 from scaleup.transplant.measure import natural_clip, normalise
-from scaleup.trunk import Trunk, recast
+from scaleup.trunk import Trunk, on_meta, recast
 
 
 def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dict[str, Any]:
@@ -50,3 +52,28 @@ def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dic
 def _measured(trunk: Trunk, clip: torch.Tensor) -> tuple[str, dict[str, float]]:
     block = materialised(trunk.blocks, 0, trunk.file).to(clip.device)
     return fastest(block, trunk.tokenizer(clip), trunk.tokenizer.context(size_of(clip)).at(0))
+
+
+def settle_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
+    """Have the trunks and arms of ``models`` compute as :mod:`scaleup.kernels` says; ``auto`` measures on a block.
+
+    To be called before blocks are cast; returns the choice.
+    """
+    if kernels == "auto":
+        kernels = world.first(_kernels_of(next(iter(models)), world.device))
+    for model in models:
+        model.arm.kernels = kernels
+        if model.trunk is not None:
+            model.trunk.kernels = kernels
+    return kernels
+
+
+def _kernels_of(model: TubeViT, device: torch.device) -> str:
+    """All blocks of a model are alike, so the arms of a sweep choose as each of them would alone."""
+    block, frames = model.blocks[0], model.preprocess.frames
+    h = torch.randn(1, tokens(model, frames), model.tokenizer.embed_dim, device=device)
+    if model.trunk is not None and on_meta(block):
+        block = materialised(model.trunk.blocks, 0, model.trunk.file)
+    with torch.no_grad():
+        context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
+    return choose(block, h, context)

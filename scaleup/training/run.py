@@ -16,7 +16,7 @@ from scaleup.recipe import Arm, Recipe
 from scaleup.training import directory, engine, state
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Fed, Live
-from scaleup.training.frozen import settle
+from scaleup.training.frozen import settle, settle_kernels
 from scaleup.training.metrics import Metrics
 from scaleup.training.models import models, sizes
 from scaleup.training.step import ArmTrainer, settled_mean, whole_step
@@ -36,8 +36,8 @@ def run(
         stop_after: seconds after which the run saves a checkpoint and ends early, as it does on SIGTERM and SIGINT.
 
     Returns:
-        ``{"out", "steps", "trunk_seconds", "trunk", "arms": {name: {"directory", "frozen_depth", "frozen_parameters",
-        "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the
+        ``{"out", "steps", "trunk_seconds", "trunk", "kernels", "arms": {name: {"directory", "frozen_depth",
+        "frozen_parameters", "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the
         steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate; for
         ``trunk`` see :func:`scaleup.training.frozen.settle`. Of a run that ended early ``{"out", "steps", "stopped",
         "exit"}``: the steps done, and the exit code that says why.
@@ -93,7 +93,11 @@ class Run:
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
         self.feed = Live(recipe, self.models.values(), self.world, self.done)
-        trunk = replace(recipe.trunk, precision=checkpoint.state["precision"]) if checkpoint else recipe.trunk
+        trunk, kernels = recipe.trunk, recipe.train.kernels
+        if checkpoint is not None:  # ``auto`` may choose otherwise when it measures again
+            trunk = replace(trunk, precision=checkpoint.state["precision"])
+            kernels = checkpoint.state.get("kernels", "library")  # of a run that began before there was a choice
+        self.kernels = settle_kernels(self.models.values(), kernels, self.world)
         self.settled = settle(self.models.values(), trunk, self.world)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.trunk_seconds: list[float] = []
@@ -134,9 +138,13 @@ class Run:
             print(f"the checkpoint of step {self.done} is not saved, training goes on: {error}", file=sys.stderr)
 
     def _settings(self) -> dict[str, Any]:
-        """What a checkpoint holds beside tensors; ``auto`` may choose another precision when it measures again."""
-        arms = {name: asdict(arm) for name, arm in self.arms.items()}
-        return {"arms": arms, "precision": self.settled.get("precision", "float32"), "ranks": self.world.size}
+        """What a checkpoint holds beside tensors."""
+        return {
+            "arms": {name: asdict(arm) for name, arm in self.arms.items()},
+            "precision": self.settled.get("precision", "float32"),
+            "kernels": self.kernels,
+            "ranks": self.world.size,
+        }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         if (there := checkpoint.state["arms"]) != (here := self._settings()["arms"]):
@@ -181,6 +189,7 @@ class Run:
             "steps": self.recipe.train.steps,
             "trunk_seconds": seconds,
             "trunk": self.settled,
+            "kernels": self.kernels,
             "arms": arms,
         }
 
