@@ -55,7 +55,7 @@ class Ridge:
 
     def penalties(self) -> Tensor:
         """Candidates (25,), three a decade, from 1e-6 to 100 for each row."""
-        return self.count * torch.logspace(-6, 2, 25).to(self.values)
+        return self.count * torch.logspace(-6, 2, 25, dtype=torch.float64, device=self.count.device)
 
     def gcv(self, penalties: Tensor) -> Tensor:
         """Generalized cross validation: penalties (P,) -> the mean square error of each output on rows left out (P, E).
