@@ -28,5 +28,7 @@ def show(result: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
-    parser.add_argument("shards", help="a shard directory")
+    parser.add_argument(
+        "shards", help="a shard directory, or its address, such as https://host/train or s3://bucket/train"
+    )
     cli.main(run, parser.parse_args(), show)

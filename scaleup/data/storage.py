@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -34,6 +37,13 @@ class Directory:
             self._open[name] = (self.path / name).open("rb")
         return os.pread(self._open[name].fileno(), size, offset)  # no file position, so forks may share the file
 
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """The file on this machine; FileNotFoundError."""
+        if not (self.path / name).is_file():
+            raise FileNotFoundError(name)
+        yield self.path / name
+
 
 class Remote:
     """Objects below an address; every read is one request for just its bytes."""
@@ -42,17 +52,25 @@ class Remote:
         self.path = path.rstrip("/")
 
     def whole(self, name: str) -> bytes:
-        return self._asked(name, None, None)
+        return self._asked(name, lambda files, address: files.cat_file(address))
 
     def part(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``; OSError after a few tries."""
-        return self._asked(name, offset, offset + size)
+        return self._asked(name, lambda files, address: files.cat_file(address, start=offset, end=offset + size))
 
-    def _asked(self, name: str, start: int | None, end: int | None) -> bytes:
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A temporary copy of the file on this machine; OSError after a few tries."""
+        with tempfile.TemporaryDirectory() as directory:
+            copy = Path(directory) / name
+            self._asked(name, lambda files, address: files.get_file(address, str(copy)))
+            yield copy
+
+    def _asked(self, name: str, request: Callable[[Any, str], Any]) -> Any:
         for left in reversed(range(TRIES)):
             try:
-                files, address = fsspec.core.url_to_fs(f"{self.path}/{name}")  # in this process: forks share no socket
-                return files.cat_file(address, start=start, end=end)
+                # Looked up in this process: forks share no socket.
+                return request(*fsspec.core.url_to_fs(f"{self.path}/{name}"))
             except FileNotFoundError:
                 raise
             except (ImportError, ValueError) as error:  # the protocol's own package is not there, or no such protocol

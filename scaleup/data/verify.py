@@ -15,13 +15,14 @@ from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.index import file_sha256, read_index
 from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
+from scaleup.data.storage import storage
 from scaleup.errors import UserError
 
 
 def verify(path: str | Path, advance: Callable[[], None] = lambda: None, processes: int | None = None) -> list[str]:
     """Check sizes, sha256, member headers and offsets, labels, unique keys, and that everything decodes.
 
-    ``advance`` is called after every shard.
+    At an address every tar is brought here for as long as it is checked. ``advance`` is called after every shard.
 
     Returns:
         One sentence a problem, naming the shard and the sample; empty if all is well.
@@ -29,7 +30,7 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None, process
     Raises:
         UserError: there is no readable index of this format.
     """
-    path, index = Path(path), read_index(path, changed=True)
+    index = read_index(path, changed=True)
     try:
         rest = {name: value for name, value in index.items() if name != "shards"}
         problems = _changed(path)
@@ -45,7 +46,7 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None, process
     return problems
 
 
-def _changed(path: Path) -> list[str]:
+def _changed(path: str | Path) -> list[str]:
     try:
         read_index(path)
     except UserError as error:
@@ -53,19 +54,26 @@ def _changed(path: Path) -> list[str]:
     return []
 
 
-def _shard(path: Path, index: dict[str, Any], shard: dict[str, Any]) -> list[str]:
+def _shard(path: str | Path, index: dict[str, Any], shard: dict[str, Any]) -> list[str]:
     """The problems of one shard; ``index`` is all but the list of shards."""
     return list(_problems(path, shard, index))
 
 
-def _problems(path: Path, shard: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+def _problems(path: str | Path, shard: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
     if Path(shard["file"]).name != shard["file"]:
         yield f"index.json: '{shard['file']}' is not the name of a file beside it"
         return
-    tar = path / shard["file"]
-    if not tar.is_file():
-        yield f"{tar.name}: missing"
-        return
+    try:
+        with storage(path).local(shard["file"]) as tar:
+            yield from _differences(tar, shard, index)
+    except FileNotFoundError:
+        yield f"{shard['file']}: missing"
+    except OSError as error:
+        yield f"{shard['file']}: cannot be read: {error}"
+
+
+def _differences(tar: Path, shard: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+    """What the tar has other than the index says."""
     if tar.stat().st_size != shard["bytes"]:
         yield f"{tar.name}: {tar.stat().st_size} bytes, not {shard['bytes']}"
     if file_sha256(tar) != shard["sha256"]:

@@ -1,7 +1,10 @@
 import http.server
 import io
 import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -13,6 +16,7 @@ from scaleup.data.decode import BadSample
 from scaleup.data.loader import train_loader
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.data.storage import Directory, storage
+from scaleup.data.verify import verify
 from scaleup.errors import UserError
 
 
@@ -129,3 +133,36 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     for number in [0, 1, 2, 3, 4, 5, 6, 7, 0, 7, 3]:
         assert files.part(str(number), 8, 3) == b"89" + str(number).encode()
         assert len(files._open) <= 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_shards_are_checked_from_afar(shards, server, processes, monkeypatch):
+    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
+    assert verify(server.address, processes=processes) == []
+    tar = shards.path / "000001.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-600] + b"x" + whole[-599:])
+    (shards.path / "000002.tar").unlink()
+    first, second, third = verify(server.address, processes=processes)
+    assert first == "000001.tar: its sha256 is not the index's" and second.startswith("000001.tar: cut off or damaged")
+    assert third == "000002.tar: missing"
+
+
+def test_a_tar_that_does_not_come_is_a_problem_and_the_others_are_checked(shards, server, monkeypatch):
+    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
+    advanced = []
+
+    def fail_next():
+        advanced.append(1)
+        server.failing = storages.TRIES if len(advanced) == 1 else 0
+
+    problems = verify(server.address, fail_next, processes=1)
+    assert len(problems) == 1 and len(advanced) == 3
+    assert problems[0].startswith("000001.tar: cannot be read: ") and "503" in problems[0]
+
+
+def test_the_tool_checks_an_address(shards, server):
+    tool = [sys.executable, str(Path(__file__).parents[3] / "tools" / "check_shards.py"), server.address]
+    (shards.path / "000002.tar").unlink()
+    done = subprocess.run(tool, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "000002.tar: missing\n"
