@@ -144,6 +144,7 @@ class Trunk:
 
     precision: str = "float32"  # float32 | bfloat16 | float16 | int8 | auto
     placement: str = "device"  # device | host | disk: where blocks wait for their turn
+    cache: str | None = None  # a token cache (tools/cache.py), which stands for videos and frozen blocks in training
 
 
 @dataclass
@@ -258,6 +259,8 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
     if recipe.train.valid_every and recipe.data.valid is None:
         yield f"train.valid_every: {recipe.train.valid_every} needs a set to validate on, data.valid"
+    for kind in [kind for kind in ("mixup", "cutmix") if recipe.trunk.cache and getattr(recipe.train, kind)]:
+        yield f"train.{kind}: pixels are mixed before the trunk, and a cache (trunk.cache) holds what comes after it"
     if recipe.train.offload and recipe.train.zero_stage == 0:
         yield "train.offload: True needs ZeRO, train.zero_stage is 0"
     for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
@@ -272,6 +275,8 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     for at, arm in (named or {"arm": recipe.arm}).items():
         if arm.gate and arm.frozen_depth == 0:
             yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"
+        if recipe.trunk.cache and arm.frozen_depth == 0:
+            yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, and a cache (trunk.cache) has none"
         yield from _contradictions_in_time(at, arm, recipe.train)
 
 

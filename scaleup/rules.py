@@ -112,6 +112,9 @@ RULES: dict[str, Rule] = {
     "arm.patience": whole(0),
     "trunk.precision": one_of("float32", "bfloat16", "float16", "int8", "auto"),
     "trunk.placement": one_of("device", "host", "disk"),
+    "trunk.cache": Rule(
+        "a directory with a cache or its address", lambda value: "://" in value or Path(value).is_dir()
+    ),
     "train.steps": whole(1),
     "train.optimizer": one_of("adamw", "adam"),
     "train.betas": listing("[beta1, beta2]", between(0, 0.99999)),
