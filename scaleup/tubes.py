@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -104,10 +105,9 @@ class TubeSpec:
 
     def gather(self, x: Tensor) -> Tensor:
         """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
-        starts = [place.flatten() for place in self.places(x.shape[2:])]  # type: ignore[arg-type]
         kt, kh, kw = self.kernel
         windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
-        windows = windows[_indices(starts)]  # the places that count
+        windows = windows[_indices(self, tuple(x.shape[2:]))]  # the places that count
         return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
@@ -117,8 +117,10 @@ class TubeSpec:
         return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
 
 
-def _indices(starts: list[Tensor]) -> tuple[Any, ...]:
+@lru_cache(maxsize=256)
+def _indices(spec: TubeSpec, size: Size) -> tuple[Any, ...]:
     """Evenly spaced places as slices (a view, no copy), anything else as index tensors that broadcast to a grid."""
+    starts = [place.flatten() for place in spec.places(size)]
     everything = (slice(None), slice(None))  # samples and channels
     steps = [start.diff() if len(start) > 1 else torch.ones(1, dtype=torch.long) for start in starts]
     if all((step == step[0]).all() and step[0] > 0 for step in steps):
