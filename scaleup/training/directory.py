@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,14 @@ from scaleup import recipe as recipes
 from scaleup.errors import UserError
 from scaleup.files import new_directory
 from scaleup.recipe import Recipe
+from scaleup.training.result import is_complete
 
 # What may differ when a run goes on, since it changes no weight.
 FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.keep"}
 OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
 
 
-def goes_on(recipe: Recipe, arms: Collection[str], overwrite: bool) -> bool:
+def goes_on(recipe: Recipe, overwrite: bool) -> bool:
     """Whether an unfinished run of this recipe stands in ``recipe.out``; False where a new one begins there.
 
     Raises:
@@ -41,7 +42,7 @@ def goes_on(recipe: Recipe, arms: Collection[str], overwrite: bool) -> bool:
         return False
     if differing := _differing(out / "recipe.yaml", recipe):
         raise UserError(f"{recipe.out!r} exists and holds a run of another recipe: {differing}; {OTHERWISE}")
-    if all((out / arm / "config.json").is_file() for arm in arms):
+    if is_complete(out):
         raise UserError(f"{recipe.out!r} exists, and its run is complete; {OTHERWISE}")
     return True
 
@@ -88,15 +89,16 @@ def settled(recipe: Recipe) -> Recipe:
 def _differing(path: Path, recipe: Recipe) -> str:
     """The settings in which the recipe at ``path`` is another one, in words."""
     try:
-        there = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+        there = flat(OmegaConf.to_container(OmegaConf.load(path)))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         return f"its recipe.yaml cannot be read ({error})"
-    here = _flat(OmegaConf.to_container(recipes.resolved(settled(recipe))))
+    here = flat(OmegaConf.to_container(recipes.resolved(settled(recipe))))
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
 
 
-def _flat(value: Any, at: str = "") -> dict[str, Any]:
+def flat(value: Any, at: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by key path."""
     if not isinstance(value, dict) or not value:
         return {at: value}
-    return {key: leaf for name, each in value.items() for key, leaf in _flat(each, f"{at}.{name}".strip(".")).items()}
+    return {key: leaf for name, each in value.items() for key, leaf in flat(each, f"{at}.{name}".strip(".")).items()}

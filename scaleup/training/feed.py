@@ -28,7 +28,10 @@ class Fed(NamedTuple):
 
 
 class Live:
-    """Decoded pixels through one trunk, the deepest of ``models``, which serves them all; from step ``start`` on."""
+    """Decoded pixels through one trunk, the deepest of ``models``, which serves them all; from step ``start`` on.
+
+    ``depths`` are those that are read; they may become fewer on the way, and the trunk then goes no deeper than needed.
+    """
 
     def __init__(self, recipe: Recipe, models: Collection[TubeViT], world: World, start: int) -> None:
         self.recipe, self.world, self.start = recipe, world, start
@@ -58,4 +61,4 @@ class Live:
         return Fed(batch.dataset, size, labels, mix, lambda rows: self._inputs(mixed[rows]))
 
     def _inputs(self, pixels: Tensor) -> Inputs:
-        return {0: pixels} | (self.trunk(pixels, self.depths) if self.trunk is not None else {})
+        return {0: pixels} | (self.trunk(pixels, self.depths) if self.trunk is not None and self.depths else {})

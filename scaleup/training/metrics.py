@@ -13,7 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Metrics:
-    """Appends to ``out/metrics.jsonl`` at every step and to ``out/tensorboard`` at every ``log_every``-th.
+    """Appends to ``out/metrics.jsonl`` at every step and to ``out/tensorboard`` at every ``log_every``-th, what arms
+    were validated with (``valid``) at any.
 
     Every line is flushed: a run that is killed loses one line at most. What a killed run wrote of steps from ``start``
     on is taken back; ``kept`` are the lines before.
@@ -31,8 +32,8 @@ class Metrics:
     def log(self, entry: dict[str, Any]) -> None:
         """``entry`` holds ``step`` and, nested as it likes, numbers; what is not a number goes to the lines alone."""
         self.lines.write(json.dumps(entry) + "\n")
-        if entry["step"] % self.log_every == 0:
-            for name, value in flatten(entry):
+        for name, value in flatten(entry):
+            if entry["step"] % self.log_every == 0 or "/valid/" in name:
                 self.board.add_scalar(name, value, entry["step"])
 
     def sync(self) -> None:

@@ -13,14 +13,15 @@ from scaleup import cli
 from scaleup.clock import now
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
-from scaleup.training import directory, engine, state
+from scaleup.training import directory, engine, result
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Fed, Live
 from scaleup.training.frozen import settle, settle_kernels
 from scaleup.training.metrics import Metrics
-from scaleup.training.models import models, sizes
+from scaleup.training.models import models
 from scaleup.training.step import ArmTrainer, settled_mean, whole_step
 from scaleup.training.stop import Stop, exit_code
+from scaleup.training.validation import Validation
 
 
 def run(
@@ -37,16 +38,20 @@ def run(
 
     Returns:
         ``{"out", "steps", "trunk_seconds", "trunk", "kernels", "arms": {name: {"directory", "frozen_depth",
-        "frozen_parameters", "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha"}}}``. Seconds are means over the
-        steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate; for
-        ``trunk`` see :func:`scaleup.training.frozen.settle`. Of a run that ended early ``{"out", "steps", "stopped",
-        "exit"}``: the steps done, and the exit code that says why.
+        "frozen_parameters", "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha", "steps",
+        "ended", "diverged", "best_step", "valid_accuracy"}}}``, also written to ``result.json``. Seconds are means over
+        the steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate;
+        for ``trunk`` see :func:`scaleup.training.frozen.settle`. An arm took ``steps``, and ``ended`` as
+        :class:`scaleup.training.standing.Standing` says. Where arms are validated, a model is what it was after
+        ``best_step``, with ``valid_accuracy``. An arm that ``diverged`` at a step has no directory, and ``"exit"`` is
+        then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and the exit code
+        that says why.
 
     Raises:
-        UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
-            diverges, or another rank no longer answers.
+        UserError: something else stands in the output, an arm does not fit the model, the data does not open, the only
+            arm diverges, or another rank no longer answers.
     """
-    resumes, out = directory.goes_on(recipe, arms, overwrite), Path(recipe.out)
+    resumes, out = directory.goes_on(recipe, overwrite), Path(recipe.out)
     world = engine.start()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
@@ -54,7 +59,7 @@ def run(
         stack.enter_context(world.together())
         if leads:
             stack.enter_context(directory.held(out))
-            resumes = directory.goes_on(recipe, arms, overwrite)  # it may have ended in the meantime
+            resumes = directory.goes_on(recipe, overwrite)  # it may have ended in the meantime
         checkpoint = world.first(saved.newest() if resumes and leads else None)
         training = Run(recipe, arms, checkpoint)
         if leads and not resumes:
@@ -70,18 +75,11 @@ def run(
         stack.enter_context(stop)
         early = training.train(metrics, saved, stop)
         if not early and leads:
-            _write_models(training, out)
+            result.write(training.result(), training.models, out)
             shutil.rmtree(saved.directory, ignore_errors=True)
     if early:
-        return {"out": recipe.out, "steps": recipe.train.steps, "stopped": training.done, "exit": exit_code(early)}
+        return {"out": recipe.out, "steps": training.steps, "stopped": training.done, "exit": exit_code(early)}
     return training.result()
-
-
-def _write_models(training: Run, out: Path) -> None:
-    for name, arm in training.result()["arms"].items():
-        model = training.models[name]
-        model.report = {"training": arm, "began_from": model.report}
-        model.save_pretrained(out / name, overwrite=True)
 
 
 class Run:
@@ -100,40 +98,58 @@ class Run:
         self.kernels = settle_kernels(self.models.values(), kernels, self.world)
         self.settled = settle(self.models.values(), trunk, self.world)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
+        self.steps = max(trainer.steps for trainer in self.trainers.values())
+        valid = recipe.data.valid if recipe.train.valid_every else None
+        self.validation = valid and Validation(recipe, valid, self.models.values(), self.world)
         self.trunk_seconds: list[float] = []
         if checkpoint is not None:
             self._restore(checkpoint)
 
+    @property
+    def running(self) -> dict[str, ArmTrainer]:
+        """The arms that have not ended."""
+        return {name: trainer for name, trainer in self.trainers.items() if trainer.standing.ended is None}
+
     def train(self, metrics: Metrics | None = None, saved: Checkpoints | None = None, stop: Stop | None = None) -> int:
-        """Take every step that is left, with a progress bar and a line of metrics each.
+        """Take every step that is left to any arm, with a progress bar and a line of metrics each.
 
         Returns:
             0, or the reason of ``stop`` for which the run ended before its last step.
         """
-        steps, every = self.recipe.train.steps, self.recipe.train.save_every
-        with cli.progress("training", steps) as advance:
+        every, feed, reason = self.recipe.train.save_every, iter(self.feed), 0
+        with cli.progress("training", self.steps) as advance:
             advance(self.done)
-            for fed in self.feed:
-                entry = self.step(self.done, fed)
+            while self.running and not reason:
+                self.feed.depths = sorted({arm.model.frozen_depth for arm in self.running.values()} - {0})
+                entry = self.step(self.done, next(feed))
                 self.done += 1
+                self._judge(entry["arms"])
                 if metrics is not None:
                     metrics.log(entry)
                 advance(1, " ".join(f"{name} {arm['loss']:.3f}" for name, arm in entry["arms"].items()))
                 reason = stop.reason() if stop is not None else 0
-                if saved is not None and (reason or self.done == steps or (every and self.done % every == 0)):
+                if saved is not None and (reason or not self.running or (every and self.done % every == 0)):
                     self.save(saved, metrics)
-                if reason and self.done < steps:
-                    return reason
-        return 0
+        return reason if self.running else 0
+
+    def _judge(self, entries: dict[str, dict[str, Any]]) -> None:
+        """Validate the arms whose turn it is, into their lines of metrics, and end those that took their last step."""
+        found = self.validation(self.running, self.done) if self.validation else {}
+        for name, valid in found.items():
+            entries[name]["valid"] = valid
+        for arm in self.running.values():
+            if arm.steps == self.done:
+                arm.end("complete", self.done)
 
     def save(self, saved: Checkpoints, metrics: Metrics | None) -> None:
         """Write a checkpoint; where that fails, say so and let the run go on. All ranks must call."""
-        tensors = {name: state.gather(trainer.engine, self.world) for name, trainer in self.trainers.items()}
+        tensors = {name: trainer.gather() for name, trainer in self.trainers.items()}
         if metrics is None:
             return
         try:
             metrics.sync()
-            saved.save(self.done, self._settings(), tensors)
+            standings = {name: asdict(trainer.standing) for name, trainer in self.trainers.items()}
+            saved.save(self.done, {**self._settings(), "standings": standings}, tensors)
         except (UserError, OSError) as error:
             print(f"the checkpoint of step {self.done} is not saved, training goes on: {error}", file=sys.stderr)
 
@@ -150,17 +166,18 @@ class Run:
         if (there := checkpoint.state["arms"]) != (here := self._settings()["arms"]):
             raise UserError(f"'{checkpoint.directory}' is of other arms: {there} there and {here} here")
         for name, trainer in self.trainers.items():
-            state.restore(trainer.engine, checkpoint.tensors(name))
+            trainer.restore(checkpoint.tensors(name), checkpoint.state["standings"][name])
 
     def remember(self, entries: list[dict[str, Any]]) -> None:
         """Count steps into the result, from their lines of metrics."""
         for entry in entries:
             self.trunk_seconds.append(entry["trunk_seconds"])
-            for name, trainer in self.trainers.items():
-                trainer.remember(entry["arms"][name])
+            for name, arm in entry["arms"].items():
+                self.trainers[name].remember(arm)
 
     def step(self, step: int, fed: Fed) -> dict[str, Any]:
-        """One update of every arm; returns the step's line of metrics."""
+        """One update of every arm that has not ended; returns the step's line of metrics. An arm that diverges ends,
+        unless it is the only one: then UserError."""
         size = fed.size // self.recipe.train.accumulate
         entries = []
         for rows in (slice(start, start + size) for start in range(0, fed.size, size)):
@@ -169,29 +186,29 @@ class Run:
             seconds = now(self.world.device) - began
             arms = {
                 name: trainer.step(step, inputs[trainer.model.frozen_depth], fed.labels, fed.mix, rows)
-                for name, trainer in self.trainers.items()
+                for name, trainer in self.running.items()
             }
             entries.append({"step": step, "dataset": fed.dataset, "trunk_seconds": seconds, "arms": arms})
         entry = whole_step(entries)
+        for name, trainer in self.running.items():
+            if (fault := trainer.fault(step, entry["arms"][name])) is not None:
+                self._lose(trainer, step, fault)
+                del entry["arms"][name]
         self.remember([entry])
         return entry
 
+    def _lose(self, trainer: ArmTrainer, step: int, fault: str) -> None:
+        if len(self.trainers) == 1:
+            raise UserError(fault)
+        trainer.end("diverged", step)
+        if self.world.rank == 0:
+            print(f"{fault}; the other arms go on", file=sys.stderr)
+
     def result(self) -> dict[str, Any]:
         """What :func:`run` returns."""
-        out = self.recipe.out
-        arms = {
-            name: {"directory": str(Path(out) / name), **sizes(trainer.model), **trainer.result()}
-            for name, trainer in self.trainers.items()
-        }
         seconds = settled_mean(self.trunk_seconds)
-        return {
-            "out": out,
-            "steps": self.recipe.train.steps,
-            "trunk_seconds": seconds,
-            "trunk": self.settled,
-            "kernels": self.kernels,
-            "arms": arms,
-        }
+        trunk = {"trunk_seconds": seconds, "trunk": self.settled, "kernels": self.kernels}
+        return {"out": self.recipe.out, "steps": self.steps, **trunk, **result.arms(self.trainers, self.recipe.out)}
 
 
 def _refuse_uneven(recipe: Recipe, ranks: int) -> None:
@@ -206,4 +223,4 @@ def _refuse_uneven(recipe: Recipe, ranks: int) -> None:
 def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:
     ranks, before = training.world.size, checkpoint.state["ranks"] if checkpoint else training.world.size
     other = f"; ranks: {ranks} instead of {before}, so within rounding, not bit for bit" if ranks != before else ""
-    print(f"resuming at step {training.done} of {training.recipe.train.steps}{other}", file=sys.stderr)
+    print(f"resuming at step {training.done} of {training.steps}{other}", file=sys.stderr)

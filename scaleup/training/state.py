@@ -27,7 +27,7 @@ class Piece(NamedTuple):
 def gather(engine: Engine, world: World) -> dict[str, Tensor]:
     """What trains, and the optimizer's state where it has one: ``arm/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` of
     the parameter's shape and ``step/NAME``. On the first rank, on the CPU; all ranks must call."""
-    found = {f"arm/{name}": tensor for name, tensor in _weights(engine.arm).items()}
+    found = {f"arm/{name}": tensor for name, tensor in weights(engine.arm).items()}
     for name, parameter, piece, known in _pieces(engine):
         for key in MOMENTS if known else ():
             found[f"{key}/{name}"] = _whole(parameter, known[key], piece, world)
@@ -44,11 +44,11 @@ def restore(engine: Engine, tensors: dict[str, Tensor]) -> None:
     Raises:
         UserError: the arm has other tensors than these.
     """
-    weights = _weights(engine.arm)
+    own = weights(engine.arm)
     held = {name.removeprefix("arm/") for name in tensors if name.startswith("arm/")}
-    if held != weights.keys():
-        raise UserError(f"the checkpoint is of another model: {', '.join(sorted(held ^ weights.keys())[:6])}")
-    for name, tensor in weights.items():
+    if held != own.keys():
+        raise UserError(f"the checkpoint is of another model: {', '.join(sorted(held ^ own.keys())[:6])}")
+    for name, tensor in own.items():
         tensor.copy_(tensors[f"arm/{name}"])
     engine.refresh_holders()
     for name, _, piece, known in _pieces(engine):
@@ -60,7 +60,7 @@ def restore(engine: Engine, tensors: dict[str, Tensor]) -> None:
         known["step"] = tensors[f"step/{name}"].to(piece.holder)
 
 
-def _weights(arm: nn.Module) -> dict[str, Tensor]:
+def weights(arm: nn.Module) -> dict[str, Tensor]:
     """All that an arm does not share with the trunk."""
     frozen = {name for name, parameter in arm.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in arm.state_dict().items() if name not in frozen}

@@ -1,4 +1,4 @@
-"""One training step of one arm: its loss on a batch, and one update."""
+"""One training step of one arm, its loss on a batch and one update; and how the arm stands after it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from scaleup.arm import Arm
 from scaleup.clock import now
-from scaleup.errors import UserError
 from scaleup.model import TubeViT
 from scaleup.recipe import Arm as Settings
-from scaleup.recipe import Recipe
+from scaleup.recipe import Recipe, schedule
+from scaleup.training import state
 from scaleup.training.engine import Engine, World
 from scaleup.training.mix import WHOLE, Mix, head_loss
 from scaleup.training.schedule import lr_factor
+from scaleup.training.standing import Standing
 from scaleup.trunk import Taps
 
 
@@ -44,7 +45,10 @@ class ArmTrainer:
 
     def __init__(self, name: str, model: TubeViT, settings: Settings, recipe: Recipe, world: World) -> None:
         self.name, self.model, self.settings, self.world = name, model, settings, world
-        self.train, self.seed = recipe.train, recipe.seed
+        self.seed, self.smoothing = recipe.seed, recipe.train.label_smoothing
+        self.steps, self.warmup = schedule(settings, recipe.train)
+        self.standing = Standing()
+        self.best: dict[str, Tensor] = {}  # what trains, as it was when validated best; on the first rank
         model.train()
         model.arm.grad_checkpointing = settings.grad_checkpointing
         self.engine = Engine(
@@ -62,21 +66,53 @@ class ArmTrainer:
             inputs: of the ``rows`` of this rank's batch; ``labels`` and ``mix`` are of all of it.
         """
         began = now(self.world.device)
-        factor = lr_factor(step, self.train.steps, self.train.warmup)
+        factor = lr_factor(step, self.steps, self.warmup)
         # Dropout draws alike whether or not other arms train beside this one.
         source = np.random.SeedSequence((self.seed, step, self.world.rank, rows.start))
         torch.manual_seed(int(source.generate_state(1)[0]))
-        logits, smoothing = self.engine(inputs, list(labels)), self.train.label_smoothing
-        losses = {head: head_loss(logits[head], labels[head], mix, smoothing, rows) for head in labels}
+        logits = self.engine(inputs, list(labels))
+        losses = {head: head_loss(logits[head], labels[head], mix, self.smoothing, rows) for head in labels}
         loss = torch.stack(list(losses.values())).mean()
         entry = self._measured(loss, losses, logits, {head: each[rows] for head, each in labels.items()})
-        if not math.isfinite(entry["loss"]):
-            raise UserError(
-                f"arm {self.name!r} diverged: its loss is {entry['loss']} at step {step}; "
-                f"try a learning rate below {self.settings.lr} or a longer warm-up than {self.train.warmup} steps"
-            )
         entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
         return entry | {"alpha": self._alpha(), "seconds": now(self.world.device) - began}
+
+    def fault(self, step: int, entry: Mapping[str, Any]) -> str | None:
+        """Why a whole step was one too many, if it was: what it gave is no number. The same on all ranks."""
+        for what, value in (("loss", entry["loss"]), ("gradient's norm", entry["grad_norm"])):
+            if not math.isfinite(value):
+                return (
+                    f"arm {self.name!r} diverged: its {what} is {value} at step {step}; "
+                    f"try a learning rate below {self.settings.lr} or a longer warm-up than {self.warmup} steps"
+                )
+        return None
+
+    def validated(self, accuracy: float, steps: int) -> None:
+        """Note an accuracy after ``steps``, keep the best weights, and end where the patience does."""
+        if self.standing.validated(accuracy, steps) and self.world.rank == 0:
+            weights = state.weights(self.model.arm)
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        if self.standing.waited >= self.settings.patience > 0:
+            self.end("early", steps)
+
+    def end(self, how: str, steps: int) -> None:
+        """Take no step any more. The model is final: on the first rank as it was at its best, where that is known."""
+        self.standing.ended, self.standing.steps = how, steps
+        self.engine.optimizer.state.clear()
+        for name, tensor in state.weights(self.model.arm).items() if self.best else ():
+            tensor.copy_(self.best[name])
+        self.best = {}
+
+    def gather(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, on the first rank; all ranks must call."""
+        return state.gather(self.engine, self.world) | {f"best/{name}": each for name, each in self.best.items()}
+
+    def restore(self, tensors: dict[str, Tensor], standing: Mapping[str, Any]) -> None:
+        """Put back what :meth:`gather` found, and how the arm stood."""
+        state.restore(self.engine, tensors)
+        self.standing = Standing(**standing)
+        if self.world.rank == 0:
+            self.best = {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}
 
     def remember(self, entry: Mapping[str, Any]) -> None:
         """Count a whole step into the result."""
@@ -84,10 +120,20 @@ class ArmTrainer:
         self.losses.append(entry["loss"])
 
     def result(self) -> dict[str, Any]:
-        """What a report says of the arm; the loss is the mean over the last tenth of the steps."""
+        """What a report says of the arm; the loss is the mean over the last tenth of the steps, None without any."""
         last = self.losses[-max(1, len(self.losses) // 10) :]
-        found = {"arm_seconds": settled_mean(self.seconds), "loss": statistics.fmean(last), "alpha": self._alpha()}
-        return {"adapt": self.settings.adapt, "precision": self.settings.precision, **found}
+        return {
+            "adapt": self.settings.adapt,
+            "precision": self.settings.precision,
+            "arm_seconds": settled_mean(self.seconds) if last else None,
+            "loss": statistics.fmean(last) if last else None,
+            "alpha": self._alpha(),
+            "steps": self.standing.steps,
+            "ended": self.standing.ended,
+            "diverged": self.standing.steps if self.standing.ended == "diverged" else None,
+            "best_step": self.standing.best_step,
+            "valid_accuracy": self.standing.valid_accuracy,
+        }
 
     def _alpha(self) -> float | None:
         gate = self.model.arm.gate

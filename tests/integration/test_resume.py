@@ -41,6 +41,7 @@ def killed(out: Path, kills: int, ranks: int, *tool: object) -> dict:
     return json.loads(done.stdout)
 
 
+FILES = ("recipe.yaml", "metrics.jsonl", "tensorboard", "result.json")
 ARMS = {"sweep.py": ("full", "last", "gated"), "train.py": ("model",)}
 
 
@@ -56,7 +57,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
     assert len(cut["resumed"]) >= 12 and len(set(cut["resumed"])) >= 8, cut
     for each in (tmp_path / "whole", tmp_path / "cut"):
         assert steps(each) == list(range(120))
-        assert {path.name for path in each.iterdir()} == {"recipe.yaml", "metrics.jsonl", "tensorboard", *ARMS[tool]}
+        assert {path.name for path in each.iterdir()} == {*FILES, *ARMS[tool]}
     assert bits(tmp_path / "cut", *ARMS[tool]) == bits(tmp_path / "whole", *ARMS[tool])
     assert len(bits(tmp_path / "cut", *ARMS[tool])) > 40
 

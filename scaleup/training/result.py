@@ -1,0 +1,39 @@
+"""What a run leaves behind when it is complete: a directory for each model, and ``result.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scaleup.model import TubeViT
+from scaleup.training.models import sizes
+from scaleup.training.step import ArmTrainer
+
+RESULT = "result.json"
+
+
+def is_complete(out: Path) -> bool:
+    return (out / RESULT).is_file()
+
+
+def arms(trainers: Mapping[str, ArmTrainer], out: str) -> dict[str, Any]:
+    """``{"arms": ...}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm diverged."""
+    found = {name: {**sizes(trainer.model), **trainer.result()} for name, trainer in trainers.items()}
+    for name, arm in found.items():
+        arm["directory"] = str(Path(out) / name) if arm["diverged"] is None else None
+    lost = any(arm["diverged"] is not None for arm in found.values())
+    return {"arms": found} | ({"exit": 1} if lost else {})
+
+
+def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path) -> None:
+    """Write the models of arms that did not diverge, and then the result, which says that the run is complete."""
+    trunk = {"seconds": result["trunk_seconds"], **result["trunk"]}
+    for name, arm in result["arms"].items():
+        if arm["diverged"] is None:
+            models[name].report = {"training": arm, "trunk": trunk, "began_from": models[name].report}
+            models[name].save_pretrained(out / name, overwrite=True)
+    half = (out / RESULT).with_suffix(".tmp")
+    half.write_text(json.dumps(result, indent=2))
+    half.replace(out / RESULT)

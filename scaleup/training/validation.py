@@ -1,0 +1,75 @@
+"""Accuracy of arms while they train, on a set of its own; all arms share a pass of the trunk."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from scaleup.data.shards import Shards
+from scaleup.errors import UserError
+from scaleup.evaluate import Once, matched, scores
+from scaleup.model import TubeViT
+from scaleup.recipe import Input, Recipe, Valid
+from scaleup.training.engine import World
+from scaleup.training.step import ArmTrainer
+
+
+class Validation:
+    """The set ``data.valid``, seen as tools/evaluate.py sees it with one view: every sample exactly once, the arms in
+    float32.
+
+    Raises:
+        UserError: it does not open, is empty, or does not fit the heads of ``models``.
+    """
+
+    def __init__(self, recipe: Recipe, valid: Valid, models: Collection[TubeViT], world: World) -> None:
+        self.data, self.world, self.every = recipe.data, world, recipe.train.valid_every
+        self.shards, model = Shards.open(valid.shards), next(iter(models))
+        self.heads = matched(model, self.shards, valid.heads or None)
+        self.input = Input(**model.config["input"])
+        self.batch = recipe.data.batch // world.size // recipe.train.accumulate  # what memory holds in training
+        if not len(self.shards):
+            raise UserError(f"data.valid: {valid.shards!r} has no samples")
+
+    def __call__(self, arms: Mapping[str, ArmTrainer], steps: int) -> dict[str, dict[str, Any]]:
+        """Validate the arms whose turn it is after ``steps``: all at each ``valid_every``-th, one that ends at its end.
+
+        Returns what :meth:`measured` says of them, and has told them. All ranks must call.
+        """
+        due = {name: arm for name, arm in arms.items() if steps % self.every == 0 or steps == arm.steps}
+        found = self.measured({name: arm.model for name, arm in due.items()}) if due else {}
+        for name, arm in due.items():
+            arm.validated(found[name]["accuracy"], steps)
+        if due and self.world.rank == 0:
+            told = (f"{name} {found[name]['accuracy']:.2%} ({arm.standing})" for name, arm in due.items())
+            print(f"accuracy after step {steps}: {', '.join(told)}", file=sys.stderr)
+        return found
+
+    def measured(self, models: Mapping[str, TubeViT]) -> dict[str, dict[str, Any]]:
+        """``{"accuracy", "samples", "heads": {head: {"top1", "top5", "loss"}}}`` of each of the models: the accuracy is
+        the mean top-1 of its heads. All ranks must call, and get the same.
+
+        Raises:
+            UserError: more than ``data.max_bad`` of the samples cannot be read.
+        """
+        for model in models.values():
+            model.eval()
+        workers = self.data.workers
+        seen = Once("validating", self.shards, self.heads, self.input, "1x1", self.batch, workers, self.world)
+        found = {name: self._of(score) for name, score in scores(models, seen).items()}
+        for model in models.values():
+            model.train()
+        return found
+
+    def _of(self, score: Mapping[str, Any]) -> dict[str, Any]:
+        bad, count = len(score["failures"]), len(self.shards)
+        if bad > min(self.data.max_bad * count, count - 1):
+            raise UserError(
+                f"{bad} of the {count} samples of data.valid cannot be read, more than data.max_bad "
+                f"{self.data.max_bad:g} allows"
+            )
+        heads = {head: {key: each[key] for key in ("top1", "top5", "loss")} for head, each in score["heads"].items()}
+        accuracy = statistics.fmean(each["top1"] for each in heads.values())
+        return {"accuracy": accuracy, "samples": score["samples"], "heads": heads}
