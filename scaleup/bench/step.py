@@ -13,7 +13,7 @@ from scaleup.bench.turns import alternated, compared, goal, machine, timed
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.training import engine
-from scaleup.training.run import sizes
+from scaleup.training.models import sizes
 from scaleup.training.step import ArmTrainer
 from scaleup.transplant.measure import peak_bytes
 
