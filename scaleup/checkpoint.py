@@ -136,6 +136,11 @@ def load(source: str | Path, base: str | None = None, placement: str = "device")
     return model.eval()
 
 
+def outline(source: str | Path) -> TubeViT:
+    """The model of a directory, or of a hub id, on the meta device: its config.json is enough."""
+    return from_config(config_file.read(_local(source)), "meta")
+
+
 def load_run(run: str | Path, base: str | None = None, placement: str = "device") -> dict[str, TubeViT]:
     """The arms of a run directory by name, in eval mode; those of a sweep share the tensors of one trunk.
 

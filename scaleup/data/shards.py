@@ -27,10 +27,12 @@ from scaleup.data.storage import Directory, Storage, storage
 from scaleup.errors import UserError
 from scaleup.files import new_directory
 
+MEDIA = {**EXTENSIONS, "taps": ("safetensors",)}  # what shards hold: files, or taps of a trunk (scaleup.data.taps)
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One image or video as a file holds it, and its label numbers."""
+    """One image or video as a file holds it, or the taps of one, and its label numbers."""
 
     key: str  # unique in its shards, without a dot
     extension: str
@@ -111,11 +113,12 @@ class Shards:
         self.modality: str = index["modality"]
         self.classes: dict[str, list[str]] = index["classes"]
         self.failures: list[dict[str, str]] = index["failures"]
+        self.made: dict[str, Any] = index.get("made", {})  # of taps: how they came to be
         self.files: list[str] = [shard["file"] for shard in index["shards"]]
         self.sizes: list[int] = [len(shard["samples"]) for shard in index["shards"]]  # samples of each
         entries = [(number, entry) for number, shard in enumerate(index["shards"]) for entry in shard["samples"]]
         self.keys: list[str] = [str(entry["key"]) for _, entry in entries]
-        known = EXTENSIONS[self.modality]
+        known = MEDIA[self.modality]
         media = [next(ext for ext in entry["members"] if ext in known) for _, entry in entries]
         self._extensions = np.array([known.index(ext) for ext in media], dtype=np.uint8)
         places = [(n, *entry["members"][ext]) for (n, entry), ext in zip(entries, media, strict=True)]
@@ -175,7 +178,7 @@ class Shards:
             raise BadSample(f"{self.files[shard]} cannot be read: {error.strerror or error}") from None
         if zlib.crc32(media) != crc:
             raise BadSample(f"its bytes in {self.files[shard]} have changed since it was written")
-        extension = EXTENSIONS[self.modality][self._extensions[i]]
+        extension = MEDIA[self.modality][self._extensions[i]]
         return Sample(self.keys[i], extension, media, {name: int(self.labels[name][i]) for name in self.labels})
 
     @property

@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data import taps
+from scaleup.data.decode import BadSample, check
 from scaleup.data.index import file_sha256, read_index
 from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
+from scaleup.data.shards import MEDIA
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
 
@@ -115,8 +117,8 @@ def _sample(file: BinaryIO, entry: dict[str, Any], members: Members, index: dict
 
 def _content(extension: str, data: bytes, entry: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
     try:
-        if extension in EXTENSIONS[index["modality"]]:
-            check(data, index["modality"])
+        if extension in MEDIA[index["modality"]]:
+            taps.check(data) if index["modality"] == "taps" else check(data, index["modality"])
         elif not index.get("in_place") and json.loads(data)["labels"] != entry["labels"]:
             yield "its .json has other labels than the index"
     except BadSample as error:

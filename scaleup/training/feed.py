@@ -1,14 +1,19 @@
-"""What the arms of a run are fed: batches from the loader, and what the trunk makes of them."""
+"""What the arms of a run are fed: what the trunk makes of batches of pixels, or has made of them once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from scaleup.cache.identity import made_of, refuse_other
 from scaleup.data.loader import Batch, train_loader
+from scaleup.data.taps import CachedSet, cached_loader, cached_sets, raised
 from scaleup.model import TubeViT
+from scaleup.positions import Context
 from scaleup.recipe import Input, Recipe
 from scaleup.training.engine import World
 from scaleup.training.mix import Mix, draw_mix
@@ -46,6 +51,7 @@ class Live:
             start=start,
             rank=world.rank,
             world=world.size,
+            joined=world.joined,
         )
 
     def __iter__(self) -> Iterator[Fed]:
@@ -62,3 +68,42 @@ class Live:
 
     def _inputs(self, pixels: Tensor) -> Inputs:
         return {0: pixels} | (self.trunk(pixels, self.depths) if self.trunk is not None and self.depths else {})
+
+
+class Cached:
+    """The same batches from the token cache ``trunk.cache``: no video is decoded and no frozen block is computed.
+
+    Raises:
+        UserError: the cache lacks a dataset or a depth, or was made by another trunk, tokenizer or transform.
+    """
+
+    def __init__(self, recipe: Recipe, models: Collection[TubeViT], world: World, start: int) -> None:
+        assert recipe.trunk.cache is not None
+        self.world, self.sets = world, cached_sets(recipe.data, recipe.trunk.cache)
+        deepest = max(models, key=lambda model: model.frozen_depth)
+        self.depths = sorted({model.frozen_depth for model in models})
+        for name, cached in self.sets.items():
+            refuse_other(cached, made_of(recipe, deepest, name), self.depths, recipe.trunk.precision)
+        for model in models:
+            model.place(world.device, "host")  # all but the frozen blocks, which stay where they are
+        self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
+        self.made = next(iter(self.sets.values())).made
+        steps = range(start, recipe.train.steps)
+        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, world.rank, world.size)
+
+    def __iter__(self) -> Iterator[Fed]:
+        for batch in self.batches:
+            labels = {head: each.to(self.world.device) for head, each in batch.labels.items()}
+            yield Fed(batch.dataset, len(batch.keys), labels, None, partial(self._inputs, batch))
+
+    def _inputs(self, batch: Batch, rows: slice) -> Inputs:
+        kept = self.sets[batch.dataset].tensors(batch.pixels[rows].to(self.world.device))
+        z0, context = raised(kept, "z0"), self.contexts[batch.dataset]
+        return {depth: Taps(z0, raised(kept, f"h{depth}"), context) for depth in self.depths}
+
+
+@torch.no_grad()
+def _context(model: TubeViT, cached: CachedSet) -> Context:
+    """What blocks are told beside the tokens of a dataset."""
+    frames = 1 if cached.modality == "image" else model.preprocess.frames
+    return model.tokenizer.context((frames, *model.preprocess.size))

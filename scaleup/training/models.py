@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from scaleup.adapter import Adapt
-from scaleup.checkpoint import load
+from scaleup.arm import Heads
+from scaleup.backbones.undrawn import Undrawn
+from scaleup.checkpoint import load, outline
 from scaleup.data.loader import classes_of
+from scaleup.data.taps import in_cache
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Recipe
@@ -14,11 +21,39 @@ from scaleup.recipe import Arm, Recipe
 
 def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
     """A model for each arm; frozen tensors are shared, what trains is each arm's own."""
-    heads = classes_of(recipe.data)
-    if recipe.model.load is not None:
-        template = load(recipe.model.load, placement=recipe.trunk.placement)
-    else:
-        template = fresh(recipe.model, heads, recipe.seed)
+    heads = heads_of(recipe)
+    return _with_arms(began_from(recipe, heads), arms, heads, recipe.seed)
+
+
+def heads_of(recipe: Recipe) -> Heads:
+    """Heads and their classes; with a cache nothing of the videos is needed but the index of their shards."""
+    cache = recipe.trunk.cache
+    return classes_of(recipe.data if cache is None else in_cache(recipe.data, cache))
+
+
+def began_from(recipe: Recipe, heads: Heads) -> TubeViT:
+    """The model that all arms begin from. With a cache its frozen blocks stay in their file, where they have one."""
+    if recipe.model.load is None:
+        return fresh(recipe.model, heads, recipe.seed)
+    if recipe.trunk.cache is not None:
+        with suppress(UserError):  # no file to stay in; what else is wrong is said below
+            return load(recipe.model.load, placement="disk")
+    return load(recipe.model.load, placement=recipe.trunk.placement)
+
+
+def outlines(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
+    """The same models on the meta device: no weight is read, drawn or copied."""
+    heads = heads_of(recipe)
+    with torch.device("meta"), Undrawn():
+        if recipe.model.load is not None:
+            template = outline(recipe.model.load)
+        else:
+            backbone = replace(recipe.model.backbone, weights="meta")
+            template = fresh(replace(recipe.model, backbone=backbone), heads, recipe.seed)
+        return _with_arms(template, arms, heads, recipe.seed)
+
+
+def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int) -> dict[str, TubeViT]:
     for name, arm in arms.items():
         if arm.frozen_depth > template.depth:
             raise UserError(
@@ -27,7 +62,7 @@ def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
             )
     return {
         name: template.with_arm(
-            arm.frozen_depth, arm.gate, heads, recipe.seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
+            arm.frozen_depth, arm.gate, heads, seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
         )
         for name, arm in arms.items()
     }

@@ -12,10 +12,10 @@ from typing import Any
 from scaleup import cli
 from scaleup.clock import now
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe
+from scaleup.recipe import Arm, Recipe, Trunk
 from scaleup.training import directory, engine, result
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
-from scaleup.training.feed import Fed, Live
+from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.frozen import settle, settle_kernels
 from scaleup.training.metrics import Metrics
 from scaleup.training.models import models
@@ -90,13 +90,14 @@ class Run:
         self.world = engine.start()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
-        self.feed = Live(recipe, self.models.values(), self.world, self.done)
+        feed = Live if recipe.trunk.cache is None else Cached
+        self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
         trunk, kernels = recipe.trunk, recipe.train.kernels
         if checkpoint is not None:  # ``auto`` may choose otherwise when it measures again
             trunk = replace(trunk, precision=checkpoint.state["precision"])
             kernels = checkpoint.state.get("kernels", "library")  # of a run that began before there was a choice
         self.kernels = settle_kernels(self.models.values(), kernels, self.world)
-        self.settled = settle(self.models.values(), trunk, self.world)
+        self.settled = self._settled(trunk)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.steps = max(trainer.steps for trainer in self.trainers.values())
         valid = recipe.data.valid if recipe.train.valid_every else None
@@ -104,6 +105,16 @@ class Run:
         self.trunk_seconds: list[float] = []
         if checkpoint is not None:
             self._restore(checkpoint)
+
+    def _settled(self, trunk: Trunk) -> dict[str, Any]:
+        """The trunk as it computes; beside a cache it does so for validation alone, from where its blocks are."""
+        if isinstance(self.feed, Live):
+            return settle(self.models.values(), trunk, self.world)
+        trunk = replace(trunk, precision=self.feed.made["trunk"]["precision"], placement="host")
+        validates = self.recipe.data.valid is not None and self.recipe.train.valid_every
+        settled = settle(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
+        kept = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
+        return settled | {"cache": {"directory": self.recipe.trunk.cache} | kept}
 
     @property
     def running(self) -> dict[str, ArmTrainer]:
