@@ -25,6 +25,7 @@ from scaleup.errors import UserError, nearest
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 Failure = tuple[str, str]  # key and reason
+Joined = Callable[[list[Failure]], list[Failure]]
 
 
 @dataclass
@@ -87,26 +88,43 @@ def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None
         )
 
 
+def alone(failures: list[Failure]) -> list[Failure]:
+    """What all ranks failed to read, where there are no others."""
+    return failures
+
+
 def train_loader(
-    data: recipe.Data, input: recipe.Input, seed: int, steps: int, start: int = 0, rank: int = 0, world: int = 1
+    data: recipe.Data,
+    input: recipe.Input,
+    seed: int,
+    steps: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    joined: Joined = alone,
 ) -> Iterator[Batch]:
     """The batches of steps ``start`` to ``steps`` - 1: this rank's part of each.
 
     They are the same for any number of workers, and put together the same for any number of ranks. A sample that
     cannot be read is named on stderr and the next one in order takes its place.
 
+    Args:
+        joined: this rank's failures of a step to those of all ranks, in the same order on each.
+
     Raises:
         UserError: a dataset does not fit (:func:`open_datasets`), the batch cannot be divided by the ranks, or more
-            than ``data.max_bad`` of a dataset's samples were found unreadable.
+            than ``data.max_bad`` of a dataset's samples were found unreadable, by all ranks together: each of them
+            raises it at the same step.
     """
     shards = open_datasets(data)
     augmented = Augmented(data, input, seed, shards)
-    return train_steps(TrainSteps(data, shards, augmented, seed, rank, world), data.workers, range(start, steps))
+    dataset = TrainSteps(data, shards, augmented, seed, rank, world)
+    return train_steps(dataset, data.workers, range(start, steps), joined)
 
 
-def train_steps(dataset: TrainSteps, workers: int, steps: range) -> Iterator[Batch]:
+def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = alone) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
-    return map(dataset.watched, in_workers(dataset, steps, workers))
+    return (dataset.watched(batch, joined(batch.failures)) for batch in in_workers(dataset, steps, workers))
 
 
 class Augmented:
@@ -184,13 +202,14 @@ class TrainSteps(Dataset):
                 position += 1
         return None
 
-    def watched(self, batch: Batch) -> Batch:
-        """``batch``; every unreadable sample is named once, and UserError stops the run when they are too many."""
+    def watched(self, batch: Batch, failures: list[Failure]) -> Batch:
+        """``batch``; every unreadable sample is named once, by a rank that met it first, and UserError stops the run
+        when ``failures``, those of all ranks, have become too many."""
         known, count = self.bad[batch.dataset], len(self.shards[batch.dataset])
         for key, reason in batch.failures:
             if key not in known:
                 print(f"dataset '{batch.dataset}': sample '{key}' left out: {reason}", file=sys.stderr)
-            known[key] = reason
+        known.update(failures)
         if len(known) > self.allowed(batch.dataset):
             names = ", ".join(f"'{key}' ({reason})" for key, reason in list(known.items())[:20])
             raise UserError(

@@ -42,6 +42,18 @@ class World(NamedTuple):
             dist.all_reduce(values)
         return values.div_(self.size)
 
+    def joined(self, values: list[T]) -> list[T]:
+        """The values of all ranks, rank by rank; cheap where there are none."""
+        if self.size == 1:
+            return values
+        count = torch.tensor(len(values), device=self.device)
+        dist.all_reduce(count)
+        if not count:
+            return values
+        lists: list[list[T]] = [[]] * self.size
+        dist.all_gather_object(lists, values)
+        return [value for each in lists for value in each]
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Inside, a rank that no longer answers is a sentence."""

@@ -1,5 +1,8 @@
 import copy
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import pytest
 import torch
@@ -144,6 +147,39 @@ def test_too_many_unreadable_samples_stop_the_run(data, made, tmp_path, bad, max
     with pytest.raises(UserError, match=rf"^{len(bad)} of the 17 samples of dataset 'videos' cannot be read") as error:
         list(train_loader(data, INPUT, 0, 9))
     assert all(f"'{shards.keys[i]}'" in str(error.value) for i in bad)
+
+
+def test_too_many_on_all_ranks_together_stop_each_of_them_at_the_same_step(data, made, tmp_path, capsys):
+    """Half of them on each of two ranks: alone neither has too many."""
+    shards = spoiled(made, tmp_path, range(6))
+    data = spoiled_data(data, shards)
+    data.max_bad = 5 / 17
+    meeting, failed = threading.Barrier(2), [[], []]
+
+    def run(rank):
+        def joined(failures):
+            failed[rank] = failures
+            meeting.wait(60)
+            both = [*failed[0], *failed[1]]
+            meeting.wait(60)
+            return both
+
+        done = 0
+        try:
+            for _ in train_loader(data, INPUT, 0, 30, rank=rank, world=2, joined=joined):
+                done += 1
+        except UserError as error:
+            return done, str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    assert first == second and first[0] > 0
+    assert first[1].startswith("6 of the 17 samples of dataset 'videos' cannot be read")
+    told = [line.split("'")[3] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(told) == sorted(shards.keys[i] for i in range(6)), "each is named once, by the rank that met it"
+    for rank in range(2):
+        batches = list(islice(train_loader(data, INPUT, 0, 30, rank=rank, world=2), first[0] + 1))
+        assert 0 < len({key for batch in batches for key, _ in batch.failures}) < 6
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
