@@ -30,6 +30,7 @@ from scaleup.training.frozen import settle
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
 SCORED = 1000  # training samples that train_accuracy is taken on, lest memory grow with their number
+ROW = ("depth", "train_accuracy", "accuracy", "standard_error", "penalty")
 PROBED = ("backbone", "input", "frames", "tubes", "interpolate", "positions")  # what of config.json makes the tokens
 
 Features = dict[int, Tensor]  # depth -> (B, F)
@@ -85,17 +86,8 @@ def probe(
     train_shares, scored = _shares(fits, kept, classes, world)
     test_shares, samples = _shares(fits, ((reader(each.pixels), each.labels) for each in tested), classes, world)
     test_summary = _summary(tested)
-    found = {}
-    for k, (label, count) in enumerate(classes.items()):
-        accuracies = zip(train_shares[:, k].tolist(), test_shares[:, k].tolist(), strict=True)
-        rows = [
-            {"depth": depth, "train_accuracy": ours, "accuracy": share}
-            | {"standard_error": (share * (1 - share) / samples) ** 0.5, "penalty": fit.penalties[k]}
-            for (depth, fit), (ours, share) in zip(fits.items(), accuracies, strict=True)
-        ]
-        found[label] = {"classes": count, "chance": 1 / count, "rows": rows, "suggested_depth": suggested(rows)}
     return {
-        "labels": found,
+        "labels": _curves(fits, classes, train_shares, test_shares, samples),
         "train": train_summary,
         "test": test_summary,
         "train_scored": scored,
@@ -104,6 +96,19 @@ def probe(
         "trunk": settled,
         "seconds": time.perf_counter() - began,
     }
+
+
+def _curves(
+    fits: Mapping[int, Fit], classes: Mapping[str, int], train: Tensor, test: Tensor, samples: int
+) -> dict[str, Any]:
+    """The curve of each label, of shares (depths, labels) of both splits."""
+    errors, curves = (test * (1 - test) / samples).sqrt(), {}
+    for k, (label, count) in enumerate(classes.items()):
+        columns = list(fits), train[:, k].tolist(), test[:, k].tolist(), errors[:, k].tolist()
+        penalties = [fit.penalties[k] for fit in fits.values()]
+        rows = [dict(zip(ROW, row, strict=True)) for row in zip(*columns, penalties, strict=True)]
+        curves[label] = {"classes": count, "chance": 1 / count, "rows": rows, "suggested_depth": suggested(rows)}
+    return curves
 
 
 class Reader:
