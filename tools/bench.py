@@ -32,7 +32,26 @@ def arguments():
     loader.add_argument("--clips", type=int, default=96, help="clips a turn (default 96)")
     loader.add_argument("--workers", type=int, default=2, help="processes of each side (default 2)")
     loader.add_argument("--samples", type=int, default=1000, help="samples over which memory is watched (default 1000)")
-    for figure, repeats in ((tokenizer, 31), (transplant, 3), (step, 3), (trunk, 5), (stream, 3), (loader, 5)):
+    peers = figures.add_parser(
+        "peers", help="TubeViT beside VideoMAE, TimeSformer, ViViT, V-JEPA 2 and frame-wise ViTs"
+    )
+    peers.add_argument("--docs", help="a page whose table is written anew, such as docs/peers.md")
+    peers.add_argument("--plot", help="where a plot is written, such as docs/peers.png")
+    curves = figures.add_parser("curves", help="a step against frames, frozen depth, arms, batch and ranks")
+    curves.add_argument("--out", default="runs/curves", help="where a plot of each is written (default %(default)s)")
+    for figure in (peers, curves):
+        figure.add_argument("--steps", type=int, default=2, help="steps timed in each process (default 2)")
+        figure.add_argument("--quick", action="store_true", help="tiny models, once: whether the figures can be had")
+    for figure, repeats in (
+        (tokenizer, 31),
+        (transplant, 3),
+        (step, 3),
+        (trunk, 5),
+        (stream, 3),
+        (loader, 5),
+        (peers, 3),
+        (curves, 3),
+    ):
         figure.add_argument("--repeats", type=int, default=repeats, help="turns of each side (default %(default)s)")
         figure.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
     return made
@@ -53,6 +72,8 @@ def show(result):
                 f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
             )
         )
+    for loss in result.get("losses", ()):
+        print("loss: {name}: {column} {measured:.4g} against {peers:.4g} of {peer}: {cause}".format(**loss))
     for each in result["goals"]:
         verdict = "met" if each["met"] else "NOT met"
         print(f"{each['what']}: {each['measured']:.3g}, at most {each['at_most']:.3g}: {verdict}")

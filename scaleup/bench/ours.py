@@ -1,0 +1,90 @@
+"""TubeViT through the real trainer: a step of one or several arms over one trunk, and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scaleup.bench.alone import Side
+from scaleup.bench.sides import CLASSES, IMAGE, Size, random_clip
+from scaleup.bench.tokenizer import FOLDED
+from scaleup.errors import UserError
+from scaleup.model import TubeViT, fresh
+from scaleup.recipe import Arm, Backbone, Input, Model, Positions, Recipe, Tube
+from scaleup.training import engine
+from scaleup.training.frozen import settle_kernels
+from scaleup.training.models import sizes, tokens
+from scaleup.training.step import ArmTrainer
+from scaleup.tubes import TubeSpec
+
+HEADS = {"motion": [str(number) for number in range(CLASSES)]}
+
+
+def tubevit(size: Size, frames: int) -> TubeViT:
+    """An image ViT with those of the paper's main tubes, folded, for which a clip is long enough."""
+    tubes = {
+        s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold)) for s in FOLDED if fits(s, frames)
+    }
+    shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
+    described = Model(
+        backbone=Backbone("vit_b", shape),
+        input=Input(frames, [IMAGE, IMAGE]),
+        tubes=tubes,
+        positions=Positions("backbone"),
+    )
+    return fresh(described, HEADS, 0)
+
+
+def fits(spec: TubeSpec, frames: int) -> bool:
+    """Whether a clip of so many frames holds one token of a tube, all places of its fold apart."""
+    try:
+        return bool(spec.places((frames, IMAGE, IMAGE)))
+    except UserError:
+        return False
+
+
+def training(
+    size: Size, arms: Sequence[Arm], frames: int = 32, batch: int = 1, kernels: str = "auto", cached: bool = False
+) -> Side:
+    """Steps of ``arms`` on the same random clips, and inference by the first of them.
+
+    Args:
+        batch: clips of a step, over all ranks.
+        kernels: see :mod:`scaleup.kernels`; ``auto``: as a run chooses.
+        cached: the trunk has run before, and a step begins with what it gave; without inference.
+    """
+    world, recipe = engine.start(), Recipe()
+    recipe.data.batch = batch
+    template = tubevit(size, frames)
+    models = [template.with_arm(arm.frozen_depth, arm.gate, HEADS).to(world.device) for arm in arms]
+    clips = random_clip(frames, batch // world.size).to(world.device)
+    settle_kernels(models, kernels, world)
+    trainers = [
+        ArmTrainer(str(index), model, arm, recipe, world)
+        for index, (model, arm) in enumerate(zip(models, arms, strict=True))
+    ]
+    labels = {"motion": torch.zeros(len(clips), dtype=torch.long, device=world.device)}
+    deepest = max(models, key=lambda model: model.frozen_depth)
+
+    def inputs() -> dict[int, Any]:
+        pixels = deepest.preprocess(clips)
+        depths = {model.frozen_depth for model in models} - {0}
+        return {0: pixels} | (deepest.trunk(pixels, depths) if deepest.trunk is not None else {})
+
+    kept = inputs() if cached else None
+
+    def step() -> None:
+        given = inputs() if kept is None else kept
+        for trainer in trainers:
+            trainer.step(0, given[trainer.model.frozen_depth], labels, None)
+
+    @torch.inference_mode()
+    def infer() -> None:
+        models[0].eval()
+        models[0](deepest.preprocess(clips[:1]))
+        models[0].train()
+
+    trained = sum(sizes(model)["trained_parameters"] for model in models)
+    return Side(tokens(deepest, frames), frames, trained, step, None if cached else infer)
