@@ -1,6 +1,6 @@
 """Training from a cache is training live on the same views, without the trunk and without videos."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
