@@ -66,7 +66,7 @@ class Tokenizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) or (B, 3, H, W) -> z0 (B, P+N, D): prefix tokens, then frames, then tubes."""
         size = size_of(x)
-        z0 = self.stem(x.reshape(len(x), 3, *size[1:])) if size[0] == 1 else self._video_tokens(x, size)
+        z0 = self.stem(x.reshape(x.shape[0], 3, *size[1:])) if size[0] == 1 else self._video_tokens(x, size)
         positions = [table for spec in self.specs(size) if (table := self._table(spec, size)) is not None]
         if positions:
             prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)

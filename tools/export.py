@@ -1,15 +1,18 @@
 #!/usr/bin/env python
-"""Write a model as a delta (what differs from its public backbone) or in full, read it back, and compare."""
+"""Write a model in another form (our directories, timm, torch.export, ONNX, AOTInductor), read it back, compare."""
 
 from pathlib import Path
 
 from scaleup import cli
 
+EXAMPLE = """tools/export.py runs/vit_h/model --to full --out exported/vit_h
+  tools/export.py runs/vit_h/model --to onnx --out exported/vit_h_onnx"""
+
 
 def arguments():
-    made = cli.parser(__doc__, "tools/export.py runs/vit_h/model --to full --out exported/vit_h")
+    made = cli.parser(__doc__, EXAMPLE)
     made.add_argument("model", help="model directory or hub id")
-    made.add_argument("--to", required=True, help="delta or full")
+    made.add_argument("--to", required=True, help="delta, full, timm, torch, onnx or aoti")
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
@@ -25,9 +28,10 @@ def run(args):
 
 def show(result):
     print(f"{result['to']} -> {result['out']}, {result['bytes']:,} bytes")
-    measure = "abs" if "image_max_abs_diff" in result else "rel"
-    image, video = (result[f"{kind}_max_{measure}_diff"] for kind in ("image", "video"))
-    print(f"read back: max {measure} diff {image} on an image, {video} on a video")
+    for key in [key for key in result if key.endswith("_diff")]:
+        print(f"read back: {key.replace('_', ' ')} {result[key]:.2g}")
+    for name, seconds in result.get("seconds", {}).items():
+        print(f"one {name}: {seconds:.4f} s, {result['eager_seconds'][name]:.4f} s in PyTorch as it was")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""How far what was exported is from the model it was made of, on an image and on a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from scaleup.model import TubeViT
+from scaleup.transplant.measure import natural_clip, normalise
+
+
+@torch.inference_mode()
+def parity(one: TubeViT, other: TubeViT, relative: bool = False) -> tuple[float, float]:
+    """Largest difference of the features and of every head's logits, on an image and on a video.
+
+    Args:
+        relative: in shares of the largest value that each of them has in ``one``.
+    """
+    video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config)
+    image, clip = (difference(_outputs(one, x), _outputs(other, x), relative) for x in (video[:, :, 0], video))
+    return image, clip
+
+
+def _outputs(model: TubeViT, x: Tensor) -> dict[str, Tensor]:
+    features = model.forward_features(x)
+    return {"features": features} | {f"head {name}": head(features) for name, head in model.arm.heads.items()}
+
+
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor], relative: bool) -> float:
+    """The largest difference of two sets of outputs, in shares of the largest value that each has in ``one``."""
+    return max(
+        (one[name] - other[name]).abs().max().item() / (one[name].abs().max().item() if relative else 1) for name in one
+    )

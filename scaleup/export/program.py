@@ -1,0 +1,141 @@
+"""A model as programs that need no code of ours: torch.export, ONNX, and compiled ahead of time (AOTInductor)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scaleup.errors import UserError
+from scaleup.export.parity import difference
+from scaleup.model import TubeViT
+from scaleup.transplant.measure import natural_clip
+
+BATCH = torch.export.Dim("batch", min=1, max=4096)
+Outputs = dict[str, Tensor]
+
+
+class Whole(nn.Module):
+    """From pixels as they are decoded to the logits of every head, or to pooled features where there is none.
+
+    uint8 (B, 3, T, h, w) or (B, 3, h, w) -> {head: (B, C)} or {"features": (B, D)}
+    """
+
+    def __init__(self, model: TubeViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Outputs:
+        features = self.model.forward_features(self.model.preprocess(pixels))
+        return {name: head(features) for name, head in self.model.arm.heads.items()} or {"features": features}
+
+
+class Form(NamedTuple):
+    """A kind of program: how its file ends, how it is written, and how it is read and run."""
+
+    ending: str
+    write: Callable[[torch.export.ExportedProgram, Path, list[str]], None]
+    read: Callable[[Path, list[str]], Callable[[Tensor], Outputs]]
+
+
+def write(model: TubeViT, form: Form, directory: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Write the programs ``image`` and ``video`` and ``labels.json`` into a directory, and run what was written.
+
+    The number of samples is free; frames and size are those of the model.
+
+    Returns:
+        The largest difference of image and video from the model, for two samples and for one, in shares of the largest
+        output; and ``{"seconds": {"image", "video"}, "eager_seconds"}``, what one sample takes, here and in the model.
+    """
+    whole, (height, width) = Whole(model.eval()), model.preprocess.size
+    clips = (natural_clip(model.preprocess.frames, (height, width), count=2) * 255).round().byte()  # (2, 3, T, h, w)
+    differences, seconds, eager = dict[str, float](), dict[str, float](), dict[str, float]()
+    for name, pixels in (("image", clips[:, :, 0].contiguous()), ("video", clips)):
+        path, one = directory / f"{name}{form.ending}", pixels[:1]
+        with torch.no_grad():
+            names = list(whole(pixels))  # and tables of positions are kept from now on: programs have them as numbers
+            form.write(torch.export.export(whole, (pixels,), dynamic_shapes=({0: BATCH},)), path, names)
+            run = form.read(path, names)
+            differences[name] = max(difference(whole(x), run(x), True) for x in (pixels, one))
+            seconds[name], eager[name] = _medians(partial(run, one), partial(whole, one))
+    (directory / "labels.json").write_text(json.dumps(description(model), indent=2) + "\n")
+    return differences, {"seconds": seconds, "eager_seconds": eager}
+
+
+def _medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
+    """Seconds of each side, which take turns."""
+    taken: list[list[float]] = [[] for _ in sides]
+    for side, seconds in list(zip(sides, taken, strict=True)) * turns:
+        began = time.perf_counter()
+        side()
+        seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def description(model: TubeViT) -> dict[str, Any]:
+    """What somebody who runs a program must know."""
+    frames, (height, width) = model.preprocess.frames, model.preprocess.size
+    shapes = {"image": ["batch", 3, height, width], "video": ["batch", 3, frames, height, width]}
+    return {
+        "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
+        "heads": model.config["heads"],
+    }
+
+
+def _write_torch(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    torch.export.save(traced, path)
+
+
+def _read_torch(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--to onnx needs the package {error.name!r}: pip install 'scaleup[onnx]'") from error
+    made = torch.onnx.export(traced, verbose=False, input_names=["pixels"], output_names=names)
+    assert made is not None
+    made.save(path)
+
+
+def _read_onnx(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("--to onnx is checked with 'onnxruntime': pip install 'scaleup[onnx]'") from error
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor) -> Outputs:
+        found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        return dict(zip(names, map(torch.from_numpy, found), strict=True))
+
+    return run
+
+
+def _write_compiled(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    try:
+        torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+    except Exception as error:  # a compiler that is not there, or does not know this machine
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--to aoti could not compile here: {reason}") from error
+
+
+def _read_compiled(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
+    return torch._inductor.aoti_load_package(str(path))
+
+
+FORMS = {
+    "torch": Form(".pt2", _write_torch, _read_torch),
+    "onnx": Form(".onnx", _write_onnx, _read_onnx),
+    "aoti": Form(".pt2", _write_compiled, _read_compiled),
+}

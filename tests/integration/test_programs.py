@@ -1,0 +1,147 @@
+"""Models as programs that need none of our code, and as timm's own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import scaleup
+from scaleup import checkpoint
+from scaleup.adapter import Adapt
+from scaleup.data.shapes import CLASSES
+from scaleup.errors import UserError
+from scaleup.export import export, program
+from scaleup.model import fresh
+from scaleup.recipe import Recipe
+
+TOOL = str(Path(__file__).parents[2] / "tools" / "export.py")
+
+
+@pytest.fixture
+def saved(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+    """An adapted model of two heads with an open gate and tubes that fold."""
+    described = tiny("model.positions.kind=backbone", "model.tubes.long.fold=[1,2,1]").model
+    model = fresh(described, {}, 0).with_arm(2, True, CLASSES["video"])
+    model.arm.gate.alpha.data += 0.5  # type: ignore[union-attr]
+    return checkpoint.save(model, tmp_path / "saved")
+
+
+def tool(*args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, TOOL, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def samples(count: int, *shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def expected(saved: Path, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    model = scaleup.load(saved)
+    with torch.no_grad():
+        return {head: model(model.preprocess(pixels), head) for head in model.config["heads"]}
+
+
+def test_a_program_runs_without_us_on_any_number_of_samples(saved: Path, tmp_path: Path) -> None:
+    done = tool(saved, "--to", "torch", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["image_max_rel_diff"] < 1e-5 and result["video_max_rel_diff"] < 1e-5
+    assert all(result[key][name] > 0 for key in ("seconds", "eager_seconds") for name in ("image", "video"))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["seconds"] == result["seconds"]
+    code = """import sys, torch
+run = torch.export.load(sys.argv[1]).module()
+torch.save(run(torch.load(sys.argv[2])), sys.argv[3])
+assert not any(name.startswith("scaleup") for name in sys.modules)"""
+    for name, shape in (("image", (32, 32)), ("video", (8, 32, 32))):
+        pixels = samples(5, *shape)
+        torch.save(pixels, tmp_path / "in.pt")
+        command = [sys.executable, "-c", code, tmp_path / "out" / f"{name}.pt2", tmp_path / "in.pt", tmp_path / "o.pt"]
+        subprocess.run(command, check=True, timeout=120, cwd=tmp_path)
+        found = torch.load(tmp_path / "o.pt")
+        for head, logits in expected(saved, pixels).items():
+            torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-6)
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert labels["heads"] == scaleup.load(saved).config["heads"] and labels["input"]["dtype"] == "uint8"
+    assert labels["input"]["shapes"]["video"] == ["batch", 3, 8, 32, 32]
+
+
+def test_onnxruntime_gives_the_same(saved: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    result = export(saved, "onnx", tmp_path / "out")
+    assert result["video_max_rel_diff"] < 1e-5
+    for name, shape in (("image", (32, 32)), ("video", (8, 32, 32))):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        assert [each.name for each in session.get_inputs()] == ["pixels"]
+        pixels = samples(3, *shape)
+        found = session.run(list(CLASSES["video"]), {"pixels": pixels.numpy()})
+        for head, values in zip(CLASSES["video"], found, strict=True):
+            assert np.abs(values - expected(saved, pixels)[head].numpy()).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_a_program_is_compiled_ahead_of_time(saved: Path, tmp_path: Path) -> None:
+    result = export(saved, "aoti", tmp_path / "out")
+    assert result["video_max_rel_diff"] < 1e-5
+    pixels = samples(3, 8, 32, 32)
+    found = torch._inductor.aoti_load_package(str(tmp_path / "out" / "video.pt2"))(pixels)
+    for head, logits in expected(saved, pixels).items():
+        torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_program_that_differs_is_an_error_and_nothing_stays(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = program.FORMS["torch"]
+
+    def careless(path: Path, names: list[str]) -> Callable:
+        run = honest.read(path, names)
+        return lambda pixels: {name: value + 0.01 * (name == "motion") for name, value in run(pixels).items()}
+
+    monkeypatch.setitem(program.FORMS, "torch", honest._replace(read=careless))
+    with pytest.raises(UserError, match=r"differs from it by .* of its size; allowed is 0\.0001"):
+        export(saved, "torch", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"saved"}
+
+
+def test_an_adapter_is_merged_into_a_program(saved: Path, tmp_path: Path) -> None:
+    model = checkpoint.load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
+    for parameter in model.arm.parameters():
+        parameter.data += 0.1 * parameter.requires_grad
+    checkpoint.save(model, tmp_path / "adapted")
+    export(tmp_path / "adapted", "torch", tmp_path / "out")
+    pixels = samples(2, 8, 32, 32)
+    found = torch.export.load(tmp_path / "out" / "video.pt2").module()(pixels)
+    for head, logits in expected(tmp_path / "adapted", pixels).items():
+        torch.testing.assert_close(found[head], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_timm_loads_the_image_model(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Whose late block was trained; bit for bit, and with what it must be fed."""
+    described = tiny("model.positions.kind=backbone", "model.input.mean=[0.4,0.5,0.6]").model
+    model = fresh(described, {}, 0).with_arm(2, False, CLASSES["video"])
+    model.arm.blocks["2"].mlp.fc1.weight.data *= 1.1  # type: ignore[union-attr,operator]
+    checkpoint.save(model, tmp_path / "saved")
+    assert export(tmp_path / "saved", "timm", tmp_path / "out")["image_max_abs_diff"] == 0
+    vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x, loaded = torch.randn(2, 3, 32, 32), scaleup.load(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(vit(x), loaded.forward_features(x))
+    assert vit.pretrained_cfg["mean"] == [0.4, 0.5, 0.6] and tuple(vit.pretrained_cfg["input_size"]) == (3, 32, 32)
+
+
+def test_what_timm_cannot_hold_is_refused_with_the_reason(
+    saved: Path, tiny: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"cannot hold this model: its gate is open \(tanh\(alpha\) = 0\.462\)"):
+        export(saved, "timm", tmp_path / "out")
+    checkpoint.save(fresh(tiny().model, {}, 0), tmp_path / "small")
+    with pytest.raises(UserError, match=r"cannot hold this model: its positions \(cosine\) are not the backbone's own"):
+        export(tmp_path / "small", "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
