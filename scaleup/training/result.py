@@ -34,6 +34,10 @@ def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path) -> N
         if arm["diverged"] is None:
             models[name].report = {"training": arm, "trunk": trunk, "began_from": models[name].report}
             models[name].save_pretrained(out / name, overwrite=True)
+    note(result, out)
+
+
+def note(result: dict[str, Any], out: Path) -> None:
     half = (out / RESULT).with_suffix(".tmp")
     half.write_text(json.dumps(result, indent=2))
     half.replace(out / RESULT)

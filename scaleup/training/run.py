@@ -48,8 +48,8 @@ def run(
         that says why.
 
     Raises:
-        UserError: something else stands in the output, an arm does not fit the model, the data does not open, the only
-            arm diverges, or another rank no longer answers.
+        UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
+            diverges that is no sweep's, or another rank no longer answers.
     """
     resumes, out = directory.goes_on(recipe, overwrite), Path(recipe.out)
     world = engine.start()
@@ -187,8 +187,8 @@ class Run:
                 self.trainers[name].remember(arm)
 
     def step(self, step: int, fed: Fed) -> dict[str, Any]:
-        """One update of every arm that has not ended; returns the step's line of metrics. An arm that diverges ends,
-        unless it is the only one: then UserError."""
+        """One update of every arm that has not ended; returns the step's line of metrics. An arm of a sweep
+        that diverges ends alone; one that is no sweep's is a UserError."""
         size = fed.size // self.recipe.train.accumulate
         entries = []
         for rows in (slice(start, start + size) for start in range(0, fed.size, size)):
@@ -209,11 +209,11 @@ class Run:
         return entry
 
     def _lose(self, trainer: ArmTrainer, step: int, fault: str) -> None:
-        if len(self.trainers) == 1:
+        if len(self.trainers) == 1 and self.trainers.keys() != self.recipe.arms.keys():
             raise UserError(fault)
         trainer.end("diverged", step)
         if self.world.rank == 0:
-            print(f"{fault}; the other arms go on", file=sys.stderr)
+            print(fault + ("; the other arms go on" if self.running else ""), file=sys.stderr)
 
     def result(self) -> dict[str, Any]:
         """What :func:`run` returns."""

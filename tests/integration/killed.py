@@ -50,8 +50,7 @@ def start(tool: list[str], rank: int, ranks: int, port: str, log: Path) -> int:
 
 
 def lines(out: Path) -> int:
-    path = out / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
+    return sum(path.read_text().count("\n") for path in out.rglob("metrics.jsonl"))
 
 
 def exit_code(pid: int, seconds: float = 60) -> int:
