@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -65,17 +64,6 @@ def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int)
             arm.frozen_depth, arm.gate, heads, seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
         )
         for name, arm in arms.items()
-    }
-
-
-def plan(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, Any]:
-    """What a run would do, without a step of it: steps, tokens, and the parameters of each arm."""
-    planned = models(recipe, arms)
-    model = next(iter(planned.values()))
-    return {
-        "steps": recipe.train.steps,
-        "tokens": {"image": tokens(model, 1), "video": tokens(model, model.preprocess.frames)},
-        "arms": {name: sizes(model) for name, model in planned.items()},
     }
 
 

@@ -19,18 +19,18 @@ def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, A
     parser = cli.parser(description, example)
     parser.add_argument("recipe", help="YAML file that describes the run")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
-    parser.add_argument("--plan", action="store_true", help="show tokens, parameters and steps; train nothing")
+    parser.add_argument("--plan", action="store_true", help="show tokens, FLOPs, memory and time; train nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in the output directory")
     parser.add_argument("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
 
     def run(args: argparse.Namespace) -> dict[str, Any]:
         limit = seconds(args.stop_after) if args.stop_after else None
         read = recipe.load(args.recipe, args.changes)
-        from scaleup.training import models  # after the recipe: its imports take seconds
+        from scaleup import costs  # after the recipe: its imports take seconds
         from scaleup.training import run as training
 
         if args.plan:
-            return models.plan(read, arms_of(read))
+            return costs.plan(read, arms_of(read))
         return training.run(read, arms_of(read), args.overwrite, limit)
 
     cli.main(run, parser.parse_intermixed_args(), show)
@@ -46,19 +46,22 @@ def seconds(text: str) -> float:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a result of ``plan`` or ``run``, an arm a line."""
+    """Print a plan, or the result of a run, an arm a line."""
+    if "flops" in result:
+        from scaleup.costs import page
+
+        print(page.text(result), end="")
+        return
     if "stopped" in result:
         print(f"stopped after {result['stopped']} of {result['steps']} steps; the same command goes on from there")
         return
-    trained = "out" in result
-    print(f"{result['steps']} steps" + (f" -> {result['out']}" if trained else f", tokens {result['tokens']}"))
+    print(f"{result['steps']} steps -> {result['out']}")
     for name, arm in result["arms"].items():
         share = f"{arm['trained_parameters']:,} parameters trained, {arm['frozen_parameters']:,} frozen"
-        print(f"{name}: frozen depth {arm['frozen_depth']}, {share}" + (_outcome(arm) if trained else ""))
-    if trained:
-        print(f"trunk, shared by all arms: {result['trunk_seconds']:.4f} s a step")
-        for depth, moved in result["trunk"].get("drift", {}).items():
-            print(f"trunk in {result['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+        print(f"{name}: frozen depth {arm['frozen_depth']}, {share}" + _outcome(arm))
+    print(f"trunk, shared by all arms: {result['trunk_seconds']:.4f} s a step")
+    for depth, moved in result["trunk"].get("drift", {}).items():
+        print(f"trunk in {result['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
 
 
 def _outcome(arm: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def test_a_trained_model_loads_and_can_be_trained_on(tiny_path: Path, tmp_path: 
 def test_a_plan_trains_and_writes_nothing(tiny_path: Path, tmp_path: Path) -> None:
     done = train(tiny_path, f"out={tmp_path / 'out'}", "--plan")
     assert done.returncode == 0, done.stderr
-    assert "tokens {'image': 17, 'video': 41}" in done.stdout and "parameters trained" in done.stdout
+    assert "tokens: image 17, video 41" in done.stdout and "parameters trained" in done.stdout
     assert not (tmp_path / "out").exists()
 
 

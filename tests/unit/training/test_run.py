@@ -14,7 +14,6 @@ from scaleup.errors import UserError
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training import state
 from scaleup.training.directory import held
-from scaleup.training.models import plan
 from scaleup.training.run import Run, run
 from scaleup.trunk import Taps
 
@@ -191,18 +190,6 @@ def test_products_in_bfloat16_train_float32_parameters(tiny: Tiny, change: dict)
         held = [*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())]
         assert len(held) > 20 and all(tensor.dtype == torch.float32 for tensor in held)
         assert training.trainers[name].result()["precision"] == name
-
-
-def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
-    recipe = tiny()
-    planned = plan(recipe, sweep_arms(recipe))
-    prefix, image, tube = 1, (32 // 8) ** 2, 2 * 2 * 2  # class token; 8x8 patches; kernel 4, stride (4, 16, 16)
-    assert planned["tokens"] == {"image": prefix + image, "video": prefix + 2 * image + tube}
-    arms = planned["arms"]
-    heads = sum((24 + 1) * classes for classes in (8, 6, 8))
-    assert arms["last"]["trained_parameters"] == heads + 2 * 24  # and the norm
-    totals = {arm["frozen_parameters"] + arm["trained_parameters"] - (name == "gated") for name, arm in arms.items()}
-    assert len(totals) == 1  # the same model three times; the gate is one parameter more
 
 
 def tensors(out: Path, arms: Iterable[str]) -> dict[str, dict[str, bytes]]:

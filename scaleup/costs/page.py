@@ -1,0 +1,86 @@
+"""A plan in words, for a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from scaleup.errors import UserError
+
+UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def bytes_of(text: str) -> int:
+    """``24G`` or ``24GiB`` -> bytes, in powers of 1024; UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:iB|B)?", text)
+    if not match:
+        raise UserError(f"--memory {text!r} is no size; allowed are numbers of bytes such as 24G, 1.5T or 800M")
+    return int(float(match[1]) * 1024 ** UNITS[match[2]])
+
+
+def in_gib(count: float) -> str:
+    """Bytes in words: ``1.50 GiB``."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def text(plan: dict[str, Any]) -> str:
+    """The whole plan, a thing a line, in columns."""
+    return "\n".join(_lines(plan)) + "\n"
+
+
+def _lines(plan: dict[str, Any]) -> Iterator[str]:
+    tokens, flops = plan["tokens"], plan["flops"]
+    tubes = ", ".join(f"{name} {count}" for name, count in tokens["tubes"].items())
+    yield f"{plan['steps']} steps of {plan['batch']} samples on {plan['ranks']} device(s)"
+    yield f"tokens: image {tokens['image']}, video {tokens['video']} (prefix {tokens['prefix']}, {tubes})"
+    yield ""
+    for kind, of in flops.items():
+        yield from _table(
+            [["one " + kind, "parameters trained", "frozen", "forward", "step"]]
+            + [["trunk", "", "", _flop(of["trunk"]), _flop(of["trunk"])]]
+            + [_arm(name, arm, kind) for name, arm in plan["arms"].items()]
+            + [["all", "", "", _flop(of["forward"]), _flop(of["step"])]]
+        )
+        yield ""
+    yield from _table([["memory of a device", ""], *([part, in_gib(size)] for part, size in plan["memory"].items())])
+    yield f"of {in_gib(plan['available'])}; the largest batch that fits is {plan['largest_batch']}"
+    if len(plan["waves"]) > 1:
+        yield f"{len(plan['waves'])} waves: " + "; ".join(", ".join(wave) for wave in plan["waves"])
+    yield ""
+    if plan["cache"]:
+        kept = ", ".join(f"{in_gib(size)} in {precision}" for precision, size in plan["cache"]["bytes"].items())
+        yield f"a token cache of {plan['cache']['views']} view(s) takes {kept}"
+    yield from _times(plan["time"])
+    yield from (f"WARNING: {warning}" for warning in plan["warnings"])
+
+
+def _arm(name: str, arm: dict[str, Any], kind: str) -> list[str]:
+    flops, counts = arm["flops"][kind], (arm["trained_parameters"], arm["frozen_parameters"])
+    above = f"{name} (frozen depth {arm['frozen_depth']})"
+    return [above, *(f"{count:,}" for count in counts), _flop(flops["forward"]), _flop(flops["step"])]
+
+
+def _times(time: dict[str, Any]) -> Iterator[str]:
+    how = "as a matrix product here" if time["measured"] else "as given"
+    names = {"step": "a step", "epoch": "an epoch", "cached_epoch": "an epoch from the cache", "run": "the run"}
+    said = ", ".join(f"{name} {_duration(time[key])}" for key, name in names.items() if time[key] is not None)
+    yield f"at {time['gflops']:,.0f} GFLOP/s a device ({how}), loading apart: {said}"
+
+
+def _flop(flops: int) -> str:
+    return f"{flops / 1e9:,.2f} GFLOP" if flops >= 1e8 else f"{flops / 1e6:,.2f} MFLOP"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    """Columns as wide as they need; the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
