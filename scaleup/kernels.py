@@ -21,7 +21,7 @@ KERNELS = ("library", "lean", "fast")
 PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
 NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
 LARGEST = 2**24  # scores of the attention held at a time
-SMALLEST = 2**16  # tokens times width of a model for which the choice is worth measuring
+SMALLEST = 2**18  # tokens times width of a model for which the choice is worth measuring, and no matter of chance
 
 
 def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]:

@@ -14,11 +14,12 @@ def arguments():
     tokenizer.add_argument("--batches", type=int, nargs="+", default=[1, 2, 8])
     transplant = figures.add_parser("transplant", help="the whole command against building and saving the backbone")
     transplant.add_argument("--backbone", default="vit_h")
-    step = figures.add_parser("step", help="an optimisation step of an adapted model: seconds and memory")
-    step.add_argument("--backbone", default="vit_h")
-    step.add_argument("--frozen-depth", type=int, help="frozen blocks (default: three quarters)")
+    step = figures.add_parser("step", help="what freezing saves, and the trunk's rate; or a step of one --backbone")
+    step.add_argument("--backbone", help="one step of this backbone alone: seconds and memory, such as vit_h")
+    step.add_argument("--frozen-depth", type=int, help="its frozen blocks (default: three quarters)")
     step.add_argument("--batch", type=int, default=2, help="clips of 32x224x224 (default 2)")
-    step.add_argument("--full", action="store_true", help="take turns with full fine-tuning")
+    step.add_argument("--full", action="store_true", help="with --backbone: take turns with full fine-tuning")
+    step.add_argument("--quick", action="store_true", help="one turn of small models: can the figures be made?")
     trunk = figures.add_parser("trunk", help="the frozen part in each precision against float32")
     trunk.add_argument("--backbone", default="vit_b")
     trunk.add_argument("--frozen-depth", type=int, help="frozen blocks (default: three quarters)")
@@ -76,7 +77,8 @@ def show(result):
         print("loss: {name}: {column} {measured:.4g} against {peers:.4g} of {peer}: {cause}".format(**loss))
     for each in result["goals"]:
         verdict = "met" if each["met"] else "NOT met"
-        print(f"{each['what']}: {each['measured']:.3g}, at most {each['at_most']:.3g}: {verdict}")
+        limit = f"at most {each['at_most']:.3g}" if "at_most" in each else f"at least {each['at_least']:.3g}"
+        print(f"{each['what']}: {each['measured']:.3g}, {limit}: {verdict}")
 
 
 if __name__ == "__main__":

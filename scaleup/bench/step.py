@@ -7,7 +7,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from scaleup.bench.saving import savings
+from scaleup.bench.share import trunk_share
 from scaleup.bench.tokenizer import FOLDED, SIZE
 from scaleup.bench.turns import alternated, compared, goal, machine, timed
 from scaleup.model import TubeViT, fresh
@@ -22,8 +25,56 @@ GIB = 2**30
 
 
 def step(
-    backbone: str = "vit_h", frozen_depth: int | None = None, full: bool = False, batch: int = 2, repeats: int = 3
+    backbone: str | None = None,
+    frozen_depth: int | None = None,
+    full: bool = False,
+    batch: int = 2,
+    repeats: int = 3,
+    quick: bool = False,
 ) -> dict[str, Any]:
+    """What freezing saves and the trunk's rate (:func:`ratios`), or a step of one ``backbone`` (:func:`alone`)."""
+    if backbone is None:
+        return ratios(batch, repeats, quick)
+    return alone(backbone, frozen_depth, full, batch, repeats)
+
+
+def ratios(batch: int, repeats: int, quick: bool) -> dict[str, Any]:
+    """Steps of ViT-B with everything that :func:`savings` compares, and the trunks of ViT-B and ViT-H.
+
+    Args:
+        quick: one turn of one clip through small stand-ins, to see that the figures can be made.
+    """
+    before, names = machine(), {"vit_b": "vit_b", "vit_h": "vit_h"}
+    if quick:
+        names, batch, repeats = {"vit_b": "vit_ti", "vit_h": "vit_s"}, 1, 1
+    recipe, clips = Recipe(), random_clips(batch)
+    recipe.data.batch = batch
+    found, rows = savings(adapted(names["vit_b"]), clips, recipe, repeats), []
+    for backbone in names.values():
+        template = adapted(backbone)
+        rows.append({"backbone": backbone} | trunk_share(template, template.preprocess(clips), repeats))
+    shares = {of: dict(zip(names, (row[of] for row in rows), strict=True)) for of in ("of_matmul", "of_mm")}
+    saved, bounds = {name: found[name] for name in found if "_over_" in name}, found["bounds"]
+    rows.insert(0, {"backbone": names["vit_b"], "kernels": found["kernels"], "seconds": found["seconds"]})
+    return {
+        "machine": before | {"threads": torch.get_num_threads()},
+        **saved,
+        "trunk_share_of_matmul": shares["of_matmul"],
+        "trunk_share_of_mm": shares["of_mm"],
+        "bounds": bounds,
+        "rows": rows,
+        "goals": [
+            goal("shared over apart, five arms", saved["shared_over_apart"], 0.65),
+            goal("shared over bound", saved["shared_over_bound"], 1.10),
+            *(
+                goal(f"trunk of {name}, share of the matrix rate", shares["of_matmul"][name], least, at_least=True)
+                for name, least in (("vit_b", 0.80), ("vit_h", 0.90))
+            ),
+        ],
+    }
+
+
+def alone(backbone: str, frozen_depth: int | None, full: bool, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds of a step and the peak memory of this process, weights drawn at random.
 
     Args:
@@ -67,8 +118,12 @@ def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[
     model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device)
     recipe.data.batch = batch
     trainer = ArmTrainer("model", model, arm, recipe, world)
-    generator = torch.Generator().manual_seed(0)
-    clips = torch.randint(0, 256, (batch, 3, *SIZE), dtype=torch.uint8, generator=generator)  # (B, 3, T, H, W)
-    clips = clips.to(world.device)
+    clips = random_clips(batch).to(world.device)
     labels = {"motion": torch.zeros(batch, dtype=torch.long, device=world.device)}
     return model, lambda: trainer.step(0, model.arm_inputs(model.preprocess(clips)), labels, None)
+
+
+def random_clips(batch: int) -> Tensor:
+    """uint8 (B, 3, T, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, 3, *SIZE), dtype=torch.uint8, generator=generator)

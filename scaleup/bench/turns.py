@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +41,15 @@ def alternated(ours: Callable[[], T], other: Callable[[], T], repeats: int, warm
         results = first(), second()
         turns.append(results if turn % 2 == 0 else results[::-1])
     return turns[warmup:]  # type: ignore[return-value]
+
+
+def rotated(sides: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> list[dict[str, T]]:
+    """What each of several sides returns at each turn, which begins with another one each time; else as above."""
+    names, turns = list(sides), []
+    for turn in range(warmup + repeats):
+        first = turn % len(names)
+        turns.append({name: sides[name]() for name in names[first:] + names[:first]})
+    return turns[warmup:]
 
 
 def compared(turns: list[tuple[float, float]]) -> dict[str, float]:
@@ -79,9 +88,10 @@ def python(*arguments: object) -> Usage:
     return Usage(seconds, peak)
 
 
-def goal(what: str, measured: float, at_most: float) -> dict[str, Any]:
-    """A figure beside what it should be."""
-    return {"what": what, "measured": measured, "at_most": at_most, "met": measured <= at_most}
+def goal(what: str, measured: float, limit: float, at_least: bool = False) -> dict[str, Any]:
+    """A figure beside what it should be at most, or at least."""
+    met = measured >= limit if at_least else measured <= limit
+    return {"what": what, "measured": measured, "at_least" if at_least else "at_most": limit, "met": met}
 
 
 def machine() -> dict[str, Any]:
