@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from scaleup.checkpoint import load
+from scaleup.evaluate import evaluate
 from scaleup.recipe import Recipe
 from scaleup.training.run import run
 
@@ -43,14 +45,17 @@ def killed(out: Path, kills: int, ranks: int, *tool: object) -> dict:
 
 FILES = ("recipe.yaml", "metrics.jsonl", "tensorboard", "result.json")
 ARMS = {"sweep.py": ("full", "last", "gated"), "train.py": ("model",)}
+ENDS = ["arms.last.steps=50", "arms.gated.patience=3", "arms.gated.lr=1e-12", "arms.gated.gate_lr=1e-12"]
 
 
 @pytest.mark.parametrize(("ranks", "tool", "stage"), [(1, "sweep.py", 0), (2, "train.py", 2)])
 def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
-    tiny_path: Path, tmp_path: Path, ranks: int, tool: str, stage: int
+    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, ranks: int, tool: str, stage: int
 ) -> None:
-    """With dropout, drop path and mixup; of several ranks one is killed, and the others end by themselves."""
-    command = [TOOLS / tool, tiny_path, "train.steps=120", "train.save_every=2", f"train.zero_stage={stage}"]
+    """With dropout, drop path, mixup, and validation, after which arms end at different steps; of several ranks one is
+    killed, and the others end by themselves."""
+    command = [TOOLS / tool, tiny_path, "train.steps=120", "train.save_every=2", f"train.zero_stage={stage}", *ENDS]
+    command += ["train.valid_every=9", f"data.valid.shards={tiny().data.train['videos'].shards}"]
     whole = killed(tmp_path / "whole", 0, ranks, *command)
     cut = killed(tmp_path / "cut", 20, ranks, *command)
     assert whole == {"resumed": []}
@@ -60,6 +65,11 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
         assert {path.name for path in each.iterdir()} == {*FILES, *ARMS[tool]}
     assert bits(tmp_path / "cut", *ARMS[tool]) == bits(tmp_path / "whole", *ARMS[tool])
     assert len(bits(tmp_path / "cut", *ARMS[tool])) > 40
+    ended = [json.loads((tmp_path / each / "result.json").read_text())["arms"] for each in ("whole", "cut")]
+    for name in ARMS[tool]:
+        for key in ("steps", "ended", "best_step", "valid_accuracy"):
+            assert ended[1][name][key] == ended[0][name][key]
+        assert ended[0][name]["steps"] == {"last": 50, "gated": 36}.get(name, 120)
 
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -141,6 +151,22 @@ def test_a_rank_that_dies_ends_the_others_with_a_sentence(tiny_path: Path, tmp_p
     dead = ended(process)
     assert dead.returncode != 0
     assert "rank 0 stops: another of the 2 ranks no longer answers" in dead.stderr, dead.stderr
+
+
+def test_two_ranks_validate_every_sample_once_and_lose_the_same_arm(tiny_path: Path, tmp_path: Path) -> None:
+    """Samples and patience are of all ranks: where the ranks did not agree on who has ended they would hang."""
+    shards, out = tiny_path.parent / "shapes" / "videos-train", tmp_path / "out"
+    changes = ["train.steps=6", "train.valid_every=1", f"data.valid.shards={shards}", "arms.full.lr=1e30", *ENDS]
+    changes += ["arms.full.clip=0", "arms.last.steps=3"]
+    done = ended(started(*TWO, TOOLS / "sweep.py", tiny_path, *changes, "--json", out=out))
+    assert done.returncode == 1, done.stderr
+    arms = json.loads((out / "result.json").read_text())["arms"]
+    assert done.stderr.count("arm 'full' diverged") == 1 and arms["full"]["diverged"] is not None
+    assert (arms["last"]["steps"], arms["gated"]["steps"], arms["gated"]["ended"]) == (3, 4, "early")
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        assert all(arm["valid"]["samples"] == 12 for arm in json.loads(line)["arms"].values())
+    scores = evaluate({"model": load(out / "gated")}, shards, "1x1")["model"]["heads"]
+    assert arms["gated"]["valid_accuracy"] == (scores["shape"]["top1"] + scores["motion"]["top1"]) / 2
 
 
 def test_a_time_that_is_none_is_refused(tiny_path: Path, tmp_path: Path) -> None:
