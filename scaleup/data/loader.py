@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from scaleup import recipe
 from scaleup.data import order
@@ -278,7 +278,8 @@ def _batch(
     name: str, shards: Samples, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
 ) -> Batch:
     indices = [index for index, _ in read]
-    pixels = torch.stack([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
+    # In a loader process that stacks straight into memory which the main process shares.
+    pixels = default_collate([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
     labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
 
