@@ -212,6 +212,7 @@ def test_every_rule_is_of_a_setting_that_exists() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for dataset in OmegaConf.load(path).get("data", {}).get("train", {}).values():
+    data = OmegaConf.load(path).get("data", {})
+    for dataset in [*data.get("train", {}).values(), *([data.valid] if "valid" in data else [])]:
         Path(dataset.shards).mkdir(parents=True, exist_ok=True)
     recipe.load(path)
