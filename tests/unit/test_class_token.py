@@ -1,0 +1,119 @@
+"""The last block for the class token alone: the same features and gradients as the whole block."""
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import ParallelScalingBlock
+from torch import nn
+
+from scaleup.adapter import Adapt
+from scaleup.class_token import fits, pools_first
+from scaleup.model import TubeViT, fresh
+from scaleup.recipe import Backbone, Input, Model, Positions, Tube
+
+VIT, EVA, ROPE = "timm:vit_tiny_patch16_224", "timm:eva02_tiny_patch14_224", "timm:vit_pe_core_tiny_patch16_384"
+SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "plain": (VIT, "backbone", SMALL),
+    "scaled, normed, dropped": (VIT, "backbone", SMALL | {"init_values": 0.1, "qk_norm": True, "drop_path_rate": 0.5}),
+    "biased attention": (VIT, "relative", SMALL),
+    "rotary": (EVA, "backbone", SMALL | {"global_pool": "token", "drop_path_rate": 0.5}),
+    "fused rotary": ("timm:eva02_base_patch14_224", "backbone", SMALL | {"global_pool": "token", "qkv_fused": True}),
+    "rotary of its own": (ROPE, "backbone", SMALL | {"global_pool": "token", "use_fc_norm": False}),
+    "open_clip": ("open_clip:ViT-B-16", "backbone", {"layers": 2, "width": 48, "head_width": 16}),
+}
+
+
+def model_of(name: str, kind: str, kwargs: dict[str, Any]) -> TubeViT:
+    size = [56, 56] if "eva02" in name else [64, 64]
+    tubes = {"tube": Tube([4, 8, 8], [4, 16, 16])}
+    described = Model(backbone=Backbone(name, kwargs), input=Input(8, size), tubes=tubes, positions=Positions(kind))
+    return fresh(described, {"motion": ["a", "b", "c"]}, 0)
+
+
+def learned(model: TubeViT, kernels: str) -> dict[str, torch.Tensor]:
+    """Features in train mode, and the gradient of each parameter."""
+    height, width = model.preprocess.size
+    x = torch.randn(4, 3, 8, height, width, generator=torch.Generator().manual_seed(0))
+    model.arm.kernels = kernels
+    model.train().zero_grad()
+    torch.manual_seed(1)  # of drop path
+    features = model.forward_features(x)
+    model.arm.heads["motion"](features).square().sum().backward()
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return {"features": features.detach(), **{name: grad.clone() for name, grad in gradients.items()}}
+
+
+def assert_alike(model: TubeViT) -> None:
+    wanted, found = learned(model, "library"), learned(model, "lean")
+    assert found.keys() == wanted.keys()
+    largest = max(each.abs().max() for each in wanted.values())
+    for name, each in wanted.items():
+        assert torch.allclose(found[name], each, rtol=1e-4, atol=1e-5 * largest.item()), name
+    changed = {name for name, each in wanted.items() if not torch.equal(found[name], each)}
+    assert changed  # it was computed otherwise
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_and_gradients_are_the_whole_blocks(case: str) -> None:
+    model = model_of(*CASES[case])
+    assert pools_first(model.arm.tail) and fits(model.blocks[-1])
+    assert_alike(model)
+
+
+def test_attention_with_a_gate_is_gated() -> None:
+    model = model_of(VIT, "backbone", SMALL)
+    attention: Any = model.blocks[-1].attn
+    attention.gate = nn.Linear(48, 48)
+    assert_alike(model)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_adapters_learn_the_same(kind: str) -> None:
+    arm = model_of(VIT, "backbone", SMALL).with_arm(1, True, {"motion": ["a", "b", "c"]}, adapt=Adapt(kind))
+    for name, parameter in arm.arm.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    assert_alike(arm)
+
+
+def test_no_other_token_is_computed() -> None:
+    model = model_of(VIT, "backbone", SMALL)
+    shapes: list[tuple] = []
+    block: Any = model.blocks[-1]
+    for layer in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        layer.register_forward_hook(lambda layer, args, out: shapes.append(tuple(out.shape[:2])))
+    learned(model, "lean")
+    assert shapes == [(4, 1)] * 3
+    del shapes[:]
+    learned(model, "library")
+    assert all(tokens > 1 for _, tokens in shapes)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        (VIT, {"global_pool": "avg"}),
+        (VIT, {"global_pool": "map"}),
+        ("timm:deit_tiny_distilled_patch16_224", {}),
+        ("open_clip:ViT-B-16", {"layers": 1, "width": 48, "head_width": 16, "pool_type": "avg"}),
+    ],
+)
+def test_pools_of_other_tokens_get_them_all(name: str, kwargs: dict[str, Any]) -> None:
+    model = model_of(name, "backbone", (SMALL | kwargs) if name.startswith("timm") else kwargs)
+    assert not pools_first(model.arm.tail)
+    wanted, found = learned(model, "library"), learned(model, "lean")
+    assert all(torch.equal(found[name], each) for name, each in wanted.items())
+
+
+def test_a_block_that_draws_dropout_is_left_as_it_is() -> None:
+    model = model_of(VIT, "backbone", SMALL | {"proj_drop_rate": 0.1})
+    assert not fits(model.train().blocks[-1]) and fits(model.eval().blocks[-1])
+
+
+def test_blocks_that_are_not_known_are_left_as_they_are() -> None:
+    model = model_of(VIT, "backbone", SMALL)
+    model.arm.blocks["1"] = ParallelScalingBlock(48, 3)
+    wanted, found = learned(model, "library"), learned(model, "lean")
+    assert all(torch.equal(found[name], each) for name, each in wanted.items())

@@ -1,0 +1,118 @@
+"""Products computed otherwise give the same, and only where they are meant to be."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import _get_current_function_mode
+from torch.utils.checkpoint import checkpoint
+
+from scaleup import kernels
+from scaleup.kernels import Fast, choose, computed
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """The shapes of the weights of every convolution."""
+    seen: list[tuple] = []
+    original = F.conv2d
+
+    def counted(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tuple(weight.shape))
+        return original(input, weight, *args, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", counted)
+    return seen
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_layer_gives_the_same_forward_and_backward(bias: bool, convolutions: list[tuple]) -> None:
+    layer, x, weights = nn.Linear(64, 96, bias), numbers(2, 50, 64), numbers(2, 50, 96, seed=1)
+    found: dict[str, list[Any]] = {}
+    for name in ("library", "fast"):
+        layer.zero_grad()
+        given = x.clone().requires_grad_(True)
+        out = computed(layer, name)(given)
+        (out * weights).sum().backward()
+        found[name] = [out, given.grad, *(parameter.grad for parameter in layer.parameters())]
+    assert convolutions == [(96, 64, 1, 1)]
+    assert found["fast"][0].stride() == found["library"][0].stride()
+    for ours, wanted in zip(found["fast"], found["library"], strict=True):
+        assert torch.allclose(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_only_large_float32_products_of_sequences_are_computed_otherwise(convolutions: list[tuple]) -> None:
+    with Fast():
+        nn.Linear(64, 8)(numbers(2, 50, 64))  # narrow, as LoRA's
+        nn.Linear(64, 96)(numbers(2, 1, 64))  # one token
+        nn.Linear(64, 96)(numbers(100, 64))  # no sequence
+        nn.Linear(64, 96).bfloat16()(numbers(2, 50, 64).bfloat16())
+        nn.Linear(64, 96).double()(numbers(2, 50, 64).double())
+        with torch.autocast("cpu", torch.bfloat16):
+            nn.Linear(64, 96)(numbers(2, 50, 64))
+    nn.Linear(64, 96)(numbers(2, 50, 64))  # outside
+    assert convolutions == []
+
+
+@pytest.mark.parametrize("held", [2**24, 3 * 70 * 70, 1])
+def test_attention_without_gradients_gives_the_same(
+    held: int, convolutions: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LARGEST", held)
+    query, key, value = numbers(2, 70, 3, 4, 16).permute(2, 0, 3, 1, 4)  # (B, H, N, d), as timm lays them out
+    wanted = ((query @ key.transpose(-2, -1) / 4).softmax(-1)) @ value
+    with torch.no_grad(), Fast():
+        found = F.scaled_dot_product_attention(query, key, value)
+    assert convolutions
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_attention_is_the_librarys_where_ours_would_differ_or_keep_all_scores(convolutions: list[tuple]) -> None:
+    query, key, value = numbers(3, 2, 4, 70, 16)
+    given: list[dict[str, Any]] = [{"attn_mask": numbers(70, 70)}, {"is_causal": True}, {"scale": 0.5}]
+    for words in given:
+        with torch.no_grad(), Fast():
+            found = F.scaled_dot_product_attention(query, key, value, **words)
+        assert torch.equal(found, F.scaled_dot_product_attention(query, key, value, **words))
+    with torch.no_grad(), Fast():
+        F.scaled_dot_product_attention(query[:, :, :1], key, value)  # the class token alone
+        F.scaled_dot_product_attention(query, key, value, dropout_p=0.5)
+    with Fast():
+        F.scaled_dot_product_attention(query, key, value)  # with gradients
+    assert convolutions == []
+
+
+def test_blocks_are_computed_alike_when_they_are_computed_twice(convolutions: list[tuple]) -> None:
+    layer, x = nn.Linear(64, 96), numbers(2, 50, 64).requires_grad_(True)
+    checkpoint(computed(layer, "fast"), x, use_reentrant=False).sum().backward()
+    assert len(convolutions) == 2
+
+
+class Clock:
+    """A block that takes as long as it is told, by how it is computed."""
+
+    def __init__(self, **takes: float) -> None:
+        self.time, self.takes = 0.0, takes
+
+    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        self.time += self.takes["fast" if _get_current_function_mode() else "library"]
+        return h
+
+
+@pytest.mark.parametrize(("library", "fast", "chosen"), [(1.5, 1.0, "fast"), (1.25, 1.0, "lean"), (1.0, 2.0, "lean")])
+def test_what_is_clearly_faster_is_chosen(
+    library: float, fast: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block: Any = Clock(library=library, fast=fast)
+    monkeypatch.setattr(kernels, "now", lambda device: block.time)
+    assert choose(block, torch.zeros(1, 512, 512), {}) == chosen
+
+
+def test_small_models_are_not_measured() -> None:
+    assert choose(None, torch.zeros(8, 100, 192), {}) == "lean"  # type: ignore[arg-type]
