@@ -18,7 +18,7 @@ from scaleup.cache.writer import SetWriter, named
 from scaleup.data.loader import open_datasets
 from scaleup.data.partial import clear, partial_directory
 from scaleup.data.shards import Shards
-from scaleup.data.taps import lowered, raised
+from scaleup.data.taps import layout, lowered, raised
 from scaleup.errors import UserError
 from scaleup.files import refuse_existing, take_place
 from scaleup.model import TubeViT
@@ -61,35 +61,21 @@ def make(
     began, out = time.perf_counter(), Path(out)
     refuse_existing(out, overwrite)
     model, sets = _frozen(recipe, depths), open_datasets(recipe.data)
-    records = {name: size.record_bytes(model, each.modality, depths, precision) for name, each in sets.items()}
-    _refuse_too_large(sets, records, views, out, limit)
-    made = {"depths": depths, "views": views, "precision": precision, "seed": recipe.seed}
-    origins = {name: made_of(recipe, model, name) for name in sets}  # before anything is cast
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    world = World(0, 1, device)
-    kernels = settle_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
-    settled = settle([model], recipe.trunk, world) | {"kernels": kernels}
-    made |= {"trunk": {"precision": settled["precision"], "kernels": kernels}}
-    plan = json.dumps([recipe.data.batch, made, origins])
-    with partial_directory(out, plan) as partial:
-        writers = [
-            SetWriter(recipe, model, name, each, made | _kept(each, origins[name]), records[name], partial / name)
-            for name, each in sets.items()
-        ]
-        with cli.progress("caching", sum(map(len, sets.values()))) as advance:
-            for writer in writers:
-                writer.write(advance)
-        for writer in writers:
-            writer.conclude()
-        clear(partial, set(sets))
-        take_place(partial, out)
+    blank = {name: size.blank_record(model, each.modality, depths, precision) for name, each in sets.items()}
+    _refuse_too_large(sets, blank, views, out, limit)
+    how = {"depths": depths, "views": views, "precision": precision, "seed": recipe.seed}
+    made = {name: how | _origin(recipe, model, name, each, blank[name]) for name, each in sets.items()}
+    settled = _settled(recipe, model)
+    for each in made.values():
+        each["trunk"] = {key: settled[key] for key in ("precision", "kernels")}
+    _write(recipe, model, sets, made, out)
     return {
         "out": str(out),
         "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
-        **{key: made[key] for key in ("depths", "views", "precision")},
+        **{key: how[key] for key in ("depths", "views", "precision")},
         "trunk": settled,
-        "drift": _drift(model, device, depths, precision),
-        "datasets": {name: _described(out / name, records[name]) for name in sets},
+        "drift": _drift(model, depths, precision),
+        "datasets": {name: _described(out / name) for name in sets},
         "seconds": time.perf_counter() - began,
     }
 
@@ -104,32 +90,57 @@ def _frozen(recipe: Recipe, depths: list[int]) -> TubeViT:
 
 
 def _refuse_too_large(
-    sets: dict[str, Shards], records: dict[str, int], views: int, out: Path, limit: int | None
+    sets: dict[str, Shards], blank: dict[str, bytes], views: int, out: Path, limit: int | None
 ) -> None:
     """Say how large the cache will be, and refuse what does not fit."""
-    needed = sum(size.cache_bytes(each, records[name], views) for name, each in sets.items())
-    each = ", ".join(f"a view of '{name}' {size.said(one)}" for name, one in records.items())
-    print(f"the cache takes {size.said(needed)}: {each}", file=sys.stderr)
+    needed = sum(size.cache_bytes(each, len(blank[name]), views) for name, each in sets.items())
+    records = ", ".join(f"a view of '{name}' {size.said(len(record))}" for name, record in blank.items())
+    print(f"the cache takes {size.said(needed)}: {records}", file=sys.stderr)
     size.refuse_too_large(needed, out, limit)
 
 
-def _kept(shards: Shards, origin: dict[str, Any]) -> dict[str, Any]:
-    """What an index keeps of the shards that taps were made from."""
-    return {"modality": shards.modality, "keys": shards.keys, "sizes": shards.sizes, "made_of": origin}
+def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: bytes) -> dict[str, Any]:
+    """What the index of a dataset keeps of what its taps were made of, before anything is cast."""
+    return {
+        "modality": shards.modality,
+        "keys": shards.keys,
+        "sizes": shards.sizes,
+        "record_bytes": len(blank),
+        "layout": {name: list(place) for name, place in layout(blank).items()},
+        "made_of": made_of(recipe, model, name),
+    }
 
 
-def _drift(model: TubeViT, device: torch.device, depths: list[int], precision: str) -> dict[str, float]:
-    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config).to(device)
+def _settled(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
+    """Put the trunk where the recipe says, in its precision and with its kernels; returns what was chosen."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    world = World(0, 1, device)
+    kernels = settle_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
+    return settle([model], recipe.trunk, world) | {"kernels": kernels}
+
+
+def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[str, Any], out: Path) -> None:
+    plan = json.dumps([recipe.data.batch, made])
+    with partial_directory(out, plan) as partial:
+        writers = [SetWriter(recipe, model, name, sets[name], made[name], partial / name) for name in sets]
+        with cli.progress("caching", sum(map(len, sets.values()))) as advance:
+            for writer in writers:
+                writer.write(advance)
+        for writer in writers:
+            writer.conclude()
+        clear(partial, set(sets))
+        take_place(partial, out)
+
+
+def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float]:
+    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config)
     assert model.trunk is not None
-    tokens = named(model.trunk(clip, depths))
+    tokens = named(model.trunk(clip.to(next(model.arm.parameters()).device), depths))
     kept = lowered(tokens, precision)
     return {name: drift(each, raised(kept, name)) for name, each in tokens.items()}
 
 
-def _described(path: Path, record: int) -> dict[str, Any]:
+def _described(path: Path) -> dict[str, Any]:
     shards = Shards.open(path)
-    return {
-        "samples": len(shards) // shards.made["views"],
-        "failures": shards.failures,
-        "record_bytes": record,
-    }
+    samples = len(shards) // shards.made["views"]
+    return {"samples": samples, "failures": shards.failures, "record_bytes": shards.made["record_bytes"]}

@@ -23,13 +23,13 @@ BLOCK, END = 512, 10240  # what members of a tar, their headers, and the whole o
 ENTRY = 160  # bytes of a record in the index, about
 
 
-def record_bytes(model: TubeViT, modality: str, depths: list[int], precision: str) -> int:
-    """Bytes of one view of one sample: z0 and h at every depth."""
+def blank_record(model: TubeViT, modality: str, depths: list[int], precision: str) -> bytes:
+    """A record of one view of one sample, z0 and h at every depth, all of them 0: as all records are laid out."""
     count = tokens(model, 1 if modality == "image" else model.preprocess.frames)
     names = ["z0", *(f"h{depth}" for depth in depths)]
     blank = {name: torch.zeros(1, count, model.tokenizer.embed_dim) for name in names}
     kept = lowered(blank, precision)
-    return len(record({name: tensor[0] for name, tensor in kept.items()}))
+    return record({name: tensor[0] for name, tensor in kept.items()})
 
 
 def samples_of_a_tar(record: int, views: int) -> int:

@@ -61,22 +61,14 @@ class SetWriter:
 
     Args:
         made: what the index will say of how the taps came to be.
-        size: bytes of a record.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        model: TubeViT,
-        name: str,
-        shards: Shards,
-        made: dict[str, Any],
-        size: int,
-        directory: Path,
+        self, recipe: Recipe, model: TubeViT, name: str, shards: Shards, made: dict[str, Any], directory: Path
     ) -> None:
         self.recipe, self.model, self.name, self.shards, self.made = recipe, model, name, shards, made
         self.directory, self.views, self.bad = directory, made["views"], 0
-        each, count = samples_of_a_tar(size, self.views), len(shards)
+        each, count = samples_of_a_tar(made["record_bytes"], self.views), len(shards)
         self.chunks = [range(begin, min(begin + each, count)) for begin in range(0, count, each)]  # samples of each tar
         self.batch = max(1, recipe.data.batch // self.views)  # samples that pass the trunk together
 

@@ -7,6 +7,7 @@ the batch a slice of it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -53,7 +54,7 @@ def record(tensors: Mapping[str, Tensor]) -> bytes:
 class Place(NamedTuple):
     """Where a tensor lies in a record."""
 
-    dtype: torch.dtype
+    kind: str  # a key of KINDS
     shape: list[int]
     begin: int
     end: int
@@ -63,11 +64,11 @@ def layout(record: bytes) -> dict[str, Place]:
     """Where the tensors of a record lie in it; ValueError, or what else nonsense makes Python raise, if it is none."""
     start = 8 + int.from_bytes(record[:8], "little")
     found = {
-        name: Place(KINDS[entry["dtype"]], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
+        name: Place(entry["dtype"], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
         for name, entry in json.loads(record[8:start]).items()
     }
-    for name, (dtype, shape, begin, end) in found.items():
-        if not start <= begin <= end <= len(record) or end - begin != dtype.itemsize * int(np.prod(shape)):
+    for name, (kind, shape, begin, end) in found.items():
+        if not start <= begin <= end <= len(record) or end - begin != KINDS[kind].itemsize * math.prod(shape):
             raise ValueError(f"{name} does not lie in the record")
     return found
 
@@ -85,7 +86,7 @@ def check(data: bytes) -> None:
 
 def tensor_of(records: Tensor, place: Place) -> Tensor:
     """A tensor of a batch of records, uint8 (B, bytes): (B, *shape)."""
-    return records[:, place.begin : place.end].contiguous().view(place.dtype).view(-1, *place.shape)
+    return records[:, place.begin : place.end].contiguous().view(KINDS[place.kind]).view(-1, *place.shape)
 
 
 class CachedSet:
@@ -108,7 +109,7 @@ class CachedSet:
             self.failures = {failure["source"]: failure["reason"] for failure in self.shards.failures}
             self.rows = self._numbered()
             self.labels = {name: labels[self.rows[:, 0]] for name, labels in self.shards.labels.items()}
-            self.layout = layout(self.shards.read(0).media)
+            self.layout = {name: Place(*place) for name, place in self.made["layout"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise UserError(f"'{path}' is no cache that can be used: {type(error).__name__} {error}") from None
 

@@ -6,14 +6,22 @@ from pathlib import Path
 import pytest
 
 from scaleup import recipe
+from scaleup.cache.make import make
 from scaleup.recipe import Recipe
 
 
-@pytest.fixture
-def frozen_path(tiny_path: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "frozen.yaml"
+@pytest.fixture(scope="session")
+def frozen_path(tiny_path: Path) -> Path:
+    path = tiny_path.with_name("frozen.yaml")
     path.write_text(tiny_path.read_text().replace("  full: {}\n", "").replace("mixup: 0.2, ", ""))
     return path
+
+
+@pytest.fixture(scope="session")
+def cache(frozen_path: Path) -> Path:
+    """A cache of that recipe in float32, at depths 1 and 3; to be read only."""
+    make(recipe.load(frozen_path), [1, 3], frozen_path.with_name("cache"), precision="float32")
+    return frozen_path.with_name("cache")
 
 
 @pytest.fixture

@@ -41,10 +41,9 @@ def test_training_from_a_cache_is_training_live(frozen: Frozen, tmp_path: Path, 
 
 
 @pytest.fixture
-def cached(frozen: Frozen, tmp_path: Path) -> Frozen:
-    """A recipe that trains from a cache of depths 1 and 3."""
-    make(frozen(), [1, 3], tmp_path / "cache", precision="float32")
-    return lambda *changes: frozen(f"trunk.cache={tmp_path / 'cache'}", *changes)
+def cached(frozen: Frozen, cache: Path) -> Frozen:
+    """A recipe that trains from the cache."""
+    return lambda *changes: frozen(f"trunk.cache={cache}", *changes)
 
 
 def test_a_run_from_a_cache_in_pieces_ends_with_the_same_bytes(cached: Frozen, tmp_path: Path) -> None:
