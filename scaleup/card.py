@@ -23,6 +23,7 @@ def card(model: TubeViT, kind: str, content: Mapping[str, Tensor]) -> str:
     needs = f"It needs the base weights with sha256 `{backbone['sha256']}`." if kind == "delta" else ""
     return f"""---
 library_name: scaleup
+pipeline_tag: video-classification
 base_model: {backbone["name"]}
 license: {backbone["license"]}
 ---

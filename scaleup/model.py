@@ -155,6 +155,19 @@ class TubeViT(nn.Module):
 
         save(self, directory, **options)
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> TubeViT:
+        """A model directory or a hub id -> the model in eval mode; see :func:`scaleup.checkpoint.load`."""
+        from scaleup.checkpoint import load
+
+        return load(source, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub, as ``owner/name``; see :func:`scaleup.hub.push`."""
+        from scaleup.hub import push
+
+        return push(self, repo_id, **options)
+
     def head_name(self, head: str | None) -> str:
         """The head that is meant, which may be left out where there is just one; UserError if it is not there."""
         heads = list(self.arm.heads)
