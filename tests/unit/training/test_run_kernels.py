@@ -1,0 +1,72 @@
+"""How products are computed is chosen once a run, for all its arms."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+
+import scaleup
+from scaleup.recipe import Recipe, sweep_arms
+from scaleup.tensors import hashes
+from scaleup.training.run import Run, run
+
+Tiny = Callable[..., Recipe]
+
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Even the products of a tiny model are large; the shapes of their weights."""
+    monkeypatch.setattr("scaleup.kernels.FEWEST", 2)
+    monkeypatch.setattr("scaleup.kernels.NARROWEST", 2)
+    seen: list[tuple] = []
+    original = F.conv2d
+
+    def counted(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tuple(weight.shape))
+        return original(input, weight, *args, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", counted)
+    return seen
+
+
+def test_a_run_measures_once_for_trunk_and_arms(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(["fast"])
+    monkeypatch.setattr("scaleup.training.frozen.choose", lambda *_: next(calls))
+    recipe = tiny()
+    training = Run(recipe, sweep_arms(recipe))
+    parts = [part for model in training.models.values() for part in (model.trunk, model.arm) if part is not None]
+    assert {part.kernels for part in parts} == {"fast"} and training.kernels == "fast"
+
+
+def test_what_the_recipe_names_is_not_measured(tiny: Tiny) -> None:
+    recipe = tiny("train.kernels=library")
+    assert Run(recipe, {"model": recipe.arm}).kernels == "library"
+
+
+def test_a_resumed_run_keeps_the_kernels_that_were_chosen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured again, others could be the fastest."""
+    recipe, chosen = tiny(), iter(["fast", "lean"])
+    monkeypatch.setattr("scaleup.training.frozen.choose", lambda *_: next(chosen))
+    arms = {"model": replace(recipe.arm, frozen_depth=2)}
+    run(recipe, arms, stop_after=0)
+    assert run(recipe, arms)["kernels"] == "fast"
+
+
+def test_fast_arms_learn_alike_together_and_alone(tiny: Tiny, tmp_path: Path, convolutions: list[tuple]) -> None:
+    recipe = tiny("train.kernels=fast", "train.steps=2")
+    arms, weights = sweep_arms(recipe), {}
+    for names in (list(arms), list(arms)[-1:]):
+        run(recipe, {name: arms[name] for name in names}, overwrite=True)
+        weights[len(names)] = hashes(scaleup.load(tmp_path / "out" / names[-1]).state_dict())
+    assert weights[1] == weights[len(arms)]
+    assert any(shape[2:] == (1, 1) for shape in convolutions)
+
+
+def test_what_was_trained_fast_is_loaded_as_the_librarys(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny("train.kernels=fast", "train.steps=1")
+    run(recipe, {"model": replace(recipe.arm, frozen_depth=2)})
+    model = scaleup.load(tmp_path / "out" / "model")
+    assert model.arm.kernels == "library" and model.trunk is not None and model.trunk.kernels == "library"
