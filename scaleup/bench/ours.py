@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scaleup.bench.alone import Side
-from scaleup.bench.sides import CLASSES, IMAGE, Size, random_clip
+from scaleup.bench.sides import CLASSES, Size, random_clip
 from scaleup.bench.tokenizer import FOLDED
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
@@ -25,22 +25,24 @@ HEADS = {"motion": [str(number) for number in range(CLASSES)]}
 def tubevit(size: Size, frames: int) -> TubeViT:
     """An image ViT with those of the paper's main tubes, folded, for which a clip is long enough."""
     tubes = {
-        s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold)) for s in FOLDED if fits(s, frames)
+        s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold))
+        for s in FOLDED
+        if fits(s, (frames, size.image, size.image))
     }
     shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
     described = Model(
         backbone=Backbone("vit_b", shape),
-        input=Input(frames, [IMAGE, IMAGE]),
+        input=Input(frames, [size.image, size.image]),
         tubes=tubes,
         positions=Positions("backbone"),
     )
     return fresh(described, HEADS, 0)
 
 
-def fits(spec: TubeSpec, frames: int) -> bool:
-    """Whether a clip of so many frames holds one token of a tube, all places of its fold apart."""
+def fits(spec: TubeSpec, clip: tuple[int, int, int]) -> bool:
+    """Whether a clip (T, H, W) holds one token of a tube, all places of its fold apart."""
     try:
-        return bool(spec.places((frames, IMAGE, IMAGE)))
+        return bool(spec.places(clip))
     except UserError:
         return False
 
@@ -59,7 +61,7 @@ def training(
     recipe.data.batch = batch
     template = tubevit(size, frames)
     models = [template.with_arm(arm.frozen_depth, arm.gate, HEADS).to(world.device) for arm in arms]
-    clips = random_clip(frames, batch // world.size).to(world.device)
+    clips = random_clip(size, frames, batch // world.size).to(world.device)
     settle_kernels(models, kernels, world)
     trainers = [
         ArmTrainer(str(index), model, arm, recipe, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from scaleup.bench.alone import Side, alone, measured
 from scaleup.bench.ours import training
 from scaleup.bench.sides import PEERS, TINY, VIT_B, Size
 from scaleup.bench.turns import goal, machine
+from scaleup.errors import UserError
 from scaleup.recipe import Arm
 
 MODELING = tuple(
@@ -48,6 +50,8 @@ def peers(
         steps: how many of each are timed in a process, after one that is not.
         docs, plot: a page whose table, and an image whose plot, are written anew.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("the peers need transformers, which is not installed: pip install 'scaleup[bench]'")
     if docs is not None:
         peers_page.parts(docs)  # better now than after the measuring
     before, size = machine(), TINY if quick else VIT_B
