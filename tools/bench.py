@@ -33,6 +33,13 @@ def arguments():
     loader.add_argument("--clips", type=int, default=96, help="clips a turn (default 96)")
     loader.add_argument("--workers", type=int, default=2, help="processes of each side (default 2)")
     loader.add_argument("--samples", type=int, default=1000, help="samples over which memory is watched (default 1000)")
+    cache = figures.add_parser("cache", help="steps from a token cache against the arm alone; its size and precision")
+    cache.add_argument("--backbone", default="vit_b")
+    cache.add_argument("--frozen-depth", type=int, default=9, help="frozen blocks (default 9)")
+    cache.add_argument("--directory", help="where videos are made, or used again (default: a temporary one)")
+    cache.add_argument("--batch", type=int, default=2, help="clips of 32x224x224 (default 2)")
+    cache.add_argument("--clips", type=int, default=16, help="clips that are cached (default 16)")
+    cache.add_argument("--steps", type=int, default=8, help="steps of a turn (default 8)")
     peers = figures.add_parser(
         "peers", help="TubeViT beside VideoMAE, TimeSformer, ViViT, V-JEPA 2 and frame-wise ViTs"
     )
@@ -50,6 +57,7 @@ def arguments():
         (trunk, 5),
         (stream, 3),
         (loader, 5),
+        (cache, 5),
         (peers, 3),
         (curves, 3),
     ):

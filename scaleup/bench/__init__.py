@@ -1,5 +1,6 @@
 """The project's figures: ratios of two sides measured in turn in one run, so that the drift of a machine cancels."""
 
+from scaleup.bench.cache import cache
 from scaleup.bench.curves import curves
 from scaleup.bench.loader import loader
 from scaleup.bench.peers import peers
@@ -9,4 +10,4 @@ from scaleup.bench.tokenizer import tokenizer
 from scaleup.bench.transplant import transplant
 from scaleup.bench.trunk import trunk
 
-__all__ = ["curves", "loader", "peers", "step", "stream", "tokenizer", "transplant", "trunk"]
+__all__ = ["cache", "curves", "loader", "peers", "step", "stream", "tokenizer", "transplant", "trunk"]

@@ -50,7 +50,7 @@ def loader(
     """
     before = machine()
     with tempfile.TemporaryDirectory() as temporary:
-        shards = _shards(Path(directory or temporary) / "videos", videos)
+        shards = videos_in(Path(directory or temporary) / "videos", videos)
         sides: dict[str, Callable[[Shards, int], Iterable[Any]]] = {"pyav": _pyav, "webdataset": _webdataset}
         if importlib.util.find_spec("decord"):
             sides["decord"] = _decord
@@ -70,7 +70,8 @@ def loader(
     return {"machine": before | {"workers": workers, "decord": "decord" in sides}, "rows": rows, "goals": goals}
 
 
-def _shards(path: Path, videos: int) -> Shards:
+def videos_in(path: Path, videos: int) -> Shards:
+    """Shards of so many videos as Kinetics has them; those that stand there already."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = (Sample(f"video{number:04d}", "mp4", video(number), {"label": 0}) for number in range(videos))

@@ -101,15 +101,19 @@ def alone(backbone: str, frozen_depth: int | None, full: bool, batch: int, repea
 
 
 def adapted(backbone: str) -> TubeViT:
+    """The model of :func:`described`, weights drawn at random."""
+    return fresh(described(backbone), CLASSES, 0)
+
+
+def described(backbone: str) -> Model:
     """A backbone with the paper's main tubes, folded, on clips of 32x224x224."""
     tubes = {s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold)) for s in FOLDED}
-    described = Model(
+    return Model(
         backbone=Backbone(backbone),
         input=Input(SIZE[0], list(SIZE[1:])),
         tubes=tubes,
         positions=Positions("backbone"),
     )
-    return fresh(described, CLASSES, 0)
 
 
 def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[[], Any]]:
