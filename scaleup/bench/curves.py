@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from scaleup.bench import plots
 from scaleup.bench.alone import Side, alone, launched, measured
 from scaleup.bench.ours import training
 from scaleup.bench.sides import TINY, VIT_B, Size
-from scaleup.bench.turns import machine
+from scaleup.bench.turns import machine, rotated
 from scaleup.recipe import Arm
 
 
@@ -46,18 +47,18 @@ def curves(quick: bool = False, steps: int = 2, repeats: int = 3, out: str = "ru
     """
     before, size = machine(), TINY if quick else VIT_B
     steps, repeats = (1, 1) if quick else (steps, repeats)
-    points = [
-        (curve, each) for curve, (_, line) in CURVES.items() for each in (line[:: len(line) - 1] if quick else line)
-    ]
+    lines = {curve: line[:: len(line) - 1] if quick else line for curve, (_, line) in CURVES.items()}
+    points = {f"{curve} {index}": (curve, point) for curve in lines for index, point in enumerate(lines[curve])}
     Path(out).mkdir(parents=True, exist_ok=True)
-    turns: list[list[dict[str, Any]]] = []
     with cli.progress("measuring", repeats * len(points)) as advance:
-        for _ in range(repeats):
-            turns.append([])
-            for curve, point in points:
-                turns[-1].append(cost(size, point, steps))
-                advance(1, curve)
-    rows = [row(size, *at, found) for at, found in zip(points, zip(*turns, strict=True), strict=True)]
+
+        def measure(name: str) -> dict[str, Any]:
+            found = cost(size, points[name][1], steps)
+            advance(1, name)
+            return found
+
+        turns = rotated({name: partial(measure, name) for name in points}, repeats, warmup=0)
+    rows = [row(size, *point, [turn[name] for turn in turns]) for name, point in points.items()]
     for curve, (label, _) in CURVES.items():
         line = [each for each in rows if each["curve"] == curve]
         plots.curve(line, curve, label, Path(out) / f"{curve}.png")
@@ -82,7 +83,7 @@ def frozen_depth(size: Size, point: Point) -> int:
     return size.depth * point.frozen_quarters // 4
 
 
-def row(size: Size, curve: str, point: Point, turns: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+def row(size: Size, curve: str, point: Point, turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the turns."""
     found = {
         key: median(turn[key] for turn in turns) for key in ("tokens", "train_gflop", "step_seconds", "peak_bytes")

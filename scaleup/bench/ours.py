@@ -8,35 +8,26 @@ from typing import Any
 import torch
 
 from scaleup.bench.alone import Side
-from scaleup.bench.sides import CLASSES, Size, random_clip
+from scaleup.bench.sides import Size, random_clip
+from scaleup.bench.step import CLASSES, described
 from scaleup.bench.tokenizer import FOLDED
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
-from scaleup.recipe import Arm, Backbone, Input, Model, Positions, Recipe, Tube
+from scaleup.recipe import Arm, Input, Recipe
 from scaleup.training import engine
 from scaleup.training.frozen import settle_kernels
 from scaleup.training.models import sizes, tokens
 from scaleup.training.step import ArmTrainer
 from scaleup.tubes import TubeSpec
 
-HEADS = {"motion": [str(number) for number in range(CLASSES)]}
-
 
 def tubevit(size: Size, frames: int) -> TubeViT:
     """An image ViT with those of the paper's main tubes, folded, for which a clip is long enough."""
-    tubes = {
-        s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold))
-        for s in FOLDED
-        if fits(s, (frames, size.image, size.image))
-    }
-    shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
-    described = Model(
-        backbone=Backbone("vit_b", shape),
-        input=Input(frames, [size.image, size.image]),
-        tubes=tubes,
-        positions=Positions("backbone"),
-    )
-    return fresh(described, HEADS, 0)
+    clip, model = (frames, size.image, size.image), described("vit_b")
+    model.backbone.kwargs = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
+    model.input = Input(frames, [size.image, size.image])
+    model.tubes = {spec.name: model.tubes[spec.name] for spec in FOLDED if fits(spec, clip)}
+    return fresh(model, CLASSES, 0)
 
 
 def fits(spec: TubeSpec, clip: tuple[int, int, int]) -> bool:
@@ -60,7 +51,7 @@ def training(
     world, recipe = engine.start(), Recipe()
     recipe.data.batch = batch
     template = tubevit(size, frames)
-    models = [template.with_arm(arm.frozen_depth, arm.gate, HEADS).to(world.device) for arm in arms]
+    models = [template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device) for arm in arms]
     clips = random_clip(size, frames, batch // world.size).to(world.device)
     settle_kernels(models, kernels, world)
     trainers = [

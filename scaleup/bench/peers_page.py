@@ -59,11 +59,11 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
-    yield _line(["ratio, median over the turns", "goal, at most", "measured", ""])
+    yield _line(["ratio, median over the turns", "goal, at least", "measured", ""])
     yield _line(["---", "--:", "--:", "---"])
     for goal in goals:
         met = "met" if goal["met"] else "not met"
-        yield _line([goal["what"], f"{goal['at_most']:.3f}", f"{goal['measured']:.3f}", met])
+        yield _line([goal["what"], f"{goal['at_least']}", f"{goal['measured']:.2f}", met])
 
 
 def _losses(found: dict[str, Any]) -> Iterator[str]:
