@@ -7,6 +7,8 @@ to oneDNN; its matrix products go to a library that leaves half of some processo
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +23,7 @@ KERNELS = ("library", "lean", "fast")
 PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
 NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
 LARGEST = 2**24  # scores of the attention held at a time
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc
 SMALLEST = 2**18  # tokens times width of a model for which the choice is worth measuring, and no matter of chance
 
 
@@ -108,3 +111,14 @@ def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: in
             seconds[kernels].append(now(h.device) - began)
     library, fast = (min(seconds[kernels][1:]) for kernels in calls)
     return "fast" if library >= PAYS * fast else "lean"
+
+
+def keep_memory() -> None:
+    """Have the process keep what it frees, for the next layer.
+
+    glibc gives large buffers back to the system at once, and takes the next ones anew, page by page: as slow as a third
+    of the products themselves.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

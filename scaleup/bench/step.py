@@ -16,6 +16,7 @@ from scaleup.bench.turns import alternated, compared, goal, machine, timed
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.training import engine
+from scaleup.training.frozen import settle_kernels
 from scaleup.training.models import sizes
 from scaleup.training.step import ArmTrainer
 from scaleup.transplant.measure import peak_bytes
@@ -121,6 +122,7 @@ def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[
     world, recipe = engine.start(), Recipe()
     model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device)
     recipe.data.batch = batch
+    settle_kernels([model], recipe.train.kernels, world)
     trainer = ArmTrainer("model", model, arm, recipe, world)
     clips = random_clips(batch).to(world.device)
     labels = {"motion": torch.zeros(batch, dtype=torch.long, device=world.device)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scaleup.checkpoint import public_blocks
-from scaleup.kernels import choose
+from scaleup.kernels import choose, keep_memory
 from scaleup.model import TubeViT
 from scaleup.placement import materialised
 from scaleup.precision import drift, fastest
@@ -59,6 +59,7 @@ def settle_kernels(models: Collection[TubeViT], kernels: str, world: World) -> s
 
     To be called before blocks are cast; returns the choice.
     """
+    keep_memory()
     if kernels == "auto":
         kernels = world.first(_kernels_of(next(iter(models)), world.device))
     for model in models:

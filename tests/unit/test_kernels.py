@@ -1,5 +1,7 @@
 """Products computed otherwise give the same, and only where they are meant to be."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -116,3 +118,24 @@ def test_what_is_clearly_faster_is_chosen(
 
 def test_small_models_are_not_measured() -> None:
     assert choose(None, torch.zeros(8, 100, 192), {}) == "lean"  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
+def test_memory_that_is_kept_is_not_taken_anew() -> None:
+    """In a process of its own: it is a setting of the process."""
+    script = """
+import resource, torch
+from scaleup.kernels import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)  # 64 MiB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back, _ = faults(), keep_memory()
+print(given_back, faults(), faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    given_back, _, kept = map(int, done.stdout.split())
+    assert 10 * kept < given_back
