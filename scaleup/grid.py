@@ -36,4 +36,4 @@ def _number(value: float) -> str:
     exact = Decimal(repr(value))
     exponent = exact.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
-    return f"{exact:.0f}" if exponent >= 0 else f"{exact.scaleb(-exponent):.0f}e{exponent}"
+    return f"{exact:.0f}" if 0 <= exponent <= 6 else f"{exact.scaleb(-exponent):.0f}e{exponent}"

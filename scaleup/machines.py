@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from scaleup import cli
-from scaleup.costs.parts import own_memory
+from scaleup.costs import own_memory
 from scaleup.errors import UserError
 from scaleup.groups import groups
 from scaleup.job import Job
@@ -57,6 +57,7 @@ def spread(
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"--where {where} starts jobs of its own; start it without torchrun or deepspeed")
+    directory.goes_on(recipe, overwrite)  # what is wrong with the output is said before a job is thought of
     out = Path(recipe.out)
     launcher = Launcher(where, out.with_name(out.name + ".jobs"), slurm or {})
     parts = parted(recipe, arms, overwrite, lambda: groups(recipe, arms, machines), least=1)

@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from scaleup import costs
 from scaleup import recipe as recipes
-from scaleup.costs.parts import own_memory
 from scaleup.files import new_directory
 from scaleup.recipe import Arm, Recipe
 from scaleup.training import directory, engine
@@ -85,7 +84,7 @@ def sweep(
 
 def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
     """Arms that fit together, for this number of ranks."""
-    return costs.waves(recipe, arms, memory or own_memory(), engine.start().size)
+    return costs.waves(recipe, arms, memory or costs.own_memory(), engine.start().size)
 
 
 def parted(

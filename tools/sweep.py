@@ -4,4 +4,6 @@ from scaleup.recipe import sweep_arms
 from scaleup.training import tool
 
 if __name__ == "__main__":
-    tool.main(__doc__, "tools/sweep.py recipes/sweeps/frozen_depth.yaml out=runs/sweep", sweep_arms)
+    tool.main(
+        __doc__, "tools/sweep.py recipes/demo/sweep.yaml 'grid.lr=[1e-3,3e-3]' out=runs/sweep", sweep_arms, swept=True
+    )

@@ -12,16 +12,23 @@ from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
+Arms = dict[str, Arm]
 
 
-def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, Arm]]) -> NoReturn:
-    """The whole tool: read the recipe, then train ``arms_of(recipe)`` or, with ``--plan``, say what that means."""
+def main(description: str, example: str, arms_of: Callable[[Recipe], Arms], swept: bool = False) -> NoReturn:
+    """The whole tool: read the recipe, then train ``arms_of(recipe)`` or, with ``--plan``, say what that means.
+
+    Args:
+        swept: whether there may be more arms than fit into memory, and several machines for them.
+    """
     parser = cli.parser(description, example)
     parser.add_argument("recipe", help="YAML file that describes the run")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
     parser.add_argument("--plan", action="store_true", help="show tokens, FLOPs, memory and time; train nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that stands in the output directory")
     parser.add_argument("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
+    if swept:
+        _sweep_options(parser)
 
     def run(args: argparse.Namespace) -> dict[str, Any]:
         limit = seconds(args.stop_after) if args.stop_after else None
@@ -29,11 +36,50 @@ def main(description: str, example: str, arms_of: Callable[[Recipe], dict[str, A
         from scaleup import costs  # after the recipe: its imports take seconds
         from scaleup.training import run as training
 
+        if swept:
+            return _sweep(read, arms_of(read), args, limit)
         if args.plan:
             return costs.plan(read, arms_of(read))
         return training.run(read, arms_of(read), args.overwrite, limit)
 
     cli.main(run, parser.parse_intermixed_args(), show)
+
+
+def _sweep_options(parser: argparse.ArgumentParser) -> None:
+    memory = "of each device that may be filled, e.g. 70G (default: all it has); arms that exceed it train in parts"
+    parser.add_argument("--memory", metavar="SIZE", help=memory)
+    where = "train on several machines at once: processes of this one, or jobs of SLURM (both by submitit)"
+    parser.add_argument("--where", choices=("local", "slurm"), help=where)
+    parser.add_argument("--machines", type=int, metavar="N", help="how many, with --where")
+    slurm = "options of sbatch for each job, '_' for '-', e.g. time=180 gpus_per_node=8 ntasks_per_node=8"
+    parser.add_argument("--slurm", nargs="+", default=[], metavar="key=value", help=slurm)
+
+
+def _sweep(read: Recipe, arms: Arms, args: argparse.Namespace, limit: float | None) -> dict[str, Any]:
+    from scaleup import costs, machines
+    from scaleup.costs import page
+    from scaleup.groups import groups
+    from scaleup.sweep import sweep
+
+    memory = page.bytes_of(args.memory) if args.memory else None
+    slurm = _checked(args)
+    if args.plan:
+        apart = {"machines": [list(group) for group in groups(read, arms, args.machines)]} if args.where else {}
+        return costs.plan(read, arms, available=memory) | apart
+    if args.where:
+        return machines.spread(read, arms, args.where, args.machines, slurm, args.overwrite, limit, memory)
+    return sweep(read, arms, args.overwrite, limit, memory)
+
+
+def _checked(args: argparse.Namespace) -> dict[str, str]:
+    """The options of SLURM, where all of the arguments go together."""
+    if args.where and (args.machines or 0) < 1:
+        raise UserError(f"--where {args.where} needs --machines, a whole number of at least 1")
+    if not args.where and (args.machines is not None or args.slurm):
+        raise UserError(f"--{'slurm' if args.slurm else 'machines'} needs --where, which is local or slurm")
+    if wrong := [option for option in args.slurm if "=" not in option]:
+        raise UserError(f"--slurm {wrong[0]!r} is not key=value")
+    return dict(option.split("=", 1) for option in args.slurm)
 
 
 def seconds(text: str) -> float:
@@ -51,9 +97,19 @@ def show(result: dict[str, Any]) -> None:
         from scaleup.costs import page
 
         print(page.text(result), end="")
+        for number, group in enumerate(result.get("machines", []), 1):
+            print(f"machine {number}: {', '.join(group)}")
         return
     if "stopped" in result:
-        print(f"stopped after {result['stopped']} of {result['steps']} steps; the same command goes on from there")
+        part = f" of part {result['part']}" if "part" in result else ""
+        print(
+            f"stopped after {result['stopped']} of {result['steps']} steps{part}; the same command goes on from there"
+        )
+        return
+    if "failed" in result:
+        for lost in result["failed"]:
+            print(f"{lost['part']} ({', '.join(lost['arms'])}): {lost['error']}; log: {lost['log']}")
+        print("what the others have trained stays; the same command goes on")
         return
     print(f"{result['steps']} steps -> {result['out']}")
     for name, arm in result["arms"].items():

@@ -33,6 +33,7 @@ def test_names_say_settings_exactly_and_are_allowed() -> None:
     grid = {"lr": [1e-4, 1.5e-4, 0.00015001, 0.25, 12.5, 100.0, 5e-324, 3e22], "gate": [True, False], "steps": [None]}
     names = list(expand(grid | {"adapt": ["lora"], "odd": ["a.b/c"]}))
     assert names[:3] == [f"lr{lr}_no_steps_lora_a-b-c" for lr in ("1e-4_gate", "1e-4_no_gate", "15e-5_gate")]
+    assert names[-2:] == ["lr3e22_gate_no_steps_lora_a-b-c", "lr3e22_no_gate_no_steps_lora_a-b-c"]
     assert len(set(names)) == 16 and all(map(is_name, names))
     written = [float(name.split("_")[0].removeprefix("lr")) for name in names[::2]]
     assert written == grid["lr"]

@@ -1,0 +1,206 @@
+"""A sweep on several machines ends as one run on one machine would."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from scaleup import launcher, recipe
+from scaleup.errors import UserError
+from scaleup.groups import groups
+from scaleup.machines import spread
+from scaleup.recipe import Recipe, sweep_arms
+from scaleup.sweep import parted, sweep
+from scaleup.training.run import run
+
+TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
+GRID = ["grid.frozen_depth=[2]", "grid.lr=[1e-3,3e-3]"]
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    files = [(path.parent.name, load_file(path)) for path in sorted(run.glob("*/*.safetensors"))]
+    return {f"{arm}/{name}": tensor.numpy().tobytes() for arm, file in files for name, tensor in file.items()}
+
+
+def steps(out: Path) -> list[int]:
+    return [path.read_text().count("\n") for path in out.glob("parts/*/metrics.jsonl")]
+
+
+def whole(path: Path, out: Path, *changes: str) -> dict[str, bytes]:
+    """The weights of all arms, trained in one run."""
+    read = recipe.load(path, [*GRID, *changes, f"out={out}"])
+    run(read, sweep_arms(read))
+    return bits(out)
+
+
+def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(tiny_path: Path, tmp_path: Path) -> None:
+    """With Ctrl-C in a terminal, which every process of the group hears."""
+    out, changes = tmp_path / "out", [*GRID, "train.steps=120", "train.save_every=0"]
+    command = list(map(str, [sys.executable, TOOL, tiny_path, *changes, f"out={out}", "--where=local", "--machines=2"]))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = time.monotonic() + 120
+    while len(steps(out)) < 2 or min(steps(out)) < 2:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert "the same command goes on" in stdout and not list(Path(f"{out}.jobs").glob("*.pkl"))
+    saved = [int(path.name[-8:]) for path in out.glob("parts/*/checkpoints/step-*")]
+    assert len(saved) == 2 and sorted(saved) == sorted(steps(out)) and max(saved) < 120
+
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    logs = "".join(log.read_text() for log in Path(f"{out}.jobs").glob("*.err"))
+    assert all(f"resuming at step {step} of 120" in logs for step in saved)
+    result = json.loads(done.stdout)
+    depths = [[result["arms"][name]["frozen_depth"] for name in part] for part in result["parts"]]
+    assert len(depths) == 2 and sum(depths, []) == sorted(sum(depths, []))
+    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=120")
+
+
+def test_a_job_that_fails_is_named_and_the_others_stay(
+    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
+) -> None:
+    read, out = tiny(*GRID, "train.steps=2"), tmp_path / "out"
+    arms = sweep_arms(read)
+    _, second = parted(read, arms, False, lambda: groups(read, arms, 2), least=1)
+    (second.out / "checkpoints" / "step-00000001").mkdir(parents=True)
+    result = spread(read, arms, "local", 2)
+    (failed,) = result["failed"]
+    assert result["exit"] == 1 and failed["part"] == str(out / "parts" / "02")
+    assert "none of the checkpoints" in failed["error"] and Path(failed["log"]).is_file()
+    others = set(arms) - set(failed["arms"])
+    assert {path.parent.name for path in out.glob("*/config.json")} == others and 0 < len(others) < 5
+    shutil.rmtree(second.out / "checkpoints")
+    assert sweep(read, arms)["arms"].keys() == arms.keys()  # here, one after another, it goes on too
+    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=2")
+
+
+FAKE = {
+    "sbatch": """#!/bin/bash
+number=$$
+script=$(mktemp)
+sed "s/%A/$number/g; s/%a/0/g; s/%j/$number/g; s/%t/0/g" "$1" > $script
+export SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_PROCID=0 SLURM_LOCALID=0
+nohup bash $script > /dev/null 2>&1 &
+echo "Submitted batch job $number"
+""",
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do
+    case $1 in --output) output=$2; shift 2;; --error) error=$2; shift 2;; *) shift;; esac
+done
+exec "$@" >> $output 2>> $error
+""",
+    "sacct": """#!/bin/bash
+echo "JobID|State|NodeList"
+""",
+    "scontrol": """#!/bin/bash
+echo "$@" >> $(dirname $0)/said
+""",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands in PATH that do on this machine what those of SLURM would do on others."""
+    for name, script in FAKE.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return tmp_path / "bin"
+
+
+def test_jobs_of_slurm(slurm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> None:
+    read = tiny(*GRID, "train.steps=2")
+    options = {"time": "180", "gpus_per_node": "8", "reservation": "mine"}
+    result = spread(read, sweep_arms(read), "slurm", 2, options)
+    assert len(result["parts"]) == 2 and bits(tmp_path / "out") == whole(tiny_path, tmp_path / "whole", "train.steps=2")
+    scripts = [path.read_text() for path in tmp_path.glob("out.jobs/*_submission.sh")]
+    assert len(scripts) == 2
+    for option in ("time=180", "gpus-per-node=8", "reservation=mine", "job-name=scaleup", "signal=USR2@90"):
+        assert all(f"#SBATCH --{option}\n" in script for script in scripts)
+
+
+def test_a_job_whose_time_is_up_saves_and_is_queued_again(
+    slurm: Path, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, out = tiny("train.steps=4000", "train.save_every=0"), tmp_path / "out"
+    made = launcher.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
+    job = made.submit(launcher.Job(read, sweep_arms(read), None, None, None))
+    end = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 2:
+        assert time.monotonic() < end, job.stderr()
+        time.sleep(0.05)
+    (process,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if path.stat().st_uid == os.getuid()
+        and f"SLURM_JOB_ID={job.job_id}".encode() in _read(path).split(b"\0")
+        and b"submitit.core._submit" in _read(path.with_name("cmdline"))
+    ]
+    os.kill(process, signal.SIGUSR2)
+    while not (slurm / "said").exists():
+        assert time.monotonic() < end, job.stderr()
+        time.sleep(0.05)
+    assert (slurm / "said").read_text() == f"requeue {job.job_id}\n"
+    (saved,) = (out / "checkpoints").iterdir()
+    assert int(saved.name[-8:]) == (out / "metrics.jsonl").read_text().count("\n")
+    again = job.submission().function
+    assert again.recipe == read and again.arms == sweep_arms(read)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it ended in the meantime
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "said"),
+    [
+        ("slurm", {}, "--slurm time= is no time; a job needs one in whole minutes"),
+        ("slurm", {"time": "2:00"}, "--slurm time=2:00 is no time"),
+        ("slurm", {"time": "120"}, "--where slurm finds no srun here"),
+    ],
+)
+def test_what_submits_no_job_is_said(
+    tiny: Callable[..., Recipe], tmp_path: Path, where: str, options: dict[str, str], said: str
+) -> None:
+    read = tiny(*GRID)
+    with pytest.raises(UserError, match=said):
+        spread(read, sweep_arms(read), where, 2, options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_of_slurm_is_its_own_sentence(slurm: Path, tiny: Callable[..., Recipe]) -> None:
+    (slurm / "sbatch").write_text("#!/bin/bash\necho \"sbatch: error: invalid partition: 'gold'\" >&2\nexit 1\n")
+    read = tiny(*GRID)
+    with pytest.raises(UserError, match="slurm takes no job: sbatch: error: invalid partition: 'gold'"):
+        spread(read, sweep_arms(read), "slurm", 2, {"time": "10", "partition": "gold"})
+
+
+def test_submitit_that_is_missing_is_said(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    read = tiny(*GRID)
+    with pytest.raises(UserError, match=r"--where needs submitit; install it with: pip install 'scaleup\[cluster\]'"):
+        spread(read, sweep_arms(read), "local", 2)
+
+
+def test_jobs_are_not_started_by_every_rank(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    read = tiny(*GRID)
+    with pytest.raises(UserError, match="start it without torchrun"):
+        spread(read, sweep_arms(read), "local", 2)

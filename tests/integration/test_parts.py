@@ -1,0 +1,187 @@
+"""A sweep in parts ends as one run of all its arms would, however often it is cut off."""
+
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from scaleup import costs, recipe
+from scaleup.checkpoint import load_run
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.sweep import sweep
+from scaleup.training.run import Run, run
+
+Tiny = Callable[..., Recipe]
+TOOLS = Path(__file__).parents[2] / "tools"
+KILLED = Path(__file__).with_name("killed.py")
+GRID = ["grid.frozen_depth=[2]", "grid.lr=[1e-3,3e-3]"]
+NAMES = ["full", "last", "gated", "depth2_lr1e-3", "depth2_lr3e-3"]
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    files = [(path.parent.name, load_file(path)) for path in sorted(run.glob("*/*.safetensors"))]
+    return {f"{arm}/{name}": tensor.numpy().tobytes() for arm, file in files for name, tensor in file.items()}
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for two arms at a time."""
+
+    def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
+        names = list(arms)
+        return [{name: arms[name] for name in names[at : at + 2]} for at in range(0, len(names), 2)]
+
+    monkeypatch.setattr(costs, "waves", waves)
+
+
+@pytest.fixture
+def whole(tiny: Tiny, tmp_path: Path) -> dict[str, bytes]:
+    """The weights of all arms, trained in one run of two steps."""
+    read = tiny(*GRID, "train.steps=2", f"out={tmp_path / 'whole'}")
+    run(read, sweep_arms(read))
+    return bits(tmp_path / "whole")
+
+
+def test_parts_are_runs_whose_models_stand_side_by_side(
+    tiny: Tiny, tmp_path: Path, pairs: None, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref] = []
+    begins = Run.__init__
+
+    def alone(self: Run, *args: object) -> None:
+        gc.collect(0)  # the youngest objects, which are not of an earlier part
+        assert not any(reference() for reference in held), "an earlier part is still in memory"
+        begins(self, *args)  # type: ignore[arg-type]
+        held.extend(weakref.ref(model) for model in self.models.values())
+
+    monkeypatch.setattr(Run, "__init__", alone)
+    read, out = tiny(*GRID, "train.steps=2"), tmp_path / "out"
+    result = sweep(read, sweep_arms(read))
+    assert bits(out) == whole and len(held) == 5
+    assert {path.name for path in out.iterdir()} == {"recipe.yaml", "result.json", "parts", *NAMES}
+    assert load_run(out).keys() == set(NAMES)
+    assert result["parts"] == [["full", "last"], ["gated", "depth2_lr1e-3"], ["depth2_lr3e-3"]]
+    assert list(result["arms"]) == NAMES and json.loads((out / "result.json").read_text()) == result
+    assert all((Path(arm["directory"]) / "config.json").is_file() for arm in result["arms"].values())
+    each = [json.loads((out / "parts" / part / "result.json").read_text()) for part in ("01", "02", "03")]
+    assert result["trunk_seconds"] == sum(part["trunk_seconds"] for part in each)
+    assert recipe.load(out / "recipe.yaml") == read
+    part = recipe.load(out / "parts" / "02" / "recipe.yaml")
+    assert sweep_arms(part) == {name: sweep_arms(read)[name] for name in result["parts"][1]}
+    with pytest.raises(UserError, match="its run is complete"):
+        sweep(read, sweep_arms(read))
+
+
+def test_what_fits_is_one_run(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
+    read = tiny("train.steps=1")
+    arms = {name: arm for name, arm in sweep_arms(read).items() if name != "full"}
+    result = sweep(read, arms)
+    assert "parts" not in result and result["arms"].keys() == arms.keys()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("recipe.yaml", "result.json", "metrics.jsonl", "tensorboard", "last", "gated")
+    }
+
+
+def test_a_sweep_that_is_cut_off_while_models_move_goes_on(
+    tiny: Tiny, tmp_path: Path, pairs: None, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves, rename = [], Path.rename
+
+    def cut(self: Path, target: Path) -> Path:
+        """Ends the sweep before a model of a part is moved, and next time just after."""
+        if self.parent.parent.name != "parts" or self.name not in NAMES:
+            return rename(self, target)
+        moves.append(self.name)
+        if moves.count(self.name) == 2:
+            rename(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", cut)
+    read = tiny(*GRID, "train.steps=2")
+    for _ in range(2 * len(NAMES)):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(read, sweep_arms(read))
+    assert sweep(read, sweep_arms(read))["arms"].keys() == set(NAMES)
+    assert len(moves) == 2 * len(NAMES) and bits(tmp_path / "out") == whole
+
+
+def test_a_sweep_stops_and_goes_on_in_any_part(
+    tiny: Tiny, tmp_path: Path, pairs: None, whole: dict[str, bytes]
+) -> None:
+    read, said = tiny(*GRID, "train.steps=2"), []
+    while "stopped" in (result := sweep(read, sweep_arms(read), stop_after=0)):
+        assert result["exit"] == 0 and result["out"] == read.out
+        said.append((result["part"], result["stopped"]))
+    assert said == [("1 of 3", 1), ("2 of 3", 1), ("3 of 3", 1)]
+    assert bits(tmp_path / "out") == whole
+
+
+def test_where_nothing_is_saved_parts_are_planned_anew(
+    tiny: Tiny, tmp_path: Path, pairs: None, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that turns out too large is divided once more."""
+    read = tiny(*GRID, "train.steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            sweep(read, sweep_arms(read))
+    monkeypatch.setattr(costs, "waves", lambda recipe, arms, *_: [{name: arm} for name, arm in arms.items()])
+    result = sweep(read, sweep_arms(read))
+    assert bits(tmp_path / "out") == whole and result["parts"][0] == ["full", "last"]
+    assert (tmp_path / "out" / "parts" / "01" / "parts" / "02" / "metrics.jsonl").is_file()
+
+
+def test_an_arm_that_diverges_in_a_part_of_its_own_is_lost_alone(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
+    read = tiny(*GRID[:1], "grid.lr=[1e-3,1e30]", "arm.clip=0", "train.steps=8")
+    result = sweep(read, sweep_arms(read))
+    assert result["exit"] == 1 and result["arms"]["depth2_lr1e30"]["directory"] is None
+    assert load_run(tmp_path / "out").keys() == {"full", "last", "gated", "depth2_lr1e-3"}
+
+
+def test_another_sweep_is_not_gone_on_with(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
+    read = tiny(*GRID, "train.steps=2")
+    assert "stopped" in sweep(read, sweep_arms(read), stop_after=0)
+    other = tiny(GRID[0], "grid.lr=[1e-3,4e-3]", "train.steps=2")
+    with pytest.raises(UserError, match=r"another recipe: grid.lr is \[0.001, 0.003\] there and \[0.001, 0.004\] here"):
+        sweep(other, sweep_arms(other))
+    assert "stopped" in sweep(other, sweep_arms(other), overwrite=True, stop_after=0)
+
+
+def tool(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+
+
+def test_a_sweep_in_parts_killed_again_and_again_ends_with_the_same_bytes(tiny_path: Path, tmp_path: Path) -> None:
+    """By the tool, with memory for some of the arms at a time."""
+    changes = [*GRID, "train.steps=24", "train.save_every=2"]
+    read = recipe.load(tiny_path, [*changes, f"out={tmp_path / 'whole'}"])
+    arms = sweep_arms(read)
+    memory = costs.memory(read, {name: arms[name] for name in ("full", "last")})["total"]
+    run(read, arms)
+    out = tmp_path / "cut"
+    command = [TOOLS / "sweep.py", tiny_path, *changes, f"--memory={memory}", f"out={out}"]
+    done = tool(KILLED, out, "--kills=12", "--ranks=1", *command)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["resumed"]) >= 6
+    assert len(list((out / "parts").iterdir())) > 1 and bits(out) == bits(tmp_path / "whole")
+
+
+def test_two_ranks_train_the_same_parts(tiny_path: Path, tmp_path: Path) -> None:
+    changes = [*GRID, "train.steps=2"]
+    read = recipe.load(tiny_path, changes)
+    arms = sweep_arms(read)
+    memory = costs.memory(read, {name: arms[name] for name in ("full", "last")}, ranks=2)["total"]
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOOLS / "sweep.py", tiny_path, *changes)
+    for out, *more in (("apart", f"--memory={memory}"), ("together",)):
+        done = tool(*two, f"out={tmp_path / out}", *more)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "apart" / "parts").exists() and not (tmp_path / "together" / "parts").exists()
+    assert bits(tmp_path / "apart") == bits(tmp_path / "together")
