@@ -8,7 +8,7 @@ blocks, norm, heads) and the sha256 of the base weights that it needs. Backbone 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from scaleup.card import card
 from scaleup.errors import UserError, nearest
 from scaleup.files import new_directory
 from scaleup.model import TubeViT, assemble
+from scaleup.placement import BlockFile
 from scaleup.recipe import Trunk
 
 FULL, DELTA = "model.safetensors", "delta.safetensors"
@@ -61,6 +62,9 @@ def _to_store(model: TubeViT) -> dict[str, Tensor]:
     for name in [] if trunk is None else [name for name in state if name.startswith("trunk.blocks.")]:
         if trunk.precision != "float32" or state[name].is_meta:  # type: ignore[union-attr]
             original = trunk.originals.get(name.removeprefix("trunk."))  # type: ignore[union-attr]
+            if original is None and not model.base:  # they wait in a full directory
+                index, own_name = name.removeprefix("trunk.blocks.").split(".", 1)
+                original = trunk.file.read(int(index), own_name)  # type: ignore[union-attr]
             state |= {name: original} if original is not None else {}
             if original is None:
                 del state[name]
@@ -114,7 +118,8 @@ def load(source: str | Path, base: str | None = None, placement: str = "device")
 
     Args:
         base: where the base weights of a delta are now, if not where they were.
-        placement: ``"disk"`` leaves the frozen blocks of a delta in the file of its base, one read at a time.
+        placement: ``"disk"`` leaves the frozen blocks in the file of a full directory, or of the base of a delta, one
+            read at a time.
 
     Raises:
         UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or of
@@ -123,17 +128,26 @@ def load(source: str | Path, base: str | None = None, placement: str = "device")
     directory = _local(source)
     config = config_file.read(directory)
     whole = (directory / FULL).exists()
-    if whole and placement == "disk":
-        raise UserError(f"{directory} holds all weights itself; blocks wait on disk in the base of a delta alone")
-    found = _read(directory)
     on_disk = config["frozen_depth"] if placement == "disk" else 0
-    model = from_config(config, "meta" if whole else base or config["backbone"]["weights"], on_disk)
-    own = named_tensors(model)
+    if whole:
+        model = from_config(config, "meta")
+    else:
+        model = from_config(config, base or config["backbone"]["weights"], on_disk)
+    waiting = _wait_in(directory / FULL, model) if whole and on_disk else set()
+    own, found = named_tensors(model), _read(directory, waiting)
     optional = set() if whole else {name for name in own if name in model.base}
     _refuse_misfits(own, found, optional, directory)
-    _assign(model, found)
+    _assign(model, {name: tensor for name, tensor in found.items() if name not in waiting})
     model.report = _read_report(directory / "report.json")
     return model.eval()
+
+
+def _wait_in(path: Path, model: TubeViT) -> set[str]:
+    """Have the frozen blocks read from a full file whenever they are needed; returns their tensors' names there."""
+    assert model.trunk is not None
+    names = {name: public_name(f"trunk.blocks.{name}", model) for name in model.trunk.blocks.state_dict()}
+    model.trunk.file = BlockFile(str(path), names)
+    return set(names.values())
 
 
 def outline(source: str | Path) -> TubeViT:
@@ -175,19 +189,23 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
     arm = {name: public_name(f"arm.{name}", model) for name in model.arm.state_dict() if name not in shared}
     _refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), directory)
-    if any(not torch.equal(found[name], own[name]) for name in found.keys() - set(arm.values())):
+    kept = _to_store(model)  # frozen blocks may wait in a file
+    if any(not torch.equal(found[name], kept[name]) for name in found.keys() - set(arm.values())):
         raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
     model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
     return model.eval()
 
 
-def _read(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a model directory, those of its adapter too."""
+def _read(directory: Path, waiting: Collection[str] = ()) -> dict[str, Tensor]:
+    """All tensors of a model directory, those of its adapter too; those of ``waiting`` mapped, not read."""
     path = next((directory / name for name in (FULL, DELTA) if (directory / name).exists()), None)
     if path is None:
         raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
     beside = directory / adapter.DIRECTORY / adapter.WEIGHTS
-    return tensors.read(path)[0] | (tensors.read(beside)[0] if beside.exists() else {})
+    file = tensors.File(path)
+    wanted = [name for name in file.mapped if name not in waiting]
+    found = file.mapped | dict(zip(wanted, file.copies(wanted), strict=True))
+    return found | (tensors.read(beside)[0] if beside.exists() else {})
 
 
 def _read_report(path: Path) -> dict[str, Any]:

@@ -140,10 +140,27 @@ def test_placements_give_the_same_accuracy(tiny_path: Path, moved: Path, tmp_pat
     assert all(found[0][arm]["heads"] == found[1][arm]["heads"] for arm in found[0])
 
 
-def test_what_cannot_wait_on_disk_is_said(parents: tuple[str, str], moved: Path, tmp_path: Path) -> None:
+def test_blocks_of_a_full_directory_wait_in_it(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
     export(moved, "full", tmp_path / "full")
-    with pytest.raises(UserError, match="holds all weights itself"):
-        load(tmp_path / "full", placement="disk")
+    streamed, clip = load(tmp_path / "full", placement="disk"), torch.randn(2, 3, 8, 32, 32)
+    assert all(on_meta(block) for block in streamed.trunk.blocks)  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert torch.equal(streamed.forward_features(clip), load(moved).forward_features(clip))
+    streamed.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "full/model.safetensors").read_bytes()
+
+    for placement in ("device", "disk"):
+        sweep(tiny_path, tmp_path / "full", tmp_path / placement, f"trunk.placement={placement}")
+    for arm in ("last", "gated"):
+        wanted, found = (load_file(tmp_path / place / arm / "model.safetensors") for place in ("device", "disk"))
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for name, model in load_run(tmp_path / "disk", placement="disk").items():
+        alone = load(tmp_path / "disk" / name)
+        with torch.no_grad():
+            assert torch.equal(model.forward_features(clip), alone.forward_features(clip))
+
+
+def test_what_cannot_wait_on_disk_is_said(parents: tuple[str, str], moved: Path, tmp_path: Path) -> None:
     torch.save(load_file(tmp_path / "large/model.safetensors"), tmp_path / "large.pt")
     with pytest.raises(UserError, match="blocks cannot wait in .*large.pt; allowed is a .safetensors file"):
         load(moved, base=str(tmp_path / "large.pt"), placement="disk")
