@@ -1,0 +1,68 @@
+"""With a cache, frozen blocks stay in their file, and what is saved is all there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from scaleup import checkpoint
+from scaleup import recipe as recipes
+from scaleup.cache.make import make
+from scaleup.checkpoint import load
+from scaleup.export import export
+from scaleup.model import fresh
+from scaleup.recipe import Recipe, sweep_arms
+from scaleup.training.run import Run, run
+from scaleup.transplant import Options, transplant
+from scaleup.trunk import on_meta
+
+ARMS = "arms: {last: {frozen_depth: 2}, gated: {frozen_depth: 1, gate: true}}\n"
+
+
+@pytest.fixture
+def loaded(frozen_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe that begins from the model in ``tmp_path / KIND``, a delta or all of it."""
+    described = recipes.load(frozen_path, ["model.positions.kind=backbone"]).model
+    for name, seed in (("small", 1), ("large", 2)):
+        checkpoint.save(fresh(described, {}, seed), tmp_path / name)
+    transplant(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "delta", Options(gate_at=2))
+    export(tmp_path / "delta", "full", tmp_path / "full")
+    text = frozen_path.read_text()
+    begin, end = text.index("model:"), text.index("data:")
+
+    def read(kind: str, *changes: str) -> Recipe:
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(f"{text[:begin]}model: {{load: {tmp_path / kind}}}\n{text[end : text.index('arms:')]}{ARMS}")
+        return recipes.load(path, list(changes))
+
+    return read
+
+
+@pytest.mark.parametrize("kind", ["delta", "full"])
+def test_frozen_blocks_stay_in_their_file_and_what_is_saved_is_whole(
+    loaded: Callable[..., Recipe], kind: str, tmp_path: Path
+) -> None:
+    live, made = loaded(kind, f"out={tmp_path / 'live'}"), tmp_path / "cache"
+    run(live, sweep_arms(live))
+    make(loaded(kind), [1, 2], made, precision="float32")
+    recipe = loaded(kind, f"out={tmp_path / 'cached'}", f"trunk.cache={made}")
+    training = Run(recipe, sweep_arms(recipe))
+    assert all(on_meta(block) for model in training.models.values() for block in model.trunk.blocks)  # type: ignore
+    run(recipe, sweep_arms(recipe))
+    file = "delta.safetensors" if kind == "delta" else "model.safetensors"
+    for arm in ("last", "gated"):
+        wanted, found = (load_file(tmp_path / name / arm / file) for name in ("live", "cached"))
+        assert found.keys() == wanted.keys()
+        assert all((found[name] - wanted[name]).abs().max() <= 1e-5 for name in wanted)
+        assert not any(on_meta(block) for block in load(tmp_path / "cached" / arm).blocks)
+
+
+def test_another_seed_trains_from_the_same_views(loaded: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Of a model that is loaded, whose trunk is no other; the run's seed draws the order and the heads."""
+    make(loaded("delta"), [1, 2], tmp_path / "cache")
+    ends = []
+    for seed in (2, 3):
+        recipe = loaded("delta", f"seed={seed}", f"out={tmp_path / str(seed)}", f"trunk.cache={tmp_path / 'cache'}")
+        ends.append(run(recipe, sweep_arms(recipe))["arms"]["last"]["loss"])
+    assert ends[0] != ends[1]
