@@ -22,7 +22,7 @@ class Metrics:
 
     def __init__(self, out: Path, log_every: int, start: int = 0) -> None:
         self.log_every, path = log_every, out / "metrics.jsonl"
-        self.kept = _before(path, start)
+        self.kept = [entry for entry in read_lines(path) if entry["step"] < start]
         half = path.with_suffix(".tmp")
         half.write_text("".join(json.dumps(entry) + "\n" for entry in self.kept))
         half.replace(path)
@@ -45,13 +45,13 @@ class Metrics:
         self.board.close()
 
 
-def _before(path: Path, start: int) -> list[dict[str, Any]]:
-    """The lines of steps before ``start``; the last line of a run that was killed may be half a line."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run so far; the last one of a run that was killed may be half a line, and is left out."""
     entries = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(ValueError):
             entries.append(json.loads(line))
-    return [entry for entry in entries if entry["step"] < start]
+    return entries
 
 
 def flatten(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

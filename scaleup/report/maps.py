@@ -1,0 +1,61 @@
+"""Where each tube looks over a clip, and what its kernel looks for (Figures 2 and 5 of the paper)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from scaleup.model import TubeViT
+from scaleup.relevance import boxes
+from scaleup.report.plots import svg
+from scaleup.tubes import Size, TubeSpec, resize_kernel
+
+SHOWN = 8  # channels of a kernel
+
+
+def token_maps(model: TubeViT) -> dict[str, str]:
+    """For each tube, and the frames, two pictures in one: how many tokens see each pixel, and each frame."""
+    size = (model.preprocess.frames, *model.preprocess.size)
+    return {spec.name: _token_map(spec, size) for spec in model.tokenizer.specs(size)}
+
+
+def _token_map(spec: TubeSpec, size: Size) -> str:
+    cover = np.zeros(size)
+    for box in boxes(spec, size):
+        cover[box] += 1
+    picture = cover.max(axis=0)  # (H, W)
+    times = np.repeat(cover.max(axis=(1, 2))[None], max(2, size[1] // 8), axis=0)  # a strip below: frames
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(picture, cmap="viridis", extent=(0, size[2], size[1], 0))
+        strip = axes.inset_axes((0, -0.22, 1, 0.12))
+        strip.imshow(times, cmap="viridis", aspect="auto", extent=(0, size[0], 0, 1))
+        strip.set(yticks=[], xlabel="frame")
+        axes.set(xticks=[], yticks=[], title=f"{spec.name}: {spec.tokens(size)} tokens")
+
+    return svg(f"where {spec.name} looks", draw, (3.2, 3.6))
+
+
+@torch.no_grad()
+def kernels(model: TubeViT) -> dict[str, str]:
+    """For each tube the first channels of its kernel: a row each, its frames side by side."""
+    return {name: _kernel(model, name) for name in model.tokenizer.tubes if name != "shared"}
+
+
+def _kernel(model: TubeViT, name: str) -> str:
+    tubes, tube = model.tokenizer.tubes, model.tokenizer.tubes[name]
+    weight = tube.kernel if tubes.shared is None else resize_kernel(tubes.shared, tube.spec.kernel)
+    weight = weight[:SHOWN].cpu()  # (c, 3, t, h, w)
+    weight = weight[:, :, :: max(1, weight.shape[2] // 8)]  # eight frames say enough
+    span = weight.abs().amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-12)
+    pictures = (0.5 + 0.5 * weight / span).permute(0, 3, 2, 4, 1)  # (c, h, t, w, 3)
+    c, h, t, w, _ = pictures.shape
+    framed = torch.ones(c, h + 1, t, w + 1, 3)
+    framed[:, :h, :, :w] = pictures
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(framed.flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
+        axes.set(xticks=[], yticks=[], title=f"{name}: {c} of {len(tube.bias)} channels, over time")
+
+    return svg(f"kernel of {name}", draw, (6.4, min(8.0, 0.8 + 6.4 * c * (h + 1) / (t * (w + 1)))))

@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""One HTML page on runs, complete or not: curves, accuracy against depth and cost, tubes, confusion, recipe."""
+
+import time
+
+from scaleup import cli
+from scaleup.errors import UserError
+
+EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-val
+  tools/report.py runs/sweep --out report.html --watch 30"""
+
+
+def arguments():
+    made = cli.parser(__doc__, EXAMPLE)
+    made.add_argument("runs", nargs="+", metavar="run", help="run directory")
+    made.add_argument("--out", required=True, help="the page")
+    made.add_argument("--shards", help="shards on which complete runs are compared class by class")
+    made.add_argument("--watch", type=int, metavar="SECONDS", help="write it anew every so often, until runs complete")
+    return made
+
+
+def run(args):
+    from scaleup import report
+
+    if args.watch is not None and args.watch < 1:
+        raise UserError(f"--watch {args.watch} is not at least 1 second")
+    while True:
+        result = report.write(args.runs, args.out, args.shards, args.watch)
+        if args.watch is None or all(state.startswith("complete") for state in result["runs"].values()):
+            return report.write(args.runs, args.out, args.shards)
+        time.sleep(args.watch)
+
+
+def show(result):
+    for name, state in result["runs"].items():
+        print(f"{name}: {state}")
+    print(f"{result['bytes']:,} bytes -> {result['out']}")
+
+
+if __name__ == "__main__":
+    cli.main(run, arguments().parse_args(), show)
