@@ -44,7 +44,7 @@ def plan(
     sketch = Sketch(recipe, arms)
     available = own_memory() if available is None else available
     rate, flops = gflops or measured(), _flops(sketch)
-    held = _fullest(sketch, arms, ranks)
+    held = _held(sketch, arms, ranks)
     largest = largest_batch(sketch, arms, available, ranks)
     fits = held["total"] <= available
     try:
@@ -72,7 +72,7 @@ def plan(
 def memory(recipe: Recipe, arms: dict[str, Arm], ranks: int = 1) -> dict[str, int]:
     """Bytes on each device at the fullest moment of a step, by part: trunk, arms, optimizer, gradients, activations,
     batch, and their ``total``; see :mod:`scaleup.costs.parts` for what is not counted."""
-    return _fullest(Sketch(recipe, arms), arms, ranks)
+    return _held(Sketch(recipe, arms), arms, ranks)
 
 
 def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
@@ -87,10 +87,10 @@ def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) 
 def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:
     made: list[dict[str, Arm]] = []
     for name, arm in sorted(sketch.arms.items(), key=lambda pair: -pair[1].frozen_depth):
-        if made and _fullest(sketch, [*made[-1], name], ranks)["total"] <= available:
+        if made and _held(sketch, [*made[-1], name], ranks)["total"] <= available:
             made[-1][name] = arm
             continue
-        if (needed := _fullest(sketch, [name], ranks)["total"]) > available:
+        if (needed := _held(sketch, [name], ranks)["total"]) > available:
             raise UserError(
                 f"arm {name!r} alone needs {in_gib(needed)} of a device and {in_gib(available)} are available; "
                 "lower data.batch, raise train.accumulate or frozen_depth, or set grad_checkpointing"
@@ -99,9 +99,8 @@ def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:
     return made
 
 
-def _fullest(sketch: Sketch, names: Collection[str], ranks: int) -> dict[str, int]:
-    batch = sketch.recipe.data.batch
-    return max((by_part(sketch, names, kind, batch, ranks) for kind in sketch.modalities), key=lambda m: m["total"])
+def _held(sketch: Sketch, names: Collection[str], ranks: int) -> dict[str, int]:
+    return by_part(sketch, names, sketch.recipe.data.batch, ranks)
 
 
 def _tokens(sketch: Sketch) -> dict[str, Any]:

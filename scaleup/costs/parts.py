@@ -49,16 +49,16 @@ class Moment(NamedTuple):
     activations: int
 
 
-def by_part(sketch: Sketch, names: Collection[str], modality: str, batch: int, ranks: int = 1) -> dict[str, int]:
-    """Bytes on each device for arms trained together, ``batch`` samples a step over all ranks."""
-    fullest = max(_moments(sketch, names, modality, batch, ranks), key=sum)
+def by_part(sketch: Sketch, names: Collection[str], batch: int, ranks: int = 1) -> dict[str, int]:
+    """Bytes on each device for arms trained together, ``batch`` samples a step over all ranks, videos if there are."""
+    fullest = max(_moments(sketch, names, batch, ranks), key=sum)
     parts = {
         "trunk": trunk_bytes(sketch, names),
         "arms": weights_of_arms(sketch, names),
         "optimizer": sum(_optimizer(trained(sketch, name), sketch.recipe.train, ranks) for name in names),
         "gradients": fullest.gradients,
         "activations": fullest.activations,
-        "batch": 0 if sketch.recipe.trunk.cache else batch // ranks * _pixels(sketch.size(modality)),
+        "batch": 0 if sketch.recipe.trunk.cache else batch // ranks * _pixels(sketch.size(sketch.largest)),
     }
     return parts | {"total": sum(parts.values())}
 
@@ -68,7 +68,7 @@ def largest_batch(sketch: Sketch, names: Collection[str], available: int, ranks:
     unit = ranks * sketch.recipe.train.accumulate
 
     def total(micro: int) -> int:
-        return max(by_part(sketch, names, kind, micro * unit, ranks)["total"] for kind in sketch.modalities)
+        return by_part(sketch, names, micro * unit, ranks)["total"]
 
     return unit * bisect.bisect(range(1, MOST + 1), available, key=total)
 
@@ -129,16 +129,16 @@ def _optimizer(weights: int, train: Train, ranks: int) -> int:
     return 0 if train.offload and device().type != "cpu" else (MOMENTS + MASTER) * weights // ranks
 
 
-def _moments(sketch: Sketch, names: Collection[str], modality: str, batch: int, ranks: int) -> Iterator[Moment]:
+def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> Iterator[Moment]:
     """Moments of a step that may be the fullest: in the trunk, in each arm's passes, at each arm's update."""
     train = sketch.recipe.train
     micro = batch // ranks // train.accumulate
-    trunk = sketch.trunk(names, modality, micro)
+    trunk = sketch.trunk(names, sketch.largest, micro)
     every = sum(trained(sketch, name) for name in names) if train.accumulate > 1 else 0
     waiting = every // ranks if train.zero_stage == 2 else every  # of earlier micro-batches
     yield Moment(waiting, int(trunk.alive.max()))
     for name in names:
-        arm, own = sketch.arm(name, modality, micro), trained(sketch, name)
+        arm, own = sketch.arm(name, sketch.largest, micro), trained(sketch, name)
         if train.zero_stage:  # gradients go to a bucket one by one, and from there to their rank
             bucket = min(own, BUCKET) if device().type == "cpu" else BUCKET
             yield Moment(waiting + bucket, trunk.kept + int((arm.alive - arm.gradients).max()))

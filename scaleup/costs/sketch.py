@@ -35,6 +35,7 @@ class Sketch:
         cache = recipe.trunk.cache
         self.datasets = open_datasets(recipe.data if cache is None else in_cache(recipe.data, cache))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
+        self.largest = self.modalities[-1]  # a video is larger than an image
         self.kernels = "lean" if recipe.train.kernels == "auto" else recipe.train.kernels  # as many operations as fast
         self._passes: dict[Any, Callable[[int], Pass]] = {}
 
@@ -78,7 +79,7 @@ class Sketch:
         model = next(iter(self.models.values()))
         sizes = {
             precision: sum(
-                size.cache_bytes(shards, size.record_bytes(model, shards.modality, depths, precision), views)
+                size.cache_bytes(shards, len(size.blank_record(model, shards.modality, depths, precision)), views)
                 for shards in self.datasets.values()
             )
             for precision in ("bfloat16", "int8")

@@ -1,0 +1,40 @@
+"""``python costs_peak.py RECIPE key=value ...``: bytes by which this process grows at the peak of two real steps."""
+
+import sys
+from pathlib import Path
+
+import peft  # noqa: F401  # what would be imported on the way counts before
+import torch
+import torchao.quantization  # noqa: F401
+
+from scaleup import recipe
+from scaleup.training import engine
+from scaleup.training.models import models
+from scaleup.training.step import ArmTrainer
+
+
+def status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    read = recipe.load(sys.argv[1], sys.argv[2:])
+    world = engine.start()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = status("VmRSS")
+    model = models(read, {"model": read.arm})["model"]
+    model.arm.kernels = read.train.kernels
+    trainer = ArmTrainer("model", model, read.arm, read, world)
+    shape = (read.data.batch, 3, model.preprocess.frames, *model.preprocess.size)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8)
+    labels = {head: torch.zeros(len(clips), dtype=torch.long) for head in model.arm.heads}
+    for step in range(2):
+        pixels = model.preprocess(clips)
+        trainer.step(step, model.arm_inputs(pixels), labels, None)
+    return status("VmHWM") - before
+
+
+if __name__ == "__main__":
+    print(main())

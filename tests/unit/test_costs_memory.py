@@ -1,0 +1,63 @@
+"""The memory that is planned against the peak of processes that really train."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaleup import costs, recipe
+
+PEAK = Path(__file__).with_name("costs_peak.py")
+PAPER = """
+  tubes:
+    a: {kernel: [8, 8, 8], stride: [16, 32, 32], fold: [2, 1, 1]}
+    b: {kernel: [16, 4, 4], stride: [6, 32, 32], offset: [4, 8, 8], fold: [1, 2, 2]}
+    c: {kernel: [4, 12, 12], stride: [16, 32, 32], offset: [0, 16, 16]}
+"""
+COMMON = ["data.batch=2", "train.kernels=library", "train.warmup=0", "arms={}"]
+
+
+def peak(path: Path, *changes: str) -> int:
+    """What tensors take; glibc is told to give back what is freed, which it otherwise holds for a while."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    command = [sys.executable, str(PEAK), str(path), *changes]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def paper(tiny_path: Path, tmp_path: Path) -> Path:
+    """A recipe with the paper's main tubes on clips of 32x224x224."""
+    text = tiny_path.read_text()
+    kept = text[text.index("data:") :]
+    model = "model:\n  input: {frames: 32, size: [224, 224]}\n  frames: {stride: 32}\n  positions: {kind: backbone}"
+    (tmp_path / "paper.yaml").write_text(model + PAPER + kept)
+    return tmp_path / "paper.yaml"
+
+
+def compared(path: Path, *changes: str) -> float:
+    """Planned bytes over those of a process."""
+    read = recipe.load(path, [*COMMON, *changes])
+    return costs.memory(read, {"model": read.arm})["total"] / peak(path, *COMMON, *changes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_a_small_model_peaks_where_it_is_planned_to(paper: Path) -> None:
+    small = ["model.backbone.name=vit_s", "model.backbone.kwargs={depth: 4}", "arm.frozen_depth=1"]
+    assert compared(paper, *small) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.backbone.name=vit_s"],
+        ["model.backbone.name=vit_b", "arm.frozen_depth=9", "arm.gate=true"],
+        ["model.backbone.name=vit_b", "arm.frozen_depth=6", "arm.adapt=lora"],
+    ],
+)
+def test_real_shapes_peak_where_they_are_planned_to(paper: Path, changes: list[str]) -> None:
+    assert compared(paper, *changes) == pytest.approx(1, abs=0.15)
