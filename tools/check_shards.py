@@ -1,6 +1,10 @@
-"""Check everything about a shard directory: sizes, hashes, offsets, labels, keys, and that every sample decodes."""
+"""Check everything about a shard directory: sizes, hashes, offsets, labels, keys, and that every sample decodes.
+
+Of a token cache, which has a shard directory for each dataset, all are checked.
+"""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from scaleup import cli
@@ -9,15 +13,22 @@ from scaleup.data.verify import verify
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    index = read_index(args.shards, changed=True)
-    with cli.progress("checking", len(index.get("shards", []))) as advance:
-        problems = verify(args.shards, advance)
+    sets = [str(index.parent) for index in sorted(Path(args.shards).glob("*/index.json"))]
+    checked = [check(path) for path in sets or [args.shards]]
+    problems = [problem for each in checked for problem in each["problems"]]
     return {
-        "samples": index.get("count"),
+        "samples": sum(each["samples"] or 0 for each in checked),
         "problems": problems,
-        "failures": index.get("failures", []),
+        "failures": [failure for each in checked for failure in each["failures"]],
         "exit": 1 if problems else 0,
     }
+
+
+def check(path: str) -> dict[str, Any]:
+    index = read_index(path, changed=True)
+    with cli.progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
+        problems = verify(path, advance)
+    return {"samples": index.get("count"), "problems": problems, "failures": index.get("failures", [])}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -29,6 +40,6 @@ def show(result: dict[str, Any]) -> None:
 if __name__ == "__main__":
     parser = cli.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
     parser.add_argument(
-        "shards", help="a shard directory, or its address, such as https://host/train or s3://bucket/train"
+        "shards", help="a shard directory or a cache, or its address, such as https://host/train or s3://bucket/train"
     )
     cli.main(run, parser.parse_args(), show)
