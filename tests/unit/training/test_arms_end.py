@@ -133,6 +133,12 @@ def test_a_run_that_was_killed_while_it_wrote_its_models_writes_them_all(
     assert result["arms"]["one"]["directory"] and result["exit"] == 1 and (tmp_path / "out/one/config.json").exists()
 
 
+def test_a_run_that_is_stopped_at_its_last_step_is_complete(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny()
+    assert "stopped" not in run(recipe, {"one": replace(recipe.arm, steps=1)}, stop_after=0)
+    assert (tmp_path / "out/one/config.json").exists() and (tmp_path / "out/result.json").exists()
+
+
 def test_what_has_ended_costs_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pass of the arm, no line, no state of the optimizer; the trunk goes as deep as the others need."""
     recipe = tiny("train.steps=4")

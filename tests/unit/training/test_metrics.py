@@ -29,6 +29,18 @@ def test_tensorboard_gets_every_nth_step_and_numbers_only(tmp_path: Path) -> Non
     assert [(event.step, event.value) for event in board.Scalars("arms/model/loss")] == [(0, 2), (2, 0), (4, -2)]
 
 
+def test_tensorboard_gets_every_validation(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, log_every=2)
+    for step in range(4):
+        metrics.log({"step": step, "arms": {"model": {"loss": 1.0, "valid": {"accuracy": step / 4}}}})
+    metrics.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("arms/model/valid/accuracy")] == [
+        (step, step / 4) for step in range(4)
+    ]
+    assert [event.step for event in board.Scalars("arms/model/loss")] == [0, 2]
+
+
 def test_a_resumed_run_takes_back_what_it_will_write_again(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, log_every=1)
     for step in range(5):
