@@ -31,7 +31,7 @@ def holder(mebibytes: int) -> Side:
 
 def test_a_side_is_measured_in_a_process_that_has_nothing_of_this_one() -> None:
     held = torch.ones(300 * MIB // 4)
-    small, large = (alone(measured, holder, (size,), 1) for size in (1, 200))
+    _, small, large = (alone(measured, holder, (size,), 1) for size in (200, 1, 200))
     assert small["peak_bytes"] < 100 * MIB < held.nbytes
     assert 200 * MIB <= large["peak_bytes"] - small["peak_bytes"] + 20 * MIB <= 260 * MIB
     assert large["infer_seconds"] is large["gflop"] is None and large["step_seconds"] > 0
@@ -129,6 +129,8 @@ def test_figures_of_all_peers_can_be_had(tmp_path: Path) -> None:
     last_quarter = block + 2 * width + head
     assert rows["ViT on each of 32 frames, last quarter trains"]["trained_parameters"] == last_quarter
     assert rows["ViT on each of 8 frames, LoRA in every block"]["trained_parameters"] == TINY.depth * adapters + head
+    probe = 3 * block + 11 * width**2 + 13 * width + head  # the last layer is without a projection, with a query
+    assert rows["V-JEPA 2, frozen, attentive probe, 32 frames"]["trained_parameters"] == probe
     assert rows[LIVE]["trained_parameters"] == last_quarter + 1  # and the gate
     for each in found["rows"]:
         assert min(each[key] for key in ("train_gflop", "step_seconds", "peak_bytes", "clips_per_second")) > 0
