@@ -124,7 +124,8 @@ def train_loader(
 
 def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = alone) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
-    return (dataset.watched(batch, joined(batch.failures)) for batch in in_workers(dataset, steps, workers))
+    # No generator: in a traceback its frame would keep the processes alive.
+    return map(lambda batch: dataset.watched(batch, joined(batch.failures)), in_workers(dataset, steps, workers))
 
 
 class Augmented:
