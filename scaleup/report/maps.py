@@ -28,9 +28,9 @@ def _token_map(spec: TubeSpec, size: Size) -> str:
     times = np.repeat(cover.max(axis=(1, 2))[None], max(2, size[1] // 8), axis=0)  # a strip below: frames
 
     def draw(axes: Axes) -> None:
-        axes.imshow(picture, cmap="viridis", extent=(0, size[2], size[1], 0))
+        axes.imshow(picture, cmap="viridis", vmin=0, extent=(0, size[2], size[1], 0))
         strip = axes.inset_axes((0, -0.22, 1, 0.12))
-        strip.imshow(times, cmap="viridis", aspect="auto", extent=(0, size[0], 0, 1))
+        strip.imshow(times, cmap="viridis", vmin=0, aspect="auto", extent=(0, size[0], 0, 1))
         strip.set(yticks=[], xlabel="frame")
         axes.set(xticks=[], yticks=[], title=f"{spec.name}: {spec.tokens(size)} tokens")
 
