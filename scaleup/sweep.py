@@ -135,7 +135,9 @@ def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> dict[str
     """The results of all parts as one, which is written down and says that the sweep is complete."""
     out = Path(recipe.out)
     results = [json.loads((part.out / RESULT).read_text()) for part in parts]
-    found = {name: arm | {"directory": str(out / name)} for each in results for name, arm in each["arms"].items()}
+    found = {name: arm for each in results for name, arm in each["arms"].items()}
+    for name, arm in found.items():
+        arm["directory"] = arm["directory"] and str(out / name)  # None of an arm that diverged
     drift = {depth: moved for each in results for depth, moved in each["trunk"].get("drift", {}).items()}
     trunk: dict[str, Any] = next((each["trunk"] for each in results if each["trunk"]), {})
     result = results[0] | {
