@@ -43,7 +43,7 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
             + [["all", "", "", _flop(of["forward"]), _flop(of["step"])]]
         )
         yield ""
-    yield from _table([["memory of a device", ""], *([part, in_gib(size)] for part, size in plan["memory"].items())])
+    yield from _table([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan["memory"].items())])
     yield f"of {in_gib(plan['available'])}; the largest batch that fits is {plan['largest_batch']}"
     if len(plan["waves"]) > 1:
         yield f"{len(plan['waves'])} waves: " + "; ".join(", ".join(wave) for wave in plan["waves"])
