@@ -125,7 +125,7 @@ def load(source: str | Path, base: str | None = None, placement: str = "device")
         UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or of
             another shape.
     """
-    directory = _local(source)
+    directory = local(source)
     config = config_file.read(directory)
     whole = (directory / FULL).exists()
     on_disk = config["frozen_depth"] if placement == "disk" else 0
@@ -152,7 +152,7 @@ def _wait_in(path: Path, model: TubeViT) -> set[str]:
 
 def outline(source: str | Path) -> TubeViT:
     """The model of a directory, or of a hub id, on the meta device: its config.json is enough."""
-    return from_config(config_file.read(_local(source)), "meta")
+    return from_config(config_file.read(local(source)), "meta")
 
 
 def load_run(run: str | Path, base: str | None = None, placement: str = "device") -> dict[str, TubeViT]:
@@ -250,7 +250,8 @@ def _base(config: dict[str, Any], backbone: Backbone) -> dict[str, str]:
     return digests
 
 
-def _local(source: str | Path) -> Path:
+def local(source: str | Path) -> Path:
+    """The model directory that ``source`` names, fetched where that is a hub id; UserError if there is none."""
     directory = Path(source)
     if directory.is_dir():
         return directory

@@ -32,13 +32,19 @@ def write_index(path: Path, index: dict[str, Any]) -> None:
     half.replace(path / "index.json")
 
 
-def read_index(path: str | Path, changed: bool = False) -> dict[str, Any]:
-    """The content of ``path/index.json``; UserError if there is none, it is not one of ours, or it was ``changed``."""
+def index_bytes(path: str | Path) -> bytes:
+    """``path/index.json`` as it stands there; UserError if there is none."""
     try:
-        data = storage(path).whole("index.json")
-        index = json.loads(data)
+        return storage(path).whole("index.json")
     except OSError as error:
         raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
+
+
+def read_index(path: str | Path, changed: bool = False) -> dict[str, Any]:
+    """The content of ``path/index.json``; UserError if there is none, it is not one of ours, or it was ``changed``."""
+    data = index_bytes(path)
+    try:
+        index = json.loads(data)
     except (ValueError, RecursionError):
         raise UserError(f"'{path}/index.json' is damaged: it is not JSON") from None
     found = index.get("format") if isinstance(index, dict) else None

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,7 +126,7 @@ def train_loader(
 def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = alone) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
     # No generator: in a traceback its frame would keep the processes alive.
-    return map(lambda batch: dataset.watched(batch, joined(batch.failures)), in_workers(dataset, steps, workers))
+    return map(partial(dataset.watched, joined), in_workers(dataset, steps, workers))
 
 
 class Augmented:
@@ -203,14 +204,14 @@ class TrainSteps(Dataset):
                 position += 1
         return None
 
-    def watched(self, batch: Batch, failures: list[Failure]) -> Batch:
+    def watched(self, joined: Joined, batch: Batch) -> Batch:
         """``batch``; every unreadable sample is named once, by a rank that met it first, and UserError stops the run
-        when ``failures``, those of all ranks, have become too many."""
+        when those of all ranks have become too many."""
         known, count = self.bad[batch.dataset], len(self.shards[batch.dataset])
         for key, reason in batch.failures:
             if key not in known:
                 print(f"dataset '{batch.dataset}': sample '{key}' left out: {reason}", file=sys.stderr)
-        known.update(failures)
+        known.update(joined(batch.failures))
         if len(known) > self.allowed(batch.dataset):
             names = ", ".join(f"'{key}' ({reason})" for key, reason in list(known.items())[:20])
             raise UserError(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scaleup import recipe
 from scaleup.data.decode import BadSample
-from scaleup.data.loader import Batch, TrainSteps, check_heads, train_steps
+from scaleup.data.loader import Batch, Joined, TrainSteps, alone, check_heads, train_steps
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
 
@@ -150,13 +150,20 @@ def cached_sets(data: recipe.Data, cache: str) -> dict[str, CachedSet]:
 
 
 def cached_loader(
-    data: recipe.Data, sets: Mapping[str, CachedSet], seed: int, steps: range, rank: int, world: int
+    data: recipe.Data,
+    sets: Mapping[str, CachedSet],
+    seed: int,
+    steps: range,
+    rank: int,
+    world: int,
+    joined: Joined = alone,
 ) -> Iterator[Batch]:
     """The batches of :func:`scaleup.data.loader.train_loader`, sample for sample, with records for pixels.
 
     Epoch e reads view e mod V.
     """
-    return train_steps(TrainSteps(data, sets, partial(_record, sets), seed, rank, world), data.workers, steps)
+    dataset = TrainSteps(data, sets, partial(_record, sets), seed, rank, world)
+    return train_steps(dataset, data.workers, steps, joined)
 
 
 def _record(sets: Mapping[str, CachedSet], name: str, index: int, epoch: int) -> Tensor:

@@ -89,7 +89,7 @@ class Cached:
         self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
         self.made = next(iter(self.sets.values())).made
         steps = range(start, recipe.train.steps)
-        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, world.rank, world.size)
+        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, world.rank, world.size, world.joined)
 
     def __iter__(self) -> Iterator[Fed]:
         for batch in self.batches:

@@ -13,7 +13,7 @@ from scaleup import cli
 from scaleup.clock import now
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe, Trunk
-from scaleup.training import directory, engine, result
+from scaleup.training import directory, engine, result, sources
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.frozen import settle, settle_kernels
@@ -31,7 +31,8 @@ def run(
 
     It holds recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/ until the run is complete, and then a directory for
     each model, named as its arm is. Where the directory holds an unfinished run of the same recipe, that run goes on
-    from its newest whole checkpoint, to the same weights, bit for bit, on the same number of ranks.
+    from its newest whole checkpoint, to the same weights, bit for bit, on the same number of ranks; what it reads must
+    not have changed.
 
     Args:
         stop_after: seconds after which the run saves a checkpoint and ends early, as it does on SIGTERM and SIGINT.
@@ -90,6 +91,9 @@ class Run:
         self.world = engine.start()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
+        self.sources = sources.digests(recipe)
+        if checkpoint is not None:
+            sources.refuse_changed(checkpoint.state.get("sources", {}), self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
         trunk, kernels = recipe.trunk, recipe.train.kernels
@@ -171,6 +175,7 @@ class Run:
             "precision": self.settled.get("precision", "float32"),
             "kernels": self.kernels,
             "ranks": self.world.size,
+            "sources": self.sources,
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:

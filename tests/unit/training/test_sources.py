@@ -1,0 +1,66 @@
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scaleup.data.index import read_index, write_index
+from scaleup.errors import UserError
+from scaleup.recipe import Model, Recipe, load
+from scaleup.training import sources
+from scaleup.training.run import run
+
+Tiny = Callable[..., Recipe]
+
+
+@pytest.fixture
+def own(tiny_path: Path, tmp_path: Path) -> Tiny:
+    """The tiny recipe on shards of its own."""
+    shutil.copytree(tiny_path.parent / "shapes", tmp_path / "shapes")
+    changes = [f"data.train.{kind}.shards={tmp_path / 'shapes' / kind}-train" for kind in ("videos", "images")]
+    return lambda *more: load(tiny_path, [f"out={tmp_path / 'out'}", *changes, *more])
+
+
+def test_a_run_does_not_go_on_with_other_shards(own: Tiny, tmp_path: Path) -> None:
+    recipe, images = own(), tmp_path / "shapes" / "images-train"
+    arms = {"model": recipe.arm}
+    assert run(recipe, arms, stop_after=0)["stopped"] == 1
+    index, whole = read_index(images), (images / "index.json").read_bytes()
+    index["shards"][0]["sha256"] = "0" * 64
+    write_index(images, {key: value for key, value in index.items() if key != "crc32"})
+    with pytest.raises(UserError, match="has changed since its checkpoint: data.train.images.shards; put it back"):
+        run(recipe, arms, stop_after=0)
+    (images / "index.json").write_bytes(whole)
+    assert run(recipe, arms, stop_after=0)["stopped"] == 2
+
+
+def test_a_run_does_not_go_on_from_another_model(own: Tiny, tmp_path: Path) -> None:
+    """Another seed drew it: the same settings and sizes, other weights."""
+    for seed in (1, 2):
+        recipe = own(f"seed={seed}", f"out={tmp_path / f'seed{seed}'}", "train.steps=1", "train.warmup=0")
+        run(recipe, {"model": recipe.arm})
+    place = tmp_path / "loaded"
+    shutil.copytree(tmp_path / "seed1" / "model", place)
+    recipe = replace(own(), model=Model(load=str(place)))
+    arms = {"model": recipe.arm}
+    assert run(recipe, arms, stop_after=0)["stopped"] == 1
+    (place / "README.md").write_text("other words")
+    assert run(recipe, arms, stop_after=0)["stopped"] == 2
+    shutil.copy(tmp_path / "seed2" / "model" / "model.safetensors", place)
+    with pytest.raises(UserError, match="has changed since its checkpoint: model.load; put it back"):
+        run(recipe, arms, stop_after=0)
+
+
+def test_large_files_are_read_in_pieces_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "PIECE", 10)
+    file, content = tmp_path / "a.safetensors", bytes(range(250)) * 4
+    file.write_bytes(content)
+    digest = sources._files(file).hexdigest()
+    for place in (0, 995, 528):  # in the first piece, in the last, in one between
+        file.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        assert sources._files(file).hexdigest() != digest
+    file.write_bytes(content + b"\0")
+    assert sources._files(file).hexdigest() != digest
+    file.write_bytes(content)
+    assert sources._files(file).hexdigest() == digest
