@@ -18,6 +18,7 @@ from scaleup.transplant.measure import natural_clip, normalise
 
 Tiny = Callable[..., Recipe]
 MIB = 2**20
+DROPOUT = "model.backbone.kwargs.proj_drop_rate"  # with which the last block is computed for all tokens
 
 
 def measured(recipe: Recipe, modality: str) -> tuple[dict[str, int], int]:
@@ -42,7 +43,7 @@ def measured(recipe: Recipe, modality: str) -> tuple[dict[str, int], int]:
     ("modality", "changes"),
     [
         ("image", ["train.kernels=library", "arms.gated.adapt=none", "arms.full.precision=bfloat16"]),
-        ("video", ["train.kernels=lean", "arms.gated.adapt=lora"]),
+        ("video", ["train.kernels=lean", f"{DROPOUT}=0", "arms.low={frozen_depth: 1, gate: true, adapt: lora}"]),
         ("video", ["train.kernels=lean", "arms.gated.adapt=ia3", "arms.full.grad_checkpointing=true"]),
     ],
 )
