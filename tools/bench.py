@@ -32,7 +32,8 @@ def arguments():
     loader.add_argument("--directory", help="where shards are made, or used again (default: a temporary one)")
     loader.add_argument("--clips", type=int, default=96, help="clips a turn (default 96)")
     loader.add_argument("--workers", type=int, default=2, help="processes of each side (default 2)")
-    loader.add_argument("--samples", type=int, default=1000, help="samples over which memory is watched (default 1000)")
+    loader.add_argument("--samples", type=int, default=10_000, help="over which memory is watched (default 10000)")
+    loader.add_argument("--copied", action="store_true", help="videos with x264's defaults (default: as re-encoded)")
     cache = figures.add_parser("cache", help="steps from a token cache against the arm alone; its size and precision")
     cache.add_argument("--backbone", default="vit_b")
     cache.add_argument("--frozen-depth", type=int, default=9, help="frozen blocks (default 9)")
@@ -75,7 +76,7 @@ def run(args):
 
 def show(result):
     print(" ".join(f"{key}={value}" for key, value in result["machine"].items()))
-    for row in result["rows"]:
+    for row in [*result["rows"], *filter(None, [result.get("clips_per_second")])]:
         print(
             " ".join(
                 f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()

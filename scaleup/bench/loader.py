@@ -9,8 +9,10 @@ import multiprocessing
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import av
@@ -23,6 +25,8 @@ from torchvision.transforms import v2
 
 from scaleup import recipe
 from scaleup.bench.turns import alternated, compared, goal, machine, timed
+from scaleup.data.decode import shown_frames
+from scaleup.data.encode import Encoding, encoded
 from scaleup.data.loader import train_loader
 from scaleup.data.shards import Sample, Shards, write_shards
 
@@ -30,6 +34,7 @@ INPUT = recipe.Input(frames=32, size=[224, 224], fps=15.0)
 FPS, SECONDS, HEIGHT, WIDTH = 30, 10, 256, 340  # of the videos, which are as those of Kinetics
 AUGMENT = recipe.Augment(crop_scale=[0.25, 1.0], flip=True)
 BATCH = 4
+Side = Callable[[Shards, int], Iterable[Any]]  # of so many processes, endless batches
 
 
 def loader(
@@ -39,42 +44,51 @@ def loader(
     workers: int = 2,
     repeats: int = 5,
     samples: int = 10_000,
+    copied: bool = False,
 ) -> dict[str, Any]:
     """Each side fills batches of random clips with the same number of processes, in turns with ours.
+
+    ``decode_only`` decodes the frames that ours needs and does nothing with them.
 
     Args:
         directory: where the shards are made, or used again; by default a temporary one.
         videos: how many different ones.
         clips: how many a turn loads; processes start anew in every turn.
         samples: how many are loaded to see whether memory grows; 0: none.
+        copied: videos with x264's defaults, in place of those that make_shards.py --reencode makes of them.
     """
     before = machine()
     with tempfile.TemporaryDirectory() as temporary:
-        shards = videos_in(Path(directory or temporary) / "videos", videos)
-        sides: dict[str, Callable[[Shards, int], Iterable[Any]]] = {"pyav": _pyav, "webdataset": _webdataset}
+        shards = videos_in(Path(directory or temporary) / ("copied" if copied else "videos"), videos, copied)
+        sides: dict[str, Side] = {"pyav": _pyav, "webdataset": _webdataset}
         if importlib.util.find_spec("decord"):
             sides["decord"] = _decord
-        ours = timed(lambda: _taken(_ours(shards, workers), clips))
-        rows: list[dict[str, Any]] = [_memory(shards, workers, samples)] if samples else []
-        for name, side in sides.items():
-            other = timed(lambda side=side: _taken(side(shards, workers), clips))  # type: ignore[misc]
-            row = compared(alternated(ours, other, repeats))
-            speeds = {
-                "clips_per_second": clips / row["seconds"],
-                "other_clips_per_second": clips / row["other_seconds"],
-            }
-            rows.append({"side": name, **row, **speeds})
-        slowest = max(row["ratio"] for row in rows if "ratio" in row)
-        goals = [goal("seconds of a clip, over the fastest other side's", slowest, 0.5)]
-        goals += [goal("growth of memory, as a share", row["growth"], 0.05) for row in rows if "growth" in row]
-    return {"machine": before | {"workers": workers, "decord": "decord" in sides}, "rows": rows, "goals": goals}
+        memory = [_memory(shards, workers, samples)] if samples else []
+        ours = timed(partial(_taken, _ours, shards, workers, clips))
+        others = {name: partial(_taken, side, shards, workers, clips) for name, side in sides.items()}
+        others["decode_only"] = partial(_only_decoded, shards, workers, clips)
+        rows = {name: compared(alternated(ours, timed(other), repeats)) for name, other in others.items()}
+    speeds = {"ours": clips / median(row["seconds"] for row in rows.values()), "decord": None}
+    speeds |= {name: clips / row["other_seconds"] for name, row in rows.items()}
+    goals = [goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in sides), 0.5)]
+    goals += [goal("growth of memory, as a share", row["growth"], 0.05) for row in memory]
+    found = {"workers": workers, "videos": "copied" if copied else "re-encoded"}
+    return {
+        "machine": before | found,
+        "clips_per_second": speeds,
+        "rows": [*memory, *({"side": name, **row} for name, row in rows.items())],
+        "goals": goals,
+    }
 
 
-def videos_in(path: Path, videos: int) -> Shards:
-    """Shards of so many videos as Kinetics has them; those that stand there already."""
+def videos_in(path: Path, videos: int, copied: bool = False) -> Shards:
+    """Shards of so many videos as Kinetics has them, re-encoded unless they are ``copied``; those that stand there
+    already."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = (Sample(f"video{number:04d}", "mp4", video(number), {"label": 0}) for number in range(videos))
+        encoding = Encoding(again=not copied)
+        packed = (encoded(video(number), "mp4", "video", encoding)[1] for number in range(videos))
+        made = (Sample(f"video{number:04d}", "mp4", data, {"label": 0}) for number, data in enumerate(packed))
         write_shards(made, path, "video", {"label": ["any"]}, per_shard=max(1, videos // 4))
     return Shards.open(path)
 
@@ -94,9 +108,9 @@ def video(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _taken(batches: Iterable[Any], clips: int) -> None:
+def _taken(side: Side, shards: Shards, workers: int, clips: int) -> None:
     """Load so many clips, and see that they are clips."""
-    for batch in islice(batches, clips // BATCH):
+    for batch in islice(side(shards, workers), clips // BATCH):
         pixels = getattr(batch, "pixels", batch)
         assert pixels.shape == (BATCH, 3, INPUT.frames, *INPUT.size) and pixels.dtype == torch.uint8, pixels.shape
 
@@ -116,18 +130,39 @@ def _begin(source: random.Random) -> float:
     return source.random() * (SECONDS - (INPUT.frames + 1) / INPUT.fps)
 
 
-class _Clips(Dataset):
-    """Endless samples of the shards, each read at its offset, decoded by ``frames``, then cropped by torchvision."""
+class _Endless(Dataset):
+    """What ``made`` makes of the samples of the shards, each read at its offset, and of the second a clip begins at."""
 
-    def __init__(self, shards: Shards, frames: Callable[[bytes, float], np.ndarray]) -> None:
-        self.shards, self.frames, self.crop = shards, frames, _crop()
+    def __init__(self, shards: Shards, made: Callable[[bytes, float], Any]) -> None:
+        self.shards, self.made = shards, made
 
     def __len__(self) -> int:
         return 1 << 30
 
+    def __getitem__(self, i: int) -> Any:
+        return self.made(self.shards.read(i % len(self.shards)).media, _begin(random.Random(i)))
+
+
+class _Clips(_Endless):
+    """Decoded by ``made``, then cropped by torchvision."""
+
+    def __init__(self, shards: Shards, made: Callable[[bytes, float], np.ndarray]) -> None:
+        super().__init__(shards, made)
+        self.crop = _crop()
+
     def __getitem__(self, i: int) -> Tensor:
-        frames = self.frames(self.shards.read(i % len(self.shards)).media, _begin(random.Random(i)))  # (T, H, W, 3)
+        frames = super().__getitem__(i)  # (T, H, W, 3)
         return self.crop(torch.from_numpy(frames).permute(0, 3, 1, 2)).transpose(0, 1)  # (3, T, h, w)
+
+
+def _only_decoded(shards: Shards, workers: int, clips: int) -> None:
+    """Decode what the frames of so many clips need, as ours does, and nothing else."""
+    list(islice(DataLoader(_Endless(shards, _frames_needed), BATCH, num_workers=workers), clips // BATCH))
+
+
+def _frames_needed(data: bytes, begin: float) -> int:
+    start = begin / (SECONDS - 1 / FPS - (INPUT.frames - 1) / INPUT.fps)
+    return len(shown_frames(data, INPUT.frames, INPUT.fps, [start], lambda frame: True))
 
 
 def _pyav(shards: Shards, workers: int) -> Iterable[Tensor]:

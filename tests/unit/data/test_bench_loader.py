@@ -32,10 +32,20 @@ def test_every_side_decodes_the_same_frames(small):
 def test_figures_of_every_side(small, tmp_path):
     result = bench.loader(str(tmp_path), videos=4, clips=4, workers=1, repeats=1, samples=40)
     sides = {row["side"]: row for row in result["rows"]}
-    assert {"pyav", "webdataset", "memory"} <= sides.keys()
-    assert all(
-        sides[name]["ratio"] > 0 and sides[name]["other_clips_per_second"] > 0 for name in ("pyav", "webdataset")
-    )
+    assert {"pyav", "webdataset", "decode_only", "memory"} <= sides.keys()
+    speeds = result["clips_per_second"]
+    assert speeds.keys() == {"ours", "pyav", "decord", "webdataset", "decode_only"} and speeds["ours"] > 0
+    for name in ("pyav", "webdataset", "decode_only"):
+        assert speeds[name] == pytest.approx(4 / sides[name]["other_seconds"]) and sides[name]["ratio"] > 0
     assert sides["memory"]["samples"] == 40 and sides["memory"]["early_bytes"] > 10**8
     assert abs(sides["memory"]["growth"]) < 0.3  # the same processes are counted both times
     assert [set(goal) for goal in result["goals"]] == [{"what", "measured", "at_most", "met"}] * 2
+
+
+def test_copied_videos_are_those_that_are_re_encoded(small, tmp_path):
+    again, copied = bench.videos_in(tmp_path / "again", 1), bench.videos_in(tmp_path / "copied", 1, copied=True)
+    one, other = again.read(0).media, copied.read(0).media
+    assert other == bench.video(0) != one
+    assert bench._frames_needed(one, bench._begin(random.Random(3))) == 8
+    difference = decode_clip(one, 8, 15).float() - decode_clip(other, 8, 15).float()
+    assert difference.abs().mean() < 6
