@@ -20,7 +20,7 @@ from scaleup.groups import groups
 from scaleup.job import Job
 from scaleup.launcher import Launcher
 from scaleup.recipe import Arm, Recipe
-from scaleup.sweep import Part, collect, parted, summary
+from scaleup.sweep import PARTS, Part, collect, parted, summary
 from scaleup.training import directory
 from scaleup.training.engine import World
 from scaleup.training.result import is_complete
@@ -106,7 +106,7 @@ class Fleet:
                         part, job = running.pop(slot)
                         about = {"part": str(part.out), "arms": list(part.arms), "log": str(job.paths.stderr)}
                         self.outcomes.append(about | self.launcher.result(job))
-                    before, taken = taken, sum(map(_taken, parts))
+                    before, taken = taken, max(taken, sum(_taken(part.out) for part in parts))
                     advance(taken - before, f"{len(running)} jobs, {len(waiting)} to come")
             finally:
                 self._end(running)
@@ -136,10 +136,13 @@ def _ended(outcomes: list[dict[str, Any]], reason: int) -> dict[str, Any]:
     return {"stopped": stopped, "exit": exit_code(reason) if reason else max(each.get("exit", 0) for each in outcomes)}
 
 
-def _taken(part: Part) -> int:
-    """Steps that the arms of a part have taken so far."""
-    last = [_last_line(path) for path in part.out.rglob("metrics.jsonl")]
-    return sum((entry["step"] + 1) * len(entry["arms"]) for entry in last if entry)
+def _taken(out: Path) -> int:
+    """Steps that the arms of a part have taken so far, or of its own parts."""
+    try:
+        last = [_last_line(path) for path in (*out.glob("metrics.jsonl"), *out.glob(f"{PARTS}/*/metrics.jsonl"))]
+        return sum((entry["step"] + 1) * len(entry["arms"]) for entry in last if entry)
+    except OSError:  # a job puts its directory there at this moment
+        return 0
 
 
 def _last_line(path: Path) -> dict[str, Any]:

@@ -139,13 +139,19 @@ class Engine:
         self.groups = [list(group["params"]) for group in groups]
         self.parameters = [parameter for group in self.groups for parameter in group]
         self.used: set[str] = set()
+        used = self.used  # a hook that held the engine would hold it for good (see close)
         for group in groups:
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: self.used.add(unit))
+                parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: used.add(unit))
         self.engine = _deepspeed().initialize(model=module, optimizer=self.optimizer, config=config)[0]
 
     def __call__(self, *inputs: Any) -> Any:
         return self.engine(*inputs)
+
+    def close(self) -> None:
+        """Train no more, and let memory go: torch keeps hooks of parameters, DeepSpeed's too, where Python's garbage
+        collector does not look, so that all they refer to would stay."""
+        self.engine.destroy()
 
     def step(self, loss: Tensor, lr_factor: float) -> float:
         """Backward, and after the last micro-batch of a step one update; returns the norm of the gradient of the

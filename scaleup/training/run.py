@@ -63,6 +63,7 @@ def run(
             resumes = directory.goes_on(recipe, overwrite)  # it may have ended in the meantime
         checkpoint = world.first(saved.newest() if resumes and leads else None)
         training = Run(recipe, arms, checkpoint)
+        stack.callback(training.close)
         if leads and not resumes:
             directory.begin(recipe, overwrite)
             stack.enter_context(directory.held(out))
@@ -119,6 +120,10 @@ class Run:
         settled = settle(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
         kept = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
         return settled | {"cache": {"directory": self.recipe.trunk.cache} | kept}
+
+    def close(self) -> None:
+        for trainer in self.trainers.values():
+            trainer.engine.close()
 
     @property
     def running(self) -> dict[str, ArmTrainer]:

@@ -50,7 +50,9 @@ def start(tool: list[str], rank: int, ranks: int, port: str, log: Path) -> int:
 
 
 def lines(out: Path) -> int:
-    return sum(path.read_text().count("\n") for path in out.rglob("metrics.jsonl"))
+    return sum(
+        path.read_text().count("\n") for path in (*out.glob("metrics.jsonl"), *out.glob("parts/*/metrics.jsonl"))
+    )
 
 
 def exit_code(pid: int, seconds: float = 60) -> int:
@@ -70,7 +72,7 @@ def kill(pids: list[int], out: Path, source: random.Random) -> None:
         time.sleep(source.uniform(0, 1))
     else:
         victims = [source.choice(pids)]
-        goal, end = lines(out) + source.randint(1, 3), time.monotonic() + 10
+        goal, end = lines(out) + source.randint(1, 3), time.monotonic() + 30
         while lines(out) < goal and time.monotonic() < end:
             time.sleep(0.002)
         time.sleep(source.uniform(0, 0.06))

@@ -56,15 +56,18 @@ def test_parts_are_runs_whose_models_stand_side_by_side(
     begins = Run.__init__
 
     def alone(self: Run, *args: object) -> None:
-        gc.collect(0)  # the youngest objects, which are not of an earlier part
         assert not any(reference() for reference in held), "an earlier part is still in memory"
         begins(self, *args)  # type: ignore[arg-type]
-        held.extend(weakref.ref(model) for model in self.models.values())
+        held.extend(weakref.ref(part) for arm in self.trainers.values() for part in (arm.model, arm.engine.engine))
 
     monkeypatch.setattr(Run, "__init__", alone)
     read, out = tiny(*GRID, "train.steps=2"), tmp_path / "out"
-    result = sweep(read, sweep_arms(read))
-    assert bits(out) == whole and len(held) == 5
+    gc.disable()  # else chance decides when
+    try:
+        result = sweep(read, sweep_arms(read))
+    finally:
+        gc.enable()
+    assert bits(out) == whole and len(held) == 10
     assert {path.name for path in out.iterdir()} == {"recipe.yaml", "result.json", "parts", *NAMES}
     assert load_run(out).keys() == set(NAMES)
     assert result["parts"] == [["full", "last"], ["gated", "depth2_lr1e-3"], ["depth2_lr3e-3"]]
@@ -77,6 +80,23 @@ def test_parts_are_runs_whose_models_stand_side_by_side(
     assert sweep_arms(part) == {name: sweep_arms(read)[name] for name in result["parts"][1]}
     with pytest.raises(UserError, match="its run is complete"):
         sweep(read, sweep_arms(read))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_run_that_is_over_lets_its_memory_go(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    held: list[weakref.ref] = []
+    takes = Run.train
+
+    def watched(self: Run, *args: object) -> int:
+        engines = [arm.engine.engine for arm in self.trainers.values()]
+        held.extend(weakref.ref(each) for engine in engines for each in (engine, engine.module, engine.optimizer))
+        return takes(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "train", watched)
+    read = tiny("train.steps=2", f"train.zero_stage={stage}")
+    run(read, sweep_arms(read))
+    gc.collect()
+    assert len(held) == 9 and not any(reference() for reference in held)
 
 
 def test_what_fits_is_one_run(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
@@ -115,11 +135,11 @@ def test_a_sweep_that_is_cut_off_while_models_move_goes_on(
 def test_a_sweep_stops_and_goes_on_in_any_part(
     tiny: Tiny, tmp_path: Path, pairs: None, whole: dict[str, bytes]
 ) -> None:
-    read, said = tiny(*GRID, "train.steps=2"), []
-    while "stopped" in (result := sweep(read, sweep_arms(read), stop_after=0)):
-        assert result["exit"] == 0 and result["out"] == read.out
-        said.append((result["part"], result["stopped"]))
-    assert said == [("1 of 3", 1), ("2 of 3", 1), ("3 of 3", 1)]
+    read = tiny(*GRID, "train.steps=2")
+    for number in (1, 2, 3):
+        result = sweep(read, sweep_arms(read), stop_after=0)
+        assert result == {"out": read.out, "steps": 2, "stopped": 1, "exit": 0, "part": f"{number} of 3"}
+    assert sweep(read, sweep_arms(read), stop_after=0)["arms"].keys() == set(NAMES)
     assert bits(tmp_path / "out") == whole
 
 
