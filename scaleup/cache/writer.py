@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from scaleup.cache.size import samples_of_a_tar
 from scaleup.data.decode import BadSample
 from scaleup.data.index import index_of, write_index, write_json
-from scaleup.data.loader import Augmented, in_workers
+from scaleup.data.loader import Augmented
 from scaleup.data.partial import clear, finished
 from scaleup.data.shards import Sample, Shards, write_shard
 from scaleup.data.taps import lowered, record
+from scaleup.data.workers import in_workers
 from scaleup.errors import UserError
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Recipe

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from scaleup import recipe
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
+from scaleup.data.workers import in_workers, stacked
 from scaleup.errors import UserError, nearest
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 Failure = tuple[str, str]  # key and reason
 Joined = Callable[[list[Failure]], list[Failure]]
 
@@ -126,7 +124,7 @@ def train_loader(
 def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = alone) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
     # No generator: in a traceback its frame would keep the processes alive.
-    return map(partial(dataset.watched, joined), in_workers(dataset, steps, workers))
+    return map(partial(dataset.watched, joined), _batches(dataset, steps, workers))
 
 
 class Augmented:
@@ -240,7 +238,7 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
-    return map(_named, in_workers(dataset, range(len(dataset)), workers))
+    return map(_named, _batches(dataset, range(len(dataset)), workers))
 
 
 @dataclass
@@ -280,22 +278,17 @@ def _batch(
     name: str, shards: Samples, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
 ) -> Batch:
     indices = [index for index, _ in read]
-    # In a loader process that stacks straight into memory which the main process shares.
-    pixels = default_collate([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
+    pixels = stacked([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
     labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
 
 
-def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
-    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one)."""
-    return iter(
-        DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_begin_worker)
-    )
+def _batches(dataset: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
+    made = in_workers(dataset, numbers, workers)
+    return map(partial(_taken, {}), made) if workers else made
 
 
-def _begin_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job, the main one's to handle
-        signal.signal(number, signal.SIG_IGN)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
-        mallopt(M_MMAP_THRESHOLD, 1 << 22)
+def _taken(mapped: dict[int, Tensor], batch: Batch) -> Batch:
+    """``batch`` in memory of its own; the memory in which it came stays mapped here from one batch to the next."""
+    mapped[batch.pixels.data_ptr()] = batch.pixels
+    return replace(batch, pixels=batch.pixels.clone())
