@@ -105,9 +105,9 @@ class TubeSpec:
 
     def gather(self, x: Tensor) -> Tensor:
         """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
-        kt, kh, kw = self.kernel
+        (kt, kh, kw), places = self.kernel, _indices(self, tuple(x.shape[2:]))
         windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
-        windows = windows[_indices(self, tuple(x.shape[2:]))]  # the places that count
+        windows = windows[places]  # those that count
         return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
