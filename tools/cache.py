@@ -8,15 +8,15 @@ import argparse
 from typing import Any
 
 from scaleup import cli, recipe
+from scaleup.amounts import bytes_of
 from scaleup.errors import UserError
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
-    from scaleup.cache import size  # after the recipe: its imports take seconds
-    from scaleup.cache.make import make
+    from scaleup.cache.make import make  # after the recipe: its imports take seconds
 
-    limit = size.parsed(args.limit) if args.limit else None
+    limit = bytes_of(args.limit, "--limit") if args.limit else None
     return make(read, args.depths or depths(read), args.out, args.views, args.precision, limit, args.overwrite)
 
 

@@ -2,13 +2,14 @@
 """What a run would cost, before anything of it is built: tokens, parameters, FLOPs, memory, cache and time."""
 
 from scaleup import cli, recipe
+from scaleup.amounts import bytes_of
 
 
 def arguments():
-    made = cli.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24G --gflops 20000")
+    made = cli.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24GiB --gflops 20000")
     made.add_argument("recipe", help="YAML file that describes a run or a sweep")
     made.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.frozen_depth=9")
-    made.add_argument("--memory", metavar="SIZE", help="of each device, e.g. 24G (default: this machine's)")
+    made.add_argument("--memory", metavar="SIZE", help="of each device, e.g. 24GiB (default: this machine's)")
     made.add_argument("--gflops", type=float, help="10^9 operations a second of a device (default: measured here)")
     made.add_argument("--ranks", type=int, default=1, help="devices that train together (default: 1)")
     made.add_argument("--views", type=int, default=1, help="augmented views of a sample in a token cache (default: 1)")
@@ -18,10 +19,9 @@ def arguments():
 def run(args):
     read = recipe.load(args.recipe, args.changes)
     from scaleup import costs  # after the recipe: its imports take seconds
-    from scaleup.costs import page
 
     arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
-    available = page.bytes_of(args.memory) if args.memory else None
+    available = bytes_of(args.memory, "--memory") if args.memory else None
     return costs.plan(read, arms, args.ranks, available, args.gflops, args.views)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -48,14 +47,6 @@ def cache_bytes(shards: Shards, record: int, views: int) -> int:
 
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
-
-
-def parsed(text: str) -> int:
-    """``200G`` -> bytes; UserError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?)B?", text)
-    if not match:
-        raise UserError(f"--limit {text!r} is no size; allowed are numbers of bytes such as 200G, 1.5T or 800M")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def said(size: float) -> str:

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
-
-from scaleup.errors import UserError
-
-UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def bytes_of(text: str) -> int:
-    """``24G`` or ``24GiB`` -> bytes, in powers of 1024; UserError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:iB|B)?", text)
-    if not match:
-        raise UserError(f"--memory {text!r} is no size; allowed are numbers of bytes such as 24G, 1.5T or 800M")
-    return int(float(match[1]) * 1024 ** UNITS[match[2]])
 
 
 def in_gib(count: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from scaleup import cli, recipe
+from scaleup.amounts import bytes_of
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
 
@@ -57,11 +58,10 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
 
 def _sweep(read: Recipe, arms: Arms, args: argparse.Namespace, limit: float | None) -> dict[str, Any]:
     from scaleup import costs, machines
-    from scaleup.costs import page
     from scaleup.groups import groups
     from scaleup.sweep import sweep
 
-    memory = page.bytes_of(args.memory) if args.memory else None
+    memory = bytes_of(args.memory, "--memory") if args.memory else None
     slurm = _checked(args)
     if args.plan:
         apart = {"machines": [list(group) for group in groups(read, arms, args.machines)]} if args.where else {}

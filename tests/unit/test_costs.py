@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup import costs
-from scaleup.costs import page
 from scaleup.costs.parts import by_part
 from scaleup.costs.sketch import Sketch
 from scaleup.errors import UserError
@@ -171,12 +170,6 @@ def test_a_cache_is_sized_by_its_views(tiny: Tiny) -> None:
     assert one["bfloat16"] > 2 * kinds * width * (videos + images) and one["int8"] < one["bfloat16"]
     assert three["bfloat16"] > one["bfloat16"]
     assert Sketch(recipe, sweep_arms(recipe)).cache_bytes(1) is None  # one arm trains everything
-
-
-def test_sizes_are_said_and_read_in_words() -> None:
-    assert page.bytes_of("24G") == 24 * 2**30 and page.bytes_of("1.5TiB") == 1.5 * 2**40
-    with pytest.raises(UserError, match="--memory 'much' is no size"):
-        page.bytes_of("much")
 
 
 def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:

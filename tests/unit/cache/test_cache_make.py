@@ -143,18 +143,11 @@ def test_what_is_too_large_is_refused_before_anything_is_read(
     monkeypatch.setattr(Shards, "read", nothing)
     monkeypatch.setattr(making, "settle", nothing)
     with pytest.raises(UserError, match=r"the cache takes .* kB, more than --limit allows, 10 kB"):
-        make(frozen(), [2], tmp_path / "out", limit=size.parsed("10k"))
+        make(frozen(), [2], tmp_path / "out", limit=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 9 * 10**5, 10**5))
     with pytest.raises(UserError, match=r"of the 100 kB that are free on the disk .* 5% must stay free"):
         make(frozen(), [2], tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
-
-
-@pytest.mark.parametrize(("text", "wanted"), [("200G", 200e9), ("1.5T", 1.5e12), ("800M", 8e8), ("12kB", 12e3)])
-def test_sizes_are_read(text: str, wanted: float) -> None:
-    assert size.parsed(text) == wanted
-    with pytest.raises(UserError, match="'much' is no size; allowed are"):
-        size.parsed("much")
 
 
 def test_a_depth_that_is_none_is_refused(frozen: Frozen, tmp_path: Path) -> None:
