@@ -6,14 +6,16 @@ import importlib.util
 import io
 import json
 import multiprocessing
+import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -24,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from scaleup import recipe
-from scaleup.bench.turns import alternated, compared, goal, machine, timed
+from scaleup.bench.turns import alternated, compared, goal, machine
 from scaleup.data.decode import shown_frames
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.loader import train_loader
@@ -64,10 +66,10 @@ def loader(
         if importlib.util.find_spec("decord"):
             sides["decord"] = _decord
         memory = [_memory(shards, workers, samples)] if samples else []
-        ours = timed(partial(_taken, _ours, shards, workers, clips))
-        others = {name: partial(_taken, side, shards, workers, clips) for name, side in sides.items()}
-        others["decode_only"] = partial(_only_decoded, shards, workers, clips)
-        rows = {name: compared(alternated(ours, timed(other), repeats)) for name, other in others.items()}
+        ours = partial(_cost, _taken, _ours, shards, workers, clips)
+        others = {name: partial(_cost, _taken, side, shards, workers, clips) for name, side in sides.items()}
+        others["decode_only"] = partial(_cost, _only_decoded, shards, workers, clips)
+        rows = {name: _compared(alternated(ours, other, repeats)) for name, other in others.items()}
     speeds = {"ours": clips / median(row["seconds"] for row in rows.values()), "decord": None}
     speeds |= {name: clips / row["other_seconds"] for name, row in rows.items()}
     goals = [goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in sides), 0.5)]
@@ -79,6 +81,25 @@ def loader(
         "rows": [*memory, *({"side": name, **row} for name, row in rows.items())],
         "goals": goals,
     }
+
+
+class Cost(NamedTuple):
+    """What a turn took: wall seconds, and those that processors worked for it, which others do not lengthen."""
+
+    seconds: float
+    cpu: float
+
+
+def _cost(work: Callable[..., None], *arguments: Any) -> Cost:
+    """Of ``work``, whose processes have ended with it."""
+    began, before = time.perf_counter(), sum(os.times()[:4])
+    work(*arguments)
+    return Cost(time.perf_counter() - began, sum(os.times()[:4]) - before)
+
+
+def _compared(turns: list[tuple[Cost, Cost]]) -> dict[str, float]:
+    cpu = compared([(ours.cpu, other.cpu) for ours, other in turns])
+    return compared([(ours.seconds, other.seconds) for ours, other in turns]) | {"cpu_ratio": cpu["ratio"]}
 
 
 def videos_in(path: Path, videos: int, copied: bool = False) -> Shards:

@@ -37,6 +37,7 @@ def test_figures_of_every_side(small, tmp_path):
     assert speeds.keys() == {"ours", "pyav", "decord", "webdataset", "decode_only"} and speeds["ours"] > 0
     for name in ("pyav", "webdataset", "decode_only"):
         assert speeds[name] == pytest.approx(4 / sides[name]["other_seconds"]) and sides[name]["ratio"] > 0
+        assert sides[name]["cpu_ratio"] > 0
     assert sides["memory"]["samples"] == 40 and sides["memory"]["early_bytes"] > 10**8
     assert abs(sides["memory"]["growth"]) < 0.3  # the same processes are counted both times
     assert [set(goal) for goal in result["goals"]] == [{"what", "measured", "at_most", "met"}] * 2
