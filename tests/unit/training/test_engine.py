@@ -1,12 +1,16 @@
 import subprocess
 import sys
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from scaleup.recipe import Arm, Train
-from scaleup.training.engine import Engine, parameter_groups, start
+from scaleup.training.engine import Engine, World, parameter_groups, start
 
 ZERO = [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}]
 ZERO += [{"zero_stage": 1, "offload": True}, {"zero_stage": 2, "offload": True}]
@@ -164,3 +168,24 @@ def test_several_engines_do_not_disturb_each_other() -> None:
 def test_importing_the_package_does_not_import_deepspeed() -> None:
     code = "import sys, scaleup, scaleup.recipe, scaleup.training.engine; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def join(rank: int, meeting: str, told: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cpu"))
+    told.put((rank, [world.joined([]), world.joined(["a", "b"][:rank]), world.joined([str(rank)] * 2)]))
+    dist.destroy_process_group()
+
+
+def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
+    """None has anything, one has, both have."""
+    context = get_context("spawn")
+    told = context.Queue()
+    ranks = [context.Process(target=join, args=(rank, str(tmp_path / "meeting"), told)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(told.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join()
+    assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"]]
+    assert World(0, 1, torch.device("cpu")).joined(["alone"]) == ["alone"]
