@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scaleup.class_token import first_token, fits, pools_first
+from scaleup.backbones.class_token import first_token, fits, pools_first
 from scaleup.kernels import computed
 from scaleup.tokenizer import Tokenizer, size_of
 from scaleup.trunk import Taps

@@ -112,7 +112,7 @@ def test_what_is_clearly_faster_is_chosen(
     library: float, fast: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block: Any = Clock(library=library, fast=fast)
-    monkeypatch.setattr(kernels, "now", lambda device: block.time)
+    monkeypatch.setattr(kernels, "thread_time", lambda: block.time)
     assert choose(block, torch.zeros(1, 512, 512), {}) == chosen
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from scaleup import recipe
+from scaleup.bench import videos
 from scaleup.data.decode import decode_clip
 
 bench = import_module("scaleup.bench.loader")  # the package has a function of that name
@@ -12,25 +13,25 @@ bench = import_module("scaleup.bench.loader")  # the package has a function of t
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench, "SECONDS", 2)
-    monkeypatch.setattr(bench, "HEIGHT", 64)
-    monkeypatch.setattr(bench, "WIDTH", 80)
+    monkeypatch.setattr(videos, "SECONDS", 2)
+    monkeypatch.setattr(videos, "HEIGHT", 64)
+    monkeypatch.setattr(videos, "WIDTH", 80)
     monkeypatch.setattr(bench, "INPUT", recipe.Input(frames=8, size=[32, 32], fps=15.0))
 
 
 def test_every_side_decodes_the_same_frames(small):
-    video, begin = bench.video(0), 16 / bench.FPS
+    video, begin = videos.video(0), 16 / videos.FPS
     plain = bench.sought_frames(video, begin)
     assert plain.shape == (8, 64, 80, 3)
-    slack = 59 / bench.FPS - 7 / 15
+    slack = 59 / videos.FPS - 7 / 15
     ours = decode_clip(video, 8, 15, begin / slack).permute(1, 2, 3, 0).numpy()
-    wrong = bench.sought_frames(video, begin + 2 / bench.FPS)
+    wrong = bench.sought_frames(video, begin + 2 / videos.FPS)
     assert np.abs(ours.mean(-1) - plain.mean(-1)).mean() < 0.3 * np.abs(wrong.mean(-1) - plain.mean(-1)).mean()
     assert 0 <= bench._begin(random.Random(0)) < 2 - 9 / 15
 
 
 def test_figures_of_every_side(small, tmp_path):
-    result = bench.loader(str(tmp_path), videos=4, clips=4, workers=1, repeats=1, samples=40)
+    result = bench.loader(str(tmp_path), count=4, clips=4, workers=1, repeats=1, samples=40)
     sides = {row["side"]: row for row in result["rows"]}
     assert {"pyav", "webdataset", "decode_only", "memory"} <= sides.keys()
     speeds = result["clips_per_second"]
@@ -44,9 +45,9 @@ def test_figures_of_every_side(small, tmp_path):
 
 
 def test_copied_videos_are_those_that_are_re_encoded(small, tmp_path):
-    again, copied = bench.videos_in(tmp_path / "again", 1), bench.videos_in(tmp_path / "copied", 1, copied=True)
+    again, copied = videos.videos_in(tmp_path / "again", 1), videos.videos_in(tmp_path / "copied", 1, copied=True)
     one, other = again.read(0).media, copied.read(0).media
-    assert other == bench.video(0) != one
+    assert other == videos.video(0) != one
     assert bench._frames_needed(one, bench._begin(random.Random(3))) == 8
     difference = decode_clip(one, 8, 15).float() - decode_clip(other, 8, 15).float()
     assert difference.abs().mean() < 6

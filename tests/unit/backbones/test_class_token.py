@@ -8,7 +8,7 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from scaleup.adapter import Adapt
-from scaleup.class_token import fits, pools_first
+from scaleup.backbones.class_token import fits, pools_first
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Backbone, Input, Model, Positions, Tube
 
