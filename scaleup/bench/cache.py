@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from scaleup.bench.loader import videos_in
 from scaleup.bench.step import described
 from scaleup.bench.turns import alternated, compared, goal, machine, timed
+from scaleup.bench.videos import videos_in
 from scaleup.cache.make import make
 from scaleup.recipe import Arm, Data, Dataset, Recipe, Train, Trunk
 from scaleup.training.mix import WHOLE

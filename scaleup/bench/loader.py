@@ -26,14 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from scaleup import recipe
+from scaleup.bench import videos
 from scaleup.bench.turns import alternated, compared, goal, machine
 from scaleup.data.decode import shown_frames
-from scaleup.data.encode import Encoding, encoded
 from scaleup.data.loader import train_loader
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.shards import Shards
 
 INPUT = recipe.Input(frames=32, size=[224, 224], fps=15.0)
-FPS, SECONDS, HEIGHT, WIDTH = 30, 10, 256, 340  # of the videos, which are as those of Kinetics
 AUGMENT = recipe.Augment(crop_scale=[0.25, 1.0], flip=True)
 BATCH = 4
 Side = Callable[[Shards, int], Iterable[Any]]  # of so many processes, endless batches
@@ -41,7 +40,7 @@ Side = Callable[[Shards, int], Iterable[Any]]  # of so many processes, endless b
 
 def loader(
     directory: str | None = None,
-    videos: int = 24,
+    count: int = 24,
     clips: int = 96,
     workers: int = 2,
     repeats: int = 5,
@@ -54,14 +53,14 @@ def loader(
 
     Args:
         directory: where the shards are made, or used again; by default a temporary one.
-        videos: how many different ones.
+        count: how many different videos.
         clips: how many a turn loads; processes start anew in every turn.
         samples: how many are loaded to see whether memory grows; 0: none.
         copied: videos with x264's defaults, in place of those that make_shards.py --reencode makes of them.
     """
     before = machine()
     with tempfile.TemporaryDirectory() as temporary:
-        shards = videos_in(Path(directory or temporary) / ("copied" if copied else "videos"), videos, copied)
+        shards = videos.videos_in(Path(directory or temporary) / ("copied" if copied else "videos"), count, copied)
         sides: dict[str, Side] = {"pyav": _pyav, "webdataset": _webdataset}
         if importlib.util.find_spec("decord"):
             sides["decord"] = _decord
@@ -102,33 +101,6 @@ def _compared(turns: list[tuple[Cost, Cost]]) -> dict[str, float]:
     return compared([(ours.seconds, other.seconds) for ours, other in turns]) | {"cpu_ratio": cpu["ratio"]}
 
 
-def videos_in(path: Path, videos: int, copied: bool = False) -> Shards:
-    """Shards of so many videos as Kinetics has them, re-encoded unless they are ``copied``; those that stand there
-    already."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        encoding = Encoding(again=not copied)
-        packed = (encoded(video(number), "mp4", "video", encoding)[1] for number in range(videos))
-        made = (Sample(f"video{number:04d}", "mp4", data, {"label": 0}) for number, data in enumerate(packed))
-        write_shards(made, path, "video", {"label": ["any"]}, per_shard=max(1, videos // 4))
-    return Shards.open(path)
-
-
-def video(seed: int) -> bytes:
-    """A picture that slides under noise: H.264 as x264 makes it by default, half a megabyte, as in Kinetics."""
-    rng, buffer = np.random.default_rng(seed), io.BytesIO()
-    ground = rng.integers(0, 255, (HEIGHT // 8 + 40, WIDTH // 8 + 80, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    with av.open(buffer, "w", format="mp4") as file:
-        stream: Any = file.add_stream("libx264", rate=FPS, options={"crf": "23"})
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        for i in range(FPS * SECONDS):
-            picture = ground[i : i + HEIGHT, 2 * i : 2 * i + WIDTH].astype(np.int16)
-            noisy = np.clip(picture + rng.integers(-12, 13, picture.shape), 0, 255).astype(np.uint8)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
-        file.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
 def _taken(side: Side, shards: Shards, workers: int, clips: int) -> None:
     """Load so many clips, and see that they are clips."""
     for batch in islice(side(shards, workers), clips // BATCH):
@@ -137,8 +109,8 @@ def _taken(side: Side, shards: Shards, workers: int, clips: int) -> None:
 
 
 def _ours(shards: Shards, workers: int) -> Iterator[Any]:
-    videos = recipe.Dataset(str(shards.path), {"label": "label"}, augment=AUGMENT)
-    return train_loader(recipe.Data({"videos": videos}, batch=BATCH, workers=workers), INPUT, 0, 1 << 30)
+    dataset = recipe.Dataset(str(shards.path), {"label": "label"}, augment=AUGMENT)
+    return train_loader(recipe.Data({"videos": dataset}, batch=BATCH, workers=workers), INPUT, 0, 1 << 30)
 
 
 def _crop() -> v2.Transform:
@@ -148,7 +120,7 @@ def _crop() -> v2.Transform:
 
 def _begin(source: random.Random) -> float:
     """The second at which a random clip begins."""
-    return source.random() * (SECONDS - (INPUT.frames + 1) / INPUT.fps)
+    return source.random() * (videos.SECONDS - (INPUT.frames + 1) / INPUT.fps)
 
 
 class _Endless(Dataset):
@@ -182,7 +154,7 @@ def _only_decoded(shards: Shards, workers: int, clips: int) -> None:
 
 
 def _frames_needed(data: bytes, begin: float) -> int:
-    start = begin / (SECONDS - 1 / FPS - (INPUT.frames - 1) / INPUT.fps)
+    start = begin / (videos.SECONDS - 1 / videos.FPS - (INPUT.frames - 1) / INPUT.fps)
     return len(shown_frames(data, INPUT.frames, INPUT.fps, [start], lambda frame: True))
 
 
@@ -202,7 +174,7 @@ def sought_frames(data: bytes, begin: float) -> np.ndarray:
 def _every_other(frames: Iterator[av.VideoFrame], begin: float) -> np.ndarray:
     """``INPUT.frames`` at ``INPUT.fps`` from the first frame that is not before ``begin``."""
     after = (frame for frame in frames if frame.time >= begin)  # type: ignore[operator]
-    wanted = islice(after, 0, INPUT.frames * 2, round(FPS / INPUT.fps))
+    wanted = islice(after, 0, INPUT.frames * 2, round(videos.FPS / INPUT.fps))
     return np.stack([frame.to_ndarray(format="rgb24") for frame in wanted])
 
 
@@ -213,8 +185,8 @@ def _decord(shards: Shards, workers: int) -> Iterable[Tensor]:
 def decord_frames(data: bytes, begin: float) -> np.ndarray:
     import decord
 
-    reader, step = decord.VideoReader(io.BytesIO(data), num_threads=1), round(FPS / INPUT.fps)
-    first = round(begin * FPS)
+    reader, step = decord.VideoReader(io.BytesIO(data), num_threads=1), round(videos.FPS / INPUT.fps)
+    first = round(begin * videos.FPS)
     return reader.get_batch(list(range(first, first + INPUT.frames * step, step))).asnumpy()
 
 
