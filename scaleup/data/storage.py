@@ -14,6 +14,7 @@ import fsspec
 
 MAX_OPEN = 64  # files; shards are read a few at a time
 TRIES = 3  # of a request, before a sample is taken to be unreadable
+PAUSE = 0.2  # seconds between two of them
 
 
 class Directory:
@@ -78,7 +79,7 @@ class Remote:
             except Exception as error:  # every protocol has its own
                 if not left:
                     raise OSError(f"{type(error).__name__} {error}") from None
-                time.sleep(0.2)
+                time.sleep(PAUSE)
         raise AssertionError
 
 

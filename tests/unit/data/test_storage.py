@@ -98,7 +98,7 @@ def test_any_protocol_of_fsspec_will_do(shards):
 
 
 def test_requests_are_tried_again(shards, server, monkeypatch):
-    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storages, "PAUSE", 0)
     remote = Shards.open(server.address)
     server.failing = 2
     assert remote.read(3) == shards.read(3)
@@ -119,7 +119,7 @@ def test_what_comes_instead_is_named(shards, server):
 
 @pytest.mark.parametrize("address", ["nosuch://x/train", "pipe://cat x", "http://127.0.0.1:9/none"])
 def test_an_address_that_leads_nowhere_is_one_sentence(address, monkeypatch):
-    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storages, "PAUSE", 0)
     with pytest.raises(UserError, match="is no shard directory"):
         Shards.open(address)
 
@@ -137,7 +137,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_shards_are_checked_from_afar(shards, server, processes, monkeypatch):
-    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storages, "PAUSE", 0)
     assert verify(server.address, processes=processes) == []
     tar = shards.path / "000001.tar"
     whole = tar.read_bytes()
@@ -149,7 +149,7 @@ def test_shards_are_checked_from_afar(shards, server, processes, monkeypatch):
 
 
 def test_a_tar_that_does_not_come_is_a_problem_and_the_others_are_checked(shards, server, monkeypatch):
-    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storages, "PAUSE", 0)
     advanced = []
 
     def fail_next():
