@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on shared cores: threads would only wait for each other
 
 import pytest
+import torch.nn.functional as F
 
 from scaleup import recipe
 from scaleup.data.shapes import make_shapes
@@ -51,3 +53,17 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """``tiny("train.steps=2", ...)``: the recipe with changes; it writes to ``tmp_path / "out"``."""
     return lambda *changes: recipe.load(tiny_path, [f"out={tmp_path / 'out'}", *changes])
+
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """The shapes of the weights of every convolution from now on."""
+    seen: list[tuple] = []
+    original = F.conv2d
+
+    def counted(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tuple(weight.shape))
+        return original(input, weight, *args, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", counted)
+    return seen

@@ -108,11 +108,16 @@ def _video(data: bytes) -> Iterator[tuple[list[av.Packet], np.ndarray]]:
         raise BadSample(reason("video", error)) from None
 
 
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first stream of pictures that move; BadSample where there is sound alone, perhaps with a cover."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise BadSample("no video stream")
+
+
 def _packets(container: av.container.InputContainer) -> tuple[list[av.Packet], np.ndarray]:
-    streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
-    if not streams:
-        raise BadSample("no video stream")  # sound alone, perhaps with a cover
-    stream = streams[0]
+    stream = video_stream(container)
     stream.thread_type, stream.thread_count = "NONE", 1  # starting threads costs more than a small video
     stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a grey patch
     check_pixels(stream.width, stream.height)

@@ -9,11 +9,10 @@ from typing import BinaryIO
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
 from torch import Tensor
 
 from scaleup.data.augment import covering, spatial_views
-from scaleup.data.decode import reason
+from scaleup.data.decode import reason, video_stream
 from scaleup.data.pictures import BadSample, Cut, Pictures
 from scaleup.recipe import Input
 
@@ -29,11 +28,9 @@ def frames(source: str | BinaryIO) -> Iterator[tuple[float, av.VideoFrame]]:
     """
     try:
         with av.open(source) as container:
-            streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
-            if not streams:
-                raise BadSample("no video stream")
-            rate, first, number = float(streams[0].guessed_rate or 25), None, -1
-            for number, frame in enumerate(container.decode(streams[0])):
+            stream = video_stream(container)
+            rate, first, number = float(stream.guessed_rate or 25), None, -1
+            for number, frame in enumerate(container.decode(stream)):
                 second = number / rate if frame.time is None else frame.time
                 first = second if first is None else first
                 yield second - first, frame
