@@ -1,4 +1,4 @@
-"""Directories that appear under their name only when they are complete."""
+"""Directories and files that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -48,3 +48,10 @@ def take_place(temporary: Path, out: Path) -> None:
     old = out.rename(temporary.with_name(temporary.name + "-old"))
     temporary.rename(out)
     shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file beside its place and put it there when it is whole; what stood there stays until then."""
+    half = path.with_name(f".{path.name}.tmp")
+    half.write_text(content)
+    half.replace(path)

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scaleup.errors import UserError, nearest
+from scaleup.files import write_text
 from scaleup.grid import expand
 from scaleup.rules import Reader
 
@@ -202,9 +203,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def save(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe to ``path``; :func:`load` reads it back."""
-    half = Path(path).with_suffix(".tmp")
-    half.write_text(OmegaConf.to_yaml(resolved(recipe)))
-    half.replace(path)
+    write_text(Path(path), OmegaConf.to_yaml(resolved(recipe)))
 
 
 def resolved(recipe: Recipe) -> DictConfig:

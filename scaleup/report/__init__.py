@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from scaleup.checkpoint import load_run
 from scaleup.errors import UserError
+from scaleup.files import write_text
 from scaleup.model import TubeViT
 from scaleup.report import maps, page, plots
 from scaleup.report.confusion import confused, confusions, recall
@@ -39,9 +40,7 @@ def write(
     content = page.document(", ".join(each.name for each in facts), _sections(facts, shards), refresh)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    half = out.with_name(f".{out.name}.tmp")
-    half.write_text(content)
-    half.replace(out)
+    write_text(out, content)
     return {"out": str(out), "runs": {each.name: each.state for each in facts}, "bytes": len(content.encode())}
 
 

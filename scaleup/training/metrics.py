@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from scaleup.files import write_text
+
 
 class Metrics:
     """Appends to ``out/metrics.jsonl`` at every step and to ``out/tensorboard`` at every ``log_every``-th, what arms
@@ -23,9 +25,7 @@ class Metrics:
     def __init__(self, out: Path, log_every: int, start: int = 0) -> None:
         self.log_every, path = log_every, out / "metrics.jsonl"
         self.kept = [entry for entry in read_lines(path) if entry["step"] < start]
-        half = path.with_suffix(".tmp")
-        half.write_text("".join(json.dumps(entry) + "\n" for entry in self.kept))
-        half.replace(path)
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.kept))
         self.lines = path.open("a", buffering=1)
         self.board = SummaryWriter(out / "tensorboard", purge_step=start)
 

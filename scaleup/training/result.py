@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scaleup.files import write_text
 from scaleup.model import TubeViT
 from scaleup.training.models import sizes
 from scaleup.training.step import ArmTrainer
@@ -38,6 +39,4 @@ def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path) -> N
 
 
 def note(result: dict[str, Any], out: Path) -> None:
-    half = (out / RESULT).with_suffix(".tmp")
-    half.write_text(json.dumps(result, indent=2))
-    half.replace(out / RESULT)
+    write_text(out / RESULT, json.dumps(result, indent=2))
