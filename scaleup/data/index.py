@@ -11,6 +11,7 @@ from typing import Any
 
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
+from scaleup.files import write_text
 
 FORMAT = "scaleup-shards-1"
 
@@ -27,9 +28,7 @@ def index_of(
 def write_index(path: Path, index: dict[str, Any]) -> None:
     """Write ``path/index.json``; its first entry is the crc32 of all that follows it."""
     text = json.dumps(index, separators=(",", ":"))[1:]
-    half = path / "index.json.tmp"
-    half.write_text(f'{{"crc32":{zlib.crc32(text.encode())},{text}')
-    half.replace(path / "index.json")
+    write_text(path / "index.json", f'{{"crc32":{zlib.crc32(text.encode())},{text}')
 
 
 def index_bytes(path: str | Path) -> bytes:
@@ -57,9 +56,7 @@ def read_index(path: str | Path, changed: bool = False) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` under a temporary name beside ``path``, then rename."""
-    half = path.with_name(f"{path.name}.tmp")
-    half.write_text(json.dumps(content, separators=(",", ":")))
-    half.replace(path)
+    write_text(path, json.dumps(content, separators=(",", ":")))
 
 
 def file_sha256(path: Path) -> str:
