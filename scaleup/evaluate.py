@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Trunk
-from scaleup.training.engine import World
+from scaleup.training.engine import World, leave
 from scaleup.training.frozen import settle
 
 T = TypeVar("T")
@@ -156,6 +157,7 @@ def processes() -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
+        atexit.register(leave)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -78,8 +79,16 @@ def start() -> World:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port, no network
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
     deepspeed.init_distributed(backend, verbose=False)
+    atexit.register(leave)
     device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave() -> None:
+    """Leave the other processes, while Python still runs: a thread of gloo that lets its last tensor go after that
+    takes the process down (exit code -6)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _deepspeed() -> ModuleType:

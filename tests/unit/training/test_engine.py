@@ -189,3 +189,28 @@ def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
         process.join()
     assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"]]
     assert World(0, 1, torch.device("cpu")).joined(["alone"]) == ["alone"]
+
+
+THREADS = """
+import atexit, os, sys
+from pathlib import Path
+def gloo():
+    return any("gloo" in Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task"))
+atexit.register(lambda: print(gloo()))  # what is registered first runs last
+from scaleup.evaluate import processes
+from scaleup.training.engine import start
+import torch
+{"start": start, "processes": processes}[sys.argv[1]]()
+torch.distributed.all_reduce(torch.ones(2))
+print(gloo())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed by Linux alone")
+@pytest.mark.parametrize("join", ["start", "processes"])
+def test_no_thread_of_gloo_outlives_python(join: str, tmp_path: Path) -> None:
+    """One that lets a tensor go while the interpreter ends takes the process down, once in hundreds of runs."""
+    (tmp_path / "threads.py").write_text(THREADS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launch, tmp_path / "threads.py", join], capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ["False", "False", "True", "True"], done.stderr
