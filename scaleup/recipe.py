@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from scaleup.errors import UserError, nearest
+from scaleup.compose import compose
+from scaleup.errors import UserError
 from scaleup.files import write_text
 from scaleup.grid import expand
 from scaleup.rules import Reader
@@ -185,12 +184,13 @@ class Recipe:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, changed by ``overrides`` such as ``arm.frozen_depth=24``.
+    """Read a recipe, changed by ``overrides`` such as ``arm.frozen_depth=24``, or ``scale=desk`` where it offers
+    variants (:mod:`scaleup.compose`).
 
     Raises UserError with every mistake of the recipe and of the overrides, one a line.
     """
     reader = Reader()
-    given = _merged(Path(path), overrides, reader.mistakes)
+    given = compose(Path(path), overrides, [item.name for item in fields(Recipe)], reader.mistakes)
     valid = reader.settings(Recipe, given)
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), valid))
     assert isinstance(found, Recipe)
@@ -230,19 +230,6 @@ def schedule(arm: Arm, train: Train) -> tuple[int, int]:
     """Steps and warm-up of an arm: its own, or those of the run."""
     steps = train.steps if arm.steps is None else arm.steps
     return steps, train.warmup if arm.warmup is None else arm.warmup
-
-
-def _merged(path: Path, overrides: Sequence[str], mistakes: list[str]) -> Any:
-    """The content of the file with the overrides, not yet held against the schema."""
-    if not path.is_file():
-        near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
-        raise UserError(f"no recipe at {str(path)!r}{near}")
-    mistakes += [f"{change!r} is not key=value" for change in overrides if "=" not in change]
-    try:
-        changes = OmegaConf.from_dotlist([change for change in overrides if "=" in change])
-        return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), changes), resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:

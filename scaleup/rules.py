@@ -188,12 +188,13 @@ class Reader:
         return self._leaf(schema, item.name, value, at, rule)
 
     def _entries(self, given: Any, at: str, read: Callable[..., Any]) -> Any:
-        """A mapping of free names to settings."""
+        """A mapping of free names to settings; an entry that is null is left out."""
         if not isinstance(given, dict):
             self.mistakes.append(f"{at}: {given!r} is not a mapping of names to settings")
             return _BAD
         self.mistakes += [NAME.mistake(at, name) for name in given if not is_name(str(name))]
-        valid = {str(name): read(value, at=f"{at}.{name}.") for name, value in given.items()}
+        kept = {str(name): value for name, value in given.items() if value is not None}
+        valid = {name: read(value, at=f"{at}.{name}.") for name, value in kept.items()}
         return {name: value for name, value in valid.items() if value is not _BAD}
 
     def _lists(self, schema: type, given: Any, at: str) -> Any:

@@ -1,0 +1,110 @@
+"""The content of a recipe file: what it is based on, the variants it offers, and changes from outside.
+
+A recipe may stand on another and offer variants of itself, in groups of which one each is chosen::
+
+    base: b.yaml                       # beside this file; what stands here is merged over it
+    variants:
+      scale:                           # scale=desk on the command line; the first is the default
+        paper: {}
+        desk: {model: {input: {size: [32, 32]}}}
+
+A variant may have variants of its own, and a group may stand in several places: its choice holds in all of them.
+Later wins: base, the file itself, its variants in their order, changes from outside. An entry of a mapping of names (a
+tube, a training set, an arm) that is null is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scaleup.errors import UserError, nearest
+
+
+def compose(path: Path, overrides: Sequence[str], taken: Collection[str], mistakes: list[str]) -> Any:
+    """The content of the file at ``path`` with the variants and changes of ``overrides`` (key=value), plain.
+
+    Args:
+        taken: keys of a recipe, which no group may have.
+        mistakes: a sentence is added for each override that is none.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or there is no such variant.
+    """
+    content = _file(path, ())
+    groups = set(_groups(content, str(path)))
+    if both := sorted(groups & set(taken)):
+        raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, which is a setting of every recipe")
+    pairs = [change.partition("=") for change in overrides]
+    mistakes += [f"{key!r} is not key=value" for key, equals, _ in pairs if not equals]
+    choices = {key: value for key, _, value in pairs if key in groups}
+    changes = [f"{key}={value}" for key, equals, value in pairs if equals and key not in groups]
+    try:
+        chosen = OmegaConf.merge(_chosen(content, choices, str(path)), OmegaConf.from_dotlist(changes))
+        return OmegaConf.to_container(chosen, resolve=True)
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
+    """The content of a file over that of its base."""
+    if not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
+        raise UserError(f"no recipe at {str(path)!r}{near}" + (f"; {str(above[-1])!r} is based on it" if above else ""))
+    if path.resolve() in above:
+        raise UserError(f"the recipe {str(path)!r} is based on itself")
+    try:
+        content = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, DictConfig):
+        raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    merged = OmegaConf.merge(_file(path.parent / str(base), (*above, path.resolve())), content)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _groups(content: Any, where: str) -> Iterator[str]:
+    """The name of every group of variants, those within variants too.
+
+    Raises:
+        UserError: variants are not mappings all the way.
+    """
+    groups = content.get("variants") or {}
+    if not isinstance(groups, DictConfig | dict) or not all(map(_mappings, groups.values())):
+        raise UserError(f"the recipe {where!r}: variants: {groups} is not a mapping of groups to names to settings")
+    for group, variants in groups.items():
+        yield str(group)
+        for changes in variants.values():
+            yield from _groups(changes or {}, where)
+
+
+def _mappings(variants: Any) -> bool:
+    """Whether these are variants: at least one name, each with settings or nothing."""
+    if not isinstance(variants, DictConfig) or not variants:
+        return False
+    return all(changes is None or isinstance(changes, DictConfig) for changes in variants.values())
+
+
+def _chosen(content: DictConfig, choices: Mapping[str, str], where: str) -> DictConfig:
+    """``content`` with the chosen variant of each group merged over it."""
+    groups = content.pop("variants", None) or {}
+    for group, variants in groups.items():
+        name = choices.get(group, next(iter(variants)))
+        if name not in variants:
+            allowed = ", ".join(map(str, variants))
+            raise UserError(f"{group}={name}: {where!r} has {allowed}{nearest(name, list(variants))}")
+        content = OmegaConf.merge(content, _chosen(variants[name] or OmegaConf.create(), choices, where))  # type: ignore[assignment]
+    return content
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}")

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from scaleup import recipe
+from scaleup.errors import UserError
+from scaleup.recipe import Recipe
+
+BASE = """
+model:
+  input: {frames: 32, size: [224, 224]}
+  tubes:
+    cube: {kernel: [8, 8, 8], stride: [16, 32, 32]}
+    long: {kernel: [16, 4, 4], stride: [6, 32, 32]}
+arms: {head: {frozen_depth: 2}, all: {}}
+train: {steps: 300, warmup: 10}
+arm: {lr: 1e-3}
+variants:
+  scale:
+    paper:
+    desk: {model: {input: {size: [32, 32]}}, train: {steps: 60}, arm: {lr: 2e-3}}
+"""
+ROWS = """
+base: base.yaml
+train: {steps: 200}
+variants:
+  row:
+    two: {}
+    one:
+      model: {tubes: {long: null}}
+      arms: {all: null}
+      variants:
+        scale:
+          paper: {model: {tubes: {cube: {fold: [2, 1, 1]}}}}
+          desk: {model: {tubes: {cube: {stride: [8, 8, 8]}}}, arm: {lr: 3e-3}}
+"""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "rows.yaml").write_text(ROWS)
+    return tmp_path / "rows.yaml"
+
+
+def said(read: Recipe) -> tuple:
+    cube = read.model.tubes["cube"]
+    return read.train.steps, read.arm.lr, read.model.input.size[0], list(read.model.tubes), cube.stride[0], cube.fold[0]
+
+
+def test_later_wins_and_a_choice_holds_wherever_its_group_stands(rows: Path) -> None:
+    assert said(recipe.load(rows)) == (200, 1e-3, 224, ["cube", "long"], 16, 1)
+    assert said(recipe.load(rows, ["row=one"])) == (200, 1e-3, 224, ["cube"], 16, 2)
+    assert said(recipe.load(rows, ["scale=desk", "arm.lr=5"])) == (60, 5, 32, ["cube", "long"], 16, 1)
+    assert said(recipe.load(rows, ["scale=desk", "row=one"])) == (60, 3e-3, 32, ["cube"], 8, 1)
+    assert said(recipe.load(rows.with_name("base.yaml"))) == (300, 1e-3, 224, ["cube", "long"], 16, 1)
+
+
+def test_an_entry_that_is_null_is_left_out(rows: Path) -> None:
+    assert list(recipe.load(rows, ["row=one"]).arms) == ["head"]
+    assert list(recipe.load(rows, ["model.tubes.cube=null"]).model.tubes) == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "sentence"),
+    [
+        (ROWS, ["scale=dsk"], "scale=dsk: '.*rows.yaml' has paper, desk; nearest: 'desk'"),
+        (ROWS, ["scal=desk"], "scal: unknown key"),
+        ("base: rows.yaml", [], "rows.yaml' is based on itself"),
+        ("base: bas.yaml", [], "no recipe at '.*bas.yaml'; nearest: 'base.yaml'.*; '.*rows.yaml' is based on it"),
+        ("base: [1]", [], "no recipe at"),
+        ("variants: {seed: {one: {}}}", [], "has variants named 'seed', which is a setting of every recipe"),
+        ("variants: {row: [a]}", [], "variants.*is not a mapping of groups"),
+        ("variants: 3", [], "variants.*is not a mapping of groups"),
+        ("variants: {row: {a: 3}}", [], "variants.*is not a mapping of groups"),
+        ("variants: {row: {}}", [], "variants.*is not a mapping of groups"),
+    ],
+)
+def test_mistakes_are_said(rows: Path, content: str, changes: list[str], sentence: str) -> None:
+    rows.write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        recipe.load(rows, changes)
