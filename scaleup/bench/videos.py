@@ -33,10 +33,11 @@ def video(seed: int) -> bytes:
     ground = rng.integers(0, 255, (HEIGHT // 8 + 40, WIDTH // 8 + 80, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     with av.open(buffer, "w", format="mp4") as file:
         stream: Any = file.add_stream("libx264", rate=FPS, options={"crf": "23"})
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt, stream.thread_count = HEIGHT, WIDTH, "yuv420p", 1
         for i in range(FPS * SECONDS):
             picture = ground[i : i + HEIGHT, 2 * i : 2 * i + WIDTH].astype(np.int16)
             noisy = np.clip(picture + rng.integers(-12, 13, picture.shape), 0, 255).astype(np.uint8)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(noisy, format="rgb24")
+            file.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))  # several threads give other bytes
         file.mux(stream.encode(None))
     return buffer.getvalue()
