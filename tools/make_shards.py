@@ -32,7 +32,16 @@ def shapes(args: argparse.Namespace) -> dict[str, Shards]:
     videos, images = counts(args.videos), counts(args.images)
     with cli.progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
         return make_shapes(
-            wanted(args.out), videos, images, args.seed, args.size, args.frames, args.overwrite, advance=advance
+            wanted(args.out),
+            videos,
+            images,
+            args.seed,
+            args.size,
+            args.frames,
+            args.overwrite,
+            None,
+            advance,
+            args.places,
         )
 
 
@@ -125,6 +134,9 @@ def arguments() -> argparse.ArgumentParser:
     embedded.add_argument("--images", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
     embedded.add_argument("--size", type=int, default=32, help="pixels of a side (default: %(default)s)")
     embedded.add_argument("--frames", type=int, default=16, help="of a video (default: %(default)s)")
+    embedded.add_argument(
+        "--places", action="store_true", help="harder: a quarter of the frame each, label place_motion"
+    )
     return made
 
 

@@ -2,6 +2,10 @@
 
 Everything lives on a torus: a shape starts anywhere and wraps around, its size, when it grows or shrinks, is a
 sawtooth with a random phase. So at every frame position and size are uniform whatever the motion is.
+
+With *places* a scene is harder: each quarter of the frame is such a torus of its own, one with a shape and three with
+dots that move in ways of their own. Videos are then labelled with the motion of the shape together with its quarter:
+a frame tells the quarter and nothing of the motion, what moves tells the motion and, wherever it is, looks alike.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,10 @@ from scaleup.files import new_directory
 FPS = 15
 SPLITS = ("train", "val", "test")
 SHAPES = ["circle", "ring", "square", "bar", "triangle", "star", "cross", "moon"]
+DOT = len(SHAPES)  # what moves in the other quarters, no class
 MOTIONS = ["left", "right", "up", "down", "grow", "shrink"]
+PLACES = ["top left", "top right", "bottom left", "bottom right"]
+PLACE_MOTIONS = [f"{motion} in the {place}" for place in PLACES for motion in MOTIONS]
 CLASSES = {
     "video": {"shape": SHAPES, "motion": MOTIONS},
     "image": {
@@ -66,6 +73,28 @@ def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
     return Scene(shape, motion, *(path % 1.0).T)
 
 
+def draw(rng: np.random.Generator, size: int, frames: int) -> tuple[Scene, np.ndarray]:
+    """A random scene and its pixels (T, size, size, 3)."""
+    scene = sample_scene(rng, frames)
+    return scene, render(scene, size, rng)
+
+
+def sample_places(rng: np.random.Generator, frames: int) -> tuple[list[Scene], int]:
+    """A scene for each of ``PLACES``, each in coordinates of its quarter, and the index of the one that has no dot."""
+    place = int(rng.integers(len(PLACES)))
+    scenes = [sample_scene(rng, frames) for _ in PLACES]
+    return [scene if index == place else replace(scene, shape=DOT) for index, scene in enumerate(scenes)], place
+
+
+def draw_places(rng: np.random.Generator, size: int, frames: int) -> tuple[Scene, np.ndarray, int]:
+    """The random scene that counts, in coordinates of the whole frame, the pixels (T, size, size, 3), and its place."""
+    scenes, place = sample_places(rng, frames)
+    quarters = [render(scene, size // 2, rng) for scene in scenes]
+    pixels = np.concatenate([np.concatenate(quarters[row : row + 2], axis=2) for row in (0, 2)], axis=1)
+    (row, column), scene = divmod(place, 2), scenes[place]
+    return replace(scene, row=(row + scene.row) / 2, column=(column + scene.column) / 2), pixels, place
+
+
 def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw every frame of ``scene``: uint8 (T, size, size, 3)."""
     grid = (np.arange(size) + 0.5) / size
@@ -75,7 +104,9 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     radius = scene.radius[:, None, None]
     x = (dx * math.cos(angle) + dy * math.sin(angle)) / radius  # (T, H, W), in radii
     y = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
-    cover = np.clip(0.5 - _distance(SHAPES[scene.shape], x, y) * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
+    cover = np.clip(0.5 - _distance([*SHAPES, "dot"][scene.shape], x, y) * radius * size, 0, 1)[
+        ..., None
+    ]  # (T, H, W, 1)
     ground = _texture(rng, grid[:, None], grid[None, :], 0.10)[None] + (base := rng.uniform(0.1, 0.5, 3))
     figure = _texture(rng, x / 2, y / 2, 0.05) + base + rng.uniform(0.3, 0.5) + rng.uniform(-0.1, 0.1, 3)  # lighter
     noise = rng.normal(0, 0.06, (*cover.shape[:3], 1))
@@ -96,6 +127,8 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     r = np.hypot(x, y)
     if shape == "circle":
         return r - 0.9
+    if shape == "dot":
+        return r - 0.45
     if shape == "ring":
         return np.abs(r - 0.72) - 0.23
     if shape == "square":
@@ -120,14 +153,21 @@ def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarra
     return np.maximum(np.abs(x) - width, np.abs(y) - height)
 
 
-def make_sample(modality: str, seed: int, split: int, number: int, size: int, frames: int) -> Sample:
+def make_sample(
+    modality: str, seed: int, split: int, number: int, size: int, frames: int, places: bool = False
+) -> Sample:
     """One sample as a file: a pure function of its arguments."""
     rng = np.random.default_rng([seed, split, modality == "video", number])
-    scene = sample_scene(rng, frames if modality == "video" else 1)
-    pixels = render(scene, size, rng)
+    frames = frames if modality == "video" else 1
+    place = {}
+    if places:
+        scene, pixels, quarter = draw_places(rng, size, frames)
+        place = {"place_motion": quarter * len(MOTIONS) + scene.motion}
+    else:
+        scene, pixels = draw(rng, size, frames)
     key = f"{modality}-{SPLITS[split]}-{seed}-{number:06d}"
     if modality == "video":
-        labels = {"shape": scene.shape, "motion": scene.motion}
+        labels = {"shape": scene.shape, "motion": scene.motion} | place
         return Sample(key, "mp4", _mp4(pixels), labels)
     position = int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
     labels = {"shape": scene.shape, "position": position, "size": int(scene.size[0] * 4)}
@@ -154,9 +194,9 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _chunk(task: tuple[str, int, int, range, int, int]) -> list[Sample]:
-    modality, seed, split, numbers, size, frames = task
-    return [make_sample(modality, seed, split, number, size, frames) for number in numbers]
+def _chunk(task: tuple[str, int, int, range, int, int, bool]) -> list[Sample]:
+    modality, seed, split, numbers, size, frames, places = task
+    return [make_sample(modality, seed, split, number, size, frames, places) for number in numbers]
 
 
 def make_shapes(
@@ -169,6 +209,7 @@ def make_shapes(
     overwrite: bool = False,
     processes: int | None = None,
     advance: Callable[[], None] = lambda: None,
+    places: bool = False,
 ) -> dict[str, Shards]:
     """Write the shard directories ``out/videos-train``, ``out/images-val`` and so on.
 
@@ -178,6 +219,7 @@ def make_shapes(
         videos, images: split (train, val, test) to number of samples.
         size: pixels of a side, even.
         advance: called after every sample.
+        places: harder scenes, a quarter of the frame each; videos have the label ``place_motion`` too.
 
     Returns:
         What was written, by name.
@@ -189,12 +231,17 @@ def make_shapes(
     with new_directory(out, overwrite) as temporary:
         for name, (modality, split, count) in wanted.items():
             tasks = [
-                (modality, seed, SPLITS.index(split), range(begin, min(begin + 100, count)), size, frames)
+                (modality, seed, SPLITS.index(split), range(begin, min(begin + 100, count)), size, frames, places)
                 for begin in range(0, count, 100)
             ]
             samples = chain.from_iterable(parallel(_chunk, tasks, processes))
-            write_shards(_counted(samples, advance), temporary / name, modality, CLASSES[modality])
+            write_shards(_counted(samples, advance), temporary / name, modality, _classes(modality, places))
     return {name: Shards.open(Path(out) / name) for name in wanted}
+
+
+def _classes(modality: str, places: bool) -> dict[str, list[str]]:
+    placed = {"place_motion": PLACE_MOTIONS} if places and modality == "video" else {}
+    return CLASSES[modality] | placed
 
 
 def _counted(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:

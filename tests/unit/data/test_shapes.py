@@ -4,8 +4,23 @@ import torch
 
 from scaleup.data import shapes
 from scaleup.data.decode import decode_clip, decode_image
-from scaleup.data.shapes import MOTIONS, SHAPES, Scene, make_sample, make_shapes, render, sample_scene
+from scaleup.data.shapes import (
+    DOT,
+    MOTIONS,
+    PLACE_MOTIONS,
+    PLACES,
+    SHAPES,
+    Scene,
+    make_sample,
+    make_shapes,
+    render,
+    sample_places,
+    sample_scene,
+)
+from scaleup.data.shards import Shards
 from scaleup.errors import UserError
+from scaleup.model import fresh
+from scaleup.recipe import Backbone, Frames, Input, Model, Positions, Tube
 
 
 def scenes(count, frames=16):
@@ -124,3 +139,79 @@ def test_sizes_that_cannot_be_made_are_refused(tmp_path, size, frames):
     with pytest.raises(UserError, match="size is an even number"):
         make_shapes(tmp_path / "out", {"val": 1}, {}, size=size, frames=frames)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_single_frame_tells_the_motion_in_a_place():
+    """One quarter has a shape, all places and motions are as likely, and at every frame the shape is anywhere in it,
+    whatever the motion; dots are too."""
+    rng = np.random.default_rng(0)
+    drawn = [sample_places(rng, 16) for _ in range(6000)]
+    counts = np.zeros((len(PLACES), len(MOTIONS)))
+    for scenes, place in drawn:
+        assert [scene.shape != DOT for scene in scenes] == [index == place for index in range(len(PLACES))]
+        counts[place, scenes[place].motion] += 1
+    assert np.abs(counts - 250).max() < 4.5 * 250**0.5
+    uniform = np.linspace(0, 1, 500)
+    for motion in range(len(MOTIONS)):
+        for these in (
+            [scenes[place] for scenes, place in drawn if scenes[place].motion == motion],
+            [scenes[place - 1] for scenes, place in drawn if scenes[place - 1].motion == motion],
+        ):
+            values = np.array([(scene.row[9], scene.column[9], scene.size[9]) for scene in these])
+            limit = 1.9 / len(these) ** 0.5 + 0.01
+            assert all(distance(values[:, axis], uniform) < limit for axis in range(3))
+
+
+def test_a_place_is_a_quarter_of_the_picture():
+    """The quarter of the label holds what the label says; the picture is put together from four scenes as they are."""
+    scenes, place = sample_places(np.random.default_rng([4, 0, True, 7]), 6)
+    rng = np.random.default_rng([4, 0, True, 7])
+    sample_places(rng, 6)
+    quarters = [render(scene, 16, rng) for scene in scenes]
+    sample = make_sample("video", 4, 0, 7, 32, 6, places=True)
+    motion = scenes[place].motion
+    assert sample.labels == {
+        "shape": scenes[place].shape,
+        "motion": motion,
+        "place_motion": PLACE_MOTIONS.index(f"{MOTIONS[motion]} in the {PLACES[place]}"),
+    }
+    clip = decode_clip(sample.media, 6, shapes.FPS).permute(1, 2, 3, 0).double().numpy()
+    for index, name in enumerate(PLACES):
+        rows = slice(0, 16) if "top" in name else slice(16, 32)
+        columns = slice(0, 16) if "left" in name else slice(16, 32)
+        assert np.abs(clip[:, rows, columns] - quarters[index]).mean() < 12
+    image = make_sample("image", 4, 0, 3, 32, 1, places=True)
+    scenes, place = sample_places(np.random.default_rng([4, 0, False, 3]), 1)
+    row, column = (place // 2 + scenes[place].row[0]) / 2, (place % 2 + scenes[place].column[0]) / 2
+    assert image.labels["position"] == int(4 * row) * 4 + int(4 * column)
+    assert image.labels.keys() == {"shape", "position", "size"}
+
+
+def test_places_cannot_be_told_without_positions():
+    """With quarters exchanged the class is another, and a model without positions answers the same."""
+    tubes = {"short": Tube([8, 8, 8], [8, 8, 8]), "long": Tube([16, 4, 4], [16, 8, 8], [0, 2, 2])}
+    tiny = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    rng = np.random.default_rng(0)
+    scenes, _ = sample_places(rng, 16)
+    pixels = np.concatenate([render(scene, 16, rng) for scene in scenes[:2]], axis=2)  # (T, 16, 32, 3)
+    clip = torch.from_numpy(np.concatenate([pixels, pixels[:, ::-1]], axis=1) / 255).float().permute(3, 0, 1, 2)[None]
+    exchanged = clip.roll(16, -1)
+    differences = {}
+    for kind in ("none", "cosine"):
+        model = Model(
+            backbone=Backbone("timm:vit_tiny_patch16_224", tiny),
+            input=Input(16, [32, 32]),
+            frames=Frames(16),
+            tubes=tubes,
+            positions=Positions(kind),
+        )
+        made = fresh(model, {"place_motion": PLACE_MOTIONS}, seed=0).eval()
+        with torch.no_grad():
+            differences[kind] = (made(clip) - made(exchanged)).abs().max().item()
+    assert differences["none"] < 1e-5 < 1e-3 < differences["cosine"]
+
+
+def test_labels_of_places_are_in_the_index(tmp_path):
+    make_shapes(tmp_path / "out", {"val": 3}, {"val": 2}, frames=4, processes=1, places=True)
+    assert Shards.open(tmp_path / "out/videos-val").classes["place_motion"] == PLACE_MOTIONS
+    assert "place_motion" not in Shards.open(tmp_path / "out/images-val").classes
