@@ -133,8 +133,9 @@ class TubeViT(nn.Module):
 
     def _in_memory(self, index: int) -> nn.Module:
         """A block with its weights, which may be in a file."""
-        block = self.blocks[index]
-        return materialised(self.trunk.blocks, index, self.trunk.file) if self.trunk and on_meta(block) else block
+        if self.trunk is None or index >= self.frozen_depth or not on_meta(self.blocks[index]):
+            return self.blocks[index]
+        return materialised(self.trunk.blocks, index, self.trunk.file)
 
     def place(self, device: torch.device, placement: str = "device") -> TubeViT:
         """Move to a device all but the frozen blocks that wait on the host or in a file."""

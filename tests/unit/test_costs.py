@@ -1,15 +1,17 @@
 """What is said of a run before it begins, against runs that are really taken."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaleup import costs
+from scaleup import checkpoint, costs
 from scaleup.costs.parts import by_part
 from scaleup.costs.sketch import Sketch
 from scaleup.errors import UserError
+from scaleup.model import fresh
 from scaleup.recipe import Arm, Recipe, sweep_arms
 from scaleup.training import models as models_of_runs
 from scaleup.training.run import Run
@@ -187,3 +189,12 @@ def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
     assert arms["last"]["trained_parameters"] == heads + 2 * 24  # and the norm
     totals = {arm["frozen_parameters"] + arm["trained_parameters"] - (name == "gated") for name, arm in arms.items()}
     assert len(totals) == 1  # the same model three times; the gate is one parameter more
+
+
+def test_arms_freeze_more_or_less_than_the_model_that_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny()
+    adapted = fresh(recipe.model, {}, 0).with_arm(2, True, {})
+    recipe.model.load = str(checkpoint.save(adapted, tmp_path / "adapted"))
+    arms = costs.plan(recipe, sweep_arms(recipe), gflops=1)["arms"]
+    assert {name: arm["frozen_depth"] for name, arm in arms.items()} == {"full": 0, "last": 3, "gated": 1}
+    assert arms["full"]["frozen_parameters"] == 0 < arms["gated"]["frozen_parameters"]
