@@ -51,6 +51,30 @@ def compose(path: Path, overrides: Sequence[str], taken: Collection[str], mistak
         raise _unreadable(path, error) from error
 
 
+def combinations(path: Path) -> list[dict[str, str]]:
+    """Every choice of variants that the file at ``path`` offers, ``{group: name}``, the default first.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    content = _file(path, ())
+    list(_groups(content, str(path)))  # refuses what is none
+    return _combinations(content, {})
+
+
+def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
+    made = [chosen]
+    for group, variants in (content.get("variants") or {}).items():
+        made = [
+            deeper
+            for each in made
+            for name in variants
+            if each.get(group, name) == name
+            for deeper in _combinations(variants[name] or {}, each | {group: name})
+        ]
+    return made
+
+
 def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
     """The content of a file over that of its base."""
     if not path.is_file():

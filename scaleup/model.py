@@ -17,9 +17,10 @@ from scaleup import adapter
 from scaleup.adapter import FULL, Adapt
 from scaleup.arm import Arm, Heads, init_head
 from scaleup.backbones import Backbone
-from scaleup.backbones.build import build
+from scaleup.backbones.build import build, extended
 from scaleup.config import FORMAT
 from scaleup.errors import UserError, nearest
+from scaleup.inflation import inflate
 from scaleup.placement import BlockFile, materialised
 from scaleup.recipe import Model
 from scaleup.tokenizer import Preprocess, Tokenizer
@@ -208,6 +209,8 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
     entry, positions = recipe.backbone, recipe.positions
     kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
     backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
+    if entry.fresh_blocks:
+        backbone = extended(backbone, entry.fresh_blocks, seed)
     described = describe(
         backbone,
         seed,
@@ -218,7 +221,10 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return assemble(described, backbone, seed)
+        model = assemble(described, backbone, seed)
+    if recipe.inflate:
+        inflate(model.tokenizer.tubes, backbone)
+    return model
 
 
 def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:

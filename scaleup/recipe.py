@@ -51,6 +51,7 @@ class Backbone:
     name: str = "timm:vit_base_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, the library's own words
     weights: str | None = None  # None: random initialisation; "pretrained"; a file, a directory, a name on a hub
+    fresh_blocks: int = 0  # on top of those that have weights, drawn at random (Table 8)
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Model:
     frames: Frames = field(default_factory=Frames)
     tubes: dict[str, Tube] = field(default_factory=dict)
     interpolate: list[int] | None = None  # one shared kernel of this size for all tubes, e.g. [8, 8, 8]
+    inflate: bool = False  # kernels of the tubes begin as the backbone's patches, inflated in time (Table 5)
     positions: Positions = field(default_factory=Positions)
 
 
@@ -237,6 +239,7 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     if recipe.model.load is not None:
         others = [key for key in given["model"] if key != "load"]
         yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
+    yield from _without_weights(recipe.model)
     if recipe.trunk.placement == "disk" and recipe.model.load is None:
         yield "trunk.placement: disk needs a model that is loaded (model.load), whose backbone has a file to read from"
     if recipe.trunk.placement == "disk" and recipe.trunk.precision == "int8":
@@ -264,6 +267,16 @@ def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
         if recipe.trunk.cache and arm.frozen_depth == 0:
             yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, and a cache (trunk.cache) has none"
         yield from _contradictions_in_time(at, arm, recipe.train)
+
+
+def _without_weights(model: Model) -> Iterator[str]:
+    if model.backbone.weights is None and model.inflate:
+        yield "model.inflate: True takes the patches of an image model, model.backbone.weights names none"
+    if model.backbone.weights is None and (count := model.backbone.fresh_blocks):
+        yield (
+            f"model.backbone.fresh_blocks: {count} are added to a model that has weights, model.backbone.weights names "
+            "none; of one at random change the depth in model.backbone.kwargs"
+        )
 
 
 def _contradictions_in_time(at: str, arm: Arm, train: Train) -> Iterator[str]:

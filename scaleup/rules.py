@@ -67,6 +67,7 @@ SHARDS = Rule("a directory of shards or its address", lambda value: "://" in val
 HEADS = Rule("a mapping of head names to label names", lambda value: all(map(is_name, value)))
 RULES: dict[str, Rule] = {
     "seed": whole(0),
+    "model.backbone.fresh_blocks": whole(0),
     "model.input.frames": whole(1),
     "model.input.size": listing("[height, width]", whole(1)),
     "model.input.fps": above(0),

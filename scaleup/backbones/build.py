@@ -69,6 +69,32 @@ def build(
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
 
 
+def extended(backbone: Backbone, count: int, seed: int) -> Backbone:
+    """A backbone with ``count`` more blocks on top, drawn from ``seed`` (Table 8); its kwargs say the new depth.
+
+    Raises:
+        UserError: other parts of the model depend on its depth.
+    """
+    family, _, own_name = backbone.name.partition(":")
+    library, word = LIBRARIES[family], "depth" if backbone.block_prefix == "blocks." else "layers"
+    kwargs = backbone.kwargs | {word: backbone.depth + count}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        deeper = library.take_apart(library.create(own_name, kwargs, backbone.size), backbone.name)
+    if changed := sorted(_shapes(backbone) ^ _shapes(deeper)):
+        raise UserError(
+            f"{backbone.name!r} takes no fresh blocks: {changed[0][0]} has an entry for each of its blocks; "
+            "allowed are models whose positions are the same for all of them"
+        )
+    return replace(backbone, blocks=[*backbone.blocks, *deeper.blocks[backbone.depth :]], kwargs=kwargs)
+
+
+def _shapes(backbone: Backbone) -> set[tuple]:
+    """Names and shapes of what is not in blocks."""
+    tensors = backbone.stem.state_dict() | backbone.tail.state_dict()
+    return {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
 def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_disk: int) -> Backbone:
     """The backbone of ``vit`` with the weights of a file, all or all but the first ``on_disk`` blocks'."""
     if on_disk and not file.safe:

@@ -1,0 +1,43 @@
+"""Tubes whose kernels begin as the patches of an image model, inflated in time (Table 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from scaleup.backbones import Backbone
+from scaleup.errors import UserError
+from scaleup.tubes import TubeSpec, TubeTokenizer
+
+
+def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
+    """Give each tube the backbone's patch kernel in its central frame, zeros in all others, and the patches' bias.
+
+    This is the central frame initialisation of ViViT (arXiv 2103.15691): at first a tube's token is the patch of its
+    frame t // 2.
+
+    Raises:
+        UserError: there is no tube, or one is not as high and wide as a patch, is folded, or has no kernel of its own.
+    """
+    if not tubes.specs:
+        raise UserError("model.inflate: True, but model.tubes has none to inflate")
+    [patch] = [module for module in backbone.stem.modules() if isinstance(module, nn.Conv2d)]
+    for spec in tubes.specs:
+        _refuse_misfit(spec, backbone, tubes.shared is not None)
+        tube = tubes[spec.name]
+        with torch.no_grad():
+            tube.kernel.zero_()
+            tube.kernel[:, :, spec.kernel[0] // 2] = patch.weight  # (D, 3, h, w)
+            if patch.bias is not None:
+                tube.bias.copy_(patch.bias)
+
+
+def _refuse_misfit(spec: TubeSpec, backbone: Backbone, shared: bool) -> None:
+    patch = tuple(backbone.patch_size)
+    if spec.kernel[1:] == patch and spec.places_per_token == 1 and not shared:
+        return
+    made = "shares an interpolated kernel" if shared else f"has kernel {list(spec.kernel)} and fold {list(spec.fold)}"
+    raise UserError(
+        f"tube {spec.name!r} {made}, and cannot begin as a patch of {backbone.name} (model.inflate); allowed are "
+        f"kernels [t, {patch[0]}, {patch[1]}] of its own, without fold"
+    )
