@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scaleup.backbones.class_token import first_token, fits, pools_first
+from scaleup.errors import UserError
 from scaleup.kernels import computed
 from scaleup.tokenizer import Tokenizer, size_of
 from scaleup.trunk import Taps
@@ -20,14 +21,44 @@ Heads = Mapping[str, list[str]]  # head -> names of its classes
 
 
 class Gate(nn.Module):
-    """Equation 8: h + tanh(alpha) z0, closed at first (alpha = 0)."""
+    """Equation 8: h + tanh(alpha) z0, closed at first (alpha = 0).
 
-    def __init__(self) -> None:
+    alpha is one number, the paper's, or ``channels`` of them: one for each channel of the tokens.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(1))
+        self.alpha = nn.Parameter(torch.zeros(channels))
+
+    @classmethod
+    def of(cls, kind: bool | str, embed_dim: int) -> Gate | None:
+        """What ``gate`` means in a recipe or a ``config.json``, for tokens of this width; None: no gate."""
+        return cls(embed_dim if kind == "channel" else 1) if kind else None
 
     def forward(self, h: Tensor, z0: Tensor) -> Tensor:
         return h + self.alpha.tanh().to(z0.dtype) * z0
+
+    def begin_as(self, other: Gate) -> None:
+        """Let through what another gate does; its one alpha may become that of every channel.
+
+        Raises:
+            UserError: the other one has an alpha for each channel, and this one has not.
+        """
+        if len(other.alpha) > len(self.alpha):
+            raise UserError(
+                f"the gate of this model has an alpha for each of {len(other.alpha)} channels, and an arm can only "
+                "train that further; allowed are gate: channel, and gate: false"
+            )
+        with torch.no_grad():
+            self.alpha.copy_(other.alpha)
+
+
+def alphas(gate: Gate | None) -> dict[str, float | None]:
+    """What is logged of a gate: ``alpha``; where each channel has one their mean, and ``alpha_largest`` in size."""
+    if gate is None:
+        return {"alpha": None}
+    mean = {"alpha": gate.alpha.mean().item()}
+    return mean if len(gate.alpha) == 1 else mean | {"alpha_largest": gate.alpha.abs().max().item()}
 
 
 class Arm(nn.Module):
@@ -42,7 +73,7 @@ class Arm(nn.Module):
     def __init__(
         self,
         tokenizer: Tokenizer | None,
-        gate: bool,
+        gate: Gate | None,
         first: int,
         blocks: list[nn.Module],
         tail: Any,
@@ -50,7 +81,7 @@ class Arm(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.gate = Gate() if gate else None
+        self.gate = gate
         self.blocks = nn.ModuleDict({str(first + index): block for index, block in enumerate(blocks)})
         self.tail = tail
         self.heads = nn.ModuleDict()

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from scaleup.model import TubeViT
 
+GATES = {False: "no", True: "yes", "channel": "one alpha for each channel"}
+
 
 def card(model: TubeViT, kind: str, content: Mapping[str, Tensor]) -> str:
     """The model card: what the model is, what it needs, how to load it."""
@@ -29,7 +31,7 @@ license: {backbone["license"]}
 ---
 A TubeViT on `{backbone["name"]}`: images {config["input"]["size"]} and clips of {config["input"]["frames"]} frames.
 
-- {config["frozen_depth"]} of {model.depth} blocks frozen, gate: {"yes" if config["gate"] else "no"}
+- {config["frozen_depth"]} of {model.depth} blocks frozen, gate: {GATES[config["gate"]]}
 {adapted}- tubes: {tubes or "none"}
 - heads: {heads}
 - this directory is a **{kind}** of {size:,} numbers. {needs}

@@ -49,7 +49,7 @@ class Config:
     interpolate: list[int] | None
     positions: recipe.Positions
     frozen_depth: int
-    gate: bool
+    gate: bool | str  # as an arm's in a recipe
     adapter: Adapter | None
     heads: dict[str, list[str]]  # head -> names of its classes
 

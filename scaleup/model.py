@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scaleup import adapter
 from scaleup.adapter import FULL, Adapt
-from scaleup.arm import Arm, Heads, init_head
+from scaleup.arm import Arm, Gate, Heads, init_head
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build, extended
 from scaleup.config import FORMAT
@@ -59,7 +59,8 @@ class TubeViT(nn.Module):
         self.preprocess = Preprocess(**config["input"])
         self.trunk = Trunk(tokenizer, blocks[:frozen], file) if frozen else None
         own_tokenizer = None if frozen else tokenizer
-        self.arm = Arm(own_tokenizer, config["gate"], frozen, blocks[frozen:], tail, config["heads"])
+        gate = Gate.of(config["gate"], tokenizer.embed_dim)
+        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config["heads"])
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -87,7 +88,9 @@ class TubeViT(nn.Module):
         """What the arm is fed for x: the trunk's taps, or x itself where nothing is frozen."""
         return self.trunk(x, [self.frozen_depth])[self.frozen_depth] if self.trunk is not None else x
 
-    def with_arm(self, frozen_depth: int, gate: bool, heads: Heads, seed: int = 0, adapt: Adapt = FULL) -> TubeViT:
+    def with_arm(
+        self, frozen_depth: int, gate: bool | str, heads: Heads, seed: int = 0, adapt: Adapt = FULL
+    ) -> TubeViT:
         """The same model frozen elsewhere; what is frozen is shared with this one (no copy), what trains is its own.
 
         Heads that this model has with the same classes are copied, and so is its adapter; others are drawn from (seed,
@@ -95,7 +98,7 @@ class TubeViT(nn.Module):
         must not be trained.
 
         Raises:
-            UserError: the depth does not fit, or the adapter, or this model has another one.
+            UserError: the depth does not fit, or the adapter or the gate, or this model has another one.
         """
         self._refuse_other_adapter(frozen_depth, adapt)
         config = copy.deepcopy(self.config) | {
@@ -120,7 +123,7 @@ class TubeViT(nn.Module):
             else:
                 init_head(head, name, seed)
         if made.arm.gate is not None and self.arm.gate is not None:
-            made.arm.gate.load_state_dict(self.arm.gate.state_dict())
+            made.arm.gate.begin_as(self.arm.gate)
         return made
 
     def _refuse_other_adapter(self, frozen_depth: int, adapt: Adapt) -> None:

@@ -215,10 +215,11 @@ def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
                 f"depth {depth} does not fit a model of {model.depth} blocks; allowed are 0 to {model.depth}"
             )
     gate, below = model.arm.gate, model.frozen_depth
-    if gate is not None and gate.alpha.item() and chosen[-1] > below:
+    if gate is not None and gate.alpha.any() and chosen[-1] > below:
         raise UserError(
-            f"the gate of this model is open (alpha {gate.alpha.item():.3g}), and what a trunk without it gives above "
-            f"depth {below} is not this model's; allowed are depths 0 to {below}, or the model that its run began from"
+            f"the gate of this model is open (alpha {gate.alpha.abs().max().item():.3g}), and what a trunk without it "
+            f"gives above depth {below} is not this model's; allowed are depths 0 to {below}, or the model that its "
+            "run began from"
         )
     return chosen
 

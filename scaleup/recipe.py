@@ -125,7 +125,7 @@ class Arm:
     """What trains above the trunk. ``frozen_depth`` blocks are frozen; 0 trains everything, tubes included."""
 
     frozen_depth: int = 0
-    gate: bool = False
+    gate: bool | str = False  # true: one alpha, the paper's; "channel": one for each channel
     adapt: str = "full"  # the late blocks: full | lora | dora | ia3 (adapters on frozen weights) | none (frozen)
     lora_rank: int = 8  # of lora and dora, whose products are scaled by lora_alpha / lora_rank
     lora_alpha: float = 16.0

@@ -65,6 +65,7 @@ def is_name(key: str) -> bool:
 NAME = Rule("a name made of letters, digits, '_' and '-'", is_name)
 SHARDS = Rule("a directory of shards or its address", lambda value: "://" in value or Path(value).is_dir())
 HEADS = Rule("a mapping of head names to label names", lambda value: all(map(is_name, value)))
+GATE = one_of(False, True, "channel")
 RULES: dict[str, Rule] = {
     "seed": whole(0),
     "model.backbone.fresh_blocks": whole(0),
@@ -86,6 +87,7 @@ RULES: dict[str, Rule] = {
     "model.adapter.kind": one_of("lora", "dora", "ia3"),
     "model.adapter.rank": whole(1),
     "model.adapter.alpha": above(0),
+    "model.gate": GATE,
     "data.batch": whole(1),
     "data.workers": whole(0),
     "data.window": whole(1),
@@ -100,6 +102,7 @@ RULES: dict[str, Rule] = {
     "data.valid.shards": SHARDS,
     "data.valid.heads": HEADS,
     "arm.frozen_depth": whole(0),
+    "arm.gate": GATE,
     "arm.adapt": one_of("full", "lora", "dora", "ia3", "none"),
     "arm.lora_rank": whole(1),
     "arm.lora_alpha": above(0),

@@ -39,8 +39,9 @@ def _refuse_what_timm_lacks(model: TubeViT) -> str:
         reason = f"its backbone is one of {library}"
     elif model.config["adapter"]:
         reason = "it has an adapter; add --merge"
-    elif gate is not None and gate.alpha.item() != 0:
-        reason = f"its gate is open (tanh(alpha) = {gate.alpha.tanh().item():.3f}) and adds z0 to a block's output"
+    elif gate is not None and gate.alpha.any():
+        most = gate.alpha.tanh().abs().max().item()
+        reason = f"its gate is open (tanh(alpha) = {most:.3f}) and adds z0 to a block's output"
     elif model.config["positions"]["kind"] != "backbone":
         reason = f"its positions ({model.config['positions']['kind']}) are not the backbone's own"
     if reason:

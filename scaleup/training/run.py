@@ -41,8 +41,9 @@ def run(
         ``{"out", "steps", "trunk_seconds", "trunk", "kernels", "arms": {name: {"directory", "frozen_depth",
         "frozen_parameters", "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha", "steps",
         "ended", "diverged", "best_step", "valid_accuracy"}}}``, also written to ``result.json``. Seconds are means over
-        the steps after the first few, the loss is the mean over the last tenth of them, alpha is None without a gate;
-        for ``trunk`` see :func:`scaleup.training.frozen.settle`. An arm took ``steps``, and ``ended`` as
+        the steps after the first few, the loss is the mean over the last tenth of them; alpha is None without a gate,
+        and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
+        :func:`scaleup.training.frozen.settle`. An arm took ``steps``, and ``ended`` as
         :class:`scaleup.training.standing.Standing` says. Where arms are validated, a model is what it was after
         ``best_step``, with ``valid_accuracy``. An arm that ``diverged`` at a step has no directory, and ``"exit"`` is
         then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and the exit code

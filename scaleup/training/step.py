@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scaleup.arm import Arm
+from scaleup.arm import Arm, alphas
 from scaleup.clock import now
 from scaleup.model import TubeViT
 from scaleup.recipe import Arm as Settings
@@ -75,7 +75,7 @@ class ArmTrainer:
         loss = torch.stack(list(losses.values())).mean()
         entry = self._measured(loss, losses, logits, {head: each[rows] for head, each in labels.items()})
         entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
-        return entry | {"alpha": self._alpha(), "seconds": now(self.world.device) - began}
+        return entry | alphas(self.model.arm.gate) | {"seconds": now(self.world.device) - began}
 
     def fault(self, step: int, entry: Mapping[str, Any]) -> str | None:
         """Why a whole step was one too many, if it was: what it gave is no number. The same on all ranks."""
@@ -127,17 +127,13 @@ class ArmTrainer:
             "precision": self.settings.precision,
             "arm_seconds": settled_mean(self.seconds) if last else None,
             "loss": statistics.fmean(last) if last else None,
-            "alpha": self._alpha(),
+            **alphas(self.model.arm.gate),
             "steps": self.standing.steps,
             "ended": self.standing.ended,
             "diverged": self.standing.steps if self.standing.ended == "diverged" else None,
             "best_step": self.standing.best_step,
             "valid_accuracy": self.standing.valid_accuracy,
         }
-
-    def _alpha(self) -> float | None:
-        gate = self.model.arm.gate
-        return None if gate is None else gate.alpha.item()
 
     def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> dict[str, Any]:
         """Loss, and loss and accuracy of each head: means over the batches of all ranks."""

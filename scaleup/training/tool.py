@@ -124,6 +124,7 @@ def _outcome(arm: dict[str, Any]) -> str:
     if arm["diverged"] is not None:
         return f", diverged at step {arm['diverged']}: no model is written"
     alpha = "" if arm["alpha"] is None else f", alpha {arm['alpha']:.4f}"
+    alpha += f" (largest {arm['alpha_largest']:.4f})" if "alpha_largest" in arm else ""
     early = f", ended early after {arm['steps']} steps" if arm["ended"] == "early" else ""
     best = "" if arm["best_step"] is None else f", accuracy {arm['valid_accuracy']:.2%} after step {arm['best_step']}"
     return f", {arm['arm_seconds']:.4f} s a step, loss {arm['loss']:.4f}{alpha}{early}{best}"
