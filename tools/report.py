@@ -6,7 +6,7 @@ import time
 from scaleup import cli
 from scaleup.errors import UserError
 
-EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-val
+EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-val --probe runs/probe
   tools/report.py runs/sweep --out report.html --watch 30"""
 
 
@@ -15,6 +15,8 @@ def arguments():
     made.add_argument("runs", nargs="+", metavar="run", help="run directory")
     made.add_argument("--out", required=True, help="the page")
     made.add_argument("--shards", help="shards on which complete runs are compared class by class")
+    profile = "depth profile of tools/probe.py to stand beside the sweep (default: probe/ in the model it began from)"
+    made.add_argument("--probe", metavar="DIR", help=profile)
     made.add_argument("--watch", type=int, metavar="SECONDS", help="write it anew every so often, until runs complete")
     return made
 
@@ -25,9 +27,9 @@ def run(args):
     if args.watch is not None and args.watch < 1:
         raise UserError(f"--watch {args.watch} is not at least 1 second")
     while True:
-        result = report.write(args.runs, args.out, args.shards, args.watch)
+        result = report.write(args.runs, args.out, args.shards, args.watch, args.probe)
         if args.watch is None or all(state.startswith("complete") for state in result["runs"].values()):
-            return report.write(args.runs, args.out, args.shards)
+            return report.write(args.runs, args.out, args.shards, probe=args.probe)
         time.sleep(args.watch)
 
 

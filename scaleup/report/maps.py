@@ -32,9 +32,9 @@ def _token_map(spec: TubeSpec, size: Size) -> str:
         strip = axes.inset_axes((0, -0.22, 1, 0.12))
         strip.imshow(times, cmap="viridis", vmin=0, aspect="auto", extent=(0, size[0], 0, 1))
         strip.set(yticks=[], xlabel="frame")
-        axes.set(xticks=[], yticks=[], title=f"{spec.name}: {spec.tokens(size)} tokens")
+        axes.set(xticks=[], yticks=[], title=f"{spec.name}: {spec.tokens(size)}")
 
-    return svg(f"where {spec.name} looks", draw, (3.2, 3.6))
+    return svg(f"where {spec.name} looks", draw, (2.2, 2.6))
 
 
 @torch.no_grad()
@@ -58,4 +58,4 @@ def _kernel(model: TubeViT, name: str) -> str:
         axes.imshow(framed.flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
         axes.set(xticks=[], yticks=[], title=f"{name}: {c} of {len(tube.bias)} channels, over time")
 
-    return svg(f"kernel of {name}", draw, (6.4, min(8.0, 0.8 + 6.4 * c * (h + 1) / (t * (w + 1)))))
+    return svg(f"kernel of {name}", draw, (4.7, min(6.0, 0.6 + 4.7 * c * (h + 1) / (t * (w + 1)))))

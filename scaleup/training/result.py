@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scaleup.environment import environment
 from scaleup.files import write_text
 from scaleup.model import TubeViT
 from scaleup.training.models import sizes
@@ -20,12 +21,13 @@ def is_complete(out: Path) -> bool:
 
 
 def arms(trainers: Mapping[str, ArmTrainer], out: str) -> dict[str, Any]:
-    """``{"arms": ...}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm diverged."""
+    """``{"arms", "environment"}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm
+    diverged."""
     found = {name: {**sizes(trainer.model), **trainer.result()} for name, trainer in trainers.items()}
     for name, arm in found.items():
         arm["directory"] = str(Path(out) / name) if arm["diverged"] is None else None
     lost = any(arm["diverged"] is not None for arm in found.values())
-    return {"arms": found} | ({"exit": 1} if lost else {})
+    return {"arms": found, "environment": environment()} | ({"exit": 1} if lost else {})
 
 
 def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path) -> None:

@@ -1,5 +1,6 @@
 """The page on runs: what it holds, and that a browser shows it."""
 
+import html
 import json
 import re
 import shutil
@@ -12,13 +13,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from scaleup import report
+from scaleup import costs, report
 from scaleup.checkpoint import load_run
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
-from scaleup.recipe import Recipe, sweep_arms
-from scaleup.report import facts, plots
+from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.report import classes, facts, plots
 from scaleup.report.confusion import confused, confusions, recall
+from scaleup.sweep import sweep
 from scaleup.training.run import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
@@ -35,7 +37,7 @@ def swept(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
 
 
 def shards_of(run: Path) -> str:
-    return facts.read(run).recipe["data"]["train"]["videos"]["shards"]
+    return facts.read(run).recipe.data.train["videos"].shards
 
 
 def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> None:
@@ -46,41 +48,52 @@ def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> 
     page = (tmp_path / "page.html").read_text()
     result = json.loads((swept / "result.json").read_text())
     for name, arm in result["arms"].items():
-        row = re.search(rf"<tr><td>{name}</td>(.*?)</tr>", page)
+        row = re.search(rf"<tr><td><span[^>]*></span>{name}</td>(.*?)</tr>", page)
         assert row is not None
         cells = re.findall(r"<td>(.*?)</td>", row[1])
         assert cells[0] == str(arm["frozen_depth"]) and cells[1] == f"{arm['trained_parameters']:,}"
-        assert cells[3] == f"{100 * arm['valid_accuracy']:.2f}" and cells[6] == arm["ended"]
-    for said in ("loss, a running mean", "accuracy against frozen depth", "accuracy against cost", "alpha of the gate"):
+        assert cells[3] == f"{100 * arm['valid_accuracy']:.2f}" and cells[-1] == arm["ended"]
+    for said in ("loss, a running mean", "motion: accuracy against frozen depth", "motion: accuracy against cost"):
         assert f"<figcaption>{said}" in page
-    for title in ("where tubes look", "kernels", "confusion", "recipe", "Environment"):
+    assert "<figcaption>alpha of the gate" in page and "of validation, one view" not in page
+    assert "Accuracy (top-1) of out: validation, one view, at its best." in page
+    for title in ("where tubes look", "kernels", "Class by class", "recipe", "Environment"):
         assert re.search(rf"<h2>[^<]*{title}", page), title
-    assert "weight_decay: 0.1" in page and "torch 2" in page
+    assert "weight_decay: 0.1" in page and "torch: 2" in page and "where out was trained" in page
     assert not re.search(r'(src|href)="(?!data:)[^#"]', page.replace('href="#', "")), "something is fetched"
     assert len(list(tmp_path.glob("*.html"))) == 1 and not list(tmp_path.glob(".*"))
 
 
+MEASURED = """<script>
+const boxes = query => [...document.querySelectorAll(query)].map(each => each.getBoundingClientRect());
+document.title = JSON.stringify({
+  plots: boxes("svg").map(box => [box.width, box.height]),
+  letters: Math.min(...boxes("svg text").filter(box => box.height).map(box => Math.min(box.width, box.height))),
+  page: document.documentElement.scrollWidth,
+  window: window.innerWidth,
+});
+</script></body>"""
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
-def test_a_browser_shows_every_plot_and_complains_of_nothing(swept: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_every_plot_and_complains_of_nothing(swept: Path, tmp_path: Path, width: int) -> None:
+    """500 pixels are the narrowest window that Chromium opens."""
     report.write([swept], tmp_path / "page.html", shards_of(swept))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--window-size=390,844"]
+    flags += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={width},844"]
     shown = tmp_path / "shown.html"
-    script = "<script>document.title = [...document.querySelectorAll('svg')].map(e => e.getBoundingClientRect())"
-    script += (
-        ".map(r => [r.width, r.height].map(Math.round)).join(';') + '|' + document.body.scrollWidth</script></body>"
-    )
-    shown.write_text((tmp_path / "page.html").read_text().replace("</body>", script))
+    shown.write_text((tmp_path / "page.html").read_text().replace("</body>", MEASURED))
     command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", shown.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None
-    sizes, width = title[1].split("|")
-    plots = [tuple(map(int, each.split(","))) for each in sizes.split(";")]
-    assert len(plots) == (tmp_path / "page.html").read_text().count("<svg") >= 8
-    assert all(100 < w <= int(width) and h > 60 for w, h in plots)
-    assert int(width) <= 500  # a phone need not scroll sideways
+    found = json.loads(html.unescape(title[1]))
+    assert len(found["plots"]) == (tmp_path / "page.html").read_text().count("<svg") >= 8
+    assert all(100 < w <= found["window"] and h > 60 for w, h in found["plots"])
+    assert found["page"] <= found["window"] == width, "a phone would scroll sideways"
+    assert found["letters"] > 7, "too small to read"
 
 
 def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -91,8 +104,8 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe],
     result = report.write([tmp_path / "out"], tmp_path / "page.html", refresh=30)
     assert result["runs"] == {"out": "unfinished: 1 of 40 steps so far"}
     page = (tmp_path / "page.html").read_text()
-    assert '<meta http-equiv="refresh" content="30">' in page and "not yet" in page
-    assert "No arm was validated" in page and "where tubes look" not in page
+    assert '<meta http-equiv="refresh" content="30">' in page and page.count("step 1 of 40") == 3
+    assert "No arm was validated" in page and "Not drawn: " in page and "holds no trained arms yet" in page
 
 
 def test_confusions_add_up_to_what_evaluation_says(swept: Path) -> None:
@@ -124,3 +137,94 @@ def test_what_is_no_run_is_named_with_those_near(swept: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"is not the directory of a run, it has no recipe\.yaml; below it: .*/out"):
         report.write([tmp_path], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.fixture
+def parted(tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A complete sweep of four arms, two of them from a grid, in two parts."""
+
+    def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
+        pairs = list(arms.items())
+        return [dict(pairs[:2]), dict(pairs[2:])] if len(pairs) > 2 else [arms]
+
+    monkeypatch.setattr(costs, "waves", waves)
+    recipe = tiny("grid.frozen_depth=[2]", "grid.lr=[1e-3]", "train.steps=2")
+    sweep(recipe, sweep_arms(recipe))
+    return tmp_path / "out"
+
+
+def test_a_sweep_in_parts_shows_the_curves_of_all_of_them(parted: Path, tmp_path: Path) -> None:
+    found = facts.read(parted)
+    assert found.state == "complete, 2 steps" and list(found.arms) == ["full", "last", "gated", "depth2_lr1e-3"]
+    assert all(found.series(arm, "loss")[0] == [0, 1] for arm in found.arms)
+    report.write([parted], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    (loss,) = re.findall(r'<svg role="img" aria-label="out loss".*?</svg>', page, re.DOTALL)
+    assert all(f">{arm}</text>" in loss for arm in found.arms)
+
+
+def test_a_sweep_in_parts_that_is_unfinished_says_what_there_is(parted: Path, tmp_path: Path) -> None:
+    (parted / "result.json").unlink()
+    second = parted / "parts" / "02"
+    (second / "result.json").unlink()
+    lines = (second / "metrics.jsonl").read_text().splitlines()
+    (second / "metrics.jsonl").write_text(lines[0] + "\n")
+    shutil.rmtree(parted / "gated")
+    result = report.write([parted], tmp_path / "page.html")
+    assert result["runs"] == {"out": "unfinished: 1 of 2 parts are complete, 6 of 8 steps of all arms so far"}
+    page = (tmp_path / "page.html").read_text()
+    rows = re.findall(r"<tr><td><span[^>]*></span>(.*?)</td><td>(.*?)</td>.*?<td>([^<]*)</td></tr>", page)
+    assert rows == [
+        ("full", "0", "complete"),
+        ("last", "3", "complete"),
+        ("gated", "1", "step 1 of 2"),
+        ("depth2_lr1e-3", "2", "step 1 of 2"),
+    ]
+    assert "How many tokens see each pixel" in page  # the arms that are complete are there
+    (second / "metrics.jsonl").unlink()
+    assert facts.read(parted).stands("gated") == "not begun"
+
+
+@pytest.fixture
+def profile(swept: Path, tmp_path: Path) -> Path:
+    """A depth profile of the model that a run says it began from."""
+    rows = [{"depth": 0, "accuracy": 0.2, "standard_error": 0.01}, {"depth": 3, "accuracy": 0.7, "standard_error": 0}]
+    about = {"sha256": "0" * 64, "depth": 3, "tubes": {"long": "as it was"}}
+    test = {"shards": "data/val", "samples": 12, "list_sha256": "f" * 64}
+    found = {"labels": {"motion": {"chance": 1 / 6, "rows": rows}}, "test": test, "model": about}
+    (tmp_path / "began" / "probe").mkdir(parents=True)
+    (tmp_path / "began" / "config.json").write_text(json.dumps({"tubes": about["tubes"]}))
+    (tmp_path / "began" / "probe" / "probe.json").write_text(json.dumps(found))
+    recipe = (swept / "recipe.yaml").read_text()
+    (swept / "recipe.yaml").write_text(
+        re.sub(r"^model:\n(  .*\n)*", f"model: {{load: {tmp_path / 'began'}}}\n", recipe, flags=re.M)
+    )
+    return tmp_path / "began" / "probe"
+
+
+def test_a_depth_profile_stands_beside_the_sweep(swept: Path, profile: Path, tmp_path: Path) -> None:
+    report.write([swept], tmp_path / "page.html")  # it is found beside the model
+    page = (tmp_path / "page.html").read_text()
+    assert page.count(">linear probe</text>") == 1  # that of motion alone
+    assert "12 samples of val, list ffffffffffff" in page
+    assert "motion: accuracy against frozen depth, beside a linear probe" in page
+    report.write([swept], tmp_path / "given.html", probe=profile / "probe.json")
+    assert (tmp_path / "given.html").read_text() == page
+    (profile.parent / "config.json").write_text(json.dumps({"tubes": {"long": "otherwise"}}))
+    with pytest.raises(UserError, match="is of another model than .*/began', which .*/out' began from: tubes differ"):
+        report.write([swept], tmp_path / "page.html", probe=profile)
+    with pytest.raises(UserError, match="is no depth profile of tools/probe.py"):
+        report.write([swept], tmp_path / "page.html", probe=swept / "result.json")
+
+
+def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:
+    names, before, after = (
+        [f"c{number:02d}" for number in range(25)],
+        np.eye(25, dtype=int) * 4,
+        np.eye(25, dtype=int) * 4,
+    )
+    after[7] = np.roll(after[7], 1)
+    page = "".join(classes._of_head("motion", {"before": before, "after": after}, names))
+    table, everything = page.split("<details>")
+    assert table.index("<td>c07</td>") < table.index("<td>c00</td>") and "-100.0" in table
+    assert table.count("<tr>") == 21 and everything.count("<tr>") == 26 and "all 25 classes" in everything
