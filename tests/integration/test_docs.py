@@ -1,0 +1,131 @@
+"""What README.md and docs/ name is there: tools and their options, settings of recipes, files, links.
+
+The commands of docs/tutorial.md are run by test_tutorial.py; here those of all pages are read as their tools read them.
+"""
+
+import dataclasses
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, ValidationError
+
+from scaleup import cli
+from scaleup.recipe import Arm, Recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+FENCED = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.M | re.S)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\((?!https?://)([^)\s]+)\)")
+HOME = re.compile(r"(?:scaleup|recipes|tools|tests|docs)/[\w./-]*")
+SETTING = re.compile(r"((?:arm|train|trunk|data)\.[a-z_.]+)(?:=\S+)?")
+ENDS = {"&&", "|", "&"}  # of a command of the shell
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [code for name, code in FENCED.findall(page.read_text()) if name == kind]
+
+
+def inline(page: Path) -> list[str]:
+    """What stands in backticks in the text."""
+    return INLINE.findall(FENCED.sub("", page.read_text()))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Tools with their arguments, from blocks of the shell, and alone in backticks."""
+    alone = [code for code in inline(page) if re.match(r"tools/\w+\.py \S", code)]
+    for line in "\n".join([*blocks(page, "bash"), *alone]).replace("\\\n", " ").splitlines():
+        if found := re.search(r"tools/\w+\.py.*", re.sub(r"^\s*#.*", "", line)):
+            words = shlex.split(found[0].replace("'", "") if found[0].count("'") % 2 else found[0], comments=True)
+            yield words[: next((at for at, word in enumerate(words) if word in ENDS), len(words))]
+
+
+def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a tool reads from its arguments; it is not run."""
+    read: list[Any] = []
+
+    def stop(run: Any, args: Any, show: Any) -> NoReturn:
+        read.append(args)
+        sys.exit(0)
+
+    monkeypatch.setattr(cli, "main", stop)
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    assert left.value.code == 0, shlex.join(words)
+    return read[0]
+
+
+def is_setting(path: str) -> bool:
+    """Whether recipes have a setting of this path; names of tubes, sets and arms may be any."""
+    group, _, last = path.rpartition(".")
+    if group.split(".")[0] in ("arms", "grid"):
+        return last in {field.name for field in dataclasses.fields(Arm)}
+    try:
+        OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.from_dotlist([f"{path}=null"]))
+    except ConfigKeyError:
+        return False
+    except ValidationError:  # null is no value of it
+        return True
+    return True
+
+
+def leaves(content: Any, path: str = "") -> Iterator[str]:
+    """The path of every setting in the content of a recipe."""
+    if not isinstance(content, dict):
+        yield path
+        return
+    for key, value in content.items():
+        yield from leaves(value, f"{path}.{key}" if path else key)
+
+
+@pages
+def test_commands_are_read_by_their_tools(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in commands(page):
+        args = parsed(words, monkeypatch)
+        for change in [change for change in getattr(args, "changes", ()) if not change.startswith("$")]:
+            key = change.partition("=")[0]
+            assert key == "scale" or is_setting(key), f"{shlex.join(words)}: no recipe has {key}"
+
+
+def test_commands_are_found() -> None:
+    """Or else nothing is tested."""
+    tour = [words[0] for words in commands(ROOT / "README.md")]
+    assert {Path(name).name for name in tour} >= {f"{name}.py" for name in ("make_shards", "train", "sweep", "export")}
+    assert sum(len(list(commands(page))) for page in PAGES) > 60
+
+
+@pages
+def test_settings_are_those_of_recipes(page: Path) -> None:
+    named = [found[1] for code in inline(page) if (found := SETTING.fullmatch(code)) and not found[1].endswith(".py")]
+    named += [path for code in blocks(page, "yaml") for path in leaves(OmegaConf.to_container(OmegaConf.create(code)))]
+    for path in named:
+        assert is_setting(path), f"{page.name} names {path}"
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+@pages
+def test_files_that_are_named_are_there(page: Path) -> None:
+    words = [word for code in [*inline(page), *blocks(page, "bash")] for word in code.split()]
+    for word in words:
+        assert not HOME.fullmatch(word) or (ROOT / word).exists(), f"{page.name} names {word}"
+
+
+def test_every_tool_and_page_is_named_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.py")]
+    assert not [file.name for file in files if str(file.relative_to(ROOT)) not in text]
