@@ -101,7 +101,8 @@ def save(
         text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
         (directory / "config.json").write_text(text + "\n")
         (directory / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
-        (directory / "README.md").write_text(card(model, kind, content | adapted))
+        size = sum(tensor.numel() for tensor in (content | adapted).values())
+        (directory / "README.md").write_text(card(model, kind, size))
         try:
             if adapted:
                 settings = Adapt(**model.config["adapter"])

@@ -43,7 +43,8 @@ def evaluate(
         trunk: how frozen blocks are kept; None for float32 on the device.
 
     Returns:
-        For each model what :func:`scores` says, and ``"trunk"``, see :func:`scaleup.training.frozen.settle`.
+        For each model what :func:`scores` says, ``"shards"`` (their name), ``"modality"``, ``"labels"`` (by head), and
+        ``"trunk"``, see :func:`scaleup.training.frozen.settle`.
 
     Raises:
         UserError: a head or label is unknown, or a head has other classes than the label.
@@ -54,7 +55,8 @@ def evaluate(
         model.eval().arm.to(world.device)
     settled = settle(models.values(), trunk or Trunk(), world)
     seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
-    return {name: score | {"trunk": _kept(models[name], settled)} for name, score in scores(models, seen).items()}
+    on = {"shards": opened.name, "modality": opened.modality, "labels": heads}
+    return {name: score | on | {"trunk": _kept(models[name], settled)} for name, score in scores(models, seen).items()}
 
 
 class Once:

@@ -112,7 +112,8 @@ class TubeViT(nn.Module):
         late = [self._in_memory(index) for index in range(self.depth)[frozen_depth:]]
         blocks = [*self.blocks[:frozen_depth], *self._copied(late, adapt)]
         made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix, file)
-        made.base, made.report = self.base, dict(self.report)
+        made.base = self.base
+        made.report = {name: each for name, each in self.report.items() if name != "evaluations"}  # it is another model
         if adapt.adapter and not self.config["adapter"]:
             adapter.inject(made.arm.blocks, adapt, seed)
         for name, parameter in made.arm.named_parameters():

@@ -6,7 +6,7 @@ from scaleup.errors import UserError
 
 
 def arguments():
-    made = cli.parser(__doc__, "tools/evaluate.py runs/vit_h/model data/k600-val --views 4x3")
+    made = cli.parser(__doc__, "tools/evaluate.py runs/vit_h/model data/k600-val --views 4x3 --record")
     made.add_argument("model", help="model directory, hub id, or the run directory of a sweep (all arms in one pass)")
     made.add_argument("shards", help="shard directory")
     made.add_argument("--views", default="4x3", help="temporal x spatial crops, e.g. 1x1, 4x3, 10x10 (default 4x3)")
@@ -18,6 +18,8 @@ def arguments():
     made.add_argument("--precision", choices=precisions, help="of frozen blocks (default: the run's, or float32)")
     placements = ("device", "host", "disk")
     made.add_argument("--placement", choices=placements, help="of frozen blocks (default: the run's, or device)")
+    kept = "keep the result in report.json of each model directory, and show it on its card"
+    made.add_argument("--record", action="store_true", help=kept)
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
     return made
 
@@ -28,16 +30,23 @@ def run(args):
     from scaleup.checkpoint import load, load_run, trunk_of
     from scaleup.evaluate import evaluate
     from scaleup.recipe import Trunk
+    from scaleup.record import record, refuse_elsewhere
 
+    if args.record:
+        refuse_elsewhere(args.model)
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     many = (Path(args.model) / "recipe.yaml").is_file()
     trunk = trunk_of(args.model) if many else Trunk()
     trunk = Trunk(args.precision or trunk.precision, args.placement or trunk.placement)
     where = args.base, trunk.placement
     models = load_run(args.model, *where) if many else {"model": load(args.model, *where)}
+    strides = {tube: numbers(text) for tube, text in map(pair, args.strides or ())}
     for model in models.values():
-        model.tokenizer.restride({tube: numbers(text) for tube, text in map(pair, args.strides or ())})
+        model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
+    for name, result in results.items() if args.record and cli.leads else ():
+        how = {"strides": strides, "precision": result["trunk"].get("precision", "float32")}
+        record(Path(args.model, name) if many else Path(args.model), models[name], result, how)
     return {"arms": results} if many else results["model"]
 
 

@@ -184,7 +184,11 @@ class Shards:
     @property
     def list_sha256(self) -> str:
         """Hash of the sorted keys: two accuracies compare only where this is the same."""
-        return hashlib.sha256("\n".join(sorted(self.keys)).encode()).hexdigest()
+        return list_sha256(self.keys)
+
+
+def list_sha256(keys: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
 
 def _check_file(path: Path, size: int) -> None:

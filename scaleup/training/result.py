@@ -30,12 +30,17 @@ def arms(trainers: Mapping[str, ArmTrainer], out: str) -> dict[str, Any]:
     return {"arms": found, "environment": environment()} | ({"exit": 1} if lost else {})
 
 
-def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path) -> None:
-    """Write the models of arms that did not diverge, and then the result, which says that the run is complete."""
+def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path, data: Mapping[str, Any]) -> None:
+    """Write the models of arms that did not diverge, and then the result, which says that the run is complete.
+
+    Args:
+        data: what they were trained on, see :func:`scaleup.training.sources.lists`.
+    """
     trunk = {"seconds": result["trunk_seconds"], **result["trunk"]}
     for name, arm in result["arms"].items():
         if arm["diverged"] is None:
-            models[name].report = {"training": arm, "trunk": trunk, "began_from": models[name].report}
+            began = models[name].report
+            models[name].report = {"training": arm, "data": data, "trunk": trunk, "began_from": began}
             models[name].save_pretrained(out / name, overwrite=True)
     note(result, out)
 

@@ -78,7 +78,7 @@ def run(
         stack.enter_context(stop)
         early = training.train(metrics, saved, stop)
         if not early and leads:
-            result.write(training.result(), training.models, out)
+            result.write(training.result(), training.models, out, training.lists)
             shutil.rmtree(saved.directory, ignore_errors=True)
     if early:
         return {"out": recipe.out, "steps": training.steps, "stopped": training.done, "exit": exit_code(early)}
@@ -93,7 +93,7 @@ class Run:
         self.world = engine.start()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
-        self.sources = sources.digests(recipe)
+        self.sources, self.lists = sources.digests(recipe), sources.lists(recipe)
         if checkpoint is not None:
             sources.refuse_changed(checkpoint.state.get("sources", {}), self.sources)
         feed = Live if recipe.trunk.cache is None else Cached

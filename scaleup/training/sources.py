@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from scaleup.checkpoint import local
 from scaleup.data.index import index_bytes
-from scaleup.data.taps import in_cache
+from scaleup.data.shards import Shards, list_sha256
+from scaleup.data.taps import CachedSet, in_cache
 from scaleup.errors import UserError
 from scaleup.recipe import Recipe
 
@@ -30,6 +32,16 @@ def digests(recipe: Recipe) -> dict[str, str]:
     elif weights is not None and Path(weights).exists():
         found["model.backbone.weights"] = _files(Path(weights))
     return {name: digest.hexdigest() for name, digest in found.items()}
+
+
+def lists(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Of each training set its name, its modality, how many samples it has, and the sha256 of their list."""
+    found = {}
+    for name, each in recipe.data.train.items():
+        made = CachedSet(f"{recipe.trunk.cache}/{name}") if recipe.trunk.cache else Shards.open(each.shards)
+        about = {"shards": each.shards.rstrip("/").rsplit("/", 1)[-1], "modality": made.modality}
+        found[name] = about | {"samples": len(made.keys), "list_sha256": list_sha256(made.keys)}
+    return found
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:

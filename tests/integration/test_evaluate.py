@@ -16,8 +16,10 @@ from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate, view_features
+from scaleup.export import export
 from scaleup.model import fresh
 from scaleup.recipe import Input, Recipe, sweep_arms
+from scaleup.report import facts
 from scaleup.training.run import run
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "evaluate.py")
@@ -150,3 +152,34 @@ def test_mistakes_are_sentences_and_exit_code_2(model: Path, shards: Path) -> No
     done = tool(model, shards, "--heads", "motion")
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert "'motion'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_recorded_evaluation_stands_on_the_card_and_in_the_report(swept: Path, shards: Path, tmp_path: Path) -> None:
+    for views in ("1x1", "2x1", "1x1"):
+        done = tool(swept, shards, "--views", views, "--record", "--workers", 0, "--json")
+        assert done.returncode == 0, done.stderr
+    arms = json.loads(done.stdout)["arms"]
+    for arm, result in arms.items():
+        entries = json.loads((swept / arm / "report.json").read_text())["evaluations"]
+        assert [entry["on"]["views"] for entry in entries] == [
+            "2x1",
+            "1x1",
+        ]  # the same again takes the place of the old
+        assert entries[1]["heads"] == result["heads"] and entries[1]["failures"] == 1
+        card = (swept / arm / "README.md").read_text()
+        for score in result["heads"].values():
+            assert f"| {100 * score['top1']:.2f} | {100 * score['top5']:.2f} | 12 | `{result['list_sha256']}` |" in card
+    scores = facts.read(swept).scores
+    assert scores.words == f"test, 1x1 views, list {Shards.open(shards).list_sha256[:12]}"
+    assert scores.arms == {arm: {h: s["top1"] for h, s in each["heads"].items()} for arm, each in arms.items()}
+    for source in ("hub/id", shards / "index.json"):
+        refused = tool(source, shards, "--record")
+        assert refused.returncode == 2 and "is none of this machine" in refused.stderr
+
+
+def test_an_export_keeps_what_was_recorded_and_another_arm_does_not(model: Path, shards: Path, tmp_path: Path) -> None:
+    assert tool(model, shards, "--views", "1x1", "--record", "--workers", 0).returncode == 0
+    export(model, "full", tmp_path / "full")
+    kept = load(tmp_path / "full").report["evaluations"]
+    assert len(kept) == 1 and "## Accuracy" in (tmp_path / "full" / "README.md").read_text()
+    assert "evaluations" not in load(model).with_arm(1, False, CLASSES["video"]).report
