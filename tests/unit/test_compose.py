@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from scaleup import recipe
+from scaleup.compose import combinations
 from scaleup.errors import UserError
 from scaleup.recipe import Recipe
 
@@ -59,6 +60,19 @@ def test_later_wins_and_a_choice_holds_wherever_its_group_stands(rows: Path) -> 
 def test_an_entry_that_is_null_is_left_out(rows: Path) -> None:
     assert list(recipe.load(rows, ["row=one"]).arms) == ["head"]
     assert list(recipe.load(rows, ["model.tubes.cube=null"]).model.tubes) == ["long"]
+
+
+def test_all_choices_are_listed_once_the_default_first(rows: Path) -> None:
+    pairs = [(choice["scale"], choice["row"]) for choice in combinations(rows)]
+    assert pairs == [("paper", "two"), ("paper", "one"), ("desk", "two"), ("desk", "one")]
+    (rows.with_name("nested.yaml")).write_text("variants: {scale: {paper: {variants: {size: {b: , l: }}}, desk: }}")
+    assert combinations(rows.with_name("nested.yaml")) == [
+        {"scale": "paper", "size": "b"},
+        {"scale": "paper", "size": "l"},
+        {"scale": "desk"},
+    ]
+    rows.with_name("plain.yaml").write_text("seed: 1")
+    assert combinations(rows.with_name("plain.yaml")) == [{}]
 
 
 @pytest.mark.parametrize(
