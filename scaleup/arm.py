@@ -57,7 +57,7 @@ def alphas(gate: Gate | None) -> dict[str, float | None]:
     """What is logged of a gate: ``alpha``; where each channel has one their mean, and ``alpha_largest`` in size."""
     if gate is None:
         return {"alpha": None}
-    mean = {"alpha": gate.alpha.mean().item()}
+    mean: dict[str, float | None] = {"alpha": gate.alpha.mean().item()}
     return mean if len(gate.alpha) == 1 else mean | {"alpha_largest": gate.alpha.abs().max().item()}
 
 

@@ -78,7 +78,9 @@ def check(content: Any, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin} is not of the format {FORMAT!r}")
     reader = Reader()
     given = {key: value for key, value in content.items() if key != "format"}
-    given.setdefault("adapter", None)  # models are older than adapters
+    given.setdefault("adapter", None)  # models are older than adapters, and than tubes that sum
+    if isinstance(tubes := given.get("tubes"), dict):
+        given["tubes"] = {n: {"summed": False} | tube if isinstance(tube, dict) else tube for n, tube in tubes.items()}
     valid = reader.settings(Config, given, rule="model.")
     complete = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), valid))
     assert isinstance(complete, dict)

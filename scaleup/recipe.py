@@ -25,6 +25,7 @@ class Tube:
     offset: list[int] = field(default_factory=lambda: [0, 0, 0])
     fold: list[int] = field(default_factory=lambda: [1, 1, 1])  # space-to-depth, in kernel places along each axis
     channels: int | None = None  # emitted by the kernel at each place; None: width / places
+    summed: bool = False  # places of the fold have kernels of their own and are summed, not concatenated
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Sparse video tubes (paper, Sections 3.2 and 3.4): where kernels are applied, and the tokens they give.
 
 A tube is a small 3D kernel applied at few places of a video. With a *fold* (space-to-depth) the kernel is applied at
-``f`` neighbouring places for each token and the results are concatenated along channels, in the order t, h, w.
+``f`` neighbouring places for each token and the results are concatenated along channels, in the order t, h, w; or each
+place has a kernel of its own, as wide as the token, and the results are *summed*.
 Triples are always (t, h, w), in frames and pixels.
 """
 
@@ -33,20 +34,26 @@ class TubeSpec:
     offset: Size = (0, 0, 0)
     fold: Size = (1, 1, 1)
     channels: int | None = None  # the kernel emits at each place; None: width / places per token
+    summed: bool = False  # every place of the fold has a kernel of its own, and they are summed, not concatenated
 
     @classmethod
     def from_config(cls, name: str, tube: Mapping[str, Any]) -> TubeSpec:
         """Read a recipe's or a ``config.json``'s entry."""
         kernel, stride, offset, fold = (tuple(tube[key]) for key in ("kernel", "stride", "offset", "fold"))
-        return cls(name, kernel, stride, offset, fold, tube["channels"])
+        return cls(name, kernel, stride, offset, fold, tube["channels"], tube["summed"])
 
     @property
     def places_per_token(self) -> int:
         return math.prod(self.fold)
 
+    @property
+    def kernels(self) -> int:
+        """How many kernels the tube has: one, or one for each place."""
+        return self.places_per_token if self.summed else 1
+
     def channels_of(self, embed_dim: int) -> int:
         """Channels that the kernel emits at each place for tokens of this width."""
-        places = self.places_per_token
+        places = 1 if self.summed else self.places_per_token
         if self.channels is None and embed_dim % places == 0:
             return embed_dim // places
         if self.channels is not None and self.channels * (places - 1) < embed_dim <= self.channels * places:
@@ -154,19 +161,20 @@ def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:
 class Tube(nn.Module):
     """One tube: a kernel and its bias; ``weight`` is absent where all tubes share one interpolated kernel.
 
-    The kernel emits ``channels`` at each place; of the concatenation the first ``embed_dim`` are kept.
+    The kernel emits ``channels`` at each place; of the concatenation the first ``embed_dim`` are kept. Where places are
+    summed, their kernels lie one after the other along the input channels.
     """
 
     def __init__(self, spec: TubeSpec, embed_dim: int, shared: Sequence[int] | None = None) -> None:
         super().__init__()
         self.spec, self.embed_dim = spec, embed_dim
         self.channels = spec.channels_of(embed_dim)
-        self.weight = None if shared else nn.Parameter(new_kernel(self.channels, spec.kernel))
+        self.weight = None if shared else nn.Parameter(new_kernel(self.channels, spec.kernel, spec.kernels))
         self.bias = nn.Parameter(torch.zeros(self.channels))
 
     @property
     def kernel(self) -> nn.Parameter:
-        """The tube's own kernel (c, 3, t, h, w)."""
+        """The tube's own kernel (c, 3, t, h, w); of f places that are summed (c, f*3, t, h, w)."""
         assert self.weight is not None, "all tubes share one interpolated kernel"
         return self.weight
 
@@ -174,15 +182,18 @@ class Tube(nn.Module):
         """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""
         weight = self.kernel if shared is None else resize_kernel(shared, self.spec.kernel)
         columns = self.spec.gather(x)  # (B, K, places)
+        if self.spec.summed:
+            seen = self.spec.concatenate(columns, x.shape[2:])  # type: ignore[arg-type]  # (B, N, f*K)
+            return F.linear(seen, weight.flatten(1), self.bias)
         # A 1x1 convolution is a plain matrix product, and the fastest one that torch has on many CPUs.
         places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
         tokens = self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
         return tokens[..., : self.embed_dim]
 
 
-def new_kernel(channels: int, kernel: Sequence[int]) -> Tensor:
-    """A freshly initialised kernel (channels, 3, t, h, w), unit gain in variance (fan-in)."""
-    return torch.randn(channels, 3, *kernel) / math.sqrt(3 * math.prod(kernel))
+def new_kernel(channels: int, kernel: Sequence[int], count: int = 1) -> Tensor:
+    """Freshly initialised kernels (channels, count * 3, t, h, w), unit gain in variance (fan-in)."""
+    return torch.randn(channels, count * 3, *kernel) / math.sqrt(count * 3 * math.prod(kernel))
 
 
 def module_name(kind: str, name: str) -> str:
@@ -199,6 +210,8 @@ class TubeTokenizer(nn.ModuleDict):
     def __init__(self, specs: Sequence[TubeSpec], embed_dim: int, interpolate: Sequence[int] | None = None) -> None:
         super().__init__({module_name("a tube", spec.name): Tube(spec, embed_dim, interpolate) for spec in specs})
         self.shared: nn.Parameter | None = None
+        if interpolate and (summed := [spec.name for spec in specs if spec.summed]):
+            raise UserError(f"tube {summed[0]!r} sums places with kernels of their own, and cannot share one kernel")
         if interpolate and specs:
             channels = {spec.channels_of(embed_dim) for spec in specs}
             if len(channels) > 1:

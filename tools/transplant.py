@@ -23,6 +23,17 @@ def arguments():
     made.add_argument("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
     made.add_argument("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
     made.add_argument(
+        "--match",
+        choices=("fold", "align"),
+        default="fold",
+        help="how widths are matched: places side by side (the paper), or a linear map from the small model's image "
+        "tokens to the backbone's, fitted on images, for any two widths",
+    )
+    made.add_argument("--images", type=Path, help="shards to align on (default: frames of --clips)")
+    made.add_argument(
+        "--fold", type=int, nargs=2, metavar=("H", "W"), default=(1, 1), help="with align: places mapped together"
+    )
+    made.add_argument(
         "--channels", choices=("auto", "exact"), default="auto", help="exact: refuse widths that do not fit"
     )
     made.add_argument("--positions", help="backbone (default where it has any), cosine, none, ...")
@@ -49,6 +60,8 @@ def run(args):
     options = Options(
         weights=None if args.random_init else args.weights,
         gate_at=args.gate_at,
+        match=args.match,
+        fold=tuple(args.fold),
         exact=args.channels == "exact",
         positions=args.positions,
         amplitude=args.amplitude,
@@ -59,7 +72,7 @@ def run(args):
         overwrite=args.overwrite,
         placement=args.placement,
     )
-    return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, args.clips)
+    return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, args.clips, args.images)
 
 
 def show(report):

@@ -4,6 +4,7 @@ The kernels are the small model's own, re-expressed for the backbone's input nor
 fold (space-to-depth), so no new weight is needed. The image model is left as it is, and all of this is measured.
 """
 
-from scaleup.transplant.run import Options, transplant
+from scaleup.transplant.plan import Options
+from scaleup.transplant.run import transplant
 
 __all__ = ["Options", "transplant"]

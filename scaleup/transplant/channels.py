@@ -1,8 +1,10 @@
-"""The channel plan of a transplant: how few channels a place become the width of the backbone (Section 3.6)."""
+"""The channel plan of a transplant: how few channels a place become the width of the backbone (Section 3.6), by a fold
+or by a linear map (:mod:`scaleup.transplant.align`)."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 from scaleup.errors import UserError
@@ -17,7 +19,8 @@ class Plan:
     """How the channels of one tube become the backbone's."""
 
     spec: TubeSpec  # as it will be applied
-    exact: bool
+    channels: int  # the small model's kernel emits at each place
+    exact: bool  # none is dropped
     dropped_channels: int
     tokens: int
 
@@ -37,7 +40,28 @@ def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Pl
             f"{embed_dim}; tubes of {fitting} channels would fit, or use --channels auto"
         )
     spec = _folded(replace(kernel.spec, channels=channels), places, size)
-    return Plan(spec, dropped == 0, dropped, spec.tokens(size))
+    return Plan(spec, channels, dropped == 0, dropped, spec.tokens(size))
+
+
+def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: Size) -> Plan:
+    """A tube whose tokens, ``width`` wide in the small model, are mapped to ``embed_dim``; with ``fold`` those of so
+    many places together.
+
+    Raises:
+        UserError: the small model folds the tube itself and another fold is asked for, or the fold does not fit the
+            clip.
+    """
+    spec, channels = kernel.spec, len(kernel.bias)
+    replace(spec, channels=channels).channels_of(width)  # refuses what is not a token of the small model
+    if spec.places_per_token > 1 and fold != (1, 1, 1):
+        raise UserError(
+            f"tube {spec.name!r} is folded {'x'.join(map(str, spec.fold))} in the small model; leave out --fold, its "
+            "tokens are aligned as they are"
+        )
+    fold = spec.fold if spec.places_per_token > 1 else fold
+    aligned = replace(spec, channels=embed_dim, fold=fold, summed=math.prod(fold) > 1)
+    aligned.places(size)  # refuses a fold that does not fit
+    return Plan(aligned, channels, True, 0, aligned.tokens(size))
 
 
 def _folded(spec: TubeSpec, places: int, size: Size) -> TubeSpec:

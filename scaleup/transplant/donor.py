@@ -25,6 +25,7 @@ LIGHTNING_TUBES = (
     TubeSpec("tube16x4x4", (16, 4, 4), (6, 32, 32), (4, 8, 8)),
     TubeSpec("tube4x12x12", (4, 12, 12), (16, 32, 32), (0, 16, 16)),
 )
+PATCHES = ("patch_embed.proj", "conv1")  # what timm and open_clip call a patch embedding
 LIGHTNING_CONFIG = {
     "input": {
         "frames": 32,
@@ -49,10 +50,11 @@ class Kernel:
 
 @dataclass
 class Donor:
-    """What a transplant takes from the small model."""
+    """What a transplant takes from the small model; ``patch`` is the kernel of its image tokens, where it has one."""
 
     name: str
     kernels: list[Kernel]
+    patch: Kernel | None
     config: Mapping[str, Any]
     tensors: dict[str, Tensor]
     sha256: str
@@ -78,12 +80,13 @@ def read(path: str | Path) -> Donor:
     for kernel in kernels:
         if not (kernel.weight.isfinite().all() and kernel.bias.isfinite().all()):
             raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
-    return Donor(str(path), kernels, config, found, tensors.fingerprint(tensors.hashes(found)))
+    patch = _lightning_patch(found) if LIGHTNING[0] in found else _own_patch(found)
+    return Donor(str(path), kernels, patch, config, found, tensors.fingerprint(tensors.hashes(found)))
 
 
 def _public(name: str) -> str:
     """Names inside a training script's model and names on disk are the same but for these prefixes."""
-    for prefix in ("trunk.", "arm.", "tokenizer."):
+    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
         name = name.removeprefix(prefix)
     return name
 
@@ -122,6 +125,23 @@ def _own_kernel(spec: TubeSpec, found: Mapping[str, Tensor], file: Path) -> Kern
             f"{', '.join(map(str, spec.kernel))}) and (channels,) belong"
         )
     return Kernel(spec, kernel.float(), found[bias].float(), (weight, bias))
+
+
+def _own_patch(found: Mapping[str, Tensor]) -> Kernel | None:
+    """The patch embedding as a tube of one frame; None where it is not one convolution and no more."""
+    name = next((name for name in PATCHES if f"{name}.weight" in found), None)
+    if name is None or found[f"{name}.weight"].dim() != 4 or "patch_embed.norm.weight" in found:
+        return None
+    weight = found[f"{name}.weight"].float()[:, :, None]  # (d, 3, 1, h, w)
+    bias = found.get(f"{name}.bias", torch.zeros(len(weight))).float()
+    size = (1, *weight.shape[3:])
+    return Kernel(TubeSpec("patch", size, size), weight, bias, ())
+
+
+def _lightning_patch(found: Mapping[str, Tensor]) -> Kernel:
+    size = (1, 16, 16)
+    weight, biases = (found[name].float() for name in LIGHTNING)
+    return Kernel(TubeSpec("patch", size, size), F.interpolate(weight, size, mode="trilinear"), biases[-1], ())
 
 
 def _lightning(found: Mapping[str, Tensor]) -> list[Kernel]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scaleup.backbones import Backbone
 from scaleup.model import TubeViT, assemble, describe
+from scaleup.transplant.align import Alignment, aligned
 from scaleup.transplant.channels import Plan
 from scaleup.transplant.donor import Donor, Kernel
 from scaleup.tubes import TubeSpec
@@ -60,13 +61,15 @@ def tube_config(spec: TubeSpec) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in entry.items() if key != "name"}
 
 
-def move(donor: Donor, config: dict[str, Any], backbone: Backbone) -> TubeViT:
-    """The adapted model: the backbone, the small model's kernels, a closed gate."""
+def move(donor: Donor, config: dict[str, Any], backbone: Backbone, alignment: Alignment | None) -> TubeViT:
+    """The adapted model: the backbone, the small model's kernels, aligned or as they are, a closed gate."""
     model = assemble(config, backbone, config["backbone"]["seed"])
     with torch.no_grad():
         for kernel in donor.kernels:
             weight, bias = refold(kernel, donor.config["input"], config["input"])
             tube = model.tokenizer.tubes[kernel.spec.name]
+            if alignment is not None:
+                weight, bias = aligned(weight, bias, alignment.map, tube.spec.places_per_token)
             tube.kernel.copy_(weight)
             tube.bias.copy_(bias)
     return model.eval()

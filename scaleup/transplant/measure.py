@@ -14,6 +14,7 @@ from torch import Tensor
 from scaleup.backbones import Backbone
 from scaleup.model import TubeViT, assemble
 from scaleup.placement import lent
+from scaleup.ridge import Affine
 from scaleup.transplant.donor import Donor, Kernel
 from scaleup.tubes import TubeSpec
 
@@ -100,12 +101,16 @@ def tube_tokens(model: TubeViT, name: str, clip: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def token_max_abs_diff(kernel: Kernel, donor: Donor, spec: TubeSpec, tokens: Tensor, clip: Tensor) -> float:
-    """A tube's tokens (B, N, D), channel block by channel block, against the small model's kernel at each place."""
+def token_max_abs_diff(
+    kernel: Kernel, donor: Donor, spec: TubeSpec, tokens: Tensor, clip: Tensor, map: Affine | None
+) -> float:
+    """A tube's tokens (B, N, D), channel block by channel block, against the small model's kernel at each place; or,
+    where there is a ``map``, against what it makes of these."""
     x = normalise(clip, donor.config)
     blocks = [_at(kernel, x, place) for place in _places(spec, clip)]
     wanted = torch.stack(blocks, dim=1).unflatten(1, (-1, spec.places_per_token)).flatten(2)  # (B, N, f*c)
-    return (tokens - wanted[..., : tokens.shape[-1]]).abs().max().item()
+    wanted = map(wanted[..., : len(map.weight)]) if map is not None else wanted[..., : tokens.shape[-1]]
+    return (tokens - wanted).abs().max().item()
 
 
 def _places(spec: TubeSpec, clip: Tensor) -> Iterator[tuple[int, int, int]]:

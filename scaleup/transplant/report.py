@@ -10,10 +10,12 @@ from scaleup.model import TubeViT
 from scaleup.transplant.donor import Donor
 
 
-def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool) -> dict[str, Any]:
-    """The fate of every tensor of both parents: moved, folded, kept, new or left, by numbers and by name."""
+def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool, match: str) -> dict[str, Any]:
+    """The fate of every tensor of both parents: moved, folded, aligned, kept, new or left, by numbers and by name."""
     folded = {k.spec.name: model.tokenizer.tubes[k.spec.name].spec.places_per_token > 1 for k in donor.kernels}
     fate = {p: "folded" if folded[k.spec.name] else "moved" for k in donor.kernels for p in k.parents}
+    if match == "align":
+        fate = dict.fromkeys(fate, "aligned")
     if random_tubes:
         fate = {}
     rows = [("small", name, fate.get(name, "left"), tensor) for name, tensor in donor.tensors.items()]
@@ -40,7 +42,11 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     ]
     for name, tube in report["tubes"].items():
         fold = "x".join(map(str, tube["fold"]))
-        line = f"  tube {name}: {tube['tokens']} tokens, {tube['channels']} channels folded {fold}"
+        line = f"  tube {name}: {tube['tokens']} tokens, {tube['channels']} channels "
+        if report["match"] == "align":
+            line += ("" if fold == "1x1x1" else f"at {fold} places ") + f"aligned to {report['embed_dim']}"
+        else:
+            line += f"folded {fold}"
         if not tube["exact"]:
             line += f"; NOT EXACT: the last {tube['dropped_channels']} channels of the fold are dropped"
         if made:
@@ -50,6 +56,13 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             if report["match_scale"]:
                 line += f", scaled to {tube['rms_adapted']:.3g}"
         text.append(line)
+    if "align" in report:
+        found = report["align"]
+        line = (
+            f"  map of image tokens: R^2 {found['r2']:.3f} on {found['held_out']} of {found['images']} images left out"
+        )
+        line += f", penalty {found['penalty']:.1e} a row, RMS {found['rms_mapped']:.3g} beside the backbone's"
+        text.append(f"{line} {found['rms_backbone']:.3g}")
     counts = report["parameters"]
     text.append(f"  frozen {counts['frozen']:,}, late blocks {counts['late_blocks']:,}, tubes {counts['tubes']:,}")
     text.append(f"  gate at the output of block {gate['frozen_depth']} of {gate['depth']}")
