@@ -139,7 +139,7 @@ class Engine:
             "train_batch_size": batch,
             "train_micro_batch_size_per_gpu": batch // world.size // train.accumulate,
             "gradient_accumulation_steps": train.accumulate,
-            "gradient_clipping": settings.clip,
+            "gradient_clipping": settings.clip if train.zero_stage else 0.0,
             "zero_optimization": {"stage": train.zero_stage} | (OFFLOAD if train.offload else {}),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's own fused update serves on the host too
@@ -152,7 +152,10 @@ class Engine:
         for group in groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: used.add(unit))
+        self.clip = 0.0 if train.zero_stage else settings.clip  # by :meth:`step`, which knows the norm
         self.engine = _deepspeed().initialize(model=module, optimizer=self.optimizer, config=config)[0]
+        if world.size == 1 and not train.zero_stage:
+            self.engine.enable_backward_allreduce = False  # it would copy all gradients, twice, to meet no other
 
     def __call__(self, *inputs: Any) -> Any:
         return self.engine(*inputs)
@@ -170,6 +173,8 @@ class Engine:
         self.engine.backward(loss)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.clip and norm > self.clip and self.engine.is_gradient_accumulation_boundary():
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.engine.step()
         if self.engine.micro_steps % self.engine.gradient_accumulation_steps() == 0:
             self.used.clear()

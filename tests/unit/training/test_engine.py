@@ -108,6 +108,13 @@ def test_the_norm_is_that_of_the_whole_gradient_before_clipping(zero: dict) -> N
     assert engine.step(engine(inputs(0), "a"), 1.0) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_single_process_copies_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DeepSpeed would send to other ranks is all of them, end to end."""
+    engine = engine_of(ToyArm())
+    monkeypatch.setattr(engine.engine, "flatten", lambda tensors: pytest.fail("gradients are copied"))
+    assert engine.step(engine(inputs(0), "a"), 1.0) > 0
+
+
 @STAGES
 def test_what_is_frozen_inside_an_arm_is_in_no_group_and_stays(zero: dict) -> None:
     arm = ToyArm()
