@@ -32,7 +32,7 @@ class Preprocess:
         shape = (3,) + (1,) * (pixels.dim() - 2)
         scale = 1 / (255 * torch.tensor(self.std, device=pixels.device).view(shape))
         shift = -torch.tensor(self.mean, device=pixels.device).view(shape) * 255 * scale
-        return pixels.float() * scale + shift
+        return pixels.to(torch.float32, copy=True).mul_(scale).add_(shift)  # in place: clips are large
 
 
 class Tokenizer(nn.Module):
