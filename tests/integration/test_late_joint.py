@@ -1,0 +1,112 @@
+"""Late blocks of an adapted model trained on images and videos together: live, from a cache, and on videos alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import scaleup
+from scaleup import recipe
+from scaleup.cache.make import make
+from scaleup.data.shapes import make_shapes
+from scaleup.evaluate import evaluate
+from scaleup.model import fresh
+from scaleup.recipe import load, sweep_arms
+from scaleup.training.run import run
+from scaleup.transplant import Options, transplant
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes/sweeps/joint.yaml"
+HEADS = {"videos": {"shape", "motion"}, "images": {"shape", "position", "size"}}
+ARMS = ("head", "last2", "last2_gate")
+
+
+def model(width: int, depth: int, tubes: dict[str, recipe.Tube]) -> Any:
+    kwargs = {"patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": 2}
+    settings = recipe.Model(
+        backbone=recipe.Backbone("timm:vit_tiny_patch16_224", kwargs),
+        input=recipe.Input(frames=8, size=[32, 32], fps=8),
+        frames=recipe.Frames(stride=8),
+        tubes=tubes,
+    )
+    return fresh(settings, {}, 3)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and an adapted model of 6 blocks."""
+    path = tmp_path_factory.mktemp("joint")
+    make_shapes(path / "data", {"train": 12, "val": 6}, {"train": 12, "val": 7}, frames=8, processes=1)
+    model(24, 1, {"long": recipe.Tube([4, 8, 8], [4, 16, 16])}).save_pretrained(path / "small")
+    model(24, 6, {}).save_pretrained(path / "large", kind="full")
+    transplant(str(path / "small"), str(path / "large"), path / "adapted", Options())
+    return path
+
+
+def changes(prepared: Path, out: Path, late: str, *more: str) -> list[str]:
+    shards = {name: f"data.train.{name}.shards={prepared}/data/{name}-train" for name in HEADS}
+    given = [f"out={out}", f"model.load={prepared}/adapted", "data.batch=4", "data.workers=0", "train.steps=8"]
+    given += ["train.warmup=1", "train.kernels=library", *more, shards["videos"]]
+    return ["scale=desk", f"late={late}", *given, *([shards["images"]] if late == "joint" else [])]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def bits(directory: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(directory / "delta.safetensors").items()}
+
+
+def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joint"
+    command = [sys.executable, str(ROOT / "tools/sweep.py"), str(RECIPE), *changes(prepared, out, "joint")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    logged = lines(out)
+    datasets = [line["dataset"] for line in logged]
+    assert datasets.count("videos") == 6 and datasets.count("images") == 2  # 3 to 1
+    for line in logged:
+        assert all(set(line["arms"][arm]["heads"]) == HEADS[line["dataset"]] for arm in ARMS)
+    models = {arm: scaleup.load(out / arm) for arm in ARMS}
+    for name in HEADS:
+        heads = {head: head for head in HEADS[name]}
+        scores = evaluate(models, prepared / f"data/{name}-val", "1x1", heads, batch=4)
+        assert all(set(scores[arm]["heads"]) == HEADS[name] for arm in ARMS)
+    assert models["last2_gate"].arm.gate.alpha.item() != 0
+
+
+def test_images_change_what_late_blocks_learn_and_frozen_blocks_stay(prepared: Path, tmp_path: Path) -> None:
+    for late in ("joint", "videos"):
+        read = load(RECIPE, changes(prepared, tmp_path / late, late))
+        run(read, sweep_arms(read))
+    joint, videos = (bits(tmp_path / late / "last2") for late in ("joint", "videos"))
+    assert {name for name in joint if name.startswith("blocks.")} == {n for n in videos if n.startswith("blocks.")}
+    assert all(name.split(".")[1] in ("4", "5") for name in joint if name.startswith("blocks."))
+    assert joint["blocks.5.mlp.fc1.weight"] != videos["blocks.5.mlp.fc1.weight"]
+    assert all(joint[name] == videos[name] for name in joint if name.startswith("tubes."))
+    assert {name.split(".")[1] for name in joint.keys() - videos.keys()} == {"position", "size"}
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    taps = [scaleup.load(at).trunk(x, [4])[4].h for at in (prepared / "adapted", tmp_path / "joint/last2")]
+    assert torch.equal(*taps)
+
+
+def test_a_cache_of_both_trains_as_they_do_live(prepared: Path, tmp_path: Path) -> None:
+    read = load(RECIPE, changes(prepared, tmp_path / "live", "joint"))
+    run(read, sweep_arms(read))
+    make(read, [4, 6], tmp_path / "cache", views=1, precision="float32")
+    cached = load(RECIPE, changes(prepared, tmp_path / "cached", "joint", f"trunk.cache={tmp_path / 'cache'}"))
+    run(cached, sweep_arms(cached))
+    assert {line["dataset"] for line in lines(tmp_path / "cached")} == set(HEADS)
+    for arm in ARMS:
+        live, again = (load_file(tmp_path / at / arm / "delta.safetensors") for at in ("live", "cached"))
+        assert live.keys() == again.keys()
+        for name in live:
+            torch.testing.assert_close(again[name], live[name], rtol=1e-4, atol=1e-5)
