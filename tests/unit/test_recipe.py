@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from omegaconf import OmegaConf
 
 from scaleup import recipe
+from scaleup.compose import combinations, compose
 from scaleup.config import Config
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
@@ -213,7 +213,10 @@ def test_every_rule_is_of_a_setting_that_exists() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = OmegaConf.load(path).get("data", {})
-    for dataset in [*data.get("train", {}).values(), *([data.valid] if "valid" in data else [])]:
-        Path(dataset.shards).mkdir(parents=True, exist_ok=True)
-    recipe.load(path)
+    for choice in combinations(path):
+        chosen = [f"{group}={name}" for group, name in choice.items()]
+        data = compose(path, chosen, [], []).get("data", {})
+        for dataset in [*data.get("train", {}).values(), *([data["valid"]] if "valid" in data else [])]:
+            if dataset is not None:
+                Path(dataset["shards"]).mkdir(parents=True, exist_ok=True)
+        recipe.load(path, chosen)
