@@ -26,11 +26,12 @@ def run(args):
 
     if args.watch is not None and args.watch < 1:
         raise UserError(f"--watch {args.watch} is not at least 1 second")
-    while True:
-        result = report.write(args.runs, args.out, args.shards, args.watch, args.probe)
-        if args.watch is None or all(state.startswith("complete") for state in result["runs"].values()):
-            return report.write(args.runs, args.out, args.shards, probe=args.probe)
+    while args.watch is not None:
+        states = report.write(args.runs, args.out, args.shards, args.watch, args.probe)["runs"].values()
+        if all(state.startswith("complete") for state in states):
+            break
         time.sleep(args.watch)
+    return report.write(args.runs, args.out, args.shards, probe=args.probe)
 
 
 def show(result):

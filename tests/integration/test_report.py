@@ -44,6 +44,7 @@ def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> 
     command = [sys.executable, TOOL, swept, "--out", tmp_path / "page.html", "--shards", shards_of(swept), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("confusion: 12/12") == 1  # the page is made once
     assert json.loads(done.stdout)["runs"] == {"out": "complete, 4 steps"}
     page = (tmp_path / "page.html").read_text()
     result = json.loads((swept / "result.json").read_text())
