@@ -43,9 +43,13 @@ def _labelled(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def refuse_name(path: str | Path) -> None:
-    """UserError where :func:`write` does not know how to write a file of this name."""
+    """UserError where :func:`write` does not know how to write a file of this name, or has no directory for it."""
     if Path(path).suffix not in (".mp4", ".png"):
         raise UserError(f"an overlay is written as .mp4 or .png, not {str(path)!r}")
+    if not Path(path).parent.is_dir():
+        raise UserError(
+            f"the overlay {str(path)!r} cannot be written: there is no directory {str(Path(path).parent)!r}"
+        )
 
 
 def write(clips: Iterable[np.ndarray], path: str | Path, fps: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -53,7 +54,9 @@ def _matches(source: str) -> list[str]:
 
 
 def _kind(name: str) -> str | None:
-    return KINDS.get(name.rsplit(".", 1)[-1].lower())
+    """By how a file's name ends; of an address, before what is asked of it (``?key=value``)."""
+    path = urlsplit(name).path if "://" in name else name
+    return KINDS.get(path.rsplit(".", 1)[-1].lower())
 
 
 class Predictor:
@@ -164,6 +167,8 @@ def _content(name: str) -> bytes:
     where, _, file = name.rpartition("/")
     try:
         return storage(where).whole(file) if "://" in name else Path(name).read_bytes()
+    except FileNotFoundError:
+        raise BadSample("there is no such file") from None
     except OSError as error:
         raise BadSample(f"cannot be read: {error}") from None
 

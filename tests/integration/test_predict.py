@@ -2,11 +2,16 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -88,8 +93,6 @@ def test_a_stream_on_stdin_is_told_clip_by_clip(model: Path, folder: Path, tmp_p
 
 def _as_pipe(media: bytes) -> bytes:
     """The same video in a container that is read from front to back."""
-    import av
-
     out = io.BytesIO()
     with av.open(io.BytesIO(media)) as source, av.open(out, "w", format="matroska") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -113,6 +116,8 @@ def test_an_overlay_is_written(model: Path, folder: Path, tmp_path: Path) -> Non
         (["a.png", "--top", "0"], "--top 0 is not above 0"),
         (["a.png", "--head", "motoin"], "there is no head 'motoin'; this model has 'motion'; nearest: 'motion'"),
         (["a.png", "short.mp4", "--overlay", "x.mp4"], "--overlay draws one image or video; these are 2"),
+        (["a.png", "--overlay", "x.gif"], "an overlay is written as .mp4 or .png, not 'x.gif'"),
+        (["a.png", "--overlay", "none/x.mp4"], "'none/x.mp4' cannot be written: there is no directory 'none'"),
     ],
 )
 def test_mistakes_are_a_sentence(
@@ -128,3 +133,69 @@ def test_mistakes_are_a_sentence(
 def test_a_pattern_without_media_is_a_mistake(folder: Path) -> None:
     with pytest.raises(UserError, match="holds no image and no video; known are files ending in png"):
         expanded([str(folder / "*.txt")])
+
+
+@pytest.fixture
+def served(folder: Path) -> Iterator[str]:
+    """The address of the folder, on a server of this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_are_read_as_files_are(model: Path, folder: Path, served: str) -> None:
+    good = [f"{served}/short.mp4", f"{served}/a.png", f"{served}/a.png?key=1.mp4"]
+    bad = {
+        f"{served}/none.mp4": "404 Not Found",
+        f"{served}/none.png": "there is no such file",
+        f"{served}/broken.mp4": "not a readable video",
+        "http://127.0.0.1:9/a.png": "cannot be read: .*[Cc]onnect",
+        "http://127.0.0.1:9/a.mp4": "Connection refused",
+        "foo://somewhere/a.png": "cannot be read: Protocol not known: foo",
+        "foo://somewhere/a.mp4": "Protocol not found",
+    }
+    done = tool(model, *bad, *good, folder / "short.mp4", folder / "a.png", "--json")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    result = json.loads(done.stdout)
+    video, image, asked, *local = (each["top"] for each in result["files"])
+    assert [video, image] == local and asked == image
+    assert [each["modality"] for each in result["files"]] == ["video", "image", "image", "video", "image"]
+    reasons = {each["source"]: each["reason"] for each in result["failures"]}
+    assert reasons.keys() == bad.keys()
+    for address, reason in bad.items():
+        assert re.search(reason, reasons[address]) and "\n" not in reasons[address], reasons[address]
+
+
+def test_a_video_without_pictures_and_one_shorter_than_a_clip(model: Path, tmp_path: Path) -> None:
+    short = make_sample("video", 0, 0, 1, 32, 3).media
+    (tmp_path / "short.mp4").write_bytes(short)
+    (tmp_path / "sound.mp4").write_bytes(_sound())
+    done = tool(model, tmp_path / "sound.mp4", tmp_path / "short.mp4", "--json")
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert [each["reason"] for each in result["failures"]] == ["no video stream"]
+    loaded = scaleup.load(model)
+    pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for _, frame in frames(str(tmp_path / "short.mp4"))]
+    found = {each["class"]: each["probability"] for each in result["files"][0]["top"]}
+
+    def distance(repeated: int) -> float:
+        clip = torch.stack([*pictures, *[pictures[repeated]] * 5]).permute(3, 0, 1, 2)  # 3 of 8
+        expected = loaded(loaded.preprocess(clip[None])).softmax(-1)[0].tolist()
+        named = dict(zip(loaded.config["heads"]["motion"], expected, strict=True))
+        return max(abs(named[name] - value) for name, value in found.items())
+
+    assert distance(-1) < 5e-3 and distance(-1) < 0.3 * distance(0)  # colours are converted otherwise here
+
+
+def _sound() -> bytes:
+    """A file that holds a tone and no picture."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as target:
+        stream = target.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.rate = 8000
+        for packet in (*stream.encode(frame), *stream.encode()):
+            target.mux(packet)
+    return out.getvalue()
