@@ -128,7 +128,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if shape == "circle":
         return r - 0.9
     if shape == "dot":
-        return r - 0.45
+        return r - 0.25
     if shape == "ring":
         return np.abs(r - 0.72) - 0.23
     if shape == "square":

@@ -1,0 +1,64 @@
+"""The paper's tables at desk scale: rows trained with several seeds, each at its own learning rate, and judged.
+
+All that takes time is kept on disk where it is found again, so that what was cut off goes on, and what tables have in
+common is made once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaleup.errors import UserError, nearest
+from scaleup.files import write_text
+from scaleup.reproduce.desk import Desk
+from scaleup.reproduce.page import document
+from scaleup.reproduce.tables import TABLES
+from scaleup.reproduce.work import Work
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+def reproduce(
+    names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
+) -> dict[str, Any]:
+    """Run tables; write a JSON file for each, and reproduction.md, into ``out``; returns what the files hold by table.
+
+    Args:
+        changes: to all recipes, e.g. train.steps=2.
+        samples: see :class:`scaleup.reproduce.desk.Desk`.
+    """
+    names = chosen(names)
+    out.mkdir(parents=True, exist_ok=True)
+    work, found = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
+    for name in names:
+        found[name] = work.table(TABLES[name])
+        write_text(out / f"{name}.json", json.dumps(found[name], indent=1) + "\n")
+        write_text(out / "reproduction.md", document(TABLES, out))
+    return found
+
+
+def publish(out: Path, docs: Path = DOCS) -> None:
+    """Copy the results in ``out`` to ``docs``, and write the document from all that are there."""
+    kept = docs / "reproduction"
+    kept.mkdir(exist_ok=True, parents=True)
+    for name in TABLES:
+        if (out / f"{name}.json").exists():
+            write_text(kept / f"{name}.json", (out / f"{name}.json").read_text())
+    write_text(docs / "reproduction.md", document(TABLES, kept))
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The tables that are meant; ``all`` for every one.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    for name in names:
+        if name not in (*TABLES, "all"):
+            raise UserError(
+                f"there is no table {name!r}; allowed are {', '.join(TABLES)} and all{nearest(name, TABLES)}"
+            )
+    return list(TABLES) if "all" in names else list(dict.fromkeys(names))

@@ -1,0 +1,104 @@
+"""A desk: the data of each seed, recipes that read it, and the models that rows begin from, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from scaleup import cli, recipe
+from scaleup.compose import compose
+from scaleup.data.shapes import make_shapes
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.reproduce.runs import trained
+from scaleup.reproduce.table import Source
+from scaleup.reproduce.tables import STAGES, TRANSPLANTS
+from scaleup.transplant import Options, transplant
+
+RECIPES = Path(__file__).parent.parent.parent / "recipes" / "paper"
+FRAMES = 24  # of a video: clips of 16 begin anywhere
+BEGINNINGS = ("model.load", "model.backbone.weights")  # where a recipe says what it begins from
+
+
+@dataclass
+class Desk:
+    """What stands below ``out``: a directory for each seed, and ``runs``.
+
+    Args:
+        changes: to all recipes, e.g. train.steps=2.
+        samples: videos to train on, and as many images; an eighth of them to validate, a quarter to test.
+    """
+
+    out: Path
+    changes: Sequence[str] = ()
+    samples: int = 4000
+    contents: dict[tuple[Source, int], dict[str, Any]] = field(default_factory=dict)  # read before
+
+    def data(self, seed: int) -> Path:
+        """The directory of the shards of a seed."""
+        path = self.out / f"seed{seed}" / "data"
+        if not path.exists():
+            images = {"train": self.samples, "val": max(self.samples // 8, 1)}
+            videos = images | {"test": max(self.samples // 4, 1)}
+            with cli.progress(f"shapes of seed {seed}", sum(videos.values()) + sum(images.values())) as advance:
+                make_shapes(path, videos, images, seed, frames=FRAMES, places=True, advance=advance)
+        return path
+
+    def content(self, source: Source, seed: int = 0) -> dict[str, Any]:
+        """What the desk variant of a recipe says, before it is held against the schema."""
+        if (source, seed) not in self.contents:
+            path, taken = RECIPES / f"{source.recipe}.yaml", [item.name for item in fields(Recipe)]
+            self.contents[source, seed] = compose(path, self._choices(source, seed), taken, [])
+        return self.contents[source, seed]
+
+    def _choices(self, source: Source, seed: int) -> list[str]:
+        return ["scale=desk", *source.choices, *self.changes, f"seed={seed}"]
+
+    def steps(self, source: Source) -> int:
+        return self.content(source)["train"]["steps"]
+
+    def is_transplant(self, source: Source) -> bool:
+        return any(begins in TRANSPLANTS for begins in _beginnings(self.content(source)).values())
+
+    def read(self, source: Source, seed: int, control: bool = False) -> tuple[Recipe, Arm]:
+        """The desk variant of a recipe on what it reads and begins from with ``seed``, and the arm that is meant.
+
+        Args:
+            control: begin from the model whose tubes are drawn at random.
+        """
+        data, content = self.data(seed), self.content(source, seed)
+        sets = {f"data.train.{name}": each for name, each in content["data"]["train"].items() if each is not None}
+        paths = [f"{at}.shards={data / Path(settings['shards']).name}" for at, settings in sets.items()]
+        paths += [f"{at}={self.begin(name, seed, control)}" for at, name in _beginnings(content).items()]
+        read = recipe.load(RECIPES / f"{source.recipe}.yaml", [*self._choices(source, seed), *paths])
+        return read, sweep_arms(read)[source.arm] if source.arm else read.arm
+
+    def begin(self, name: str, seed: int, control: bool = False) -> Path:
+        """The directory of a model that rows begin from."""
+        if name not in TRANSPLANTS:
+            read, arm = self.read(STAGES[name], seed)
+            made = trained(read, {name: arm}, self.runs)[name]
+            if made is None:
+                raise UserError(
+                    f"the model that rows begin from, {name}, diverged; lower the learning rate of its recipe"
+                )
+            return made
+        path = self.out / f"seed{seed}" / ("random" if control else "adapted")
+        if not path.exists():
+            small, large = (str(self.begin(parent, seed)) for parent in TRANSPLANTS[name])
+            options = Options(seed=seed, random_tubes=control)
+            transplant(small, large, path, options, self.data(seed) / "videos-train")
+        return path
+
+    @property
+    def runs(self) -> Path:
+        return self.out / "runs"
+
+
+def _beginnings(content: dict[str, Any]) -> dict[str, str]:
+    """Settings that name a model to begin from, and its name."""
+    model = content["model"]
+    found = zip(BEGINNINGS, (model.get("load"), (model.get("backbone") or {}).get("weights")), strict=True)
+    return {at: name for at, name in found if name in (*STAGES, *TRANSPLANTS)}

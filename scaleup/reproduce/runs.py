@@ -1,0 +1,68 @@
+"""Arms trained once: those of one model, data and seed train in one run, and no arm that is there trains again."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from scaleup.recipe import Arm, Recipe, resolved
+from scaleup.training.result import is_complete
+from scaleup.training.run import run
+
+SAVE_EVERY = 200  # steps: what a run that is killed loses at most
+
+
+def identity(recipe: Recipe) -> str:
+    """A name for all of a recipe that its arms have in common."""
+    return _digest(OmegaConf.to_yaml(resolved(replace(recipe, out="", arm=Arm(), arms={}, grid={}))))
+
+
+def arm_name(arm: Arm) -> str:
+    """A name for what an arm is, whichever row of whichever table asks for it."""
+    return _digest(str(sorted(asdict(arm).items())))
+
+
+def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Path | None]:
+    """Train what is not there of ``arms``, together, in a run below ``root``; the directory of each, None where it
+    diverged.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped; the same call goes on with it.
+    """
+    home, names = root / identity(recipe), {row: arm_name(arm) for row, arm in arms.items()}
+    missing = {names[row]: arm for row, arm in sorted(arms.items()) if _run_of(names[row], home) is None}
+    if missing:
+        out = home / _digest(" ".join(missing))
+        together: dict[str, dict[str, Any]] = {name: asdict(arm) for name, arm in missing.items()}
+        result = run(_settled(recipe, out, together), missing)
+        gc.collect()  # engines refer to themselves
+        if "stopped" in result:
+            raise KeyboardInterrupt
+    return {row: _directory(name, home) for row, name in names.items()}
+
+
+def _settled(recipe: Recipe, out: Path, arms: dict[str, dict[str, Any]]) -> Recipe:
+    train = replace(recipe.train, save_every=SAVE_EVERY, keep=1)
+    return replace(recipe, out=str(out), train=train, arm=Arm(), arms=arms, grid={})
+
+
+def _run_of(name: str, home: Path) -> Path | None:
+    """The complete run that trained an arm."""
+    runs = (directory for directory in home.glob("*") if is_complete(directory))
+    return next((run for run in runs if f'"{name}"' in (run / "result.json").read_text()), None)
+
+
+def _directory(name: str, home: Path) -> Path | None:
+    run = _run_of(name, home)
+    assert run is not None
+    return run / name if (run / name).is_dir() else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,67 @@
+"""What a table of the paper is made of: rows, and orderings of them that are claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+RANDOM = " (random tubes)"  # after the name of a row whose tubes are a control's
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe in recipes/paper with its variants, such as ``row=joint``, and one of its arms where it has several."""
+
+    recipe: str
+    choices: tuple[str, ...] = ()
+    arm: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Args:
+        paper: what the paper reports, in per cent; None of a row that is not the paper's.
+        source: what trains it.
+        of: or the row whose model is evaluated here in another way.
+        views: of the evaluation.
+        strides: of tubes in the evaluation, where they are others than in training.
+    """
+
+    name: str
+    paper: float | None
+    source: Source | None = None
+    of: str = ""
+    views: str = "1x1"
+    strides: Mapping[str, list[int]] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a row is better than another; ``note`` says what to make of it where that is not seen."""
+
+    better: str
+    worse: str
+    note: str = ""
+    ours: bool = False  # not a claim of the paper's
+
+
+@dataclass(frozen=True)
+class Table:
+    """``head``: the accuracy by which rows are compared."""
+
+    title: str
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+    note: str = ""
+    head: str = "place_motion"
+
+    def trained(self) -> Iterator[tuple[Row, Source]]:
+        """Rows that train a model of their own."""
+        return ((row, row.source) for row in self.rows if row.source is not None)
+
+
+def chain(*names: str) -> tuple[Claim, ...]:
+    """Each row better than the one after it."""
+    return tuple(Claim(better, worse) for better, worse in zip(names, names[1:], strict=False))

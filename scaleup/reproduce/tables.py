@@ -1,0 +1,106 @@
+"""The tables of the paper: rows with its numbers, the recipes that stand for them, and what it claims."""
+
+from __future__ import annotations
+
+from scaleup.reproduce.table import Claim, Row, Source, Table, chain
+
+SMALL, SMALL_IMAGE, LARGE_IMAGE = (
+    "runs/paper/main/small/model",
+    "runs/paper/image/small/model",
+    "runs/paper/image/large/model",
+)
+STAGES = {  # models that rows begin from, as recipes name them
+    SMALL: Source("main"),
+    SMALL_IMAGE: Source("image", ("size=small",)),
+    LARGE_IMAGE: Source("image", ("size=large",)),
+}
+TRANSPLANTS = {f"runs/paper/{table}/adapted": (SMALL, LARGE_IMAGE) for table in ("table6", "table9")}
+
+PORTIONS = {"full": 91.8, "last8_gate": 89.7, "last8": 86.8, "last4": 86.3, "fc": 85.6}
+TI_TO_B = {"all": 81.4, "last4": 81.1, "last1": 80.8, "fc": 79.6}
+POSITIONS = {"cosine": 84.5, "learned": 79.2, "cosine_no_stride": 77.7, "relative": 77.5, "none": 73.6}
+SETS = {"joint": 91.5, "image_then_kinetics": 90.4, "inflated": 88.4, "patches": 87.6, "kinetics": 85.6}
+TUBES = {"eight": 85.4, "four": 83.4, "two": 81.5, "one": 78.4}
+FOLDS = {"x4_S": 85.4, "x4_ST": 85.3, "x4_T": 85.1, "x2_T": 84.7, "x2_S": 84.5, "baseline": 83.4}
+KERNELS = {"tubevit": 84.5, "interpolated": 83.8}
+VIEWS = {"4x1": 83.3, "1x3": 83.6, "4x3": 84.5, "10x10": 84.7}
+LAYERS = {"zero": 84.2, "one": 80.2, "two": 78.9, "four": 75.2, "eight": 73.0}
+TOKENS = ("x1", "x1_5", "x3", "x6")
+FINER = {"cube": [4, 8, 8], "long": [2, 8, 8], "wide": [4, 16, 16]}
+FINEST = {"frames": [4, 8, 8], "cube": [2, 8, 8], "long": [1, 8, 8], "wide": [2, 16, 16]}
+COSINE = Source("table7a", ("row=cosine",))
+
+
+def swept(recipe: str, rows: dict[str, float]) -> tuple[Row, ...]:
+    """Rows that are arms of one recipe."""
+    return tuple(Row(name, paper, Source(recipe, arm=name)) for name, paper in rows.items())
+
+
+def varied(recipe: str, rows: dict[str, float]) -> tuple[Row, ...]:
+    """Rows that are variants of one recipe."""
+    return tuple(Row(name, paper, Source(recipe, (f"row={name}",))) for name, paper in rows.items())
+
+
+TABLES = {
+    "table6": Table(
+        "Table 6: portions of the large model that train",
+        swept("table6", PORTIONS),
+        chain(*PORTIONS),
+        "Six blocks stand for 32: `last4` trains one of them, `last8` two. Tubes are frozen except in `full`.",
+    ),
+    "table9": Table(
+        "Table 9: from a smaller model to a larger one",
+        swept("table9", TI_TO_B),
+        chain(*TI_TO_B),
+        "The models are those of Table 6, and so are the runs: `last4` trains two blocks of six.",
+    ),
+    "table7a": Table(
+        "Table 7a: positions",
+        varied("table7a", POSITIONS),
+        tuple(Claim("cosine", other) for other in list(POSITIONS)[1:])
+        + tuple(Claim(other, "none") for other in list(POSITIONS)[1:-1]),
+    ),
+    "table5": Table(
+        "Table 5: images and videos together",
+        varied("table5", SETS),
+        (*chain("joint", "image_then_kinetics", "kinetics"), Claim("joint", "patches"), Claim("joint", "inflated")),
+    ),
+    "table7b": Table("Table 7b: number of tubes", varied("table7b", TUBES), chain(*TUBES)),
+    "table7c": Table(
+        "Table 7c: space-to-depth",
+        varied("table7c", FOLDS),
+        (*(Claim(fold, "baseline") for fold in list(FOLDS)[:-1]), Claim("x4_S", "x2_S"), Claim("x4_T", "x2_T")),
+    ),
+    "table7e": Table("Table 7e: one interpolated kernel", varied("table7e", KERNELS), chain(*KERNELS)),
+    "table7d": Table(
+        "Table 7d: more tokens in evaluation than in training",
+        (
+            Row("89 tokens", 84.5, COSINE),
+            Row("129 tokens", 84.9, of="89 tokens", strides=FINER),
+            Row("177 tokens", 84.6, of="89 tokens", strides=FINER | {"frames": [8, 8, 8], "long": [1, 8, 8]}),
+            Row("253 tokens", 83.5, of="89 tokens", strides=FINEST),
+        ),
+        (*(Claim(more, "89 tokens") for more in ("129 tokens", "177 tokens")), Claim("89 tokens", "253 tokens")),
+        "The same kernels at smaller strides; in the paper 559, 768, 1024 and 1536 tokens.",
+    ),
+    "table7f": Table(
+        "Table 7f: views",
+        (Row("1x1", 82.8, COSINE), *(Row(views, paper, of="1x1", views=views) for views, paper in VIEWS.items())),
+        (Claim("4x1", "1x1"), Claim("1x3", "1x1"), Claim("4x3", "1x1"), Claim("4x3", "4x1"), Claim("10x10", "4x3")),
+        "The videos are square and no larger than the crop, so that all spatial crops are the same one.",
+    ),
+    "table8": Table("Table 8: fresh blocks on top", varied("table8", LAYERS), chain(*LAYERS)),
+    "figure4": Table(
+        "Figure 4: number of tokens",
+        tuple(
+            Row(f"{sets} {row}", None, Source("figure4", (f"row={row}", f"sets={sets}")))
+            for sets in ("joint", "videos")
+            for row in TOKENS
+        ),
+        (
+            *(Claim(f"{sets} x1", f"{sets} x6") for sets in ("joint", "videos")),
+            *(Claim(f"joint {row}", f"videos {row}") for row in TOKENS),
+        ),
+        "Times the tokens of the main tubes. The paper prints a curve alone: above about three times, accuracy falls.",
+    ),
+}

@@ -1,0 +1,169 @@
+"""Tables on one desk: every row trained with every seed at its own learning rate, with an estimate of what is left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scaleup.data.shards import Shards
+from scaleup.recipe import Arm, Recipe
+from scaleup.reproduce.desk import Desk
+from scaleup.reproduce.runs import identity, trained
+from scaleup.reproduce.scores import Scores, scores
+from scaleup.reproduce.table import RANDOM, Row, Source, Table
+
+FACTORS = (0.3, 1.0, 3.0)  # of the recipe's learning rate: the grid of every row
+
+
+class Entry(NamedTuple):
+    """A row that trains, or its control."""
+
+    row: Row
+    source: Source
+    control: bool
+
+    @property
+    def name(self) -> str:
+        return self.row.name + RANDOM * self.control
+
+
+Asked = tuple[Entry, float]  # an entry at a factor of its learning rate
+
+
+@dataclass
+class Group:
+    """Arms that train in one run."""
+
+    recipe: Recipe
+    arms: dict[Asked, Arm] = field(default_factory=dict)
+
+
+class Work:
+    """Tables to run; ``done`` of ``total`` steps of arms are behind it, ``trained`` of them in this process."""
+
+    def __init__(self, desk: Desk, seeds: Sequence[int], tables: Sequence[Table]) -> None:
+        self.desk, self.seeds = desk, list(seeds)
+        runs = len(FACTORS) + len(self.seeds) - 1
+        self.total = sum(runs * desk.steps(entry.source) for table in tables for entry in self.entries(table))
+        self.done, self.began = 0, time.perf_counter()
+
+    def entries(self, table: Table) -> Iterator[Entry]:
+        """The rows that train, each followed by its control where it begins from a transplant."""
+        for row, source in table.trained():
+            yield Entry(row, source, False)
+            if self.desk.is_transplant(source):
+                yield Entry(row, source, True)
+
+    def table(self, table: Table) -> dict[str, Any]:
+        """Everything of a table; what is on disk already is read from there."""
+        began, entries = time.perf_counter(), list(self.entries(table))
+        first, *others = self.seeds
+        made = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
+        tuned = self._tuned(table, entries, self._scored(made, first))
+        best = [(entry, _best(tuned[entry.name])) for entry in entries]
+        models = {first: made} | {seed: self._trained(table, best, seed) for seed in others}
+        rows = {entry.name: self._described(entry, tuned[entry.name]) for entry in entries}
+        rows |= {row.name: rows[row.of] | _evaluated(row) for row in table.rows if row.of}
+        tested = {seed: self._tested(table, models[seed], best, seed) for seed in self.seeds}
+        for name, row in rows.items():
+            row["seeds"] = {str(seed): found[name] for seed, found in tested.items() if name in found}
+        order = [name for row in table.rows for name in (row.name, row.name + RANDOM) if name in rows]
+        return {
+            "title": table.title,
+            "head": table.head,
+            "seeds": self.seeds,
+            "samples": self.desk.samples,
+            "chance": self._chance(table, made),
+            "rows": {name: rows[name] for name in order},
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _tuned(
+        self, table: Table, entries: list[Entry], found: Mapping[Asked, Scores]
+    ) -> dict[str, dict[float, float]]:
+        """Accuracy by learning-rate factor; 0 of what diverged."""
+        return {
+            entry.name: {factor: found.get((entry, factor), {}).get(table.head, 0.0) for factor in FACTORS}
+            for entry in entries
+        }
+
+    def _trained(self, table: Table, asked: list[Asked], seed: int) -> dict[Asked, Path]:
+        """The directories of arms, those that can together; without those that diverged."""
+        made: dict[Asked, Path] = {}
+        for group in self._grouped(asked, seed):
+            self._say(f"{table.title}, seed {seed}: {', '.join(f'{e.name} x{f:g}' for e, f in group.arms)}")
+            names = {f"{number}": asked for number, asked in enumerate(group.arms)}
+            paths = trained(group.recipe, {name: group.arms[asked] for name, asked in names.items()}, self.desk.runs)
+            made |= {names[name]: path for name, path in paths.items() if path is not None}
+            self.done += group.recipe.train.steps * len(group.arms)
+        return made
+
+    def _grouped(self, asked: Iterable[Asked], seed: int) -> Iterable[Group]:
+        groups: dict[str, Group] = {}
+        for entry, factor in asked:
+            recipe, arm = self.desk.read(entry.source, seed, entry.control)
+            group = groups.setdefault(identity(recipe), Group(recipe))
+            group.arms[entry, factor] = replace(arm, lr=arm.lr * factor)
+        return groups.values()
+
+    def _scored(self, made: Mapping[Asked, Path], seed: int) -> dict[Asked, Scores]:
+        """Accuracy on the validation split."""
+        names = {f"{number}": asked for number, asked in enumerate(made)}
+        found = scores({name: made[asked] for name, asked in names.items()}, self.desk.data(seed) / "videos-val")
+        return {names[name]: each for name, each in found.items()}
+
+    def _tested(self, table: Table, made: Mapping[Asked, Path], best: list[Asked], seed: int) -> dict[str, Scores]:
+        """Accuracy of every row on the test split, and the gate's alpha where it has one."""
+        self._say(f"{table.title}, seed {seed}: test split")
+        test, paths = (
+            self.desk.data(seed) / "videos-test",
+            {asked[0].name: made[asked] for asked in best if asked in made},
+        )
+        found = scores(paths, test)
+        for name, path in paths.items():
+            alpha = json.loads((path / "report.json").read_text())["training"]["alpha"]
+            found[name] |= {} if alpha is None else {"alpha": alpha}
+        for row in table.rows:
+            if row.of in paths:
+                found |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
+        return found
+
+    def _described(self, entry: Entry, rates: Mapping[float, float]) -> dict[str, Any]:
+        recipe, arm = self.desk.read(entry.source, self.seeds[0], entry.control)
+        source = entry.source
+        return {
+            "paper": None if entry.control else entry.row.paper,
+            "recipe": " ".join([f"{source.recipe}.yaml", "scale=desk", *source.choices, *self.desk.changes]),
+            "arm": source.arm or None,
+            "steps": recipe.train.steps,
+            "batch": recipe.data.batch,
+            "lr": arm.lr * _best(rates),
+            "validation": {f"{arm.lr * factor:g}": accuracy for factor, accuracy in rates.items()},
+            "views": "1x1",
+        }
+
+    def _chance(self, table: Table, made: Mapping[Asked, Path]) -> dict[str, float]:
+        """Of the heads that the rows have."""
+        classes = Shards.open(self.desk.data(self.seeds[0]) / "videos-test").classes
+        heads = [head for path in made.values() for head in json.loads((path / "config.json").read_text())["heads"]]
+        return {head: 1 / len(classes[head]) for head in [table.head, *classes] if head in heads}
+
+    def _say(self, title: str) -> None:
+        """A line with the share that is done and, as far as this process knows, the time that is left."""
+        elapsed = time.perf_counter() - self.began
+        left = f", about {elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        print(f"[{self.done / max(self.total, 1):.0%} after {elapsed:.0f} s{left}] {title}", file=sys.stderr)
+
+
+def _best(rates: Mapping[float, float]) -> float:
+    """The factor with the highest accuracy."""
+    return max(rates, key=lambda factor: rates[factor])
+
+
+def _evaluated(row: Row) -> dict[str, Any]:
+    return {"paper": row.paper, "views": row.views, "strides": dict(row.strides)}

@@ -1,0 +1,152 @@
+"""Judging claims, the page, and what the tables name."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from scaleup import reproduce
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Backbone, Model, Recipe, Train
+from scaleup.reproduce import work
+from scaleup.reproduce.desk import Desk, _beginnings
+from scaleup.reproduce.judge import judge
+from scaleup.reproduce.page import document
+from scaleup.reproduce.runs import arm_name
+from scaleup.reproduce.table import RANDOM, Claim, Row, Source, Table
+from scaleup.reproduce.tables import STAGES, TABLES, TRANSPLANTS
+
+
+def seeds(*values):
+    return {str(seed): value for seed, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    "better, worse, word",
+    [
+        ((0.80, 0.82, 0.84), (0.70, 0.71, 0.75), "holds"),
+        ((0.70, 0.71, 0.75), (0.80, 0.82, 0.84), "does not hold"),
+        ((0.50, 0.70, 0.90), (0.40, 0.60, 0.80), "holds"),  # seeds differ more than rows, and all agree
+        ((0.50, 0.70, 0.90), (0.49, 0.62, 0.91), "within noise"),
+        ((0.80, 0.80, 0.83), (0.80, 0.80, 0.80), "within noise"),  # of three, one alone says so
+        ((0.80,), (0.70,), "one seed"),
+        ((), (0.70,), "not measured"),
+    ],
+)
+def test_a_claim_is_judged_by_what_differs_from_seed_to_seed(better, worse, word):
+    assert judge(seeds(*better), seeds(*worse)).word == word
+
+
+def test_the_interval_is_student_s():
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), and t is 4.303 with two degrees of freedom."""
+    verdict = judge(seeds(1, 2, 3), seeds(0, 0, 0))
+    assert verdict.difference == 2
+    assert math.isclose(verdict.interval, 4.303 / 3**0.5)
+
+
+def test_seeds_that_one_row_lacks_do_not_count():
+    assert judge({"0": 0.5, "2": 0.9}, {"2": 0.8, "7": 0.1}).difference == pytest.approx(0.1)
+
+
+TABLE = Table(
+    "Table 0: made up",
+    (Row("good", 84.5, Source("table7a")), Row("bad", 77.0, Source("table7a"))),
+    (Claim("good", "bad", "This sentence explains."), Claim("bad", "good", "And this one.")),
+)
+
+
+def test_the_page_says_what_holds_what_does_not_and_what_is_missing(tmp_path):
+    def row(paper, *values):
+        found = {str(seed): {"place_motion": value, "shape": 0.5} for seed, value in enumerate(values)}
+        return {"paper": paper, "lr": 2e-3, "steps": 9, "seeds": found}
+
+    rows = {"good": row(84.5, 0.80, 0.82, 0.84), "bad": row(77.0, 0.70, 0.71, 0.75)}
+    rows["good" + RANDOM] = row(None, 0.1, 0.2, 0.3)
+    result = {"seeds": [0, 1, 2], "samples": 4000, "chance": {"place_motion": 1 / 24, "shape": 0.125}, "rows": rows}
+    (tmp_path / "there.json").write_text(json.dumps(result))
+    page = document({"there": TABLE, "missing": TABLE}, tmp_path)
+    assert "| good | 84.5 | 82.0 (80.0 to 84.0) | 50.0 (50.0 to 50.0) | 2e-03 | 9 |" in page
+    assert "| good (random tubes) | - | 20.0 (10.0 to 30.0) |" in page
+    assert "- good > bad: **holds** (+10.0 ± 2.5).\n" in page  # and no sentence where nothing is to be explained
+    assert "- bad > good: **does not hold** (-10.0 ± 2.5). And this one.\n" in page
+    assert "- good > good (random tubes) (not the paper's): **holds**" in page
+    assert "place_motion 4.2%" in page
+    assert page.count("Not run yet") == 1 and "`python tools/reproduce.py missing`" in page
+
+
+def test_every_row_has_its_recipe_and_every_claim_its_rows(tmp_path):
+    desk = Desk(tmp_path)
+    for name, table in TABLES.items():
+        names = [row.name for row in table.rows]
+        assert len(set(names)) == len(names)
+        assert {row.of for row in table.rows} - {""} <= set(names)
+        assert {row for claim in table.claims for row in (claim.better, claim.worse)} <= set(names), name
+    sources = {(name, source) for name, table in TABLES.items() for _, source in table.trained()}
+    for name, source in sources:
+        content = desk.content(source)
+        assert not source.arm or source.arm in content["arms"], f"{name}: {source}"
+        model = content["model"]
+        beginning = model.get("load") or (model.get("backbone") or {}).get("weights")
+        assert beginning is None or beginning in _beginnings(content).values(), f"{name} begins from {beginning}"
+    for source in STAGES.values():
+        desk.content(source)
+    for parents in TRANSPLANTS.values():
+        assert set(parents) <= STAGES.keys()
+
+
+def test_an_arm_is_known_by_its_settings():
+    assert arm_name(Arm(lr=0.1)) == arm_name(Arm(lr=0.1)) != arm_name(Arm(lr=0.2))
+
+
+def test_tables_are_chosen_by_name():
+    assert reproduce.chosen(["table9", "table6", "table9"]) == ["table9", "table6"]
+    assert reproduce.chosen(["table9", "all"]) == list(TABLES)
+    with pytest.raises(UserError, match="no table 'tabel9'.*nearest: 'table9'"):
+        reproduce.chosen(["tabel9"])
+
+
+def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, monkeypatch):
+    """What trains and evaluates is made up: accuracy falls with the distance of the learning rate from the best."""
+    best, asked, tested = {"good": 3e-3, "bad": 0.3e-3}, [], []
+    monkeypatch.setattr(work, "FACTORS", (0.3, 1.0, 3.0))
+    monkeypatch.setattr(Desk, "data", lambda self, seed: tmp_path / f"seed{seed}")
+    monkeypatch.setattr(Desk, "is_transplant", lambda self, source: False)
+    monkeypatch.setattr(Desk, "steps", lambda self, source: 2)
+    recipes = {name: Recipe(model=Model(backbone=Backbone(name)), train=Train(steps=2)) for name in best}
+    monkeypatch.setattr(
+        Desk, "read", lambda self, source, seed, control: (replace(recipes[source.recipe], seed=seed), Arm(lr=1e-3))
+    )
+
+    def trained(recipe, arms, root):
+        asked.extend((recipe.seed, recipe.model.backbone.name, f"{arm.lr:g}") for arm in arms.values())
+        paths = {name: tmp_path / f"{recipe.model.backbone.name}_{arm.lr:g}" for name, arm in arms.items()}
+        for path in paths.values():
+            path.mkdir(exist_ok=True)
+            (path / "report.json").write_text('{"training": {"alpha": null}}')
+            (path / "config.json").write_text('{"heads": {"place_motion": []}}')
+        return {
+            name: None if arms[name].lr > 2.9e-3 and path.name.startswith("bad") else path
+            for name, path in paths.items()
+        }
+
+    def scores(models, shards, views="1x1", strides=None):
+        tested.extend((shards.parent.name, shards.name, path.name) for path in models.values())
+        rates = {name: path.name.split("_") for name, path in models.items()}
+        return {name: {"place_motion": 0.5 - abs(float(lr) - best[row])} for name, (row, lr) in rates.items()}
+
+    monkeypatch.setattr(work, "trained", trained)
+    monkeypatch.setattr(work, "scores", scores)
+    monkeypatch.setattr(work.Work, "_chance", lambda self, table, made: {"place_motion": 1 / 24})
+    table = Table("Table 0", tuple(Row(name, 1.0, Source(name)) for name in best), ())
+    running = work.Work(Desk(tmp_path), [4, 5], [table])
+    found = running.table(table)
+    grid = [(4, name, f"{lr:g}") for name in best for lr in (0.3e-3, 1e-3, 3e-3)]
+    assert sorted(asked) == sorted(grid + [(5, name, f"{lr:g}") for name, lr in best.items()])
+    assert sorted(each for each in tested if each[1] == "videos-test") == [
+        (f"seed{seed}", "videos-test", f"{name}_{best[name]:g}") for seed in (4, 5) for name in ("bad", "good")
+    ]
+    assert {name: row["lr"] for name, row in found["rows"].items()} == pytest.approx(best)
+    assert found["rows"]["bad"]["validation"]["0.003"] == 0  # it diverged
+    assert found["rows"]["good"]["seeds"] == {"4": {"place_motion": 0.5}, "5": {"place_motion": 0.5}}
+    assert running.done == running.total

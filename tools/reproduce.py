@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""The paper's tables at desk scale: rows with several seeds, each at its own learning rate, and which orderings hold.
+
+What was made is kept: the same command goes on where it was cut off. With --write what OUT holds goes to docs/.
+"""
+
+from pathlib import Path
+
+from scaleup import cli
+
+
+def arguments():
+    made = cli.parser(__doc__, "tools/reproduce.py table9 --seeds 0 1 2 --out runs/paper")
+    made.add_argument("tables", nargs="+", metavar="TABLE", help="table6, table7a, ... or all")
+    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all recipes, e.g. train.steps=100")
+    made.add_argument("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    made.add_argument("--samples", type=int, default=4000, help="videos to train on (default: %(default)s)")
+    made.add_argument("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
+    return made
+
+
+def run(args):
+    from scaleup import reproduce
+
+    tables = [each for each in args.tables if "=" not in each]
+    changes = [each for each in args.tables if "=" in each] + args.changes
+    found = reproduce.reproduce(tables, args.out, args.seeds, changes, args.samples)
+    if args.write:
+        reproduce.publish(args.out)
+    return {"out": str(args.out), "tables": found}
+
+
+def show(result):
+    print((Path(result["out"]) / "reproduction.md").read_text())
+
+
+if __name__ == "__main__":
+    cli.main(run, arguments().parse_intermixed_args(), show)
