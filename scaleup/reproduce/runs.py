@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from scaleup.recipe import Arm, Recipe, resolved
+from scaleup.recipe import Arm, Recipe
 from scaleup.training.result import is_complete
 from scaleup.training.run import run
 
@@ -20,12 +19,24 @@ SAVE_EVERY = 200  # steps: what a run that is killed loses at most
 
 def identity(recipe: Recipe) -> str:
     """A name for all of a recipe that its arms have in common."""
-    return _digest(OmegaConf.to_yaml(resolved(replace(recipe, out="", arm=Arm(), arms={}, grid={}))))
+    return _digest(_told(replace(recipe, out="", arm=Arm(), arms={}, grid={})))
 
 
 def arm_name(arm: Arm) -> str:
     """A name for what an arm is, whichever row of whichever table asks for it."""
-    return _digest(str(sorted(asdict(arm).items())))
+    return _digest(_told(arm))
+
+
+def _told(settings: Any) -> Any:
+    """Settings without those at their default, so that a new setting leaves the names of old runs as they are."""
+    if is_dataclass(settings):
+        given = {item.name: (getattr(settings, item.name), item) for item in fields(settings)}
+        return {name: _told(value) for name, (value, item) in given.items() if value != _default(item)}
+    return {name: _told(value) for name, value in settings.items()} if isinstance(settings, dict) else settings
+
+
+def _default(item: Field) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Path | None]:
@@ -38,7 +49,7 @@ def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Pa
     home, names = root / identity(recipe), {row: arm_name(arm) for row, arm in arms.items()}
     missing = {names[row]: arm for row, arm in sorted(arms.items()) if _run_of(names[row], home) is None}
     if missing:
-        out = home / _digest(" ".join(missing))
+        out = home / _digest(list(missing))
         together: dict[str, dict[str, Any]] = {name: asdict(arm) for name, arm in missing.items()}
         result = run(_settled(recipe, out, together), missing)
         gc.collect()  # engines refer to themselves
@@ -64,5 +75,5 @@ def _directory(name: str, home: Path) -> Path | None:
     return run / name if (run / name).is_dir() else None
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,18 +2,18 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 
 import pytest
 
 from scaleup import reproduce
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Backbone, Model, Recipe, Train
+from scaleup.recipe import Arm, Backbone, Model, Recipe, Train, Tube
 from scaleup.reproduce import work
 from scaleup.reproduce.desk import Desk, _beginnings
 from scaleup.reproduce.judge import judge
 from scaleup.reproduce.page import document
-from scaleup.reproduce.runs import arm_name
+from scaleup.reproduce.runs import arm_name, identity
 from scaleup.reproduce.table import RANDOM, Claim, Row, Source, Table
 from scaleup.reproduce.tables import STAGES, TABLES, TRANSPLANTS
 
@@ -95,8 +95,19 @@ def test_every_row_has_its_recipe_and_every_claim_its_rows(tmp_path):
         assert set(parents) <= STAGES.keys()
 
 
-def test_an_arm_is_known_by_its_settings():
+def test_runs_and_arms_are_known_by_their_settings():
+    tubes = {"cube": Tube([8, 8, 8], [8, 8, 8])}
+    recipe = Recipe(model=Model(tubes=tubes))
+    assert identity(recipe) == identity(Recipe("elsewhere", model=Model(tubes=tubes), arm=Arm(lr=0.1)))
+    others = [replace(tubes["cube"], **change) for change in ({"fold": [2, 1, 1]}, {"stride": [4, 8, 8]})]
+    names = {identity(Recipe(model=Model(tubes={"cube": other}))) for other in others}
+    assert len(names | {identity(recipe), identity(replace(recipe, seed=1))}) == 4
     assert arm_name(Arm(lr=0.1)) == arm_name(Arm(lr=0.1)) != arm_name(Arm(lr=0.2))
+
+
+def test_a_new_setting_leaves_the_names_of_old_runs_as_they_are():
+    later = make_dataclass("Arm", [("new", int, 0)], bases=(Arm,))
+    assert arm_name(later(lr=0.1)) == arm_name(Arm(lr=0.1)) != arm_name(later(lr=0.1, new=1))
 
 
 def test_tables_are_chosen_by_name():
