@@ -154,7 +154,7 @@ def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, ten
     fed = [name for name, layer in layers.items() if getattr(layer, "is_feedforward", False)]
     content = _peft_config(adapt, list(layers), fed).to_dict() | {"inference_mode": True}
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     (directory / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     save_file(dict(tensors), directory / WEIGHTS, {"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a model in another form (our directories, timm, torch.export, ONNX, AOTInductor), read it back, compare."""
+"""Write a model in another form (our own, peft, timm, torch.export, ONNX, AOTInductor), read it back, compare."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ EXAMPLE = """tools/export.py runs/vit_h/model --to full --out exported/vit_h
 def arguments():
     made = cli.parser(__doc__, EXAMPLE)
     made.add_argument("model", help="model directory or hub id")
-    made.add_argument("--to", required=True, help="delta, full, timm, torch, onnx or aoti")
+    made.add_argument("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
@@ -30,6 +30,8 @@ def show(result):
     print(f"{result['to']} -> {result['out']}, {result['bytes']:,} bytes")
     for key in [key for key in result if key.endswith("_diff")]:
         print(f"read back: {key.replace('_', ' ')} {result[key]:.2g}")
+    for name, size in result.get("program_bytes", {}).items():
+        print(f"{name}: {size:,} bytes, {result['model_bytes']:,} of the model's tensors")
     for name, seconds in result.get("seconds", {}).items():
         print(f"one {name}: {seconds:.4f} s, {result['eager_seconds'][name]:.4f} s in PyTorch as it was")
 

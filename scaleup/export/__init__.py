@@ -8,14 +8,14 @@ from typing import Any
 
 from scaleup import checkpoint
 from scaleup.errors import UserError, nearest
-from scaleup.export import directory, program, trunk
+from scaleup.export import directory, peft, program, trunk
 from scaleup.export.parity import parity
 from scaleup.files import new_directory, refuse_existing
 
 __all__ = ["TARGETS", "export", "parity"]
 
 OWN = ("delta", "full")
-TARGETS = (*OWN, "timm", *program.FORMS)
+TARGETS = (*OWN, "peft", "timm", *program.FORMS)
 ROUNDING = 1e-4  # share of its size by which an output may differ where sums are taken in another order
 
 
@@ -30,16 +30,17 @@ def export(
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
     Args:
-        to: ``delta`` or ``full`` (our own directories), ``timm`` (the image model alone, in timm's layout), ``torch``
-            (torch.export), ``onnx`` or ``aoti`` (compiled for this machine by AOTInductor).
+        to: ``delta`` or ``full`` (our own directories), ``peft`` (the adapter alone), ``timm`` (the image model alone,
+            in timm's layout), ``torch`` (torch.export), ``onnx`` or ``aoti`` (compiled for this machine by
+            AOTInductor).
         base: where the backbone's weights are now, if not where they were.
         merge: fold the model's adapter into the weights of its blocks; programs always do.
 
     Returns:
         ``{"to", "out", "bytes", "image_max_abs_diff", "video_max_abs_diff"}``; where sums are taken in another order
         (merged models, programs), in shares of the largest output, ``"image_max_rel_diff"`` and
-        ``"video_max_rel_diff"``; for programs ``"seconds"`` and ``"eager_seconds"`` of one image and one video, also
-        in ``report.json`` beside them.
+        ``"video_max_rel_diff"``; for programs and timm ``"seconds"`` and ``"eager_seconds"`` of one image and one
+        video, for programs ``"program_bytes"`` and ``"model_bytes"``, also in ``report.json`` beside them.
 
     Raises:
         UserError: an unknown target, a model that the target cannot hold or that has no adapter to merge, or a result
@@ -51,12 +52,14 @@ def export(
     refuse_existing(out, overwrite)
     model = checkpoint.load(source, base)
     exact = to not in program.FORMS and not merge
-    timed: dict[str, Any] = {}
+    found, timed = dict[str, float](), dict[str, Any]()
     with new_directory(out, overwrite) as half:
         if to in OWN:
             found = dict(zip(("image", "video"), directory.write(model, source, to, half, base, merge), strict=True))
+        elif to == "peft":
+            found = dict(zip(("image", "video"), peft.write(model, source, half, base), strict=True))
         elif to == "timm":
-            found = {"image": trunk.write(directory.merged(model) if merge else model, half)}
+            found["image"], timed = trunk.write(directory.merged(model) if merge else model, half)
         else:
             plain = directory.merged(model) if model.config["adapter"] else model
             found, timed = program.write(plain, program.FORMS[to], half)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +24,16 @@ def parity(one: TubeViT, other: TubeViT, relative: bool = False) -> tuple[float,
     video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config)
     image, clip = (difference(_outputs(one, x), _outputs(other, x), relative) for x in (video[:, :, 0], video))
     return image, clip
+
+
+def medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
+    """Seconds of each side, which take turns."""
+    taken: list[list[float]] = [[] for _ in sides]
+    for side, seconds in list(zip(sides, taken, strict=True)) * turns:
+        began = time.perf_counter()
+        side()
+        seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def _outputs(model: TubeViT, x: Tensor) -> dict[str, Tensor]:

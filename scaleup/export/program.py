@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.errors import UserError
-from scaleup.export.parity import difference
+from scaleup.export.parity import difference, medians
 from scaleup.model import TubeViT
 from scaleup.transplant.measure import natural_clip
 
@@ -52,11 +50,13 @@ def write(model: TubeViT, form: Form, directory: Path) -> tuple[dict[str, float]
 
     Returns:
         The largest difference of image and video from the model, for two samples and for one, in shares of the largest
-        output; and ``{"seconds": {"image", "video"}, "eager_seconds"}``, what one sample takes, here and in the model.
+        output; and ``{"program_bytes": {"image", "video"}, "model_bytes", "seconds": {"image", "video"},
+        "eager_seconds"}``: their size and the model's, and what one sample takes, here and in the model.
     """
     whole, (height, width) = Whole(model.eval()), model.preprocess.size
     clips = (natural_clip(model.preprocess.frames, (height, width), count=2) * 255).round().byte()  # (2, 3, T, h, w)
-    differences, seconds, eager = dict[str, float](), dict[str, float](), dict[str, float]()
+    differences, sizes = dict[str, float](), dict[str, int]()
+    seconds, eager = dict[str, float](), dict[str, float]()
     for name, pixels in (("image", clips[:, :, 0].contiguous()), ("video", clips)):
         path, one = directory / f"{name}{form.ending}", pixels[:1]
         with torch.no_grad():
@@ -64,19 +64,11 @@ def write(model: TubeViT, form: Form, directory: Path) -> tuple[dict[str, float]
             form.write(torch.export.export(whole, (pixels,), dynamic_shapes=({0: BATCH},)), path, names)
             run = form.read(path, names)
             differences[name] = max(difference(whole(x), run(x), True) for x in (pixels, one))
-            seconds[name], eager[name] = _medians(partial(run, one), partial(whole, one))
+            seconds[name], eager[name] = medians(partial(run, one), partial(whole, one))
+            sizes[name] = path.stat().st_size
     (directory / "labels.json").write_text(json.dumps(description(model), indent=2) + "\n")
-    return differences, {"seconds": seconds, "eager_seconds": eager}
-
-
-def _medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
-    """Seconds of each side, which take turns."""
-    taken: list[list[float]] = [[] for _ in sides]
-    for side, seconds in list(zip(sides, taken, strict=True)) * turns:
-        began = time.perf_counter()
-        side()
-        seconds.append(time.perf_counter() - began)
-    return [statistics.median(seconds) for seconds in taken]
+    held = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
 
 
 def description(model: TubeViT) -> dict[str, Any]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
 
 from scaleup import checkpoint
 from scaleup.backbones import resolve, saved
 from scaleup.errors import UserError
+from scaleup.export.parity import medians
 from scaleup.model import TubeViT
 from scaleup.transplant.measure import natural_clip, normalise
 
 
 @torch.inference_mode()
-def write(model: TubeViT, directory: Path) -> float:
+def write(model: TubeViT, directory: Path) -> tuple[float, dict[str, Any]]:
     """Write what ``timm.create_model("local-dir:DIRECTORY")`` loads, and load it.
 
     Returns:
-        The largest difference of the pooled features of an image from the model's.
+        The largest difference of the pooled features of an image from the model's; and ``{"seconds": {"image"},
+        "eager_seconds"}``, what one takes there and in the model.
 
     Raises:
         UserError: timm has no model that computes the same, and why.
@@ -28,7 +32,10 @@ def write(model: TubeViT, directory: Path) -> float:
     kwargs, tensors = model.config["backbone"]["kwargs"], checkpoint.named_tensors(model)
     saved.save(directory, name, kwargs, size, tensors, input["mean"], input["std"])
     image = normalise(natural_clip(1, size), model.config)[:, :, 0]
-    return (saved.features(directory, image) - model.forward_features(image)).abs().max().item()
+    differs = (saved.features(directory, image) - model.forward_features(image)).abs().max().item()
+    theirs = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    seconds, eager = medians(lambda: theirs(image), lambda: model.forward_features(image))
+    return differs, {"seconds": {"image": seconds}, "eager_seconds": {"image": eager}}
 
 
 def _refuse_what_timm_lacks(model: TubeViT) -> str:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -176,3 +177,27 @@ def test_the_tool_merges_what_has_an_adapter(adapted: Path, delta: Path, tmp_pat
     with pytest.raises(UserError, match="no adapter to merge; leave out --merge"):
         export(delta, "full", tmp_path / "other", merge=True)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("adapted", KINDS, indirect=True)
+def test_peft_gets_the_adapter_alone(adapted: Path, tmp_path: Path) -> None:
+    done = tool(adapted, "--to", "peft", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["image_max_abs_diff"] == result["video_max_abs_diff"] == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (adapted / "adapter").iterdir()}
+    config = peft.PeftConfig.from_pretrained(str(tmp_path / "out"))
+    assert (
+        config.peft_type
+        == {"lora": "LORA", "dora": "LORA", "ia3": "IA3"}[scaleup.load(adapted).config["adapter"]["kind"]]
+    )
+
+
+def test_a_model_without_an_adapter_has_nothing_for_peft(delta: Path, tmp_path: Path) -> None:
+    done = tool(delta, "--to", "peft", "--out", tmp_path / "out")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert (
+        "holds an adapter, and this model has none; allowed are arms that trained with arm.adapt lora, dora, ia3"
+        in (done.stderr)
+    )

@@ -55,6 +55,8 @@ def test_a_program_runs_without_us_on_any_number_of_samples(saved: Path, tmp_pat
     assert all(result[key][name] > 0 for key in ("seconds", "eager_seconds") for name in ("image", "video"))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["seconds"] == result["seconds"]
+    sizes = {name: (tmp_path / "out" / f"{name}.pt2").stat().st_size for name in ("image", "video")}
+    assert report["program_bytes"] == sizes and report["model_bytes"] > 4 * 24 * 24
     code = """import sys, torch
 run = torch.export.load(sys.argv[1]).module()
 torch.save(run(torch.load(sys.argv[2])), sys.argv[3])
@@ -128,7 +130,8 @@ def test_timm_loads_the_image_model(tiny: Callable[..., Recipe], tmp_path: Path)
     model = fresh(described, {}, 0).with_arm(2, False, CLASSES["video"])
     model.arm.blocks["2"].mlp.fc1.weight.data *= 1.1  # type: ignore[union-attr,operator]
     checkpoint.save(model, tmp_path / "saved")
-    assert export(tmp_path / "saved", "timm", tmp_path / "out")["image_max_abs_diff"] == 0
+    result = export(tmp_path / "saved", "timm", tmp_path / "out")
+    assert result["image_max_abs_diff"] == 0 and result["seconds"]["image"] > 0 < result["eager_seconds"]["image"]
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     x, loaded = torch.randn(2, 3, 32, 32), scaleup.load(tmp_path / "saved")
     with torch.no_grad():
