@@ -11,6 +11,7 @@ from torch import Tensor
 
 import scaleup
 from scaleup import recipe as recipes
+from scaleup.checkpoint import load_run
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Recipe, sweep_arms
@@ -86,6 +87,17 @@ def test_gates_of_both_kinds_train_side_by_side_as_alone(tiny: Callable[..., Rec
     run(tiny("train.steps=3", f"out={tmp_path / 'alone'}"), {"each": arms["each"]})
     together, alone = (scaleup.load(tmp_path / at / "each").state_dict() for at in ("out", "alone"))
     assert all(torch.equal(together[name], alone[name]) for name in together)
+
+
+def test_gates_of_both_kinds_on_one_trunk_come_back_together(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    gated(tiny, True).save_pretrained(tmp_path / "began", kind="full")
+    recipe = tiny("train.steps=2")
+    recipe.model = recipes.Model(load=str(tmp_path / "began"))
+    arms = {kind: replace(recipe.arm, frozen_depth=1, gate=gate) for kind, gate in (("one", True), ("each", "channel"))}
+    run(recipe, arms)
+    for name, model in load_run(tmp_path / "out").items():
+        assert torch.equal(model.arm.gate.alpha, scaleup.load(tmp_path / "out" / name).arm.gate.alpha)
+        assert len(model.arm.gate.alpha) == {"one": 1, "each": WIDTH}[name]
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from scaleup.errors import UserError
 from scaleup.export import export
 from scaleup.transplant import Options, transplant
 from scaleup.transplant.align import pairs
-from scaleup.transplant.donor import Kernel
+from scaleup.transplant.donor import Kernel, read
 from scaleup.transplant.report import lines
 from scaleup.tubes import TubeSpec
 
@@ -99,7 +99,7 @@ def slow_tokens(held: dict[str, Tensor], name: str, spec: TubeSpec, width: int) 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("width", "tubes", "fold"),
-    [(18, TUBES, (1, 1)), (60, TUBES, (1, 1)), (18, TUBES, (1, 2)), (18, FOLDED, (1, 1))],
+    [(18, TUBES, (1, 1)), (60, TUBES, (1, 1)), (18, TUBES, (2, 2)), (18, FOLDED, (1, 1))],
     ids=["narrow", "too wide", "folded on top", "folded by the small model"],
 )
 def test_every_tube_token_is_the_map_of_the_small_models(
@@ -272,6 +272,15 @@ def test_what_makes_no_sense_is_refused(options: dict, images: Tensor | None, wo
 def test_folds_of_the_small_model_take_no_other_on_top(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tube 'long' is folded 2x1x1 in the small model; leave out --fold"):
         made(tmp_path, *parents(tmp_path, tubes=FOLDED), fold=(1, 2))
+
+
+def test_the_patch_of_the_public_layout_is_its_fourth_kernel(tmp_path: Path) -> None:
+    weight, biases = torch.randn(6, 3, 8, 8, 8), torch.randn(4, 6)
+    state = {f"sparse_tubes_tokenizer.conv_proj_{name}": each for name, each in (("weight", weight), ("bias", biases))}
+    torch.save(state, tmp_path / "public.ckpt")
+    patch = read(tmp_path / "public.ckpt").patch
+    assert patch is not None and patch.spec.kernel == (1, 16, 16) and torch.equal(patch.bias, biases[3])
+    torch.testing.assert_close(patch.weight, F.interpolate(weight, (1, 16, 16), mode="trilinear"))
 
 
 def test_a_small_model_without_patches_is_refused(tmp_path: Path) -> None:
