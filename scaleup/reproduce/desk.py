@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from scaleup.transplant import Options, transplant
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes" / "paper"
 FRAMES = 24  # of a video: clips of 16 begin anywhere
+TUBES: Mapping[str, Mapping[str, Any]] = {  # how they get into the large model, as options of a transplant
+    "folded": {},  # the paper
+    "aligned": {"match": "align"},
+    "random": {"random_tubes": True},  # the control
+}
 BEGINNINGS = ("model.load", "model.backbone.weights")  # where a recipe says what it begins from
 
 
@@ -62,22 +68,23 @@ class Desk:
     def is_transplant(self, source: Source) -> bool:
         return any(begins in TRANSPLANTS for begins in _beginnings(self.content(source)).values())
 
-    def read(self, source: Source, seed: int, control: bool = False) -> tuple[Recipe, Arm]:
+    def read(self, source: Source, seed: int, tubes: str = "folded") -> tuple[Recipe, Arm]:
         """The desk variant of a recipe on what it reads and begins from with ``seed``, and the arm that is meant.
 
         Args:
-            control: begin from the model whose tubes are drawn at random.
+            tubes: of the transplant that it begins from, if it does.
         """
         data, content = self.data(seed), self.content(source, seed)
         sets = {f"data.train.{name}": each for name, each in content["data"]["train"].items() if each is not None}
         paths = [f"{at}.shards={data / Path(settings['shards']).name}" for at, settings in sets.items()]
-        paths += [f"{at}={self.begin(name, seed, control)}" for at, name in _beginnings(content).items()]
+        paths += [f"{at}={self.begin(name, seed, tubes)}" for at, name in _beginnings(content).items()]
         read = recipe.load(RECIPES / f"{source.recipe}.yaml", [*self._choices(source, seed), *paths])
         return read, sweep_arms(read)[source.arm] if source.arm else read.arm
 
-    def begin(self, name: str, seed: int, control: bool = False) -> Path:
+    def begin(self, name: str, seed: int, tubes: str = "folded") -> Path:
         """The directory of a model that rows begin from."""
         if name not in TRANSPLANTS:
+            print(f"seed {seed}: {name}, which rows begin from", file=sys.stderr)
             read, arm = self.read(STAGES[name], seed)
             made = trained(read, {name: arm}, self.runs)[name]
             if made is None:
@@ -85,12 +92,16 @@ class Desk:
                     f"the model that rows begin from, {name}, diverged; lower the learning rate of its recipe"
                 )
             return made
-        path = self.out / f"seed{seed}" / ("random" if control else "adapted")
+        path = self.out / f"seed{seed}" / f"adapted-{tubes}"
         if not path.exists():
             small, large = (str(self.begin(parent, seed)) for parent in TRANSPLANTS[name])
-            options = Options(seed=seed, random_tubes=control)
-            transplant(small, large, path, options, self.data(seed) / "videos-train")
+            options = replace(Options(seed=seed), **TUBES[tubes])
+            transplant(small, large, path, options, self.data(seed) / "videos-train", self._images(options, seed))
         return path
+
+    def _images(self, options: Options, seed: int) -> Path | None:
+        """What tokens are aligned on."""
+        return self.data(seed) / "images-train" if options.match == "align" else None
 
     @property
     def runs(self) -> Path:

@@ -24,6 +24,7 @@ class Row:
     Args:
         paper: what the paper reports, in per cent; None of a row that is not the paper's.
         source: what trains it.
+        tubes: of the transplant that it begins from, if it does: see ``TUBES`` in :mod:`scaleup.reproduce.desk`.
         of: or the row whose model is evaluated here in another way.
         views: of the evaluation.
         strides: of tubes in the evaluation, where they are others than in training.
@@ -32,6 +33,7 @@ class Row:
     name: str
     paper: float | None
     source: Source | None = None
+    tubes: str = "folded"
     of: str = ""
     views: str = "1x1"
     strides: Mapping[str, list[int]] = field(default_factory=dict, hash=False)

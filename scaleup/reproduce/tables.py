@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scaleup.reproduce.table import Claim, Row, Source, Table, chain
 
 SMALL, SMALL_IMAGE, LARGE_IMAGE = (
@@ -31,12 +33,12 @@ FINEST = {"frames": [4, 8, 8], "cube": [2, 8, 8], "long": [1, 8, 8], "wide": [2,
 COSINE = Source("table7a", ("row=cosine",))
 
 
-def swept(recipe: str, rows: dict[str, float]) -> tuple[Row, ...]:
+def swept(recipe: str, rows: Mapping[str, float | None]) -> tuple[Row, ...]:
     """Rows that are arms of one recipe."""
     return tuple(Row(name, paper, Source(recipe, arm=name)) for name, paper in rows.items())
 
 
-def varied(recipe: str, rows: dict[str, float]) -> tuple[Row, ...]:
+def varied(recipe: str, rows: Mapping[str, float]) -> tuple[Row, ...]:
     """Rows that are variants of one recipe."""
     return tuple(Row(name, paper, Source(recipe, (f"row={name}",))) for name, paper in rows.items())
 
@@ -90,6 +92,24 @@ TABLES = {
         "The videos are square and no larger than the crop, so that all spatial crops are the same one.",
     ),
     "table8": Table("Table 8: fresh blocks on top", varied("table8", LAYERS), chain(*LAYERS)),
+    "align": Table(
+        "Not in the paper: tubes aligned with the large model's own tokens",
+        (
+            *swept("table6", {"last8": None, "last4": None, "fc": None}),
+            *(Row(f"{arm}, aligned", None, Source("table6", arm=arm), "aligned") for arm in ("last8", "last4", "fc")),
+        ),
+        tuple(Claim(f"{arm}, aligned", arm, ours=True) for arm in ("last8", "last4", "fc")),
+        "A linear map from the small model's image tokens to the large one's, folded into the kernels "
+        "(`tools/transplant.py --match align`), against folds, the paper's.",
+    ),
+    "gate": Table(
+        "Not in the paper: a gate for each channel",
+        (
+            *swept("table6", {"last8_gate": None, "last8": None}),
+            Row("last8_gate, channels", None, Source("table6", ("arms.last8_gate.gate=channel",), "last8_gate")),
+        ),
+        (Claim("last8_gate, channels", "last8_gate", ours=True), Claim("last8_gate, channels", "last8", ours=True)),
+    ),
     "figure4": Table(
         "Figure 4: number of tokens",
         tuple(

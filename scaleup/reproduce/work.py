@@ -25,7 +25,11 @@ class Entry(NamedTuple):
 
     row: Row
     source: Source
-    control: bool
+    tubes: str
+
+    @property
+    def control(self) -> bool:
+        return self.tubes == "random"
 
     @property
     def name(self) -> str:
@@ -53,11 +57,11 @@ class Work:
         self.done, self.began = 0, time.perf_counter()
 
     def entries(self, table: Table) -> Iterator[Entry]:
-        """The rows that train, each followed by its control where it begins from a transplant."""
+        """The rows that train, each followed by its control where it begins from the paper's transplant."""
         for row, source in table.trained():
-            yield Entry(row, source, False)
-            if self.desk.is_transplant(source):
-                yield Entry(row, source, True)
+            yield Entry(row, source, row.tubes)
+            if row.tubes == "folded" and self.desk.is_transplant(source):
+                yield Entry(row, source, "random")
 
     def table(self, table: Table) -> dict[str, Any]:
         """Everything of a table; what is on disk already is read from there."""
@@ -106,7 +110,7 @@ class Work:
     def _grouped(self, asked: Iterable[Asked], seed: int) -> Iterable[Group]:
         groups: dict[str, Group] = {}
         for entry, factor in asked:
-            recipe, arm = self.desk.read(entry.source, seed, entry.control)
+            recipe, arm = self.desk.read(entry.source, seed, entry.tubes)
             group = groups.setdefault(identity(recipe), Group(recipe))
             group.arms[entry, factor] = replace(arm, lr=arm.lr * factor)
         return groups.values()
@@ -134,7 +138,7 @@ class Work:
         return found
 
     def _described(self, entry: Entry, rates: Mapping[float, float]) -> dict[str, Any]:
-        recipe, arm = self.desk.read(entry.source, self.seeds[0], entry.control)
+        recipe, arm = self.desk.read(entry.source, self.seeds[0], entry.tubes)
         source = entry.source
         return {
             "paper": None if entry.control else entry.row.paper,

@@ -58,9 +58,9 @@ def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, mon
     results = [json.loads(path.read_text()) for path in finished_runs(tmp_path / "out")]
     assert sorted(len(each["arms"]) for each in results) == [1, 1, 2, 2]  # small, large; both rows, both controls
     desk = Desk(tmp_path / "out", SHORT, samples=8)
-    for control in (False, True):
-        begun = desk.read(Source("table9", arm="fc"), 0, control)[0].model.load
-        assert json.loads((Path(begun) / "report.json").read_text())["random_tubes"] is control
+    for tubes in ("folded", "random"):
+        begun = desk.read(Source("table9", arm="fc"), 0, tubes)[0].model.load
+        assert json.loads((Path(begun) / "report.json").read_text())["random_tubes"] is (tubes == "random")
     publish(tmp_path / "out", tmp_path / "docs")
     kept = tmp_path / "docs/reproduction/table0.json"
     assert json.loads(kept.read_text()) == found

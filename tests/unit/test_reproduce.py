@@ -126,7 +126,7 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(Desk, "steps", lambda self, source: 2)
     recipes = {name: Recipe(model=Model(backbone=Backbone(name)), train=Train(steps=2)) for name in best}
     monkeypatch.setattr(
-        Desk, "read", lambda self, source, seed, control: (replace(recipes[source.recipe], seed=seed), Arm(lr=1e-3))
+        Desk, "read", lambda self, source, seed, tubes: (replace(recipes[source.recipe], seed=seed), Arm(lr=1e-3))
     )
 
     def trained(recipe, arms, root):
