@@ -49,6 +49,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             line += f"folded {fold}"
         if not tube["exact"]:
             line += f"; NOT EXACT: the last {tube['dropped_channels']} channels of the fold are dropped"
+            line += " (--match align fits any width)"
         if made:
             difference = tube["token_max_abs_diff"]
             line += "; drawn at random" if difference is None else f"; max abs diff {difference:.1e}"
