@@ -1,0 +1,137 @@
+"""What the recipes in recipes/paper read, in little, and what they cost by the plan, as the files' headers say.
+
+``python tests/unit/paper_plans.py`` writes those lines anew, which takes ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from scaleup import config, costs, recipe
+from scaleup.backbones.build import build
+from scaleup.compose import combinations
+from scaleup.data.shards import Sample, write_shards
+from scaleup.model import TubeViT
+from scaleup.recipe import Recipe
+from scaleup.training.models import outlines
+from scaleup.transplant.channels import plan_channels
+from scaleup.transplant.donor import Donor, Kernel
+from scaleup.transplant.kernels import adapted_config
+
+PAPER = Path(__file__).parents[2] / "recipes" / "paper"
+FILES = sorted(PAPER.glob("*.yaml"))
+DEVICES, GFLOPS = 32, 0.4 * 312_000  # A100s at 40 % of their rate for bfloat16
+KINDS = {"tokens": int, "hours": float, "gib": float}
+PLAN = re.compile(r"# plan (?P<row>.+): (?P<tokens>\S+) tokens, (?P<hours>\S+) A100 hours, (?P<gib>\S+) GiB")
+CLASSES = {
+    "data/k400-train": {"label": 400},
+    "data/k600-train": {"label": 600},
+    "data/k700-train": {"label": 700},
+    "data/ssv2-train": {"label": 174},
+    "data/imagenet-train": {"label": 1000},
+    "runs/paper/data/videos-train": {"shape": 8, "motion": 6, "place_motion": 8},
+    "runs/paper/data/images-train": {"shape": 8, "position": 16, "size": 4},
+}
+LARGE = {"k600_B": ("vit_h", {}, 24, "table6"), "k600_Ti": ("vit_b", {"pos_embed": "none"}, 8, "table9")}
+DESK_LARGE = {"embed_dim": 144, "depth": 6, "num_heads": 4, "patch_size": 8}
+
+
+def stub(scale: str) -> None:
+    """Put into the working directory what the recipes of a scale read: shards of one sample with the classes of the
+    real ones, and the configuration of the adapted models."""
+    for place, counts in CLASSES.items():
+        modality, extension = ("image", "png") if "image" in place else ("video", "mp4")
+        sample = Sample("0", extension, b"", dict.fromkeys(counts, 0))
+        classes = {label: [f"c{number}" for number in range(count)] for label, count in counts.items()}
+        write_shards([sample], place, modality, classes)
+    for row, (large, kwargs, gate_at, table) in LARGE.items():
+        if scale == "paper":
+            adapt(["row=" + row], large, kwargs, gate_at, Path("runs/paper") / table / "adapted")
+        else:
+            adapt(["scale=desk"], "vit_b", DESK_LARGE, 4, Path("runs/paper") / table / "adapted")
+
+
+def adapt(small: list[str], large: str, kwargs: Mapping[str, object], gate_at: int, out: Path) -> None:
+    """Write the configuration that a transplant of the tubes of main.yaml, changed by ``small``, would write."""
+    model = outline(recipe.load(PAPER / "main.yaml", small))
+    size = (model.preprocess.frames, *model.preprocess.size)
+    backbone = build(large, dict(kwargs), model.preprocess.size, "meta")
+    tubes = [model.tokenizer.tubes[spec.name] for spec in model.tokenizer.tubes.specs]
+    kernels = [Kernel(tube.spec, tube.kernel, tube.bias, ()) for tube in tubes]
+    donor = Donor("", kernels, None, model.config, {}, "")
+    plans = [plan_channels(kernel, backbone.embed_dim, size, exact=False) for kernel in kernels]
+    kind = "cosine" if "pos_embed" in kwargs else "backbone"
+    described = adapted_config(donor, backbone, plans, 0, {"kind": kind, "amplitude": 1.0}, gate_at)
+    out.mkdir(parents=True)
+    (out / "config.json").write_text(json.dumps(config.check(described, str(out))))
+
+
+def rows(path: Path, scale: str) -> list[list[str]]:
+    """The choices of variants that a file offers at a scale, as overrides."""
+    chosen = (choice for choice in combinations(path) if choice["scale"] == scale)
+    return [[f"{group}={name}" for group, name in sorted(choice.items())] for choice in chosen]
+
+
+def arms(read: Recipe) -> dict[str, recipe.Arm]:
+    return recipe.sweep_arms(read) if read.arms else {"model": read.arm}
+
+
+def outline(read: Recipe) -> TubeViT:
+    return next(iter(outlines(read, arms(read)).values()))
+
+
+class Line(NamedTuple):
+    """What a header says of a row, or of an arm of a sweep, at the paper's scale."""
+
+    tokens: int  # of the larger input
+    hours: float
+    gib: float
+
+    def text(self, row: str) -> str:
+        hours, gib = (f"{float(f'{value:.3g}'):,g}" for value in (self.hours, self.gib))
+        return f"# plan {row}: {self.tokens:,} tokens, {hours} A100 hours, {gib} GiB"
+
+
+def label(choice: list[str], arm: str = "model") -> str:
+    """How a header names a row: ``row=joint``, ``arm=fc``."""
+    said = [each for each in choice if not each.startswith(("scale=", "only="))]
+    return " ".join(said + ([] if arm == "model" else [f"arm={arm}"])) or "model"
+
+
+def said(path: Path) -> dict[str, Line]:
+    """The lines of a header."""
+    found = filter(None, map(PLAN.fullmatch, path.read_text().splitlines()))
+    return {each["row"]: Line(*(kind(each[key].replace(",", "")) for key, kind in KINDS.items())) for each in found}
+
+
+def planned(path: Path) -> Iterator[tuple[str, Line]]:
+    """The lines that a header should have, by the plan of each row, or of each arm alone."""
+    for choice in rows(path, "paper"):
+        read = recipe.load(path, choice)
+        for name, arm in arms(read).items():
+            plan = costs.plan(read, {name: arm}, DEVICES, available=80 * 2**30, gflops=GFLOPS)
+            modality = "video" if "video" in plan["flops"] else "image"
+            hours = DEVICES * plan["time"]["run"] / 3600
+            yield label(choice, name), Line(plan["tokens"][modality], hours, plan["memory"]["total"] / 2**30)
+
+
+def write(path: Path) -> None:
+    """Put the lines that a header should have in place of those it has, or after its last comment."""
+    kept = [line for line in path.read_text().splitlines() if not PLAN.fullmatch(line)]
+    end = next(number for number, line in enumerate(kept) if not line.startswith("#"))
+    lines = [line.text(row) for row, line in planned(path)]
+    path.write_text("\n".join([*kept[:end], *lines, *kept[end:]]) + "\n")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        os.chdir(temporary)
+        stub("paper")
+        for file in FILES:
+            write(file)

@@ -1,0 +1,110 @@
+"""recipes/paper: every row of every table is there at both scales, and its header says what it costs."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import paper_plans as paper
+import pytest
+
+from scaleup import costs, recipe
+from scaleup.model import TubeViT
+from scaleup.recipe import Recipe
+from scaleup.training.models import tokens
+
+SIDE = 0.05  # of hours that are beside the products of blocks: tokenizer, heads
+
+
+@pytest.fixture(scope="module", params=["paper", "desk"])
+def scale(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scale, whose data are there in the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp(request.param))
+        paper.stub(request.param)
+        yield request.param
+
+
+@cache
+def loaded(path: Path, scale: str) -> list[tuple[list[str], Recipe]]:
+    """The rows of a file, by their choices."""
+    return [(choice, recipe.load(path, choice)) for choice in paper.rows(path, scale)]
+
+
+def hours(read: Recipe, arm: recipe.Arm, model: TubeViT) -> float:
+    """GPU hours of a run by arithmetic: a block's forward pass takes 2 operations for each weight and token, and 4 for
+    each pair of tokens and channel; its backward pass twice as much, and the pairs once more half of that, as fused
+    attention computes them anew. Of the last block, where it trains, only keys and values are computed for all tokens:
+    what is pooled is the class token."""
+    width, weights = model.tokenizer.embed_dim, sum(p.numel() for p in model.blocks[0].parameters())
+    frozen, whole = arm.frozen_depth, max(model.depth - arm.frozen_depth - 1, 0)
+    share, step = {name: data.weight for name, data in read.data.train.items()}, 0.0
+    for name, weight in share.items():
+        count = tokens(model, model.preprocess.frames if name == "videos" else 1)
+        products, pairs, last = 2 * weights * count, 4 * count**2 * width, 4 * width**2 * count
+        flops = frozen * (products + pairs) + whole * (3 * products + 3.5 * pairs) + (frozen < model.depth) * 3 * last
+        step += flops * weight / sum(share.values())
+    return read.train.steps * read.data.batch * step / (paper.GFLOPS * 1e9) / 3600
+
+
+@pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
+def test_every_row_loads_as_a_model(path: Path, scale: str) -> None:
+    outs, lines = [], paper.said(path)
+    for choice, read in loaded(path, scale):
+        arms, model = paper.arms(read), paper.outline(read)
+        outs.append(read.out)
+        assert read.out.startswith("runs/paper/")
+        if scale == "paper":
+            for name, arm in arms.items():
+                line = lines.pop(paper.label(choice, name))
+                frames = model.preprocess.frames if "videos" in read.data.train else 1
+                assert line.tokens == tokens(model, frames), choice
+                assert line.hours == pytest.approx(hours(read, arm, model), rel=SIDE), choice
+    assert len(set(outs)) == len(outs), "rows that write to one place"
+    assert scale == "desk" or not lines, "a header names rows that are none"
+
+
+def test_inflated_patches_are_planned_at_desk_scale(scale: str) -> None:
+    if scale == "desk":
+        _, read = loaded(paper.PAPER / "table5.yaml", scale)[-1]
+        plan = costs.plan(read, paper.arms(read), gflops=50)
+        model = paper.outline(read)
+        assert plan["tokens"]["video"] == tokens(model, model.preprocess.frames)
+        assert plan["memory"]["total"] < 2**30 and plan["time"]["run"] < 1800
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
+def test_headers_say_what_the_plan_counts(path: Path, scale: str) -> None:
+    if scale == "paper":
+        said, planned = paper.said(path), dict(paper.planned(path))
+        assert {row: line.tokens for row, line in said.items()} == {row: line.tokens for row, line in planned.items()}
+        for row, line in planned.items():
+            assert said[row] == pytest.approx(line, rel=0.03), row
+
+
+def test_smaller_strides_give_the_tokens_that_table_7d_names(scale: str) -> None:
+    path = paper.PAPER / "table7d.yaml"
+    [(_, read)] = loaded(path, scale)
+    lines = re.findall(rf"^# tokens scale={scale} (\d+): --strides (.+)$", path.read_text(), re.M)
+    assert len(lines) == 3
+    for count, strides in lines:
+        model = paper.outline(read)
+        pairs = (tube.split("=") for tube in strides.split())
+        model.tokenizer.restride({name: [int(side) for side in sides.split(",")] for name, sides in pairs})
+        assert tokens(model, model.preprocess.frames) == int(count)
+
+
+def test_rows_of_a_table_differ(scale: str) -> None:
+    """Two rows of a file are not the same experiment under two names."""
+    for path in paper.FILES:
+        pairs = itertools.combinations([read for _, read in loaded(path, scale)], 2)
+        alike = [(one.out, two.out) for one, two in pairs if replace(one, out=two.out) == two]
+        assert not alike, path.name
+
+
+def test_the_map_of_the_paper_names_every_recipe() -> None:
+    text = (paper.PAPER.parents[1] / "docs" / "paper.md").read_text()
+    assert not [path.name for path in paper.FILES if f"`recipes/paper/{path.name}`" not in text]
