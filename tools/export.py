@@ -14,6 +14,8 @@ def arguments():
     made.add_argument("model", help="model directory or hub id")
     made.add_argument("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
     made.add_argument("--out", type=Path, required=True)
+    lengths = "other lengths of clips than the model's own, a program each (torch, onnx, aoti)"
+    made.add_argument("--frames", type=int, nargs="+", default=[], metavar="N", help=lengths)
     made.add_argument("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
     made.add_argument("--overwrite", action="store_true")
@@ -23,7 +25,7 @@ def arguments():
 def run(args):
     from scaleup.export import export
 
-    return export(args.model, args.to, args.out, args.base, args.overwrite, args.merge)
+    return export(args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames)
 
 
 def show(result):

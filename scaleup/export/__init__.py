@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def export(
     base: str | None = None,
     overwrite: bool = False,
     merge: bool = False,
+    frames: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
@@ -34,6 +36,7 @@ def export(
             in timm's layout), ``torch`` (torch.export), ``onnx`` or ``aoti`` (compiled for this machine by
             AOTInductor).
         base: where the backbone's weights are now, if not where they were.
+        frames: other lengths of clips that programs are written for; each is compared too.
         merge: fold the model's adapter into the weights of its blocks; programs always do.
 
     Returns:
@@ -48,6 +51,8 @@ def export(
     """
     if to not in TARGETS:
         raise UserError(f"unknown target {to!r}; allowed are {', '.join(TARGETS)}{nearest(to, TARGETS)}")
+    if frames and to not in program.FORMS:
+        raise UserError(f"--frames is for programs ({', '.join(program.FORMS)}); {to} is of no fixed length")
     out = Path(out)
     refuse_existing(out, overwrite)
     model = checkpoint.load(source, base)
@@ -62,7 +67,7 @@ def export(
             found["image"], timed = trunk.write(directory.merged(model) if merge else model, half)
         else:
             plain = directory.merged(model) if model.config["adapter"] else model
-            found, timed = program.write(plain, program.FORMS[to], half)
+            found, timed = program.write(plain, program.FORMS[to], half, frames)
         limit, measure = (0, "abs") if exact else (ROUNDING, "rel")
         if not (most := max(found.values())) <= limit:
             share = "" if exact else " of its size"

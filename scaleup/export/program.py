@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,21 +43,27 @@ class Form(NamedTuple):
     read: Callable[[Path, list[str]], Callable[[Tensor], Outputs]]
 
 
-def write(model: TubeViT, form: Form, directory: Path) -> tuple[dict[str, float], dict[str, Any]]:
+def write(
+    model: TubeViT, form: Form, directory: Path, frames: Sequence[int] = ()
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Write the programs ``image`` and ``video`` and ``labels.json`` into a directory, and run what was written.
 
     The number of samples is free; frames and size are those of the model.
+
+    Args:
+        frames: other lengths of clips; each gets a program of its own, ``video_64``.
 
     Returns:
         The largest difference of image and video from the model, for two samples and for one, in shares of the largest
         output; and ``{"program_bytes": {"image", "video"}, "model_bytes", "seconds": {"image", "video"},
         "eager_seconds"}``: their size and the model's, and what one sample takes, here and in the model.
     """
-    whole, (height, width) = Whole(model.eval()), model.preprocess.size
-    clips = (natural_clip(model.preprocess.frames, (height, width), count=2) * 255).round().byte()  # (2, 3, T, h, w)
+    whole = Whole(model.eval())
     differences, sizes = dict[str, float](), dict[str, int]()
     seconds, eager = dict[str, float](), dict[str, float]()
-    for name, pixels in (("image", clips[:, :, 0].contiguous()), ("video", clips)):
+    for name, length in lengths(model, frames).items():
+        pixels = (natural_clip(length or 1, model.preprocess.size, count=2) * 255).round().byte()  # (2, 3, T, h, w)
+        pixels = pixels if length else pixels[:, :, 0]  # (2, 3, h, w)
         path, one = directory / f"{name}{form.ending}", pixels[:1]
         with torch.no_grad():
             names = list(whole(pixels))  # and tables of positions are kept from now on: programs have them as numbers
@@ -66,15 +72,30 @@ def write(model: TubeViT, form: Form, directory: Path) -> tuple[dict[str, float]
             differences[name] = max(difference(whole(x), run(x), True) for x in (pixels, one))
             seconds[name], eager[name] = medians(partial(run, one), partial(whole, one))
             sizes[name] = path.stat().st_size
-    (directory / "labels.json").write_text(json.dumps(description(model), indent=2) + "\n")
+    (directory / "labels.json").write_text(json.dumps(description(model, frames), indent=2) + "\n")
     held = sum(tensor.nbytes for tensor in model.state_dict().values())
     return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
 
 
-def description(model: TubeViT) -> dict[str, Any]:
+def lengths(model: TubeViT, frames: Sequence[int]) -> dict[str, int | None]:
+    """Frames that each program reads, by its name; None of an image.
+
+    Raises:
+        UserError: a tube of the model does not fit into a length.
+    """
+    own = model.preprocess.frames
+    for length in frames:
+        for spec in model.tokenizer.specs((max(length, 2), *model.preprocess.size)):
+            spec.places((length, *model.preprocess.size))
+    return {"image": None, "video": own} | {f"video_{length}": length for length in frames if length != own}
+
+
+def description(model: TubeViT, frames: Sequence[int] = ()) -> dict[str, Any]:
     """What somebody who runs a program must know."""
-    frames, (height, width) = model.preprocess.frames, model.preprocess.size
-    shapes = {"image": ["batch", 3, height, width], "video": ["batch", 3, frames, height, width]}
+    size = model.preprocess.size
+    shapes = {
+        name: ["batch", 3, *([length] if length else []), *size] for name, length in lengths(model, frames).items()
+    }
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
         "heads": model.config["heads"],

@@ -87,6 +87,31 @@ def test_onnxruntime_gives_the_same(saved: Path, tmp_path: Path) -> None:
             assert np.abs(values - expected(saved, pixels)[head].numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_a_program_for_each_length_of_clips(saved: Path, tmp_path: Path, to: str) -> None:
+    result = export(saved, to, tmp_path / "out", frames=[8, 11, 16])
+    for length in (11, 16):  # 8 is the model's own
+        assert result[f"video_{length}_max_rel_diff"] < 1e-5 and result["seconds"][f"video_{length}"] > 0
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {
+        *("image", "video", "video_11", "video_16", "labels", "report")
+    }
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert labels["input"]["shapes"]["video_11"] == ["batch", 3, 11, 32, 32]
+    if to == "torch":
+        pixels = samples(3, 11, 32, 32)
+        found = torch.export.load(tmp_path / "out" / "video_11.pt2").module()(pixels)
+        for head, logits in expected(saved, pixels).items():
+            torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_that_do_not_fit_are_refused_with_the_reason(saved: Path, tmp_path: Path) -> None:
+    done = tool(saved, "--to", "torch", "--frames", 16, 3, "--out", tmp_path / "out")
+    assert done.returncode == 2 and "tube 'long' needs at least 4 along t" in done.stderr
+    with pytest.raises(UserError, match=r"--frames is for programs \(torch, onnx, aoti\)"):
+        export(saved, "full", tmp_path / "out", frames=[16])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_program_is_compiled_ahead_of_time(saved: Path, tmp_path: Path) -> None:
     result = export(saved, "aoti", tmp_path / "out")
