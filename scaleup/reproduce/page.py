@@ -13,7 +13,7 @@ from scaleup.reproduce.table import RANDOM, Claim, Table
 
 INTRODUCTION = f"""# The paper's tables at desk scale
 
-Written from `docs/reproduction/*.json` by `python tools/reproduce.py TABLE... --write`, which first runs what is missing.
+Written from `docs/reproduction/*.json` by `python tools/reproduce.py TABLE... --write`, which runs what is missing.
 
 The paper trains on Kinetics and ImageNet for weeks; here its rows train for minutes on embedded videos and images of 32
 pixels (`tools/make_shards.py shapes --places`). Numbers are not to be compared with the paper's; the *orderings* are.
