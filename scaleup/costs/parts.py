@@ -1,10 +1,10 @@
 """Bytes on a device at the fullest moment of a step.
 
-Counted are tensors: weights, moments of the optimizer, gradients and the copies of them that DeepSpeed reduces, pixels,
-and every tensor that lives between two operations of a pass. Not counted: Python, the libraries and the context of
-an accelerator, scratch memory inside one operation, batches that loader processes have ready, and what an allocator
-keeps of freed memory: on a CPU, where training has glibc keep all of it, processes were seen to peak a fifth to a
-third above the tensors counted here.
+Counted are tensors: weights, moments of the optimizer, gradients and the copies of them that DeepSpeed sends to other
+ranks, pixels, and every tensor that lives between two operations of a pass. Not counted: Python, the libraries and the
+context of an accelerator, scratch memory inside one operation, batches that loader processes have ready, and what an
+allocator keeps of freed memory: on a CPU, where training has glibc keep all of it, holes between tensors in which the
+next does not fit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from scaleup.checkpoint import DELTA
-from scaleup.costs.sketch import Sketch, tensors
+from scaleup.costs.sketch import Sketch, device, tensors
 from scaleup.precision import COMPUTED_IN
 from scaleup.recipe import Train
 from scaleup.tubes import Size
@@ -28,12 +28,6 @@ from scaleup.tubes import Size
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
 MOST = 2**16  # samples of a micro-batch that are tried
 MOMENTS, MASTER = 2, 1  # of Adam; under ZeRO also a copy of what trains
-
-
-def device() -> torch.device:
-    """What the run would train on, on this machine."""
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return here or torch.device("cpu")
 
 
 def own_memory() -> int:
@@ -137,7 +131,7 @@ def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> 
     trunk = sketch.trunk(names, sketch.largest, micro)
     every = sum(trained(sketch, name) for name in names) if train.accumulate > 1 else 0
     waiting = every // ranks if train.zero_stage == 2 else every  # of earlier micro-batches
-    yield Moment(waiting, int(trunk.alive.max()))
+    yield Moment(waiting, int(trunk.alive.max()) + (sketch.scores() if trunk.flops else 0))
     for name in names:
         arm, own = sketch.arm(name, sketch.largest, micro), trained(sketch, name)
         if train.zero_stage:  # gradients go to a bucket one by one, and from there to their rank
@@ -148,4 +142,4 @@ def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> 
             fullest = arm.alive.argmax()
             gradients = int(arm.gradients[fullest])
             yield Moment(waiting + gradients, trunk.kept + int(arm.alive[fullest]) - gradients)
-            yield Moment((waiting or own) + min(own, BUCKET), trunk.kept)
+            yield Moment((waiting or own) + (min(own, BUCKET) if ranks > 1 else 0), trunk.kept)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from scaleup.clock import now
-from scaleup.costs.parts import device
-from scaleup.costs.sketch import Sketch
+from scaleup.costs.sketch import Sketch, device
 
 SIDE, TURNS = 1536, 5  # of the matrices that are multiplied
 

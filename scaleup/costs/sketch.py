@@ -16,6 +16,7 @@ from scaleup.cache import size
 from scaleup.costs.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.data.loader import open_datasets
 from scaleup.data.taps import in_cache
+from scaleup.kernels import LARGEST, SMALLEST
 from scaleup.model import TubeViT
 from scaleup.precision import COMPUTED_IN
 from scaleup.recipe import Arm, Recipe
@@ -27,6 +28,12 @@ from scaleup.tubes import Size
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 
 
+def device() -> torch.device:
+    """What the run would train on, on this machine."""
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return here or torch.device("cpu")
+
+
 class Sketch:
     """Passes are found by running the modules themselves on tensors without content, once for arms that are alike."""
 
@@ -36,8 +43,19 @@ class Sketch:
         self.datasets = open_datasets(recipe.data if cache is None else in_cache(recipe.data, cache))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
         self.largest = self.modalities[-1]  # a video is larger than an image
-        self.kernels = "lean" if recipe.train.kernels == "auto" else recipe.train.kernels  # as many operations as fast
+        self.kernels = "library" if recipe.train.kernels == "library" else "lean"  # fast: as many operations, see scores
         self._passes: dict[Any, Callable[[int], Pass]] = {}
+
+    def scores(self) -> int:
+        """Bytes of the attention's scores that the trunk holds at a time where products may be ``fast``, before and
+        after softmax."""
+        model = next(iter(self.models.values()))
+        count = tokens(model, model.preprocess.frames)
+        small = self.recipe.train.kernels == "auto" and count * model.tokenizer.embed_dim < SMALLEST
+        if small or self.recipe.train.kernels not in ("auto", "fast") or device().type != "cpu":
+            return 0
+        heads = next(part.num_heads for part in model.blocks[0].modules() if hasattr(part, "num_heads"))
+        return 2 * 4 * count**2 * min(heads, max(1, LARGEST // count**2))
 
     def deepest(self, names: Collection[str]) -> TubeViT:
         """The model whose trunk serves all of ``names``."""

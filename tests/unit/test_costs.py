@@ -100,6 +100,14 @@ def test_what_autograd_keeps_is_counted(tiny: Tiny) -> None:
     assert sketch.arm("gated", "video", 4).kept == pytest.approx(wanted, rel=0.1)
 
 
+def test_fast_products_take_the_same_operations_and_hold_scores_of_attention(tiny: Tiny) -> None:
+    arms = {"pooled": Arm(frozen_depth=3, adapt="none")}  # the trunk is what takes most
+    lean, fast = (costs.plan(tiny(f"train.kernels={each}"), arms, gflops=1) for each in ("lean", "fast"))
+    assert fast["flops"] == lean["flops"]
+    tokens, heads = fast["tokens"]["video"], 2
+    assert fast["memory"]["activations"] - lean["memory"]["activations"] == 2 * 4 * heads * tokens**2
+
+
 def test_checkpointing_and_a_deeper_trunk_need_less(tiny: Tiny) -> None:
     def activations(**settings: object) -> int:
         recipe = tiny("data.batch=16")
