@@ -89,14 +89,14 @@ class Facts:
 
     @cached_property
     def scores(self) -> Scores:
-        """Of the evaluation that was recorded for most arms (the latest of several), else of their best validation."""
+        """Of the evaluation that was recorded for most arms (the latest of several); where that leaves out arms that
+        were validated, of the best validation of each."""
         kept = {arm: self._evaluations(arm) for arm in self.arms}
         sets = [entry["on"] for entries in kept.values() for entry in entries]
-        if not sets:
-            valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
+        valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
+        if not sets or max(map(sets.count, sets)) < len(valid):
             return Scores("validation, one view, at its best", {a: _top1(each) for a, each in valid.items()})
-        most = max(sets, key=lambda on: sum(each == on for each in sets))
-        on = [each for each in sets if sets.count(each) == sets.count(most)][-1]
+        on = [each for each in sets if sets.count(each) == max(map(sets.count, sets))][-1]
         words = f"{on['shards']}, {on['views']} views, list {on['list_sha256'][:12]}"
         return Scores(words, {a: _top1(each) for a, all_ in kept.items() for each in all_ if each["on"] == on})
 

@@ -218,6 +218,17 @@ def test_a_depth_profile_stands_beside_the_sweep(swept: Path, profile: Path, tmp
         report.write([swept], tmp_path / "page.html", probe=swept / "result.json")
 
 
+def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Path) -> None:
+    on = {"shards": "test", "views": "4x3", "list_sha256": "f" * 64}
+    for count, arm in enumerate(("full", "last", "gated"), 1):
+        path = swept / arm / "report.json"
+        entry = {"on": on, "heads": {"motion": {"top1": 0.5}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluations": [entry]}))
+        scores = facts.read(swept).scores
+        assert scores.words.startswith("test, 4x3 views" if count == 3 else "validation") and len(scores.arms) == 3
+    assert scores.arms["full"] == {"motion": 0.5}
+
+
 def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:
     names, before, after = (
         [f"c{number:02d}" for number in range(25)],
