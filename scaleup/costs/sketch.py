@@ -43,7 +43,8 @@ class Sketch:
         self.datasets = open_datasets(recipe.data if cache is None else in_cache(recipe.data, cache))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
         self.largest = self.modalities[-1]  # a video is larger than an image
-        self.kernels = "library" if recipe.train.kernels == "library" else "lean"  # fast: as many operations, see scores
+        exact = recipe.train.kernels == "library"
+        self.kernels = "library" if exact else "lean"  # fast takes as many operations; see :meth:`scores`
         self._passes: dict[Any, Callable[[int], Pass]] = {}
 
     def scores(self) -> int:
