@@ -21,7 +21,7 @@ from scaleup.errors import UserError, nearest
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Trunk
 from scaleup.training.engine import World, leave
-from scaleup.training.frozen import settle
+from scaleup.training.frozen import settle, settle_kernels
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ def evaluate(
     heads, world = matched(first, opened, heads), processes()
     for model in models.values():
         model.eval().arm.to(world.device)
+    settle_kernels(models.values(), "auto", world)
     settled = settle(models.values(), trunk or Trunk(), world)
     seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
     on = {"shards": opened.name, "modality": opened.modality, "labels": heads}

@@ -125,6 +125,15 @@ def test_arms_in_one_pass_give_what_each_gives_alone(swept: Path, shards: Path) 
     assert results == {name: evaluate({name: each}, shards, VIEWS)[name] for name, each in alone.items()}
 
 
+def test_kernels_are_chosen_once_for_all_arms(swept: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = iter(["fast"])
+    monkeypatch.setattr("scaleup.training.frozen.choose", lambda *_: next(chosen))
+    models = load_run(swept)
+    evaluate(models, shards, "1x1")
+    parts = [part for model in models.values() for part in (model.trunk, model.arm) if part is not None]
+    assert {part.kernels for part in parts} == {"fast"}
+
+
 def test_a_run_whose_start_has_changed_since_is_refused(swept: Path, model: Path) -> None:
     """Its arms sit on another trunk than the one that would serve them."""
     changed = load(model)
