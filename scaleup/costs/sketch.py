@@ -55,7 +55,8 @@ class Sketch:
         small = self.recipe.train.kernels == "auto" and count * model.tokenizer.embed_dim < SMALLEST
         if small or self.recipe.train.kernels not in ("auto", "fast") or device().type != "cpu":
             return 0
-        heads = next(part.num_heads for part in model.blocks[0].modules() if hasattr(part, "num_heads"))
+        parts: Any = model.blocks[0].modules()
+        heads = next(part.num_heads for part in parts if hasattr(part, "num_heads"))
         return 2 * 4 * count**2 * min(heads, max(1, LARGEST // count**2))
 
     def deepest(self, names: Collection[str]) -> TubeViT:
