@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 KERNELS = ("library", "lean", "fast")
 PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
 NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
-LARGEST = 2**24  # scores of the attention held at a time
+LARGEST = 2**23  # scores of the attention held at a time: as many as a last-level cache holds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc
 SMALLEST = 2**18  # tokens times width of a model for which the choice is worth measuring, and no matter of chance
 
