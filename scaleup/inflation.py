@@ -17,11 +17,14 @@ def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
     frame t // 2.
 
     Raises:
-        UserError: there is no tube, or one is not as high and wide as a patch, is folded, or has no kernel of its own.
+        UserError: patches are made in another way, there is no tube, or one is not as high and wide as a patch, is
+            folded, or has no kernel of its own.
     """
     if not tubes.specs:
         raise UserError("model.inflate: True, but model.tubes has none to inflate")
-    [patch] = [module for module in backbone.stem.modules() if isinstance(module, nn.Conv2d)]
+    patch = patch_of(backbone.stem)
+    if patch is None:
+        raise UserError(f"the patches of {backbone.name} are not one convolution, which tubes begin as (model.inflate)")
     for spec in tubes.specs:
         _refuse_misfit(spec, backbone, tubes.shared is not None)
         tube = tubes[spec.name]
@@ -30,6 +33,12 @@ def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
             tube.kernel[:, :, spec.kernel[0] // 2] = patch.weight  # (D, 3, h, w)
             if patch.bias is not None:
                 tube.bias.copy_(patch.bias)
+
+
+def patch_of(stem: nn.Module) -> nn.Conv2d | None:
+    """The convolution that makes an image ViT's patches, where it is a single one."""
+    found = [module for module in stem.modules() if isinstance(module, nn.Conv2d)]
+    return found[0] if len(found) == 1 else None
 
 
 def _refuse_misfit(spec: TubeSpec, backbone: Backbone, shared: bool) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from torch import Tensor
 
+from scaleup.inflation import patch_of
 from scaleup.model import TubeViT
 from scaleup.relevance import boxes
 from scaleup.report.plots import svg
@@ -39,23 +41,33 @@ def _token_map(spec: TubeSpec, size: Size) -> str:
 
 @torch.no_grad()
 def kernels(model: TubeViT) -> dict[str, str]:
-    """For each tube the first channels of its kernel: a row each, its frames side by side."""
-    return {name: _kernel(model, name) for name in model.tokenizer.tubes if name != "shared"}
+    """For the patches and each tube the first channels of its kernel: a row each, its frames side by side."""
+    tubes, patch = model.tokenizer.tubes, patch_of(model.tokenizer.stem)
+    weights = {} if patch is None else {"patches": patch.weight[:, :, None]}
+    for spec in tubes.specs:
+        weights[spec.name] = (
+            tubes[spec.name].kernel if tubes.shared is None else resize_kernel(tubes.shared, spec.kernel)
+        )
+    return {name: _kernel(name, weight) for name, weight in weights.items()}
 
 
-def _kernel(model: TubeViT, name: str) -> str:
-    tubes, tube = model.tokenizer.tubes, model.tokenizer.tubes[name]
-    weight = tube.kernel if tubes.shared is None else resize_kernel(tubes.shared, tube.spec.kernel)
-    weight = weight[:SHOWN].cpu()  # (c, 3, t, h, w)
+def _kernel(name: str, weight: Tensor) -> str:
+    """The picture of a kernel (c, 3, t, h, w)."""
+    channels = len(weight)
+    weight = weight[:SHOWN].cpu()
     weight = weight[:, :, :: max(1, weight.shape[2] // 8)]  # eight frames say enough
     span = weight.abs().amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-12)
     pictures = (0.5 + 0.5 * weight / span).permute(0, 3, 2, 4, 1)  # (c, h, t, w, 3)
     c, h, t, w, _ = pictures.shape
     framed = torch.ones(c, h + 1, t, w + 1, 3)
     framed[:, :h, :, :w] = pictures
+    if t == 1:  # patches: side by side rather than below each other
+        framed = framed.permute(2, 1, 0, 3, 4)
+    rows, columns = framed.shape[0] * framed.shape[1], framed.shape[2] * framed.shape[3]
 
     def draw(axes: Axes) -> None:
         axes.imshow(framed.flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
-        axes.set(xticks=[], yticks=[], title=f"{name}: {c} of {len(tube.bias)} channels, over time")
+        over = "" if t == 1 else ", over time"
+        axes.set(xticks=[], yticks=[], title=f"{name}: {c} of {channels} channels{over}")
 
-    return svg(f"kernel of {name}", draw, (4.7, min(6.0, 0.6 + 4.7 * c * (h + 1) / (t * (w + 1)))))
+    return svg(f"kernel of {name}", draw, (4.7, min(6.0, 0.6 + 4.7 * rows / columns)))

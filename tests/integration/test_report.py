@@ -60,6 +60,7 @@ def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> 
     assert "Accuracy (top-1) of out: validation, one view, at its best." in page
     for title in ("where tubes look", "kernels", "Class by class", "recipe", "Environment"):
         assert re.search(rf"<h2>[^<]*{title}", page), title
+    assert "kernel of patches" in page and "kernel of long" in page
     assert "weight_decay: 0.1" in page and "torch: 2" in page and "where out was trained" in page
     assert not re.search(r'(src|href)="(?!data:)[^#"]', page.replace('href="#', "")), "something is fetched"
     assert len(list(tmp_path.glob("*.html"))) == 1 and not list(tmp_path.glob(".*"))
