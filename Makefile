@@ -1,14 +1,15 @@
 # Everything runs in .venv, which the first target that needs it builds.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 
 .PHONY: demo test test-slow families lint clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
 
-test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/installed  # on two cores; more with JOBS=8
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -80,7 +80,7 @@ def check(content: Any, origin: str) -> dict[str, Any]:
     given = {key: value for key, value in content.items() if key != "format"}
     given.setdefault("adapter", None)  # models are older than adapters, and than tubes that sum
     if isinstance(tubes := given.get("tubes"), dict):
-        given["tubes"] = {n: {"summed": False} | tube if isinstance(tube, dict) else tube for n, tube in tubes.items()}
+        given["tubes"] = {name: _summed(tube) for name, tube in tubes.items()}
     valid = reader.settings(Config, given, rule="model.")
     complete = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), valid))
     assert isinstance(complete, dict)
@@ -89,6 +89,11 @@ def check(content: Any, origin: str) -> dict[str, Any]:
             f"{origin} does not describe a model: {'; '.join(mistakes[:6])} ({len(mistakes)} faults in all)"
         )
     return {"format": FORMAT, **valid}
+
+
+def _summed(tube: Any) -> Any:
+    """A tube that says whether it sums; the order of keys stays."""
+    return tube | {"summed": tube.get("summed", False)} if isinstance(tube, dict) else tube
 
 
 def _missing(given: Any, complete: Mapping[Any, Any], at: str = "") -> Iterator[str]:

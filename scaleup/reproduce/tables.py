@@ -101,7 +101,7 @@ TABLES = {
         ),
         tuple(Claim(f"{arm}, aligned", arm, ours=True) for arm in ("last8", "last4", "fc")),
         "A linear map from the small model's image tokens to the large one's, folded into the kernels "
-        "(`tools/transplant.py --match align`), against folds, the paper's.",
+        "(`--match align` of `tools/transplant.py`), against folds, the paper's.",
     ),
     "gate": Table(
         "Not in the paper: a gate for each channel",

@@ -8,7 +8,8 @@ from scaleup.model import assemble, describe
 from scaleup.positions import KINDS
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
-TUBE = {"kernel": [8, 4, 4], "stride": [8, 8, 8], "offset": [0, 0, 0], "fold": [2, 1, 1], "channels": None}
+TUBE = {"kernel": [8, 4, 4], "stride": [8, 8, 8], "offset": [0, 0, 0], "fold": [2, 1, 1]}
+TUBE |= {"channels": None, "summed": False}
 
 
 @pytest.mark.parametrize("kind", KINDS)
