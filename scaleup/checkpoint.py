@@ -8,7 +8,6 @@ blocks, norm, heads) and the sha256 of the base weights that it needs. Backbone 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +22,17 @@ from scaleup import config as config_file
 from scaleup.adapter import Adapt
 from scaleup.backbones import Backbone
 from scaleup.backbones.build import build
-from scaleup.backbones.weights import HUB, find, is_path
+from scaleup.backbones.weights import is_path
 from scaleup.card import card
-from scaleup.errors import UserError, nearest
+from scaleup.directory import DELTA, FULL, local, read_report, read_tensors
+from scaleup.errors import UserError
 from scaleup.files import new_directory
 from scaleup.model import TubeViT, assemble
+from scaleup.names import assign, named_tensors, public_name, refuse_misfits, to_store
 from scaleup.placement import BlockFile
 from scaleup.recipe import Trunk
 
-FULL, DELTA = "model.safetensors", "delta.safetensors"
-
-
-def public_name(name: str, model: TubeViT) -> str:
-    """A tensor's name on disk: the library's own where it has one, ``blocks.26.x`` for ``arm.blocks.26.x``."""
-    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
-        name = name.removeprefix(prefix)
-    if not name.startswith("blocks."):
-        return name
-    return adapter.public_name(model.block_prefix + name.removeprefix("blocks."))
-
-
-def named_tensors(model: TubeViT) -> dict[str, Tensor]:
-    """All tensors of a model under their names on disk."""
-    return {public_name(name, model): tensor for name, tensor in model.state_dict().items()}
-
-
-def public_blocks(model: TubeViT) -> set[str]:
-    """Tensors of the frozen blocks (``blocks.3.attn.qkv.weight``) that are the public backbone's."""
-    assert model.trunk is not None
-    held = {f"blocks.{name}": t for name, t in model.trunk.blocks.state_dict().items() if not t.is_meta}
-    digests = tensors.hashes(held) if model.base else {}
-    return {name for name, digest in digests.items() if digest == model.base.get(public_name(name, model))}
-
-
-def _to_store(model: TubeViT) -> dict[str, Tensor]:
-    """All tensors under their names on disk, but those of frozen blocks that the public backbone alone still has."""
-    state, trunk = model.state_dict(), model.trunk
-    for name in [] if trunk is None else [name for name in state if name.startswith("trunk.blocks.")]:
-        if trunk.precision != "float32" or state[name].is_meta:  # type: ignore[union-attr]
-            original = trunk.originals.get(name.removeprefix("trunk."))  # type: ignore[union-attr]
-            if original is None and not model.base:  # they wait in a full directory
-                index, own_name = name.removeprefix("trunk.blocks.").split(".", 1)
-                original = trunk.file.read(int(index), own_name)  # type: ignore[union-attr]
-            state |= {name: original} if original is not None else {}
-            if original is None:
-                del state[name]
-    return {public_name(name, model): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+NO_BASE = "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
 
 
 def save(
@@ -83,7 +47,7 @@ def save(
         kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
     """
     kind = kind or ("delta" if model.frozen_depth and model.base else "full")
-    content = _to_store(model)
+    content = to_store(model)
     if kind == "full" and (lost := model.base.keys() - content.keys()):
         raise UserError(
             f"{len(lost)} tensors of the frozen blocks are in no float32 memory, so {out} cannot be written in full; "
@@ -91,12 +55,7 @@ def save(
         )
     adapted = {name: content.pop(name) for name in list(content) if name.startswith(adapter.PREFIX)}
     if kind == "delta":
-        if not model.base:
-            raise UserError(
-                "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
-            )
-        digests = tensors.hashes({name: content[name] for name in model.base if name in content})
-        content = {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
+        content = _beyond_base(model, content)
     with new_directory(out, overwrite) as directory:
         text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
         (directory / "config.json").write_text(text + "\n")
@@ -112,6 +71,14 @@ def save(
             raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
         (directory / name).chmod(0o644)  # safetensors writes for the owner alone
     return Path(out)
+
+
+def _beyond_base(model: TubeViT, content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a model's tensors the public backbone does not have."""
+    if not model.base:
+        raise UserError(NO_BASE)
+    digests = tensors.hashes({name: content[name] for name in model.base if name in content})
+    return {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
 
 
 def load(source: str | Path, base: str | None = None, placement: str = "device") -> TubeViT:
@@ -135,11 +102,11 @@ def load(source: str | Path, base: str | None = None, placement: str = "device")
     else:
         model = from_config(config, base or config["backbone"]["weights"], on_disk)
     waiting = _wait_in(directory / FULL, model) if whole and on_disk else set()
-    own, found = named_tensors(model), _read(directory, waiting)
+    own, found = named_tensors(model), read_tensors(directory, waiting)
     optional = set() if whole else {name for name in own if name in model.base}
-    _refuse_misfits(own, found, optional, directory)
-    _assign(model, {name: tensor for name, tensor in found.items() if name not in waiting})
-    model.report = _read_report(directory / "report.json")
+    refuse_misfits(own, found, optional, directory)
+    assign(model, {name: tensor for name, tensor in found.items() if name not in waiting})
+    model.report = read_report(directory)
     return model.eval()
 
 
@@ -186,34 +153,15 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     config = config_file.read(directory)
     adapt = Adapt(**config["adapter"]) if config["adapter"] else adapter.FULL
     model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"], adapt=adapt)
-    own, found = named_tensors(model), _read(directory)
+    own, found = named_tensors(model), read_tensors(directory)
     shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
     arm = {name: public_name(f"arm.{name}", model) for name in model.arm.state_dict() if name not in shared}
-    _refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), directory)
-    kept = _to_store(model)  # frozen blocks may wait in a file
+    refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), directory)
+    kept = to_store(model)  # frozen blocks may wait in a file
     if any(not torch.equal(found[name], kept[name]) for name in found.keys() - set(arm.values())):
         raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
     model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
     return model.eval()
-
-
-def _read(directory: Path, waiting: Collection[str] = ()) -> dict[str, Tensor]:
-    """All tensors of a model directory, those of its adapter too; those of ``waiting`` mapped, not read."""
-    path = next((directory / name for name in (FULL, DELTA) if (directory / name).exists()), None)
-    if path is None:
-        raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
-    beside = directory / adapter.DIRECTORY / adapter.WEIGHTS
-    file = tensors.File(path)
-    wanted = [name for name in file.mapped if name not in waiting]
-    found = file.mapped | dict(zip(wanted, file.copies(wanted), strict=True))
-    return found | (tensors.read(beside)[0] if beside.exists() else {})
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
 
 
 def from_config(config: dict[str, Any], weights: str | None, on_disk: int = 0) -> TubeViT:
@@ -229,7 +177,7 @@ def from_config(config: dict[str, Any], weights: str | None, on_disk: int = 0) -
 def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
     """sha256 of each tensor of the public backbone that a model was made from."""
     if config["backbone"]["sha256"] is None:
-        raise UserError("this model does not know a backbone by its sha256, so it has no delta; allowed is --to full")
+        raise UserError(NO_BASE)
     return _base(config, _backbone(config, base or config["backbone"]["weights"]))
 
 
@@ -249,47 +197,3 @@ def _base(config: dict[str, Any], backbone: Backbone) -> dict[str, str]:
             f"{entry['sha256'][:16]}...; give the very weights it was made from"
         )
     return digests
-
-
-def local(source: str | Path) -> Path:
-    """The model directory that ``source`` names, fetched where that is a hub id; UserError if there is none."""
-    directory = Path(source)
-    if directory.is_dir():
-        return directory
-    if str(source).count("/") != 1 or directory.exists():
-        raise UserError(f"{source} is no model directory; allowed are a directory and a hub id (owner/name)")
-    place = f"{HUB}{source}"
-    try:
-        directory = find(place, ["config.json"]).parent
-        find(place, [FULL, DELTA])
-        if config_file.read(directory)["adapter"]:
-            for name in (adapter.CONFIG, adapter.WEIGHTS):
-                find(place, [f"{adapter.DIRECTORY}/{name}"])
-        return directory
-    except UserError as error:
-        raise UserError(f"there is no directory {source}; as a hub id, {error}") from error
-
-
-def _refuse_misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: set[str], path: Path) -> None:
-    faults = [f"unexpected {name}{nearest(name, own, 1)}" for name in sorted(found.keys() - own.keys())]
-    faults += [f"missing {name}" for name in sorted(own.keys() - found.keys() - optional)]
-    faults += [
-        f"{name} is {_kind(found[name])} where {_kind(own[name])} belongs"
-        for name in sorted(own.keys() & found.keys())
-        if _kind(own[name]) != _kind(found[name])
-    ]
-    if faults:
-        raise UserError(f"{path} does not fit its config.json: {'; '.join(faults[:6])} ({len(faults)} faults in all)")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
-def _assign(model: TubeViT, found: Mapping[str, Tensor]) -> None:
-    """Put tensors into a model without a copy, parameters staying frozen or trainable as they were."""
-    names = {name: public_name(name, model) for name in model.state_dict()}
-    state = {name: found[public] for name, public in names.items() if public in found}
-    model.load_state_dict(state, strict=False, assign=True)
-    if model.trunk is not None:
-        model.trunk.requires_grad_(False)

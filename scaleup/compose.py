@@ -64,15 +64,20 @@ def combinations(path: Path) -> list[dict[str, str]]:
 
 def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
     made = [chosen]
-    for group, variants in (content.get("variants") or {}).items():
+    for group, variants in _named(content.get("variants")).items():
         made = [
             deeper
             for each in made
-            for name in variants
+            for name, changes in _named(variants).items()
             if each.get(group, name) == name
-            for deeper in _combinations(variants[name] or {}, each | {group: name})
+            for deeper in _combinations(changes or {}, each | {group: name})
         ]
     return made
+
+
+def _named(entries: Any) -> dict[str, Any]:
+    """The entries of a mapping, or of nothing, by names as they are given from outside: in YAML 4 is a number."""
+    return {str(name): entry for name, entry in (entries or {}).items()}
 
 
 def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
@@ -120,12 +125,11 @@ def _mappings(variants: Any) -> bool:
 
 def _chosen(content: DictConfig, choices: Mapping[str, str], where: str) -> DictConfig:
     """``content`` with the chosen variant of each group merged over it."""
-    groups = content.pop("variants", None) or {}
-    for group, variants in groups.items():
+    for group, changes in _named(content.pop("variants", None)).items():
+        variants = _named(changes)
         name = choices.get(group, next(iter(variants)))
         if name not in variants:
-            allowed = ", ".join(map(str, variants))
-            raise UserError(f"{group}={name}: {where!r} has {allowed}{nearest(name, list(variants))}")
+            raise UserError(f"{group}={name}: {where!r} has {', '.join(variants)}{nearest(name, variants)}")
         content = OmegaConf.merge(content, _chosen(variants[name] or OmegaConf.create(), choices, where))  # type: ignore[assignment]
     return content
 

@@ -78,9 +78,8 @@ def check(content: Any, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin} is not of the format {FORMAT!r}")
     reader = Reader()
     given = {key: value for key, value in content.items() if key != "format"}
-    given.setdefault("adapter", None)  # models are older than adapters, and than tubes that sum
-    if isinstance(tubes := given.get("tubes"), dict):
-        given["tubes"] = {name: _summed(tube) for name, tube in tubes.items()}
+    given.setdefault("adapter", None)  # models are older than adapters
+    given = completed(given)
     valid = reader.settings(Config, given, rule="model.")
     complete = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), valid))
     assert isinstance(complete, dict)
@@ -91,8 +90,15 @@ def check(content: Any, origin: str) -> dict[str, Any]:
     return {"format": FORMAT, **valid}
 
 
+def completed(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of a ``config.json``, their tubes saying whether they sum, as older files do not; the order of keys stays."""
+    tubes = parts.get("tubes")
+    if not isinstance(tubes, dict):
+        return dict(parts)
+    return {**parts, "tubes": {name: _summed(tube) for name, tube in tubes.items()}}
+
+
 def _summed(tube: Any) -> Any:
-    """A tube that says whether it sums; the order of keys stays."""
     return tube | {"summed": tube.get("summed", False)} if isinstance(tube, dict) else tube
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -17,4 +17,12 @@ def environment() -> dict[str, str]:
     name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else str(device or "cpu")
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     about = {"python": platform.python_version(), "platform": platform.platform(), "device": f"{name}, {cores}"}
-    return about | {package: version(package) for package in PACKAGES}
+    return about | {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    """Not all that is imported was installed: a checkout may just lie on Python's path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup import cli
-from scaleup.data.loader import Batch, Failure, eval_loader
+from scaleup.data.batch import Batch, Failure
+from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Trunk
 from scaleup.training.engine import World, leave
 from scaleup.training.frozen import settle, settle_kernels
+from scaleup.trunk import arm_inputs
 
 T = TypeVar("T")
 
@@ -183,8 +185,7 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
     """uint8 views (B, V, 3, ...) -> pooled features (B, V, D) of each model, after one pass of the trunk they share."""
     deepest = max(models.values(), key=lambda model: model.frozen_depth)
     x = deepest.preprocess(pixels.flatten(0, 1).to(next(deepest.parameters()).device))
-    depths = {model.frozen_depth for model in models.values()} - {0}
-    inputs = {0: x, **(deepest.trunk(x, depths) if deepest.trunk is not None else {})}
+    inputs = arm_inputs(deepest.trunk, x, {model.frozen_depth for model in models.values()})
     features = {name: model.arm.features(inputs[model.frozen_depth]) for name, model in models.items()}
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 

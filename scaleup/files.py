@@ -51,7 +51,12 @@ def take_place(temporary: Path, out: Path) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
+    """As :func:`write_bytes`, in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file beside its place and put it there when it is whole; what stood there stays until then."""
     half = path.with_name(f".{path.name}.tmp")
-    half.write_text(content)
+    half.write_bytes(content)
     half.replace(path)

@@ -18,7 +18,7 @@ def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
 
     Raises:
         UserError: patches are made in another way, there is no tube, or one is not as high and wide as a patch, is
-            folded, or has no kernel of its own.
+            folded, emits other channels than these, or has no kernel of its own.
     """
     if not tubes.specs:
         raise UserError("model.inflate: True, but model.tubes has none to inflate")
@@ -42,11 +42,14 @@ def patch_of(stem: nn.Module) -> nn.Conv2d | None:
 
 
 def _refuse_misfit(spec: TubeSpec, backbone: Backbone, shared: bool) -> None:
-    patch = tuple(backbone.patch_size)
-    if spec.kernel[1:] == patch and spec.places_per_token == 1 and not shared:
-        return
-    made = "shares an interpolated kernel" if shared else f"has kernel {list(spec.kernel)} and fold {list(spec.fold)}"
-    raise UserError(
-        f"tube {spec.name!r} {made}, and cannot begin as a patch of {backbone.name} (model.inflate); allowed are "
-        f"kernels [t, {patch[0]}, {patch[1]}] of its own, without fold"
-    )
+    patch, width = tuple(backbone.patch_size), backbone.embed_dim
+    faults = {
+        "shares an interpolated kernel": shared,
+        f"has kernel {list(spec.kernel)} and fold {list(spec.fold)}": spec.kernel[1:] != patch or spec.fold != (1, 1, 1),
+        f"emits {spec.channels} channels": spec.channels not in (None, width),
+    }
+    if made := next((words for words, holds in faults.items() if holds), None):
+        raise UserError(
+            f"tube {spec.name!r} {made}, and cannot begin as a patch of {backbone.name} (model.inflate); allowed are "
+            f"kernels [t, {patch[0]}, {patch[1]}] of its own that emit {width} channels, without fold"
+        )

@@ -24,7 +24,7 @@ from scaleup.inflation import inflate
 from scaleup.placement import BlockFile, materialised
 from scaleup.recipe import Model
 from scaleup.tokenizer import Preprocess, Tokenizer
-from scaleup.trunk import Taps, Trunk, on_meta
+from scaleup.trunk import Taps, Trunk, arm_inputs, on_meta
 
 
 class TubeViT(nn.Module):
@@ -86,7 +86,7 @@ class TubeViT(nn.Module):
 
     def arm_inputs(self, x: Tensor) -> Tensor | Taps:
         """What the arm is fed for x: the trunk's taps, or x itself where nothing is frozen."""
-        return self.trunk(x, [self.frozen_depth])[self.frozen_depth] if self.trunk is not None else x
+        return arm_inputs(self.trunk, x, [self.frozen_depth])[self.frozen_depth]
 
     def with_arm(
         self, frozen_depth: int, gate: bool | str, heads: Heads, seed: int = 0, adapt: Adapt = FULL

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scaleup import cli, tensors
-from scaleup.checkpoint import public_name
 from scaleup.curve import suggested
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.evaluate import Once, processes
 from scaleup.model import TubeViT
+from scaleup.names import public_name
 from scaleup.recipe import Input, Trunk
 from scaleup.ridge import Affine, Moments, Ridge
 from scaleup.training.engine import World

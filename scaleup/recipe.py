@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -192,12 +192,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UserError with every mistake of the recipe and of the overrides, one a line.
     """
+    from scaleup.contradictions import contradictions  # of recipes, which are described here
+
     reader = Reader()
     given = compose(Path(path), overrides, [item.name for item in fields(Recipe)], reader.mistakes)
     valid = reader.settings(Recipe, given)
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), valid))
     assert isinstance(found, Recipe)
-    mistakes = reader.mistakes + list(_contradictions(found, given))
+    mistakes = reader.mistakes + list(contradictions(found, given))
     if mistakes:
         count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  - ".join([f"the recipe {str(path)!r} has {count}:", *mistakes]))
@@ -233,58 +235,3 @@ def schedule(arm: Arm, train: Train) -> tuple[int, int]:
     """Steps and warm-up of an arm: its own, or those of the run."""
     steps = train.steps if arm.steps is None else arm.steps
     return steps, train.warmup if arm.warmup is None else arm.warmup
-
-
-def _contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
-    """Mistakes that no single value shows."""
-    if recipe.model.load is not None:
-        others = [key for key in given["model"] if key != "load"]
-        yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
-    yield from _without_weights(recipe.model)
-    if recipe.trunk.placement == "disk" and recipe.model.load is None:
-        yield "trunk.placement: disk needs a model that is loaded (model.load), whose backbone has a file to read from"
-    if recipe.trunk.placement == "disk" and recipe.trunk.precision == "int8":
-        yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
-    if recipe.train.warmup > recipe.train.steps:
-        yield f"train.warmup: {recipe.train.warmup} is more than train.steps, {recipe.train.steps}"
-    if recipe.train.valid_every and recipe.data.valid is None:
-        yield f"train.valid_every: {recipe.train.valid_every} needs a set to validate on, data.valid"
-    for kind in [kind for kind in ("mixup", "cutmix") if recipe.trunk.cache and getattr(recipe.train, kind)]:
-        yield f"train.{kind}: pixels are mixed before the trunk, and a cache (trunk.cache) holds what comes after it"
-    if recipe.train.offload and recipe.train.zero_stage == 0:
-        yield "train.offload: True needs ZeRO, train.zero_stage is 0"
-    for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
-        yield f"arms.{name}: the name is taken, a run keeps its {name} there"
-    arms = {name: replace(recipe.arm, **changes) for name, changes in recipe.arms.items()}
-    combined = {name: replace(recipe.arm, **changes) for name, changes in expand(recipe.grid).items()}
-    for name, arm in combined.items():
-        if same := [other for other in arms if other == name or arms[other] == arm]:
-            yield f"grid.{name}: is there as arms.{same[0]} already"
-    named = {f"arms.{name}": arm for name, arm in arms.items()}
-    named |= {f"grid.{name}": arm for name, arm in combined.items()}
-    for at, arm in (named or {"arm": recipe.arm}).items():
-        if arm.gate and arm.frozen_depth == 0:
-            yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"
-        if recipe.trunk.cache and arm.frozen_depth == 0:
-            yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, and a cache (trunk.cache) has none"
-        yield from _contradictions_in_time(at, arm, recipe.train)
-
-
-def _without_weights(model: Model) -> Iterator[str]:
-    if model.backbone.weights is None and model.inflate:
-        yield "model.inflate: True takes the patches of an image model, model.backbone.weights names none"
-    if model.backbone.weights is None and (count := model.backbone.fresh_blocks):
-        yield (
-            f"model.backbone.fresh_blocks: {count} are added to a model that has weights, model.backbone.weights names "
-            "none; of one at random change the depth in model.backbone.kwargs"
-        )
-
-
-def _contradictions_in_time(at: str, arm: Arm, train: Train) -> Iterator[str]:
-    steps, warmup = schedule(arm, train)
-    if steps > train.steps:
-        yield f"{at}.steps: {steps} is more than train.steps, {train.steps}"
-    if warmup > steps and (arm.steps, arm.warmup) != (None, None):
-        yield f"{at}.warmup: {warmup} is more than {at}.steps, {steps}"
-    if arm.patience and not train.valid_every:
-        yield f"{at}.patience: {arm.patience} counts validations, train.valid_every is 0"

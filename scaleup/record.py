@@ -9,7 +9,7 @@ from typing import Any
 
 from scaleup import adapter, tensors
 from scaleup.card import card
-from scaleup.checkpoint import DELTA, FULL
+from scaleup.directory import DELTA, FULL
 from scaleup.errors import UserError
 from scaleup.files import write_text
 from scaleup.model import TubeViT

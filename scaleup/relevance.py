@@ -17,11 +17,10 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
     To first order what the class's logarithmic probability loses where a token becomes the mean of all of them, where
     that is a loss; it asks nothing of the blocks, so that it serves every backbone.
     """
-    if model.trunk is None:
+    taps = model.arm_inputs(x)
+    if isinstance(taps, Tensor):  # pixels, which enter as tokens
         z0 = model.tokenizer(x).detach()
         taps = Taps(z0, z0, model.tokenizer.context(size_of(x)))
-    else:
-        taps = model.trunk(x, [model.frozen_depth])[model.frozen_depth]
     h = taps.h.detach().requires_grad_()
     chosen = model.arm(taps._replace(h=h), head).log_softmax(-1)[0, target]
     (gradient,) = torch.autograd.grad(chosen, h)

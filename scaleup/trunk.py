@@ -23,6 +23,9 @@ class Taps(NamedTuple):
     context: Context = Context()
 
 
+Inputs = dict[int, Tensor | Taps]  # of arms, by frozen depth; where nothing is frozen, the pixels themselves
+
+
 class Trunk(nn.Module):
     """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
 
@@ -62,6 +65,12 @@ class Trunk(nn.Module):
         for block in self.blocks:
             if placement != "host" and not on_meta(block):
                 block.to(device)
+
+
+def arm_inputs(trunk: Trunk | None, x: Tensor, depths: Iterable[int]) -> Inputs:
+    """What arms of these frozen depths are fed for x, after one pass of the trunk; depth 0 is fed x itself."""
+    frozen = set(depths) - {0}
+    return {0: x} | (trunk(x, frozen) if trunk is not None and frozen else {})
 
 
 def on_meta(block: nn.Module) -> bool:

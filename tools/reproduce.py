@@ -2,6 +2,7 @@
 """The paper's tables at desk scale: rows with several seeds, each at its own learning rate, and which orderings hold.
 
 What was made is kept: the same command goes on where it was cut off. With --write what OUT holds goes to docs/.
+How long it takes is said first, after a rehearsal of every kind of run that is left; with --plan nothing else is done.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ def arguments():
     made.add_argument("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     made.add_argument("--samples", type=int, default=4000, help="videos to train on (default: %(default)s)")
+    made.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
     made.add_argument("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
     return made
 
@@ -25,6 +27,8 @@ def run(args):
 
     tables = [each for each in args.tables if "=" not in each]
     changes = [each for each in args.tables if "=" in each] + args.changes
+    if args.plan:
+        return {"plan": reproduce.plan(tables, args.out, args.seeds, changes, args.samples)}
     found = reproduce.reproduce(tables, args.out, args.seeds, changes, args.samples)
     if args.write:
         reproduce.publish(args.out)
@@ -32,7 +36,12 @@ def run(args):
 
 
 def show(result):
-    print((Path(result["out"]) / "reproduction.md").read_text())
+    from scaleup import reproduce
+
+    if "plan" in result:
+        print(reproduce.said(reproduce.Left(**result["plan"])))
+    else:
+        print((Path(result["out"]) / "reproduction.md").read_text())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from scaleup.training import engine
 from scaleup.training.frozen import settle_kernels
 from scaleup.training.models import sizes, tokens
 from scaleup.training.step import ArmTrainer
+from scaleup.trunk import Inputs, arm_inputs
 from scaleup.tubes import TubeSpec
 
 
@@ -61,10 +61,8 @@ def training(
     labels = {"motion": torch.zeros(len(clips), dtype=torch.long, device=world.device)}
     deepest = max(models, key=lambda model: model.frozen_depth)
 
-    def inputs() -> dict[int, Any]:
-        pixels = deepest.preprocess(clips)
-        depths = {model.frozen_depth for model in models} - {0}
-        return {0: pixels} | (deepest.trunk(pixels, depths) if deepest.trunk is not None else {})
+    def inputs() -> Inputs:
+        return arm_inputs(deepest.trunk, deepest.preprocess(clips), [model.frozen_depth for model in models])
 
     kept = inputs() if cached else None
 

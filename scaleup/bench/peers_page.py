@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scaleup.bench.plots import GIB, write
+from scaleup.bench.plots import GIB
 from scaleup.errors import UserError
+from scaleup.files import write_text
 
 BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"
 COLUMNS = {  # key of a row -> what stands over it, and what it is divided by
@@ -41,7 +42,7 @@ def rewrite(page: str, found: dict[str, Any]) -> None:
     """Put new figures in place of the old."""
     before, after = parts(page)
     lines = [*_machine(found["machine"]), "", *_table(found["rows"]), "", *_goals(found["goals"]), "", *_losses(found)]
-    write(Path(page), (before + BEGIN + "\n".join(lines) + "\n" + END + after).encode())
+    write_text(Path(page), before + BEGIN + "\n".join(lines) + "\n" + END + after)
 
 
 def _machine(machine: dict[str, Any]) -> Iterator[str]:

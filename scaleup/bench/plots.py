@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from scaleup.files import write_bytes
+
 GIB = 2**30
 
 PANELS = {  # key of a row -> its axis, and what it is divided by
@@ -14,13 +16,6 @@ PANELS = {  # key of a row -> its axis, and what it is divided by
     "peak_bytes": ("peak memory, GiB", GIB),
     "gflop": ("GFLOPs of inference", 1),
 }
-
-
-def write(path: Path, content: bytes) -> None:
-    """A file that is whole or not there."""
-    half = path.with_name(f".{path.name}.tmp")
-    half.write_bytes(content)
-    half.replace(path)
 
 
 def bars(rows: list[dict[str, Any]], path: Path) -> None:
@@ -65,4 +60,4 @@ def _pyplot() -> Any:
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(drawn := io.BytesIO(), dpi=110, format="png")
     _pyplot().close(figure)
-    write(path, drawn.getvalue())
+    write_bytes(path, drawn.getvalue())

@@ -50,7 +50,8 @@ def stream(
     small = at / "small" if (at / "small").exists() else small_model(at / "small")
     options = ["--weights", file, "--gate-at", depth - trained, "--placement", "disk", "--out", at / "adapted"]
     moved = python(TOOL, small, backbone, *options, "--overwrite")
-    stepped = python(TOOL.with_name("train.py"), _recipe(at, depth - trained, precision), "--overwrite")
+    recipe = one_step(at, depth - trained, precision, "disk")
+    stepped = python(TOOL.with_name("train.py"), recipe, "--overwrite")
     row = {
         "backbone": backbone,
         "weight_bytes": file.stat().st_size,
@@ -94,8 +95,8 @@ def _parts(name: str, shape: torch.Size, chunk: np.ndarray) -> list[np.ndarray]:
     return [torch.full((count,), value, dtype=torch.bfloat16).view(torch.int16).numpy()]
 
 
-def _recipe(at: Path, frozen_depth: int, precision: str) -> Path:
-    """One step of two clips, the trunk on disk."""
+def one_step(at: Path, frozen_depth: int, precision: str = "float32", placement: str = "device") -> Path:
+    """A recipe of one step of ``at / "adapted"``, gated, on two clips of 32x224x224, which are made too."""
     if not (at / "shapes").exists():
         make_shapes(at / "shapes", {"train": 2}, {}, size=224, frames=32)
     content = {
@@ -106,9 +107,9 @@ def _recipe(at: Path, frozen_depth: int, precision: str) -> Path:
             "workers": 0,
             "train": {"videos": {"shards": str(at / "shapes/videos-train"), "heads": {"motion": "motion"}}},
         },
-        "trunk": {"precision": precision, "placement": "disk"},
+        "trunk": {"precision": precision, "placement": placement},
         "train": {"steps": 1, "warmup": 0},
-        "arm": {"frozen_depth": frozen_depth, "gate": True, "lr": 1e-5},
+        "arm": {"frozen_depth": frozen_depth, "gate": True, "lr": 1e-5, "gate_lr": 5e-5},
     }
     path = at / "recipe.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))

@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from scaleup import tensors
-from scaleup.checkpoint import public_name
+from scaleup.config import completed
 from scaleup.data.storage import storage
 from scaleup.data.taps import CachedSet
 from scaleup.errors import UserError
 from scaleup.model import TubeViT
+from scaleup.names import public_name
 from scaleup.recipe import Recipe
 from scaleup.training.directory import flat
 
@@ -66,7 +67,8 @@ def refuse_other(cached: CachedSet, own: dict[str, Any], depths: Collection[int]
 def _leaves(parts: dict[str, Any], precision: str, blocks: int) -> dict[str, Any]:
     """What taps are made of by key path, with the first so many blocks by number."""
     numbered = {str(number): sha256 for number, sha256 in enumerate(parts["blocks"][:blocks])}
-    return flat(parts | {"blocks": numbered, "trunk": {"precision": precision}})
+    tokenizer = completed(parts["tokenizer"])  # of a cache that is older too
+    return flat(parts | {"tokenizer": tokenizer, "blocks": numbered, "trunk": {"precision": precision}})
 
 
 def _short(value: Any) -> str:

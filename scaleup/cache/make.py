@@ -15,7 +15,7 @@ from scaleup.adapter import Adapt
 from scaleup.cache import size
 from scaleup.cache.identity import made_of
 from scaleup.cache.writer import SetWriter, named
-from scaleup.data.loader import open_datasets
+from scaleup.data.datasets import open_datasets
 from scaleup.data.partial import clear, partial_directory
 from scaleup.data.shards import Shards
 from scaleup.data.taps import layout, lowered, raised

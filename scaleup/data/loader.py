@@ -3,88 +3,24 @@
 from __future__ import annotations
 
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from scaleup import recipe
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
+from scaleup.data.batch import Batch, Failure, Samples, batches, together
+from scaleup.data.datasets import check_heads, open_datasets
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
-from scaleup.data.workers import in_workers, stacked
-from scaleup.errors import UserError, nearest
+from scaleup.errors import UserError
 
-Failure = tuple[str, str]  # key and reason
 Joined = Callable[[list[Failure]], list[Failure]]
-
-
-@dataclass
-class Batch:
-    """Samples of one dataset. For evaluation ``pixels`` have an axis of views after the first: (B, V, 3, ...)."""
-
-    dataset: str
-    modality: str
-    pixels: Tensor  # uint8 (B, 3, T, H, W) of videos, (B, 3, H, W) of images; of a cache (B, bytes of a record)
-    labels: dict[str, Tensor]  # head -> int64 (B,)
-    keys: list[str]
-    failures: list[Failure] = field(default_factory=list)  # samples that could not be read, and why
-
-
-def open_datasets(data: recipe.Data) -> dict[str, Shards]:
-    """The shards of every training set, by name; UserError if one does not open or lacks a label its heads name."""
-    if not data.train:
-        raise UserError("data.train names no dataset")
-    opened = {}
-    for name, dataset in data.train.items():
-        opened[name] = shards = Shards.open(dataset.shards)
-        check_heads(shards, dataset.heads)
-        if not len(shards) or not dataset.heads or dataset.weight <= 0:
-            raise UserError(
-                f"dataset '{name}' has {len(shards)} samples, {len(dataset.heads)} heads and weight {dataset.weight}; "
-                "all three must be above 0"
-            )
-    return opened
-
-
-def check_heads(shards: Shards, heads: Mapping[str, str]) -> None:
-    """UserError if a head names a label that the shards do not have."""
-    for head, label in heads.items():
-        if label not in shards.classes:
-            have = ", ".join(shards.classes)
-            raise UserError(
-                f"head '{head}' learns label '{label}', but '{shards.path}' has: {have}{nearest(label, shards.classes)}"
-            )
-
-
-def classes_of(data: recipe.Data) -> dict[str, list[str]]:
-    """Class names of every head; UserError if two datasets give one head different lists."""
-    lists: dict[str, list[str]] = {}
-    for name, shards in open_datasets(data).items():
-        for head, label in data.train[name].heads.items():
-            if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
-                raise UserError(f"head '{head}' would get other classes from dataset '{name}' than from one before it")
-            _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])
-    return lists
-
-
-def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None:
-    """A mirrored push from left to right is one from right to left."""
-    sided = [each for each in classes if re.search(r"\b(left|right|leftwards?|rightwards?)\b", each, re.IGNORECASE)]
-    if flip and sided:
-        print(
-            f"dataset '{name}' is mirrored at random, but head '{head}' has classes such as '{sided[0]}'; "
-            f"consider data.train.{name}.augment.flip=false",
-            file=sys.stderr,
-        )
 
 
 def alone(failures: list[Failure]) -> list[Failure]:
@@ -124,7 +60,7 @@ def train_loader(
 def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = alone) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
     # No generator: in a traceback its frame would keep the processes alive.
-    return map(partial(dataset.watched, joined), _batches(dataset, steps, workers))
+    return map(partial(dataset.watched, joined), batches(dataset, steps, workers))
 
 
 class Augmented:
@@ -138,18 +74,6 @@ class Augmented:
         shards = self.shards[name]
         source = random.Random(f"{self.seed} {epoch} {shards.keys[index]}")
         return self.transforms[name](shards.read(index).media, shards.modality, source)
-
-
-class Samples(Protocol):
-    """What a batch is put together from: shards, or what stands for them."""
-
-    path: Any
-    modality: str
-    keys: list[str]
-    sizes: list[int]
-    labels: dict[str, np.ndarray]
-
-    def __len__(self) -> int: ...
 
 
 class TrainSteps(Dataset):
@@ -184,7 +108,7 @@ class TrainSteps(Dataset):
         failures: dict[str, str] = {}
         read = [self._read(name, nth * self.batch + place, failures) for place in self.places]
         whole = [item for item in read if item]
-        return _batch(name, self.shards[name], self.heads[name], whole, list(failures.items()))
+        return together(name, self.shards[name], self.heads[name], whole, list(failures.items()))
 
     def allowed(self, name: str) -> float:
         """How many unreadable samples dataset ``name`` may have; one must be left in any case."""
@@ -238,7 +162,7 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
-    return map(_named, _batches(dataset, range(len(dataset)), workers))
+    return map(_named, batches(dataset, range(len(dataset)), workers))
 
 
 @dataclass
@@ -265,30 +189,10 @@ class EvalBatches(Dataset):
                 read.append((index, views))
             except BadSample as error:
                 failures.append((self.shards.keys[index], str(error)))
-        return _batch(self.shards.name, self.shards, self.heads, read, failures)
+        return together(self.shards.name, self.shards, self.heads, read, failures)
 
 
 def _named(batch: Batch) -> Batch:
     for key, reason in batch.failures:
         print(f"'{batch.dataset}': sample '{key}' not evaluated: {reason}", file=sys.stderr)
     return batch
-
-
-def _batch(
-    name: str, shards: Samples, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
-) -> Batch:
-    indices = [index for index, _ in read]
-    pixels = stacked([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
-    labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
-    return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
-
-
-def _batches(dataset: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
-    made = in_workers(dataset, numbers, workers)
-    return map(partial(_taken, {}), made) if workers else made
-
-
-def _taken(mapped: dict[int, Tensor], batch: Batch) -> Batch:
-    """``batch`` in memory of its own; the memory in which it came stays mapped here from one batch to the next."""
-    mapped[batch.pixels.data_ptr()] = batch.pixels
-    return replace(batch, pixels=batch.pixels.clone())

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from scaleup import recipe
+from scaleup.data.batch import Batch
+from scaleup.data.datasets import check_heads
 from scaleup.data.decode import BadSample
-from scaleup.data.loader import Batch, Joined, TrainSteps, alone, check_heads, train_steps
+from scaleup.data.loader import Joined, TrainSteps, alone, train_steps
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 from scaleup import checkpoint
 from scaleup.errors import UserError, nearest
 from scaleup.export import directory, peft, program, trunk
-from scaleup.export.parity import parity
+from scaleup.export.parity import largest, parity
 from scaleup.files import new_directory, refuse_existing
 
 __all__ = ["TARGETS", "export", "parity"]
@@ -69,7 +69,7 @@ def export(
             plain = directory.merged(model) if model.config["adapter"] else model
             found, timed = program.write(plain, program.FORMS[to], half, frames)
         limit, measure = (0, "abs") if exact else (ROUNDING, "rel")
-        if not (most := max(found.values())) <= limit:
+        if not (most := largest(found.values())) <= limit:
             share = "" if exact else " of its size"
             raise UserError(f"{to} of {source} differs from it by {most:.1e}{share}; allowed is {limit:g}")
         differences = {f"{name}_max_{measure}_diff": each for name, each in found.items()}

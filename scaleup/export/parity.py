@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ def medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
     return [statistics.median(seconds) for seconds in taken]
 
 
+def largest(values: Iterable[float]) -> float:
+    """The largest of some numbers; where one is none (nan), that, which ``max`` may lose."""
+    return torch.tensor(list(values), dtype=torch.float64).max().item()
+
+
 def _outputs(model: TubeViT, x: Tensor) -> dict[str, Tensor]:
     features = model.forward_features(x)
     return {"features": features} | {f"head {name}": head(features) for name, head in model.arm.heads.items()}
@@ -43,6 +48,6 @@ def _outputs(model: TubeViT, x: Tensor) -> dict[str, Tensor]:
 
 def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor], relative: bool) -> float:
     """The largest difference of two sets of outputs, in shares of the largest value that each has in ``one``."""
-    return max(
+    return largest(
         (one[name] - other[name]).abs().max().item() / (one[name].abs().max().item() if relative else 1) for name in one
     )

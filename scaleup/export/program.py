@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.errors import UserError
-from scaleup.export.parity import difference, medians
+from scaleup.export.parity import difference, largest, medians
 from scaleup.model import TubeViT
 from scaleup.transplant.measure import natural_clip
 
@@ -69,7 +69,7 @@ def write(
             names = list(whole(pixels))  # and tables of positions are kept from now on: programs have them as numbers
             form.write(torch.export.export(whole, (pixels,), dynamic_shapes=({0: BATCH},)), path, names)
             run = form.read(path, names)
-            differences[name] = max(difference(whole(x), run(x), True) for x in (pixels, one))
+            differences[name] = largest(difference(whole(x), run(x), True) for x in (pixels, one))
             seconds[name], eager[name] = medians(partial(run, one), partial(whole, one))
             sizes[name] = path.stat().st_size
     (directory / "labels.json").write_text(json.dumps(description(model, frames), indent=2) + "\n")

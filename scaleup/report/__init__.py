@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.checkpoint import load_run, local
+from scaleup.config import completed
 from scaleup.environment import environment
 from scaleup.errors import UserError
 from scaleup.files import write_text
@@ -116,7 +117,8 @@ def _probe(run: Facts, given: str | Path | None) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is no depth profile of tools/probe.py: {error}") from error
     if start and Path(start).is_dir():
-        config = json.loads((local(start) / "config.json").read_text())
+        config = completed(json.loads((local(start) / "config.json").read_text()))
+        about = completed(about)
         if differing := [key for key in about.keys() & config.keys() if about[key] != config[key]]:
             raise UserError(
                 f"'{path}' is of another model than '{start}', which '{run.directory}' began from: "

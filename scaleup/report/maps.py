@@ -41,13 +41,13 @@ def _token_map(spec: TubeSpec, size: Size) -> str:
 
 @torch.no_grad()
 def kernels(model: TubeViT) -> dict[str, str]:
-    """For the patches and each tube the first channels of its kernel: a row each, its frames side by side."""
+    """For the patches and each tube the first channels of its kernel: a row each, its frames side by side; those of
+    places that are summed one after the other."""
     tubes, patch = model.tokenizer.tubes, patch_of(model.tokenizer.stem)
     weights = {} if patch is None else {"patches": patch.weight[:, :, None]}
     for spec in tubes.specs:
-        weights[spec.name] = (
-            tubes[spec.name].kernel if tubes.shared is None else resize_kernel(tubes.shared, spec.kernel)
-        )
+        kernel = tubes[spec.name].kernel if tubes.shared is None else resize_kernel(tubes.shared, spec.kernel)
+        weights[spec.name] = kernel.unflatten(1, (spec.kernels, 3)).transpose(1, 2).flatten(2, 3)  # (c, 3, f*t, h, w)
     return {name: _kernel(name, weight) for name, weight in weights.items()}
 
 

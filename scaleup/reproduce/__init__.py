@@ -7,6 +7,7 @@ common is made once.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scaleup.errors import UserError, nearest
 from scaleup.files import write_text
 from scaleup.reproduce.desk import Desk
 from scaleup.reproduce.page import document
+from scaleup.reproduce.plan import Left
 from scaleup.reproduce.tables import TABLES
 from scaleup.reproduce.work import Work
 
@@ -33,11 +35,28 @@ def reproduce(
     names = chosen(names)
     out.mkdir(parents=True, exist_ok=True)
     work, found = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
+    print(said(work.total), file=sys.stderr)
     for name in names:
         found[name] = work.table(TABLES[name])
         write_text(out / f"{name}.json", json.dumps(found[name], indent=1) + "\n")
         write_text(out / "reproduction.md", document(TABLES, out))
     return found
+
+
+def plan(
+    names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
+) -> dict[str, Any]:
+    """What :func:`reproduce` would still have to do: ``{"runs", "arm_steps", "seconds"}``, see
+    :class:`scaleup.reproduce.plan.Plan`."""
+    return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).total._asdict()
+
+
+def said(left: Left) -> str:
+    """What is left in words."""
+    if not left.seconds:
+        return "all models are there"
+    steps = f"{left.arm_steps:,} steps of arms in {left.runs} runs"
+    return f"left: {steps}, about {left.seconds / 3600:.2g} hours on this machine as it was just now"
 
 
 def publish(out: Path, docs: Path = DOCS) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +14,7 @@ from scaleup.compose import compose
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe, sweep_arms
-from scaleup.reproduce.runs import trained
+from scaleup.reproduce.runs import place, trained
 from scaleup.reproduce.table import Source
 from scaleup.reproduce.tables import STAGES, TRANSPLANTS
 from scaleup.transplant import Options, transplant
@@ -41,10 +42,11 @@ class Desk:
     changes: Sequence[str] = ()
     samples: int = 4000
     contents: dict[tuple[Source, int], dict[str, Any]] = field(default_factory=dict)  # read before
+    readings: dict[tuple[Source, int, str], tuple[Recipe, Arm]] = field(default_factory=dict)
 
     def data(self, seed: int) -> Path:
         """The directory of the shards of a seed."""
-        path = self.out / f"seed{seed}" / "data"
+        path = self._of(seed) / "data"
         if not path.exists():
             images = {"train": self.samples, "val": max(self.samples // 8, 1)}
             videos = images | {"test": max(self.samples // 4, 1)}
@@ -65,8 +67,30 @@ class Desk:
     def steps(self, source: Source) -> int:
         return self.content(source)["train"]["steps"]
 
+    def test_steps(self, source: Source, views: str) -> float:
+        """Steps that take as long as the test split with so many views: of a step, a third is the forward pass."""
+        passes = self.samples // 4 * math.prod(map(int, views.split("x")))
+        return passes / 3 / self.content(source)["data"]["batch"]
+
     def is_transplant(self, source: Source) -> bool:
         return any(begins in TRANSPLANTS for begins in _beginnings(self.content(source)).values())
+
+    def stages(self, source: Source) -> list[Source]:
+        """What trains the models that a recipe begins from."""
+        names = _beginnings(self.content(source)).values()
+        return [STAGES[stage] for name in names for stage in TRANSPLANTS.get(name, (name,))]
+
+    def has(self, source: Source, seed: int, tubes: str = "folded") -> bool:
+        """Whether what a recipe reads and begins from is there."""
+        if not (self._of(seed) / "data").exists():
+            return False
+        return all(self._begun(name, seed, tubes) for name in _beginnings(self.content(source)).values())
+
+    def _begun(self, name: str, seed: int, tubes: str) -> bool:
+        if name in TRANSPLANTS:
+            return self._adapted(seed, tubes).exists()
+        read, arm = self.read(STAGES[name], seed)
+        return place(read, arm, self.runs) is not None
 
     def read(self, source: Source, seed: int, tubes: str = "folded") -> tuple[Recipe, Arm]:
         """The desk variant of a recipe on what it reads and begins from with ``seed``, and the arm that is meant.
@@ -74,6 +98,12 @@ class Desk:
         Args:
             tubes: of the transplant that it begins from, if it does.
         """
+        key = source, seed, tubes
+        if key not in self.readings:
+            self.readings[key] = self._read(source, seed, tubes)
+        return self.readings[key]
+
+    def _read(self, source: Source, seed: int, tubes: str) -> tuple[Recipe, Arm]:
         data, content = self.data(seed), self.content(source, seed)
         sets = {f"data.train.{name}": each for name, each in content["data"]["train"].items() if each is not None}
         paths = [f"{at}.shards={data / Path(settings['shards']).name}" for at, settings in sets.items()]
@@ -84,15 +114,16 @@ class Desk:
     def begin(self, name: str, seed: int, tubes: str = "folded") -> Path:
         """The directory of a model that rows begin from."""
         if name not in TRANSPLANTS:
-            print(f"seed {seed}: {name}, which rows begin from", file=sys.stderr)
             read, arm = self.read(STAGES[name], seed)
+            if place(read, arm, self.runs) is None:
+                print(f"seed {seed}: {name}, which rows begin from", file=sys.stderr)
             made = trained(read, {name: arm}, self.runs)[name]
             if made is None:
                 raise UserError(
                     f"the model that rows begin from, {name}, diverged; lower the learning rate of its recipe"
                 )
             return made
-        path = self.out / f"seed{seed}" / f"adapted-{tubes}"
+        path = self._adapted(seed, tubes)
         if not path.exists():
             small, large = (str(self.begin(parent, seed)) for parent in TRANSPLANTS[name])
             options = replace(Options(seed=seed), **TUBES[tubes])
@@ -102,6 +133,12 @@ class Desk:
     def _images(self, options: Options, seed: int) -> Path | None:
         """What tokens are aligned on."""
         return self.data(seed) / "images-train" if options.match == "align" else None
+
+    def _of(self, seed: int) -> Path:
+        return self.out / f"seed{seed}"
+
+    def _adapted(self, seed: int, tubes: str) -> Path:
+        return self._of(seed) / f"adapted-{tubes}"
 
     @property
     def runs(self) -> Path:

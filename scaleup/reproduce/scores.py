@@ -9,6 +9,7 @@ from pathlib import Path
 from scaleup.checkpoint import load, load_run
 from scaleup.evaluate import evaluate
 from scaleup.files import write_text
+from scaleup.probe import probe
 
 Strides = Mapping[str, list[int]]  # of tubes, and of "frames"
 Scores = dict[str, float]  # head -> top-1
@@ -23,7 +24,7 @@ def scores(
         models: directories; those of one run share a pass of the trunk.
         strides: of tubes, where they are others than in training (Table 7d).
     """
-    kept = {name: _place(path, shards, views, strides) for name, path in models.items()}
+    kept = {name: path / file_name(shards.name, views, strides) for name, path in models.items()}
     for run in sorted({path.parent for name, path in models.items() if not kept[name].exists()}):
         here = {name: path for name, path in models.items() if path.parent == run and not kept[name].exists()}
         arms = load_run(run) if len(here) > 1 else {path.name: load(path) for path in here.values()}
@@ -35,6 +36,28 @@ def scores(
     return {name: json.loads(place.read_text()) for name, place in kept.items()}
 
 
-def _place(model: Path, shards: Path, views: str, strides: Strides | None) -> Path:
+def file_name(shards: str, views: str, strides: Strides | None = None) -> str:
+    """Of the file beside a model that keeps its scores."""
     changed = "".join(f"-{name}{'x'.join(map(str, stride))}" for name, stride in sorted((strides or {}).items()))
-    return model / f"top1-{shards.name}-{views}{changed}.json"
+    return f"top1-{shards}-{views}{changed}.json"
+
+
+def image_scores(models: Mapping[str, Path], data: Path) -> dict[str, Scores]:
+    """On the validation split of images, of each model: ``image LABEL`` of its heads, and ``image LABEL, linear`` of
+    classifiers that :func:`scaleup.probe.probe` fits to what its last block gives of the training split."""
+    able = {name: path for name, path in models.items() if json.loads((path / "config.json").read_text())["heads"]}
+    heads = scores(able, data / "images-val")
+    return {
+        name: {f"image {label}": share for label, share in heads.get(name, {}).items()} | _linear(path, data)
+        for name, path in models.items()
+    }
+
+
+def _linear(model: Path, data: Path) -> Scores:
+    kept = model / "linear-images-val.json"
+    if not kept.exists():
+        loaded = load(model)
+        found = probe(loaded, data / "images-train", data / "images-val", depths=[loaded.depth], batch=64)["labels"]
+        shares = {f"image {label}, linear": curve["rows"][-1]["accuracy"] for label, curve in found.items()}
+        write_text(kept, json.dumps(shares))
+    return json.loads(kept.read_text())

@@ -19,13 +19,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A line of a table: what a source trains, the model of another row evaluated in another way, or, without either,
+    the transplant that others begin from.
 
     Args:
         paper: what the paper reports, in per cent; None of a row that is not the paper's.
         source: what trains it.
         tubes: of the transplant that it begins from, if it does: see ``TUBES`` in :mod:`scaleup.reproduce.desk`.
-        of: or the row whose model is evaluated here in another way.
+        of: the row whose model is evaluated.
         views: of the evaluation.
         strides: of tubes in the evaluation, where they are others than in training.
     """
@@ -41,23 +42,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """That a row is better than another; ``note`` says what to make of it where that is not seen."""
+    """That a row is better than another."""
 
     better: str
     worse: str
-    note: str = ""
     ours: bool = False  # not a claim of the paper's
+    head: str = ""  # the accuracy that is compared, where it is not the table's
+
+    def __str__(self) -> str:
+        return f"{self.better} > {self.worse}" + (f" by {self.head}" if self.head else "")
 
 
 @dataclass(frozen=True)
 class Table:
-    """``head``: the accuracy by which rows are compared."""
+    """A table.
+
+    Args:
+        note: what is different here.
+        head: the accuracy by which rows are tuned and compared.
+        images: rows are judged on images too, see :func:`scaleup.reproduce.scores.image_scores`.
+        remarks: claim, such as "full > fc" -> a sentence that says what to make of it where that is not seen.
+    """
 
     title: str
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...]
     note: str = ""
     head: str = "place_motion"
+    images: bool = False
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
     def trained(self) -> Iterator[tuple[Row, Source]]:
         """Rows that train a model of their own."""

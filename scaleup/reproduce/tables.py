@@ -32,6 +32,11 @@ SHORTER = "train.steps=600"  # where rows cost more, so that the table takes an 
 FINER = {"cube": [4, 8, 8], "long": [2, 8, 8], "wide": [4, 16, 16]}
 FINEST = {"frames": [4, 8, 8], "cube": [2, 8, 8], "long": [1, 8, 8], "wide": [2, 16, 16]}
 COSINE = Source("table7a", ("row=cosine",))
+IMAGES = (  # as in recipes/sweeps/joint.yaml, where the head of shapes learns from images and videos
+    "data.train.images={shards: runs/paper/data/images-train, "
+    "heads: {shape: shape, position: position, size: size}, "
+    "augment: {crop_scale: [1, 1], crop_ratio: [1, 1], flip: false}}"
+)
 
 
 def swept(recipe: str, rows: Mapping[str, float | None]) -> tuple[Row, ...]:
@@ -110,6 +115,25 @@ TABLES = {
             Row("last8_gate, channels", None, Source("table6", ("arms.last8_gate.gate=channel",), "last8_gate")),
         ),
         (Claim("last8_gate, channels", "last8_gate", ours=True), Claim("last8_gate, channels", "last8", ours=True)),
+    ),
+    "late": Table(
+        "Not in the paper: late training on images too",
+        (
+            Row("before", None),
+            Row("videos", None, Source("table6", arm="last8")),
+            Row("joint", None, Source("table6", (IMAGES,), "last8")),
+        ),
+        (
+            Claim("before", "videos", True, "image shape, linear"),
+            Claim("joint", "videos", True, "image shape, linear"),
+            Claim("joint", "videos", True, "image shape"),
+            Claim("videos", "joint", True),
+        ),
+        "Two blocks of six train on videos alone (`last8` of Table 6), or with every fourth batch of images, in as "
+        "many steps: what images take, videos lose. `before` is the transplant that both begin from. Images are those of "
+        "the validation split; `image shape` is the head of shapes, which also learns from videos; `linear` is a "
+        "linear classifier fitted to what the last block gives of images (`tools/probe.py`).",
+        images=True,
     ),
     "figure4": Table(
         "Figure 4: number of tokens",

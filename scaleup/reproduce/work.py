@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from scaleup.data.shards import Shards
 from scaleup.recipe import Arm, Recipe
 from scaleup.reproduce.desk import Desk
+from scaleup.reproduce.plan import Plan, Task
 from scaleup.reproduce.runs import identity, trained
-from scaleup.reproduce.scores import Scores, scores
+from scaleup.reproduce.scores import Scores, file_name, image_scores, scores
 from scaleup.reproduce.table import RANDOM, Row, Source, Table
+from scaleup.reproduce.tables import TRANSPLANTS
 
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's learning rate: the grid of every row
 
@@ -48,13 +50,27 @@ class Group:
 
 
 class Work:
-    """Tables to run; ``done`` of ``total`` steps of arms are behind it, ``trained`` of them in this process."""
+    """Tables to run, and what of them is left."""
 
     def __init__(self, desk: Desk, seeds: Sequence[int], tables: Sequence[Table]) -> None:
         self.desk, self.seeds = desk, list(seeds)
-        runs = len(FACTORS) + len(self.seeds) - 1
-        self.total = sum(runs * desk.steps(entry.source) for table in tables for entry in self.entries(table))
-        self.done, self.began = 0, time.perf_counter()
+        self.plan = Plan(desk, [task for table in tables for task in self._tasks(table)])
+        self.total, self.began = self.plan.left(), time.perf_counter()
+
+    def _tasks(self, table: Table) -> Iterator[Task]:
+        """What takes time."""
+        first, *others = self.seeds
+        sources = dict[str, Source]()
+        for row, source, tubes in self.entries(table):
+            steps: float = self.desk.steps(source)
+            sources.setdefault(row.name, source)
+            yield from (Task(source, first, tubes, (factor,), steps) for factor in FACTORS)
+            yield from (Task(source, seed, tubes, FACTORS, steps) for seed in others)
+        for row in table.rows:
+            if row.of:
+                file = file_name("videos-test", row.views, row.strides)
+                steps = self.desk.test_steps(sources[row.of], row.views)
+                yield from (Task(sources[row.of], seed, "folded", FACTORS, steps, file) for seed in self.seeds)
 
     def entries(self, table: Table) -> Iterator[Entry]:
         """The rows that train, each followed by its control where it begins from the paper's transplant."""
@@ -73,6 +89,7 @@ class Work:
         models = {first: made} | {seed: self._trained(table, best, seed) for seed in others}
         rows = {entry.name: self._described(entry, tuned[entry.name]) for entry in entries}
         rows |= {row.name: rows[row.of] | _evaluated(row) for row in table.rows if row.of}
+        rows |= {row.name: _evaluated(row) | {"lr": None, "steps": 0} for row in _untrained(table)}
         tested = {seed: self._tested(table, models[seed], best, seed) for seed in self.seeds}
         for name, row in rows.items():
             row["seeds"] = {str(seed): found[name] for seed, found in tested.items() if name in found}
@@ -82,7 +99,7 @@ class Work:
             "head": table.head,
             "seeds": self.seeds,
             "samples": self.desk.samples,
-            "chance": self._chance(table, made),
+            "chance": self._chance(table, made) | (self._image_chance() if table.images else {}),
             "rows": {name: rows[name] for name in order},
             "seconds": time.perf_counter() - began,
         }
@@ -104,7 +121,6 @@ class Work:
             names = {f"{number}": asked for number, asked in enumerate(group.arms)}
             paths = trained(group.recipe, {name: group.arms[asked] for name, asked in names.items()}, self.desk.runs)
             made |= {names[name]: path for name, path in paths.items() if path is not None}
-            self.done += group.recipe.train.steps * len(group.arms)
         return made
 
     def _grouped(self, asked: Iterable[Asked], seed: int) -> Iterable[Group]:
@@ -135,6 +151,10 @@ class Work:
         for row in table.rows:
             if row.of in paths:
                 found |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
+        if table.images:
+            paths |= {row.name: self.desk.begin(next(iter(TRANSPLANTS)), seed, row.tubes) for row in _untrained(table)}
+            for name, shares in image_scores(paths, self.desk.data(seed)).items():
+                found[name] = found.get(name, {}) | shares
         return found
 
     def _described(self, entry: Entry, rates: Mapping[float, float]) -> dict[str, Any]:
@@ -157,16 +177,27 @@ class Work:
         heads = [head for path in made.values() for head in json.loads((path / "config.json").read_text())["heads"]]
         return {head: 1 / len(classes[head]) for head in [table.head, *classes] if head in heads}
 
+    def _image_chance(self) -> dict[str, float]:
+        classes = Shards.open(self.desk.data(self.seeds[0]) / "images-val").classes
+        return {f"image {label}{how}": 1 / len(names) for how in ("", ", linear") for label, names in classes.items()}
+
     def _say(self, title: str) -> None:
-        """A line with the share that is done and, as far as this process knows, the time that is left."""
-        elapsed = time.perf_counter() - self.began
-        left = f", about {elapsed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
-        print(f"[{self.done / max(self.total, 1):.0%} after {elapsed:.0f} s{left}] {title}", file=sys.stderr)
+        """A line with the share that is done and the time that is left, at the pace so far."""
+        elapsed, left = time.perf_counter() - self.began, self.plan.left().seconds
+        done = self.total.seconds - left
+        pace = elapsed / done if done else 1.0
+        share = done / self.total.seconds if self.total.seconds else 1.0
+        print(f"[{share:.0%} after {elapsed:.0f} s, about {left * pace:.0f} s left] {title}", file=sys.stderr)
 
 
 def _best(rates: Mapping[float, float]) -> float:
     """The factor with the highest accuracy."""
     return max(rates, key=lambda factor: rates[factor])
+
+
+def _untrained(table: Table) -> list[Row]:
+    """The transplants that others begin from."""
+    return [row for row in table.rows if row.source is None and not row.of]
 
 
 def _evaluated(row: Row) -> dict[str, Any]:

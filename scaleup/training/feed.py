@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from scaleup.cache.identity import made_of, refuse_other
-from scaleup.data.loader import Batch, train_loader
+from scaleup.data.batch import Batch
+from scaleup.data.loader import train_loader
 from scaleup.data.taps import CachedSet, cached_loader, cached_sets, raised
 from scaleup.model import TubeViT
 from scaleup.positions import Context
 from scaleup.recipe import Input, Recipe
 from scaleup.training.engine import World
 from scaleup.training.mix import Mix, draw_mix
-from scaleup.trunk import Taps
-
-Inputs = dict[int, Tensor | Taps]  # by frozen depth; where nothing is frozen, the pixels themselves
+from scaleup.trunk import Inputs, Taps, arm_inputs
 
 
 class Fed(NamedTuple):
@@ -64,10 +63,7 @@ class Live:
         labels = {head: each.to(device) for head, each in batch.labels.items()}
         mix = draw_mix(self.recipe.train, pixels.shape, self.recipe.seed, step)
         mixed = pixels if mix is None else mix.pixels(pixels)
-        return Fed(batch.dataset, size, labels, mix, lambda rows: self._inputs(mixed[rows]))
-
-    def _inputs(self, pixels: Tensor) -> Inputs:
-        return {0: pixels} | (self.trunk(pixels, self.depths) if self.trunk is not None and self.depths else {})
+        return Fed(batch.dataset, size, labels, mix, lambda rows: arm_inputs(self.trunk, mixed[rows], self.depths))
 
 
 class Cached:

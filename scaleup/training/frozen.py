@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from scaleup.checkpoint import public_blocks
 from scaleup.kernels import choose, keep_memory
 from scaleup.model import TubeViT
+from scaleup.names import public_blocks
 from scaleup.placement import materialised
 from scaleup.precision import drift, fastest
 from scaleup.recipe import Trunk as Settings

@@ -11,7 +11,7 @@ from scaleup.adapter import Adapt
 from scaleup.arm import Heads
 from scaleup.backbones.undrawn import Undrawn
 from scaleup.checkpoint import load, outline
-from scaleup.data.loader import classes_of
+from scaleup.data.datasets import classes_of
 from scaleup.data.taps import in_cache
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh

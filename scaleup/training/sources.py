@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaleup.checkpoint import local
 from scaleup.data.index import index_bytes
 from scaleup.data.shards import Shards, list_sha256
 from scaleup.data.taps import CachedSet, in_cache
+from scaleup.directory import local
 from scaleup.errors import UserError
 from scaleup.recipe import Recipe
 

@@ -14,6 +14,8 @@ from scaleup.transplant.channels import Plan, plan_aligned, plan_channels
 from scaleup.transplant.donor import Donor
 from scaleup.tubes import TubeSpec
 
+MATCHES = ("fold", "align")  # of widths
+
 
 @dataclass
 class Options:
@@ -35,7 +37,17 @@ class Options:
 
 
 def refuse_nonsense(options: Options, images: bool, seen: bool) -> None:
-    """Options that do not go together; ``images`` were given to align on, or anything can be ``seen`` for it."""
+    """Refuse options that do not go together; ``images`` were given to align on, or anything can be ``seen`` for it.
+
+    Raises:
+        UserError: which, and what is allowed.
+    """
+    if options.match not in MATCHES:
+        raise UserError(
+            f"unknown match {options.match!r}; allowed are {', '.join(MATCHES)}{nearest(options.match, MATCHES)}"
+        )
+    if min(options.fold) < 1:
+        raise UserError(f"--fold {options.fold[0]} {options.fold[1]} is not two whole numbers of at least 1")
     if options.match == "align" and options.exact:
         raise UserError("--channels exact is about folds; with --match align channels of any width fit")
     if options.match == "align" and not seen:

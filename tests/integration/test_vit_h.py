@@ -6,40 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors import safe_open
 
 import scaleup
+from scaleup.bench.stream import one_step
 from scaleup.bench.transplant import small_model
 from scaleup.bench.turns import python
-from scaleup.data.shapes import make_shapes
 
 TOOLS = Path(__file__).parents[2] / "tools"
 GIB = 2**30
 
 
-def recipe(directory: Path) -> Path:
-    """One step of 24 frozen blocks of 32, gated, on two clips of 32x224x224."""
-    content = {
-        "out": str(directory / "run"),
-        "model": {"load": str(directory / "adapted")},
-        "data": {
-            "batch": 2,
-            "workers": 0,
-            "train": {"videos": {"shards": str(directory / "shapes/videos-train"), "heads": {"motion": "motion"}}},
-        },
-        "train": {"steps": 1, "warmup": 0},
-        "arm": {"frozen_depth": 24, "gate": True, "lr": 1e-5, "gate_lr": 5e-5},
-    }
-    path = directory / "recipe.yaml"
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
-    return path
-
-
 @pytest.mark.slow
 def test_one_step_of_a_transplanted_vit_h(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    make_shapes(tmp_path / "shapes", {"train": 2}, {}, size=224, frames=32)
     small = small_model(tmp_path / "small")
     python(TOOLS / "transplant.py", small, "vit_h", "--random-init", "--gate-at", 24, "--out", tmp_path / "adapted")
     report = json.loads((tmp_path / "adapted/report.json").read_text())
@@ -47,7 +27,7 @@ def test_one_step_of_a_transplanted_vit_h(tmp_path: Path, monkeypatch: pytest.Mo
     assert report["gate"]["alpha_grad"] > 0
     assert all(tube["token_max_abs_diff"] < 1e-4 for tube in report["tubes"].values())
 
-    trained = python(TOOLS / "train.py", recipe(tmp_path))
+    trained = python(TOOLS / "train.py", one_step(tmp_path, 24))
     print(f"one step: {trained.seconds:.0f} s, {trained.peak_bytes / GIB:.2f} GiB", file=sys.stderr)
     assert trained.peak_bytes < 14 * GIB
 

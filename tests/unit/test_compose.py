@@ -75,6 +75,15 @@ def test_all_choices_are_listed_once_the_default_first(rows: Path) -> None:
     assert combinations(rows.with_name("plain.yaml")) == [{}]
 
 
+def test_names_that_yaml_reads_as_numbers_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "blocks.yaml"
+    path.write_text("variants: {blocks: {0: , 4: {seed: 4, variants: {8: {1: {}, 2: {seed: 8}}}}}}")
+    assert [recipe.load(path, changes).seed for changes in ([], ["blocks=4"], ["blocks=4", "8=2"])] == [0, 4, 8]
+    assert combinations(path) == [{"blocks": "0"}, {"blocks": "4", "8": "1"}, {"blocks": "4", "8": "2"}]
+    with pytest.raises(UserError, match="blocks=5: '.*blocks.yaml' has 0, 4"):
+        recipe.load(path, ["blocks=5"])
+
+
 @pytest.mark.parametrize(
     ("content", "changes", "sentence"),
     [

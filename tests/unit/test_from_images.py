@@ -70,6 +70,10 @@ def test_an_inflated_tube_reads_the_patches_of_its_central_frame(
         ),
         ({"tubes": {"dense": Tube([2, 8, 8], [4, 8, 8], fold=[2, 1, 1])}}, r"fold \[2, 1, 1\], and cannot begin"),
         ({"tubes": {"dense": Tube([2, 8, 8], [2, 8, 8])}, "interpolate": [8, 8, 8]}, "shares an interpolated kernel"),
+        (
+            {"tubes": {"dense": Tube([2, 8, 8], [2, 8, 8], channels=32)}},
+            "emits 32 channels, and cannot .* allowed are .* that emit 24 channels",
+        ),
     ],
 )
 def test_a_tube_that_no_patch_fits_is_refused(parts: dict[str, Any], said: str) -> None:

@@ -67,40 +67,50 @@ def damaged(whole: bytes, draw: random.Random) -> bytes:
     return bytes(content)
 
 
+def refused(path: Path, contents: Callable[[int], bytes], work: Callable[[], Any], trials: int = TRIALS) -> float:
+    """The share of contents of a file at which ``work`` refused it."""
+    count = 0
+    for trial in range(trials):
+        path.write_bytes(contents(trial))
+        count += tried(work)
+    return count / trials
+
+
 def test_files_of_tensors_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
     save(model, tmp_path / "out", "full")
     path, draw = tmp_path / "out/model.safetensors", random.Random(1)
     whole = path.read_bytes()
-    refused = 0
-    for trial in range(TRIALS):
-        path.write_bytes(damaged(whole, draw))
-        refused += tried(lambda: load(tmp_path / "out"))
-        if trial % 4 == 0:
-            tried(lambda: transplant(str(tmp_path / "out"), "vit_ti", None, Options(size=(32, 32))))
-    assert refused > TRIALS / 3  # turned bits in the numbers themselves make another model, not a damaged file
+
+    def moved() -> object:
+        return transplant(str(tmp_path / "out"), "vit_ti", None, Options(size=(32, 32)))
+
+    # turned bits in the numbers themselves make another model, not a damaged file
+    assert refused(path, lambda _: damaged(whole, draw), lambda: load(tmp_path / "out")) > 1 / 3
+    assert refused(path, lambda _: damaged(whole, draw), moved, TRIALS // 4) > 0
 
 
 def test_torch_checkpoints_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
     save(model, tmp_path / "out", "full")
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "small.ckpt")
+    path, draw = tmp_path / "small.ckpt", random.Random(2)
+    torch.save({"state_dict": model.state_dict()}, path)
     (tmp_path / "config.json").write_bytes((tmp_path / "out/config.json").read_bytes())
-    whole, draw = (tmp_path / "small.ckpt").read_bytes(), random.Random(2)
-    refused = 0
-    for _ in range(TRIALS):
-        (tmp_path / "small.ckpt").write_bytes(damaged(whole, draw))
-        refused += tried(lambda: transplant(str(tmp_path / "small.ckpt"), "vit_ti", None, Options(size=(32, 32))))
-    assert refused > TRIALS / 3
+    whole = path.read_bytes()
+
+    def moved() -> object:
+        return transplant(str(path), "vit_ti", None, Options(size=(32, 32)))
+
+    assert refused(path, lambda _: damaged(whole, draw), moved) > 1 / 3
 
 
 def test_configs_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
     save(model, tmp_path / "out", "full")
     path, draw = tmp_path / "out/config.json", random.Random(3)
     whole = path.read_bytes()
-    refused = 0
-    for trial in range(TRIALS):
-        path.write_bytes(damaged(whole, draw) if trial % 2 else json.dumps(grown(model.config, draw)).encode())
-        refused += tried(lambda: load(tmp_path / "out"))
-    assert refused > TRIALS / 3
+
+    def changed(trial: int) -> bytes:
+        return damaged(whole, draw) if trial % 2 else json.dumps(grown(model.config, draw)).encode()
+
+    assert refused(path, changed, lambda: load(tmp_path / "out")) > 1 / 3
 
 
 def grown(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from scaleup.cache import make as making
 from scaleup.cache import size
 from scaleup.cache.make import make
 from scaleup.cache.writer import SetWriter
-from scaleup.data.loader import Augmented, open_datasets
+from scaleup.data.datasets import open_datasets
+from scaleup.data.loader import Augmented
 from scaleup.data.shards import Shards
 from scaleup.data.taps import CachedSet, lowered, raised
 from scaleup.data.verify import verify

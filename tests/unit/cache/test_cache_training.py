@@ -1,5 +1,6 @@
 """Training from a cache is training live on the same views, without the trunk and without videos."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -156,6 +157,17 @@ def test_another_cache_is_refused_with_what_differs(cached: Frozen, changes: lis
     with pytest.raises(UserError, match=said):
         recipe = cached(*(change.replace("IMAGES", images) for change in changes))
         run(recipe, sweep_arms(recipe))
+
+
+def test_a_cache_from_before_there_were_sums_serves(cached: Frozen, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "older")
+    for index in (tmp_path / "older").glob("*/index.json"):
+        text = index.read_text()
+        index.write_text(re.sub(r',\s*"summed": false', "", text))
+        assert index.read_text() != text
+    older = trained(cached(f"trunk.cache={tmp_path / 'older'}"))
+    same = trained(cached(f"out={tmp_path / 'same'}"))
+    assert all(torch.equal(older[arm][name], tensor) for arm in ARMS for name, tensor in same[arm].items())
 
 
 def test_shards_of_videos_are_no_cache(cached: Frozen, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from scaleup import recipe
-from scaleup.data.loader import check_heads, classes_of, eval_loader, train_loader
+from scaleup.data.datasets import check_heads, classes_of
+from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample, write_shards
 from scaleup.errors import UserError

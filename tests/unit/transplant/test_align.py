@@ -17,6 +17,7 @@ from scaleup.backbones.build import build
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.export import export
+from scaleup.report import maps
 from scaleup.transplant import Options, transplant
 from scaleup.transplant.align import pairs
 from scaleup.transplant.donor import Kernel, read
@@ -260,6 +261,8 @@ def test_images_are_read_from_shards_of_either_kind(tmp_path: Path) -> None:
         ({"match": "align", "fold": (5, 1)}, IMAGES, "'long' folds 5 places|5x1 patches of 8x8 pixels do not fit"),
         ({}, IMAGES, "--images is for --match align"),
         ({"fold": (1, 2)}, None, "--fold is for --match align"),
+        ({"match": "align", "fold": (0, 2)}, IMAGES, "--fold 0 2 is not two whole numbers of at least 1"),
+        ({"match": "algn"}, IMAGES, "unknown match 'algn'; allowed are fold, align; nearest: 'align'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict, images: Tensor | None, words: str, tmp_path: Path) -> None:
@@ -267,6 +270,13 @@ def test_what_makes_no_sense_is_refused(options: dict, images: Tensor | None, wo
     with pytest.raises(UserError, match=words) as error:
         transplant(*donors, tmp_path / "out", Options(**options), None, images)
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_page_draws_the_kernels_of_all_places(tmp_path: Path) -> None:
+    """A kernel of 8 frames at 2 places, and one of 2 frames: 16 and 4 frames of which each has a column of its own."""
+    model, _ = made(tmp_path, fold=(1, 2))
+    drawn = maps.kernels(model)
+    assert list(drawn) == ["patches", "long", "wide"] and all("8 of 48 channels" in drawn[name] for name in drawn)
 
 
 def test_folds_of_the_small_model_take_no_other_on_top(tmp_path: Path) -> None:

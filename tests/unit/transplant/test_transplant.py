@@ -1,7 +1,6 @@
 """Whole transplants: what is claimed in the report, measured here again and otherwise."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import timm
 import torch
 from donors import LARGE, large_directory, small_model
 from safetensors.torch import load_file, save_file
+from slow_tubes import slow_tokens
 from torch import Tensor, nn
 
 import scaleup
@@ -51,28 +51,6 @@ def places(start: int, kernel: int, stride: int, fold: int, length: int) -> list
     return tokens
 
 
-def slow_tokens(
-    tube: recipe.Tube, fold: list[int], weight: Tensor, bias: Tensor, x: Tensor, width: int
-) -> Iterator[Tensor]:
-    axes = [
-        places(tube.offset[a], tube.kernel[a], tube.stride[a], fold[a], length) for a, length in enumerate(x.shape[2:])
-    ]
-    kt, kh, kw = tube.kernel
-    for ts in axes[0]:
-        for hs in axes[1]:
-            for ws in axes[2]:
-                blocks = [
-                    torch.stack(
-                        [(x[:, :, t : t + kt, h : h + kh, w : w + kw] * each).sum((1, 2, 3, 4)) for each in weight], 1
-                    )
-                    + bias
-                    for t in ts
-                    for h in hs
-                    for w in ws
-                ]
-                yield torch.cat(blocks, dim=1)[:, :width]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", FOLDS)
 def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(name: str, tmp_path: Path) -> None:
@@ -88,7 +66,8 @@ def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(na
     for key, tube in tubes.items():
         entry = report["tubes"][key]
         weight, bias = (held[f"tubes.{key}.{part}"].double() for part in ("weight", "bias"))
-        wanted = torch.stack(list(slow_tokens(tube, entry["fold"], weight, bias, x, 48)), dim=1)
+        starts = zip(tube.offset, tube.kernel, tube.stride, entry["fold"], x.shape[2:], strict=True)
+        wanted = slow_tokens(x, weight, bias, [places(*axis) for axis in starts])[..., :48]
         found = model.tokenizer.tubes[key](fed)
         assert found.shape == wanted.shape == (2, entry["tokens"], 48)
         rounding = 4e-6 * wanted.abs().max().item()  # float32 sums in another order, whatever the number of threads
