@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 KERNELS = ("library", "lean", "fast")
 PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
 NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
+LONGEST = 2560  # input channels of a product: longer sums leave the cache, a tenth slower at 5120
 LARGEST = 2**23  # scores of the attention held at a time: as many as a last-level cache holds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc
 SMALLEST = 2**18  # tokens times width of a model for which the choice is worth measuring, and no matter of chance
@@ -46,10 +47,20 @@ class Fast(TorchFunctionMode):
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``; a large one as a 1x1 convolution over a view: input (B, N, I), weight (O, I) -> (B, N, O)."""
+    """``F.linear``; a large one as a 1x1 convolution over a view: input (B, N, I), weight (O, I) -> (B, N, O).
+
+    Without gradients, which would need copies, many input channels are summed in parts.
+    """
     if input.dim() != 3 or input.shape[:-1].numel() < FEWEST or min(weight.shape) < NARROWEST or not _exact(input):
         return F.linear(input, weight, bias)
-    return _convolved(input, weight, bias)
+    if torch.is_grad_enabled() or weight.shape[1] <= LONGEST:
+        return _convolved(input, weight, bias)
+    parts = -(-weight.shape[1] // LONGEST)
+    first, *others = zip(input.chunk(parts, -1), weight.chunk(parts, 1), strict=True)
+    output = _convolved(*first, bias)
+    for part in others:
+        output += _convolved(*part)
+    return output
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any) -> Tensor:

@@ -35,6 +35,20 @@ def test_a_large_layer_gives_the_same_forward_and_backward(bias: bool, convoluti
         assert torch.allclose(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("longest", "parts"), [(192, 1), (191, 2), (64, 3)])
+def test_many_channels_are_summed_in_parts_where_nothing_trains(
+    longest: int, parts: int, convolutions: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LONGEST", longest)
+    layer, x = nn.Linear(192, 96), numbers(2, 50, 192)
+    for _ in range(2):  # nothing that is given changes
+        with torch.no_grad():
+            assert torch.allclose(computed(layer, "fast")(x), layer(x), atol=1e-5)
+    assert convolutions == 2 * [(96, shape, 1, 1) for shape in [len(each) for each in torch.empty(192).chunk(parts)]]
+    computed(layer, "fast")(x)  # with gradients
+    assert convolutions[2 * parts :] == [(96, 192, 1, 1)]
+
+
 def test_only_large_float32_products_of_sequences_are_computed_otherwise(convolutions: list[tuple]) -> None:
     with Fast():
         nn.Linear(64, 8)(numbers(2, 50, 64))  # narrow, as LoRA's
