@@ -16,8 +16,8 @@ from scaleup.errors import UserError, nearest
 from scaleup.files import write_text
 from scaleup.reproduce.desk import Desk
 from scaleup.reproduce.page import document
-from scaleup.reproduce.plan import Left
 from scaleup.reproduce.tables import TABLES
+from scaleup.reproduce.tasks import Left
 from scaleup.reproduce.work import Work
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -47,7 +47,7 @@ def plan(
     names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
 ) -> dict[str, Any]:
     """What :func:`reproduce` would still have to do: ``{"runs", "arm_steps", "seconds"}``, see
-    :class:`scaleup.reproduce.plan.Plan`."""
+    :class:`scaleup.reproduce.tasks.Plan`."""
     return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).total._asdict()
 
 

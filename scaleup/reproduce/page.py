@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _claims(table: Table, result: Mapping[str, Any]) -> list[str]:
     return [_claim(claim, table, result["rows"]) for claim in claims(table, result["rows"])]
 
 
-def claims(table: Table, rows: Mapping[str, Any]) -> list[Claim]:
+def claims(table: Table, rows: Iterable[str]) -> list[Claim]:
     """The table's claims, and of each row that has a control that it is better than that."""
     controls = [Claim(name.removesuffix(RANDOM), name, ours=True) for name in rows if name.endswith(RANDOM)]
     return [*table.claims, *controls]

@@ -130,8 +130,8 @@ TABLES = {
             Claim("videos", "joint", True),
         ),
         "Two blocks of six train on videos alone (`last8` of Table 6), or with every fourth batch of images, in as "
-        "many steps: what images take, videos lose. `before` is the transplant that both begin from. Images are those of "
-        "the validation split; `image shape` is the head of shapes, which also learns from videos; `linear` is a "
+        "many steps: what images take, videos lose. `before` is the transplant that both begin from. Images are those "
+        "of the validation split; `image shape` is the head of shapes, which also learns from videos; `linear` is a "
         "linear classifier fitted to what the last block gives of images (`tools/probe.py`).",
         images=True,
     ),

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from scaleup.data.shards import Shards
 from scaleup.recipe import Arm, Recipe
 from scaleup.reproduce.desk import Desk
-from scaleup.reproduce.plan import Plan, Task
 from scaleup.reproduce.runs import identity, trained
 from scaleup.reproduce.scores import Scores, file_name, image_scores, scores
 from scaleup.reproduce.table import RANDOM, Row, Source, Table
 from scaleup.reproduce.tables import TRANSPLANTS
+from scaleup.reproduce.tasks import Plan, Task
 
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's learning rate: the grid of every row
 

@@ -2,41 +2,50 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from scaleup.reproduce import page, publish, reproduce, work
+import pytest
+
+from scaleup.reproduce import page, publish, reproduce, tasks, work
 from scaleup.reproduce.desk import Desk
+from scaleup.reproduce.rehearsal import Speed
 from scaleup.reproduce.table import RANDOM, Row, Source, Table
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = ["train.steps=2", "train.warmup=1", "data.batch=4", "data.workers=0"]
 
 
-def tool(out, *more):
-    command = [sys.executable, "tools/reproduce.py", "table7f", *SHORT, "--out", out, "--samples", "8", "--seeds", "3"]
-    return subprocess.Popen([*command, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def command(out, *more):
+    return ["tools/reproduce.py", "table7f", *SHORT, "--out", str(out), "--samples", "8", "--seeds", "3", *more]
 
 
 def finished_runs(out):
     return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/result.json")}
 
 
-def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path):
-    first = tool(tmp_path / "out")
+def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path, monkeypatch, capfd):
+    first = subprocess.Popen(
+        [sys.executable, *command(tmp_path / "out")], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     end = time.monotonic() + 240
     while not finished_runs(tmp_path / "out") and first.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
+    said = first.communicate()[1].decode()
+    assert "rehearsal 1/1: table7a row=cosine\n" in said
+    assert "left: 6 steps of arms in 1 runs, about" in said  # three learning rates
     runs = finished_runs(tmp_path / "out")
     assert runs and not (tmp_path / "out" / "table7f.json").exists(), "killed between training and evaluation"
-    again = tool(tmp_path / "out", "--json")
-    stdout, stderr = again.communicate()
-    assert again.returncode == 0, stderr
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", command(tmp_path / "out", "--json"))
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path("tools/reproduce.py", run_name="__main__")
+    stdout, stderr = capfd.readouterr()
     assert finished_runs(tmp_path / "out") == runs  # nothing was trained again
     result = json.loads((tmp_path / "out" / "table7f.json").read_text())
     assert json.loads(stdout)["tables"]["table7f"] == result
@@ -45,19 +54,27 @@ def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path):
         assert row["views"] == name
         assert set(row["seeds"]["3"]) == {"shape", "motion", "place_motion"}
     assert "## Table 7f: views\n" in (tmp_path / "out" / "reproduction.md").read_text()
-    assert "left]" in stderr  # an estimate
+    assert "left: 0 steps of arms in 0 runs, about" in stderr  # evaluations
+    assert "left]" in stderr
 
 
 def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, monkeypatch):
-    rows = tuple(Row(name, 80.0, Source("table9", arm=name)) for name in ("last1", "fc"))
-    table = Table("Table 0", rows, ())
+    rows = (*(Row(name, 80.0, Source("table9", arm=name)) for name in ("last1", "fc")), Row("before", None))
+    table = Table("Table 0", rows, (), images=True)
     monkeypatch.setattr("scaleup.reproduce.TABLES", {"table0": table})
     monkeypatch.setattr(work, "FACTORS", (1.0,))
-    found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=8)["table0"]
-    assert list(found["rows"]) == ["last1", "last1" + RANDOM, "fc", "fc" + RANDOM]
+    monkeypatch.setattr(tasks, "rehearse", lambda _, sources: {s: Speed(s.recipe, s.arm, 0.1, 0.1) for s in sources})
+    found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=32)["table0"]
+    assert list(found["rows"]) == ["last1", "last1" + RANDOM, "fc", "fc" + RANDOM, "before"]
+    linear = {f"image {label}, linear" for label in ("shape", "position", "size")}
+    assert {name: set(row["seeds"]["0"]) for name, row in found["rows"].items() if RANDOM not in name} == {
+        "last1": {"shape", "motion", "place_motion", "image shape"} | linear,
+        "fc": {"shape", "motion", "place_motion", "image shape"} | linear,
+        "before": linear,
+    }
     results = [json.loads(path.read_text()) for path in finished_runs(tmp_path / "out")]
     assert sorted(len(each["arms"]) for each in results) == [1, 1, 2, 2]  # small, large; both rows, both controls
-    desk = Desk(tmp_path / "out", SHORT, samples=8)
+    desk = Desk(tmp_path / "out", SHORT, samples=32)
     for tubes in ("folded", "random"):
         begun = desk.read(Source("table9", arm="fc"), 0, tubes)[0].model.load
         assert json.loads((Path(begun) / "report.json").read_text())["random_tubes"] is (tubes == "random")

@@ -9,13 +9,15 @@ import pytest
 from scaleup import reproduce
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Backbone, Model, Recipe, Train, Tube
-from scaleup.reproduce import work
+from scaleup.reproduce import tasks, work
 from scaleup.reproduce.desk import Desk, _beginnings
 from scaleup.reproduce.judge import judge
-from scaleup.reproduce.page import document
+from scaleup.reproduce.page import claims, document
+from scaleup.reproduce.rehearsal import Speed
 from scaleup.reproduce.runs import arm_name, identity
 from scaleup.reproduce.table import RANDOM, Claim, Row, Source, Table
 from scaleup.reproduce.tables import STAGES, TABLES, TRANSPLANTS
+from scaleup.reproduce.tasks import Left
 
 
 def seeds(*values):
@@ -49,27 +51,34 @@ def test_seeds_that_one_row_lacks_do_not_count():
     assert judge({"0": 0.5, "2": 0.9}, {"2": 0.8, "7": 0.1}).difference == pytest.approx(0.1)
 
 
+TRIED = {"0.0006": 0.5, "0.002": 0.7, "0.006": 0.6}
 TABLE = Table(
     "Table 0: made up",
     (Row("good", 84.5, Source("table7a")), Row("bad", 77.0, Source("table7a"))),
-    (Claim("good", "bad", "This sentence explains."), Claim("bad", "good", "And this one.")),
+    (Claim("good", "bad"), Claim("bad", "good"), Claim("good", "bad", head="shape")),
+    remarks={"good > bad": "This sentence explains.", "bad > good": "And this one.", "good > bad by shape": "Alike."},
 )
 
 
 def test_the_page_says_what_holds_what_does_not_and_what_is_missing(tmp_path):
     def row(paper, *values):
         found = {str(seed): {"place_motion": value, "shape": 0.5} for seed, value in enumerate(values)}
-        return {"paper": paper, "lr": 2e-3, "steps": 9, "seeds": found}
+        return {"paper": paper, "lr": 2e-3, "validation": TRIED, "steps": 9, "batch": 32, "seeds": found}
 
     rows = {"good": row(84.5, 0.80, 0.82, 0.84), "bad": row(77.0, 0.70, 0.71, 0.75)}
-    rows["good" + RANDOM] = row(None, 0.1, 0.2, 0.3)
+    rows["good" + RANDOM] = row(None, 0.1, 0.2, 0.3) | {"lr": 6e-3}
     result = {"seeds": [0, 1, 2], "samples": 4000, "chance": {"place_motion": 1 / 24, "shape": 0.125}, "rows": rows}
     (tmp_path / "there.json").write_text(json.dumps(result))
     page = document({"there": TABLE, "missing": TABLE}, tmp_path)
     assert "| good | 84.5 | 82.0 (80.0 to 84.0) | 50.0 (50.0 to 50.0) | 2e-03 | 9 |" in page
-    assert "| good (random tubes) | - | 20.0 (10.0 to 30.0) |" in page
+    assert "| good (random tubes) | - | 20.0 (10.0 to 30.0) | 50.0 (50.0 to 50.0) | 6e-03* | 9 |" in page
     assert "- good > bad: **holds** (+10.0 ± 2.5).\n" in page  # and no sentence where nothing is to be explained
     assert "- bad > good: **does not hold** (-10.0 ± 2.5). And this one.\n" in page
+    assert "- good > bad by shape: **within noise** (+0.0 ± 0.0). Alike.\n" in page
+    assert (
+        "| `there` | Table 0: made up | 3 | 2 | 1 | 1 |\n| `missing` | Table 0: made up | not run | - | - | - |" in page
+    )
+    assert "4,000 training videos, batches of 32." in page
     assert "- good > good (random tubes) (not the paper's): **holds**" in page
     assert "place_motion 4.2%" in page
     assert page.count("Not run yet") == 1 and "`python tools/reproduce.py missing`" in page
@@ -82,6 +91,8 @@ def test_every_row_has_its_recipe_and_every_claim_its_rows(tmp_path):
         assert len(set(names)) == len(names)
         assert {row.of for row in table.rows} - {""} <= set(names)
         assert {row for claim in table.claims for row in (claim.better, claim.worse)} <= set(names), name
+        every = claims(table, [*names, *(name + RANDOM for name in names)])
+        assert table.remarks.keys() <= set(map(str, every)), name
     sources = {(name, source) for name, table in TABLES.items() for _, source in table.trained()}
     for name, source in sources:
         content = desk.content(source)
@@ -123,14 +134,23 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(work, "FACTORS", (0.3, 1.0, 3.0))
     monkeypatch.setattr(Desk, "data", lambda self, seed: tmp_path / f"seed{seed}")
     monkeypatch.setattr(Desk, "is_transplant", lambda self, source: False)
+    monkeypatch.setattr(Desk, "stages", lambda self, source: [])
+    monkeypatch.setattr(Desk, "has", lambda self, source, seed, tubes: True)
     monkeypatch.setattr(Desk, "steps", lambda self, source: 2)
     recipes = {name: Recipe(model=Model(backbone=Backbone(name)), train=Train(steps=2)) for name in best}
     monkeypatch.setattr(
         Desk, "read", lambda self, source, seed, tubes: (replace(recipes[source.recipe], seed=seed), Arm(lr=1e-3))
     )
+    monkeypatch.setattr(
+        tasks, "rehearse", lambda desk, sources: {s: Speed(s.recipe, "arm", 1.0, 10.0) for s in sources}
+    )
+    monkeypatch.setattr(tasks, "place", lambda recipe, arm, root: tmp_path if key(recipe, arm) in asked else None)
+
+    def key(recipe, arm):
+        return recipe.seed, recipe.model.backbone.name, f"{arm.lr:g}"
 
     def trained(recipe, arms, root):
-        asked.extend((recipe.seed, recipe.model.backbone.name, f"{arm.lr:g}") for arm in arms.values())
+        asked.extend(key(recipe, arm) for arm in arms.values())
         paths = {name: tmp_path / f"{recipe.model.backbone.name}_{arm.lr:g}" for name, arm in arms.items()}
         for path in paths.values():
             path.mkdir(exist_ok=True)
@@ -150,7 +170,8 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(work, "scores", scores)
     monkeypatch.setattr(work.Work, "_chance", lambda self, table, made: {"place_motion": 1 / 24})
     table = Table("Table 0", tuple(Row(name, 1.0, Source(name)) for name in best), ())
-    running = work.Work(Desk(tmp_path), [4, 5], [table])
+    running = work.Work(Desk(tmp_path), [4, 5], [table, table])
+    assert running.total == Left(runs=4, arm_steps=2 * 8, seconds=2 * (4 * 1 + 8 * 10))  # tables share what they train
     found = running.table(table)
     grid = [(4, name, f"{lr:g}") for name in best for lr in (0.3e-3, 1e-3, 3e-3)]
     assert sorted(asked) == sorted(grid + [(5, name, f"{lr:g}") for name, lr in best.items()])
@@ -159,5 +180,5 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     ]
     assert {name: row["lr"] for name, row in found["rows"].items()} == pytest.approx(best)
     assert found["rows"]["bad"]["validation"]["0.003"] == 0  # it diverged
+    assert running.plan.left() == Left(0, 0, 0)
     assert found["rows"]["good"]["seeds"] == {"4": {"place_motion": 0.5}, "5": {"place_motion": 0.5}}
-    assert running.done == running.total
