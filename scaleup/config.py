@@ -91,7 +91,7 @@ def check(content: Any, origin: str) -> dict[str, Any]:
 
 
 def completed(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a ``config.json``, their tubes saying whether they sum, as older files do not; the order of keys stays."""
+    """Parts of a ``config.json``, whose tubes say whether they sum, as older files do not; the order of keys stays."""
     tubes = parts.get("tubes")
     if not isinstance(tubes, dict):
         return dict(parts)

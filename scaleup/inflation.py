@@ -43,9 +43,10 @@ def patch_of(stem: nn.Module) -> nn.Conv2d | None:
 
 def _refuse_misfit(spec: TubeSpec, backbone: Backbone, shared: bool) -> None:
     patch, width = tuple(backbone.patch_size), backbone.embed_dim
+    other = spec.kernel[1:] != patch or spec.places_per_token > 1
     faults = {
         "shares an interpolated kernel": shared,
-        f"has kernel {list(spec.kernel)} and fold {list(spec.fold)}": spec.kernel[1:] != patch or spec.fold != (1, 1, 1),
+        f"has kernel {list(spec.kernel)} and fold {list(spec.fold)}": other,
         f"emits {spec.channels} channels": spec.channels not in (None, width),
     }
     if made := next((words for words, holds in faults.items() if holds), None):

@@ -107,6 +107,7 @@ def test_a_difference_is_an_error_and_not_a_number(
     part: Callable, wrong: float, said: str, delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last head, and a tube, which no image meets: what comes first is as it was."""
+
     def careless(model: TubeViT, *args: object, **kwargs: object) -> None:
         model = checkpoint.load(delta)
         part(model).bias.data[0] += wrong
