@@ -35,7 +35,7 @@ def reproduce(
     names = chosen(names)
     out.mkdir(parents=True, exist_ok=True)
     work, found = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
-    print(said(work.total), file=sys.stderr)
+    print(said(work.plan.total), file=sys.stderr)
     for name in names:
         found[name] = work.table(TABLES[name])
         write_text(out / f"{name}.json", json.dumps(found[name], indent=1) + "\n")
@@ -48,7 +48,7 @@ def plan(
 ) -> dict[str, Any]:
     """What :func:`reproduce` would still have to do: ``{"runs", "arm_steps", "seconds"}``, see
     :class:`scaleup.reproduce.tasks.Plan`."""
-    return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).total._asdict()
+    return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).plan.total._asdict()
 
 
 def said(left: Left) -> str:

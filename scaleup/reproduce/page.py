@@ -15,7 +15,8 @@ EDGE = "*"  # after a learning rate beyond which a better one may lie
 WORDS = ("holds", "within noise", "does not hold")
 INTRODUCTION = f"""# The paper's tables at desk scale
 
-Written from `docs/reproduction/*.json` by `python tools/reproduce.py TABLE... --write`, which runs what is missing.
+Written from `docs/reproduction/*.json` by `python tools/reproduce.py TABLE... --write`, which runs what is missing;
+`--plan` says how long that takes. Not here are Tables 1 to 4, where the paper compares itself with other methods.
 
 The paper trains on Kinetics and ImageNet for weeks; here its rows train for minutes on embedded videos and images of 32
 pixels (`tools/make_shards.py shapes --places`). Numbers are not to be compared with the paper's; the *orderings* are.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scaleup.checkpoint import load, load_run
+from scaleup.data.shards import Shards
 from scaleup.evaluate import evaluate
 from scaleup.files import write_text
 from scaleup.probe import probe
@@ -51,6 +52,12 @@ def image_scores(models: Mapping[str, Path], data: Path) -> dict[str, Scores]:
         name: {f"image {label}": share for label, share in heads.get(name, {}).items()} | _linear(path, data)
         for name, path in models.items()
     }
+
+
+def image_chances(data: Path) -> Scores:
+    """What :func:`image_scores` would be by guessing."""
+    classes = Shards.open(data / "images-val").classes
+    return {f"image {label}{how}": 1 / len(names) for how in ("", ", linear") for label, names in classes.items()}
 
 
 def _linear(model: Path, data: Path) -> Scores:

@@ -76,6 +76,10 @@ class Table:
         """Rows that train a model of their own."""
         return ((row, row.source) for row in self.rows if row.source is not None)
 
+    def untrained(self) -> list[Row]:
+        """Rows that are the transplant that others begin from."""
+        return [row for row in self.rows if row.source is None and not row.of]
+
 
 def chain(*names: str) -> tuple[Claim, ...]:
     """Each row better than the one after it."""

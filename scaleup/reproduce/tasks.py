@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -56,6 +57,15 @@ class Plan:
         begun = [Task(source, seed, "folded", (1.0,), desk.steps(source)) for source, seed in stages]
         self.tasks += [task for task in begun if not task.is_done(desk)]
         self.speeds = rehearse(desk, dict.fromkeys(task.source for task in self.tasks)) if self.tasks else {}
+
+        self.total, self.began = self.left(), time.perf_counter()
+
+    def progress(self) -> str:
+        """The share that is done and the time that is left, at the pace so far."""
+        elapsed, left = time.perf_counter() - self.began, self.left().seconds
+        done = self.total.seconds - left
+        share, pace = (done / self.total.seconds, elapsed / done) if done else (float(not left), 1.0)
+        return f"{share:.0%} after {elapsed:.0f} s, about {left * pace:.0f} s left"
 
     def left(self) -> Left:
         """Of what was not done when this was made."""

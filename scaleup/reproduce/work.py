@@ -14,7 +14,7 @@ from scaleup.data.shards import Shards
 from scaleup.recipe import Arm, Recipe
 from scaleup.reproduce.desk import Desk
 from scaleup.reproduce.runs import identity, trained
-from scaleup.reproduce.scores import Scores, file_name, image_scores, scores
+from scaleup.reproduce.scores import Scores, file_name, image_chances, image_scores, scores
 from scaleup.reproduce.table import RANDOM, Row, Source, Table
 from scaleup.reproduce.tables import TRANSPLANTS
 from scaleup.reproduce.tasks import Plan, Task
@@ -55,7 +55,6 @@ class Work:
     def __init__(self, desk: Desk, seeds: Sequence[int], tables: Sequence[Table]) -> None:
         self.desk, self.seeds = desk, list(seeds)
         self.plan = Plan(desk, [task for table in tables for task in self._tasks(table)])
-        self.total, self.began = self.plan.left(), time.perf_counter()
 
     def _tasks(self, table: Table) -> Iterator[Task]:
         """What takes time."""
@@ -89,7 +88,7 @@ class Work:
         models = {first: made} | {seed: self._trained(table, best, seed) for seed in others}
         rows = {entry.name: self._described(entry, tuned[entry.name]) for entry in entries}
         rows |= {row.name: rows[row.of] | _evaluated(row) for row in table.rows if row.of}
-        rows |= {row.name: _evaluated(row) | {"lr": None, "steps": 0} for row in _untrained(table)}
+        rows |= {row.name: _evaluated(row) | {"lr": None, "steps": 0} for row in table.untrained()}
         tested = {seed: self._tested(table, models[seed], best, seed) for seed in self.seeds}
         for name, row in rows.items():
             row["seeds"] = {str(seed): found[name] for seed, found in tested.items() if name in found}
@@ -99,7 +98,7 @@ class Work:
             "head": table.head,
             "seeds": self.seeds,
             "samples": self.desk.samples,
-            "chance": self._chance(table, made) | (self._image_chance() if table.images else {}),
+            "chance": self._chance(table),
             "rows": {name: rows[name] for name in order},
             "seconds": time.perf_counter() - began,
         }
@@ -152,7 +151,7 @@ class Work:
             if row.of in paths:
                 found |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
         if table.images:
-            paths |= {row.name: self.desk.begin(next(iter(TRANSPLANTS)), seed, row.tubes) for row in _untrained(table)}
+            paths |= {row.name: self.desk.begin(next(iter(TRANSPLANTS)), seed, row.tubes) for row in table.untrained()}
             for name, shares in image_scores(paths, self.desk.data(seed)).items():
                 found[name] = found.get(name, {}) | shares
         return found
@@ -171,33 +170,20 @@ class Work:
             "views": "1x1",
         }
 
-    def _chance(self, table: Table, made: Mapping[Asked, Path]) -> dict[str, float]:
-        """Of the heads that the rows have."""
-        classes = Shards.open(self.desk.data(self.seeds[0]) / "videos-test").classes
-        heads = [head for path in made.values() for head in json.loads((path / "config.json").read_text())["heads"]]
-        return {head: 1 / len(classes[head]) for head in [table.head, *classes] if head in heads}
-
-    def _image_chance(self) -> dict[str, float]:
-        classes = Shards.open(self.desk.data(self.seeds[0]) / "images-val").classes
-        return {f"image {label}{how}": 1 / len(names) for how in ("", ", linear") for label, names in classes.items()}
+    def _chance(self, table: Table) -> dict[str, float]:
+        """By head."""
+        data = self.desk.data(self.seeds[0])
+        classes = Shards.open(data / "videos-test").classes
+        found = {head: 1 / len(classes[head]) for head in dict.fromkeys([table.head, *classes])}
+        return found | (image_chances(data) if table.images else {})
 
     def _say(self, title: str) -> None:
-        """A line with the share that is done and the time that is left, at the pace so far."""
-        elapsed, left = time.perf_counter() - self.began, self.plan.left().seconds
-        done = self.total.seconds - left
-        pace = elapsed / done if done else 1.0
-        share = done / self.total.seconds if self.total.seconds else 1.0
-        print(f"[{share:.0%} after {elapsed:.0f} s, about {left * pace:.0f} s left] {title}", file=sys.stderr)
+        print(f"[{self.plan.progress()}] {title}", file=sys.stderr)
 
 
 def _best(rates: Mapping[float, float]) -> float:
     """The factor with the highest accuracy."""
     return max(rates, key=lambda factor: rates[factor])
-
-
-def _untrained(table: Table) -> list[Row]:
-    """The transplants that others begin from."""
-    return [row for row in table.rows if row.source is None and not row.of]
 
 
 def _evaluated(row: Row) -> dict[str, Any]:

@@ -58,13 +58,14 @@ def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path, monke
     assert "left]" in stderr
 
 
-def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, monkeypatch):
+def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, monkeypatch, capfd):
     rows = (*(Row(name, 80.0, Source("table9", arm=name)) for name in ("last1", "fc")), Row("before", None))
     table = Table("Table 0", rows, (), images=True)
     monkeypatch.setattr("scaleup.reproduce.TABLES", {"table0": table})
     monkeypatch.setattr(work, "FACTORS", (1.0,))
     monkeypatch.setattr(tasks, "rehearse", lambda _, sources: {s: Speed(s.recipe, s.arm, 0.1, 0.1) for s in sources})
     found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=32)["table0"]
+    assert "left: 12 steps of arms in 4 runs" in capfd.readouterr().err  # small and large among them
     assert list(found["rows"]) == ["last1", "last1" + RANDOM, "fc", "fc" + RANDOM, "before"]
     linear = {f"image {label}, linear" for label in ("shape", "position", "size")}
     assert {name: set(row["seeds"]["0"]) for name, row in found["rows"].items() if RANDOM not in name} == {

@@ -168,10 +168,12 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
 
     monkeypatch.setattr(work, "trained", trained)
     monkeypatch.setattr(work, "scores", scores)
-    monkeypatch.setattr(work.Work, "_chance", lambda self, table, made: {"place_motion": 1 / 24})
+    monkeypatch.setattr(work.Work, "_chance", lambda self, table: {"place_motion": 1 / 24})
     table = Table("Table 0", tuple(Row(name, 1.0, Source(name)) for name in best), ())
     running = work.Work(Desk(tmp_path), [4, 5], [table, table])
-    assert running.total == Left(runs=4, arm_steps=2 * 8, seconds=2 * (4 * 1 + 8 * 10))  # tables share what they train
+    assert running.plan.total == Left(
+        runs=4, arm_steps=2 * 8, seconds=2 * (4 * 1 + 8 * 10)
+    )  # tables share what they train
     found = running.table(table)
     grid = [(4, name, f"{lr:g}") for name in best for lr in (0.3e-3, 1e-3, 3e-3)]
     assert sorted(asked) == sorted(grid + [(5, name, f"{lr:g}") for name, lr in best.items()])
