@@ -16,6 +16,7 @@ tube, a training set, an arm) that is null is left out.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,17 @@ def compose(path: Path, overrides: Sequence[str], taken: Collection[str], mistak
     Raises:
         UserError: a file is missing or cannot be read, or there is no such variant.
     """
-    content = _file(path, ())
-    groups = set(_groups(content, str(path)))
-    if both := sorted(groups & set(taken)):
-        raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, which is a setting of every recipe")
     pairs = [change.partition("=") for change in overrides]
     mistakes += [f"{key!r} is not key=value" for key, equals, _ in pairs if not equals]
-    choices = {key: value for key, _, value in pairs if key in groups}
-    changes = [f"{key}={value}" for key, equals, value in pairs if equals and key not in groups]
-    try:
+    with _readable(path):
+        content = _file(path, ())
+        groups = set(_groups(content, str(path)))
+        if both := sorted(groups & set(taken)):
+            raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, a setting of every recipe")
+        choices = {key: value for key, _, value in pairs if key in groups}
+        changes = [f"{key}={value}" for key, equals, value in pairs if equals and key not in groups]
         chosen = OmegaConf.merge(_chosen(content, choices, str(path)), OmegaConf.from_dotlist(changes))
         return OmegaConf.to_container(chosen, resolve=True)
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise _unreadable(path, error) from error
 
 
 def combinations(path: Path) -> list[dict[str, str]]:
@@ -57,9 +56,10 @@ def combinations(path: Path) -> list[dict[str, str]]:
     Raises:
         UserError: a file is missing or cannot be read.
     """
-    content = _file(path, ())
-    list(_groups(content, str(path)))  # refuses what is none
-    return _combinations(content, {})
+    with _readable(path):
+        content = _file(path, ())
+        list(_groups(content, str(path)))  # refuses what is none
+        return _combinations(content, {})
 
 
 def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
@@ -87,18 +87,16 @@ def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
         raise UserError(f"no recipe at {str(path)!r}{near}" + (f"; {str(above[-1])!r} is based on it" if above else ""))
     if path.resolve() in above:
         raise UserError(f"the recipe {str(path)!r} is based on itself")
-    try:
+    with _readable(path):
         content = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(content, DictConfig):
-        raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    merged = OmegaConf.merge(_file(path.parent / str(base), (*above, path.resolve())), content)
-    assert isinstance(merged, DictConfig)
-    return merged
+        if not isinstance(content, DictConfig):
+            raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
+        base = content.pop("base", None)
+        if base is None:
+            return content
+        merged = OmegaConf.merge(_file(path.parent / str(base), (*above, path.resolve())), content)
+        assert isinstance(merged, DictConfig)
+        return merged
 
 
 def _groups(content: Any, where: str) -> Iterator[str]:
@@ -134,5 +132,12 @@ def _chosen(content: DictConfig, choices: Mapping[str, str], where: str) -> Dict
     return content
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}")
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Inside, what YAML and OmegaConf complain of is a sentence about the file at ``path``."""
+    try:
+        yield
+    except UserError:  # is one already
+        raise
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
+        raise UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error

@@ -87,12 +87,20 @@ def test_names_that_yaml_reads_as_numbers_are_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "changes", "sentence"),
     [
-        (ROWS, ["scale=dsk"], "scale=dsk: '.*rows.yaml' has paper, desk; nearest: 'desk'"),
+        (ROWS, ["scale=dsk"], "^scale=dsk: '.*rows.yaml' has paper, desk; nearest: 'desk'"),
         (ROWS, ["scal=desk"], "scal: unknown key"),
         ("base: rows.yaml", [], "rows.yaml' is based on itself"),
         ("base: bas.yaml", [], "no recipe at '.*bas.yaml'; nearest: 'base.yaml'.*; '.*rows.yaml' is based on it"),
         ("base: [1]", [], "no recipe at"),
-        ("variants: {seed: {one: {}}}", [], "has variants named 'seed', which is a setting of every recipe"),
+        ("base: '${oc.env:NOT_SET_HERE}'", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
+        ("variants: {row: '${oc.env:NOT_SET_HERE}'}", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
+        ("base: base.yaml\nmodel: [1]", [], "rows.yaml' cannot be read: Cannot merge incompatible"),
+        (
+            "variants: {row: {a: {train: [1]}}}\ntrain: {steps: 3}",
+            [],
+            "rows.yaml' cannot be read: Cannot merge incompatible",
+        ),
+        ("variants: {seed: {one: {}}}", [], "has variants named 'seed', a setting of every recipe"),
         ("variants: {row: [a]}", [], "variants.*is not a mapping of groups"),
         ("variants: 3", [], "variants.*is not a mapping of groups"),
         ("variants: {row: {a: 3}}", [], "variants.*is not a mapping of groups"),
