@@ -170,7 +170,8 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(work, "scores", scores)
     monkeypatch.setattr(work.Work, "_chance", lambda self, table: {"place_motion": 1 / 24})
     table = Table("Table 0", tuple(Row(name, 1.0, Source(name)) for name in best), ())
-    running = work.Work(Desk(tmp_path), [4, 5], [table, table])
+    alike = Table("Table 1", tuple(Row(name, 1.0, Source(name, ("of=another",))) for name in best), ())
+    running = work.Work(Desk(tmp_path), [4, 5], [table, alike])
     assert running.plan.total == Left(
         runs=4, arm_steps=2 * 8, seconds=2 * (4 * 1 + 8 * 10)
     )  # tables share what they train
