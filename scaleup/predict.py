@@ -1,62 +1,24 @@
-"""Labels for images and videos as people have them: files, folders, patterns, addresses, a stream on stdin."""
+"""Labels for images and videos as people have them (:mod:`scaleup.media`)."""
 
 from __future__ import annotations
 
-import glob
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scaleup import cli, overlay
+from scaleup import cli, film, overlay
 from scaleup.data.augment import eval_views
-from scaleup.data.decode import EXTENSIONS, BadSample
-from scaleup.data.storage import storage
+from scaleup.data.decode import BadSample
 from scaleup.data.stream import clips
 from scaleup.errors import UserError
+from scaleup.media import STDIN, content, expanded, kind
 from scaleup.model import TubeViT
 from scaleup.recipe import Input
-
-STDIN = "-"
-KINDS = {ending: modality for modality, endings in EXTENSIONS.items() for ending in endings}
-
-
-def expanded(sources: Sequence[str]) -> list[str]:
-    """Files, addresses and ``-`` as they are; folders (with all below them) and patterns as what they hold.
-
-    Raises:
-        UserError: a folder or pattern holds no image and no video, or a file is not there.
-    """
-    found: list[str] = []
-    for source in sources:
-        inside = [source] if source == STDIN or "://" in source else _matches(source)
-        if not inside:
-            raise UserError(f"{source!r} holds no image and no video; known are files ending in {', '.join(KINDS)}")
-        found += inside
-    return found
-
-
-def _matches(source: str) -> list[str]:
-    path = Path(source)
-    if path.is_dir():
-        return sorted(str(each) for each in path.rglob("*") if _kind(str(each)) and each.is_file())
-    if path.exists():
-        return [source]
-    if not glob.has_magic(source):
-        raise UserError(f"there is no file {source!r}; allowed are files, folders, patterns, addresses, and -")
-    return sorted(each for each in glob.glob(source, recursive=True) if _kind(each))  # noqa: PTH207  Path.glob wants a root
-
-
-def _kind(name: str) -> str | None:
-    """By how a file's name ends; of an address, before what is asked of it (``?key=value``)."""
-    path = urlsplit(name).path if "://" in name else name
-    return KINDS.get(path.rsplit(".", 1)[-1].lower())
 
 
 class Predictor:
@@ -138,7 +100,7 @@ def draw(predictor: Predictor, source: str, path: str) -> None:
         UserError: the source cannot be read, or the name of the file ends otherwise.
     """
     try:
-        overlay.write(_drawn(predictor, source), path, predictor.input.fps)
+        film.write(_drawn(predictor, source), path, predictor.input.fps)
     except BadSample as error:
         raise UserError(f"no overlay of {source!r}: {error}") from None
 
@@ -146,8 +108,8 @@ def draw(predictor: Predictor, source: str, path: str) -> None:
 def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
     """Pictures (T, h, w, 3) of each clip, of the last those that were in none before."""
     input, shown = predictor.input, 0
-    if _kind(source) == "image":
-        pixels = eval_views(_content(source), "image", input, 1, 1)[0]
+    if kind(source) == "image":
+        pixels = eval_views(content(source), "image", input, 1, 1)[0]
         yield overlay.overlay(predictor.model, pixels, predictor.head)
         return
     for second, pixels in clips(source, input, input.frames / input.fps):
@@ -159,18 +121,7 @@ def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
 def _answer(predictor: Predictor, name: str) -> dict[str, Any]:
     if name == STDIN:
         return predictor.video(sys.stdin.buffer, _told)
-    return predictor.image(_content(name)) if _kind(name) == "image" else predictor.video(name)
-
-
-def _content(name: str) -> bytes:
-    """All of a file, here or at an address; raises BadSample."""
-    where, _, file = name.rpartition("/")
-    try:
-        return storage(where).whole(file) if "://" in name else Path(name).read_bytes()
-    except FileNotFoundError:
-        raise BadSample("there is no such file") from None
-    except OSError as error:
-        raise BadSample(f"cannot be read: {error}") from None
+    return predictor.image(content(name)) if kind(name) == "image" else predictor.video(name)
 
 
 def _told(clip: dict[str, Any]) -> None:

@@ -10,17 +10,10 @@ from typing import Any
 from scaleup import adapter, tensors
 from scaleup.card import card
 from scaleup.directory import DELTA, FULL
-from scaleup.errors import UserError
 from scaleup.files import write_text
 from scaleup.model import TubeViT
 
 SET = ("shards", "modality", "list_sha256", "views", "labels")  # of a result, what it was measured on
-
-
-def refuse_elsewhere(source: str | Path) -> None:
-    """UserError where ``source`` is no directory of this machine: nothing can be kept there."""
-    if not Path(source).is_dir():
-        raise UserError(f"--record writes into the directory of a model, and '{source}' is none of this machine")
 
 
 def record(directory: Path, model: TubeViT, result: Mapping[str, Any], how: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from scaleup.errors import UserError
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
-    from scaleup.cache.make import make  # after the recipe: its imports take seconds
+    limit, chosen = bytes_of(args.limit, "--limit") if args.limit else None, args.depths or depths(read)
+    from scaleup.cache.make import make  # after what may be wrong: its imports take seconds
 
-    limit = bytes_of(args.limit, "--limit") if args.limit else None
-    return make(read, args.depths or depths(read), args.out, args.views, args.precision, limit, args.overwrite)
+    return make(read, chosen, args.out, args.views, args.precision, limit, args.overwrite)
 
 
 def depths(read: recipe.Recipe) -> list[int]:

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Top-1 and top-5 accuracy over t x s views, every sample exactly once."""
 
+from pathlib import Path
+
 from scaleup import cli
 from scaleup.errors import UserError
 
@@ -25,22 +27,20 @@ def arguments():
 
 
 def run(args):
-    from pathlib import Path
-
-    from scaleup.checkpoint import load, load_run, trunk_of
+    if args.record and not Path(args.model).is_dir():
+        raise UserError(f"--record writes into the directory of a model, and '{args.model}' is none of this machine")
+    heads = dict(pair(text) for text in args.heads) if args.heads else None
+    strides = {tube: numbers(text) for tube, text in map(pair, args.strides or ())}
+    from scaleup.checkpoint import load, load_run, trunk_of  # after the arguments: these imports take seconds
     from scaleup.evaluate import evaluate
     from scaleup.recipe import Trunk
-    from scaleup.record import record, refuse_elsewhere
+    from scaleup.record import record
 
-    if args.record:
-        refuse_elsewhere(args.model)
-    heads = dict(pair(text) for text in args.heads) if args.heads else None
     many = (Path(args.model) / "recipe.yaml").is_file()
     trunk = trunk_of(args.model) if many else Trunk()
     trunk = Trunk(args.precision or trunk.precision, args.placement or trunk.placement)
     where = args.base, trunk.placement
     models = load_run(args.model, *where) if many else {"model": load(args.model, *where)}
-    strides = {tube: numbers(text) for tube, text in map(pair, args.strides or ())}
     for model in models.values():
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)

@@ -18,10 +18,10 @@ def arguments():
 
 def run(args):
     read = recipe.load(args.recipe, args.changes)
-    from scaleup import costs  # after the recipe: its imports take seconds
-
     arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
     available = bytes_of(args.memory, "--memory") if args.memory else None
+    from scaleup import costs  # after what may be wrong: its imports take seconds
+
     return costs.plan(read, arms, args.ranks, available, args.gflops, args.views)
 
 

@@ -23,24 +23,32 @@ def arguments():
 
 
 def run(args):
-    from scaleup import overlay
-    from scaleup.checkpoint import load
-    from scaleup.predict import STDIN, Predictor, draw, expanded, predict
+    sources = asked(args)
+    from scaleup.checkpoint import load  # after what may be wrong with the arguments: its imports take seconds
+    from scaleup.predict import Predictor, draw, predict
 
-    for option in ("top", "hop", "batch"):
-        if (value := getattr(args, option)) is not None and value <= 0:
-            raise UserError(f"--{option} {value} is not above 0")
-    sources = expanded(args.sources)
-    if args.overlay:
-        overlay.refuse_name(args.overlay)
-        if len(sources) != 1 or sources == [STDIN]:
-            raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
     predictor = Predictor(load(args.model, args.base), args.head, args.top, args.hop, args.batch)
     result = predict(predictor, sources)
     if args.overlay and result["files"]:
         draw(predictor, sources[0], args.overlay)
         result["overlay"] = args.overlay
     return result
+
+
+def asked(args):
+    """The sources one by one; UserError where an argument is wrong."""
+    from scaleup import film
+    from scaleup.media import STDIN, expanded
+
+    for option in ("top", "hop", "batch"):
+        if (value := getattr(args, option)) is not None and value <= 0:
+            raise UserError(f"--{option} {value} is not above 0")
+    sources = expanded(args.sources)
+    if args.overlay:
+        film.refuse_name(args.overlay)
+        if len(sources) != 1 or sources == [STDIN]:
+            raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
+    return sources
 
 
 def show(result):

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from scaleup import cli
+from scaleup.files import refuse_existing
 
 
 def arguments():
@@ -31,14 +32,13 @@ def arguments():
 
 
 def run(args):
+    if args.out:
+        refuse_existing(args.out, args.overwrite)
     from scaleup import curve
-    from scaleup.checkpoint import load
-    from scaleup.files import refuse_existing
+    from scaleup.checkpoint import load  # after the arguments: these imports take seconds
     from scaleup.probe import probe
     from scaleup.recipe import Trunk
 
-    if args.out:
-        refuse_existing(args.out, args.overwrite)
     model, kept = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
     result = probe(model, args.train, args.test, args.head, args.depths, args.views, args.batch, args.workers, kept)
     if args.out and cli.leads:

@@ -22,10 +22,10 @@ def arguments():
 
 
 def run(args):
-    from scaleup import report
-
     if args.watch is not None and args.watch < 1:
         raise UserError(f"--watch {args.watch} is not at least 1 second")
+    from scaleup import report  # takes seconds
+
     while args.watch is not None:
         states = report.write(args.runs, args.out, args.shards, args.watch, args.probe)["runs"].values()
         if all(state.startswith("complete") for state in states):

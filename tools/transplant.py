@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from scaleup import cli
+from scaleup.errors import UserError
 
 
 def arguments():
@@ -52,11 +53,10 @@ def arguments():
 
 
 def run(args):
-    from scaleup.errors import UserError
-    from scaleup.transplant import Options, transplant
-
     if args.out is None and not args.dry_run:
         raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
+    from scaleup.transplant import Options, transplant  # takes seconds
+
     options = Options(
         weights=None if args.random_init else args.weights,
         gate_at=args.gate_at,

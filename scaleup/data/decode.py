@@ -6,17 +6,18 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import av
 import numpy as np
-import torch
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadSample", "check", "decode_clip", "decode_clips", "decode_image"]
 
@@ -39,6 +40,8 @@ def decode_image(data: bytes, short: int | None = None) -> Tensor:
     upright = upright_image(data)
     height, width = shrunk(upright.height, upright.width, short)
     pixels = np.array(upright.resize((width, height), reducing_gap=2.0))  # (H, W, 3)
+    import torch  # takes seconds, which those who write or check files alone do not wait for
+
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -82,6 +85,8 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
     for number, planes in enumerate(shown):
         for colour, plane in enumerate(planes):
             clips[number // frames, colour, number % frames] = plane
+    import torch  # as above
+
     return torch.from_numpy(clips)
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.index import file_sha256, index_of, read_index, write_index
@@ -85,6 +84,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
     """Write one tar and return its entry of the index; where its members lie is read from what stands on the disk."""
     entries: dict[str, dict[str, Any]] = {}
     crcs: dict[str, int] = {}
+    import webdataset  # takes seconds, which who reads does not wait for
+
     with path.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
         for sample in samples:
             labels = json.dumps({"labels": sample.labels}).encode()

@@ -34,14 +34,13 @@ def main(description: str, example: str, arms_of: Callable[[Recipe], Arms], swep
     def run(args: argparse.Namespace) -> dict[str, Any]:
         limit = seconds(args.stop_after) if args.stop_after else None
         read = recipe.load(args.recipe, args.changes)
-        from scaleup import costs  # after the recipe: its imports take seconds
+        arms = arms_of(read)
+        if swept:
+            return _sweep(read, arms, args, limit)
+        from scaleup import costs  # after what may be wrong: these imports take seconds
         from scaleup.training import run as training
 
-        if swept:
-            return _sweep(read, arms_of(read), args, limit)
-        if args.plan:
-            return costs.plan(read, arms_of(read))
-        return training.run(read, arms_of(read), args.overwrite, limit)
+        return costs.plan(read, arms) if args.plan else training.run(read, arms, args.overwrite, limit)
 
     cli.main(run, parser.parse_intermixed_args(), show)
 
@@ -57,12 +56,12 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(read: Recipe, arms: Arms, args: argparse.Namespace, limit: float | None) -> dict[str, Any]:
-    from scaleup import costs, machines
+    memory = bytes_of(args.memory, "--memory") if args.memory else None
+    slurm = _checked(args)
+    from scaleup import costs, machines  # as above
     from scaleup.groups import groups
     from scaleup.sweep import sweep
 
-    memory = bytes_of(args.memory, "--memory") if args.memory else None
-    slurm = _checked(args)
     if args.plan:
         apart = {"machines": [list(group) for group in groups(read, arms, args.machines)]} if args.where else {}
         return costs.plan(read, arms, available=memory) | apart

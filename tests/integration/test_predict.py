@@ -23,8 +23,8 @@ from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
+from scaleup.media import expanded
 from scaleup.model import fresh
-from scaleup.predict import expanded
 from scaleup.recipe import Recipe
 
 TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
