@@ -1,12 +1,15 @@
-"""Directories and files that appear under their name only when they are complete."""
+"""Directories and files that appear under their name only when they are complete, and whose turn it is to write."""
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from scaleup.errors import UserError
 
@@ -60,3 +63,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     half = path.with_name(f".{path.name}.tmp")
     half.write_bytes(content)
     half.replace(path)
+
+
+def locked(file: IO[str], patience: float) -> bool:
+    """Lock a file for this process and those that it forks; False where others hold it for ``patience`` seconds.
+
+    A lock ends with the processes that hold it, however they end; those that a killed one forked outlive it a little.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import sys
@@ -13,6 +12,9 @@ from typing import Any
 
 from scaleup.data.index import file_sha256
 from scaleup.errors import UserError
+from scaleup.files import locked
+
+PATIENCE = 5.0  # seconds: processes that read for one that was killed outlive it by one
 
 
 @contextmanager
@@ -27,7 +29,8 @@ def partial_directory(out: Path, plan: str) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with (partial / "plan").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not locked(file, PATIENCE) or not (partial / "plan").exists():  # it may have been finished meanwhile
+                raise UserError(f"another process is writing '{out}'")
             file.seek(0)
             if (found := file.read()) != plan:
                 if found:
@@ -37,8 +40,6 @@ def partial_directory(out: Path, plan: str) -> Iterator[Path]:
                 file.write(plan)
                 file.flush()
             yield partial
-    except BlockingIOError:
-        raise UserError(f"another process is writing '{out}'") from None
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
 

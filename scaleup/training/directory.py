@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +14,7 @@ from yaml import YAMLError
 
 from scaleup import recipe as recipes
 from scaleup.errors import UserError
-from scaleup.files import new_directory
+from scaleup.files import locked, new_directory
 from scaleup.recipe import Recipe
 from scaleup.training.result import is_complete
 
@@ -49,28 +47,16 @@ def goes_on(recipe: Recipe, overwrite: bool) -> bool:
 
 @contextmanager
 def held(out: Path, patience: float = 15.0) -> Iterator[None]:
-    """Inside, no other process goes on with the run or replaces it. The lock ends with the processes that hold it,
-    however they end; loaders outlive a killed run by a few seconds.
+    """Inside, no other process goes on with the run or replaces it.
 
     Raises:
         UserError: after ``patience`` seconds another process still holds it.
     """
     with ExitStack() as stack:
-        if (out / "recipe.yaml").is_file():
-            file, end = stack.enter_context((out / "recipe.yaml").open("r+")), time.monotonic() + patience
-            while not _locked(file):
-                if time.monotonic() > end:
-                    raise UserError(f"another process is at work on the run in '{out}'; wait for it or end it")
-                time.sleep(0.1)
+        place = out / "recipe.yaml"
+        if place.is_file() and not locked(stack.enter_context(place.open("r+")), patience):
+            raise UserError(f"another process is at work on the run in '{out}'; wait for it or end it")
         yield
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
 
 
 def begin(recipe: Recipe, overwrite: bool) -> None:
@@ -87,14 +73,19 @@ def settled(recipe: Recipe) -> Recipe:
 
 
 def _differing(path: Path, recipe: Recipe) -> str:
-    """The settings in which the recipe at ``path`` is another one, in words."""
+    """The settings in which the recipe at ``path`` is another one, in words; one that the file is older than has its
+    default there."""
     try:
-        there = flat(OmegaConf.to_container(OmegaConf.load(path)))
+        there = _leaves(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        return f"its recipe.yaml cannot be read ({error})"
-    here = flat(OmegaConf.to_container(recipes.resolved(settled(recipe))))
+        return f"its recipe.yaml cannot be read ({' '.join(str(error).split())})"
+    here = _leaves(settled(recipe))
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
+
+
+def _leaves(recipe: Any) -> dict[str, Any]:
+    return flat(OmegaConf.to_container(recipes.resolved(recipe)))
 
 
 def flat(value: Any, at: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from videos import numbered, numbers
 
 from scaleup.data import pack as packing
+from scaleup.data import partial
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.pack import pack
@@ -157,7 +158,8 @@ def at_work(source):
     return [line for line in lines if str(source) in line]
 
 
-def test_two_processes_do_not_write_the_same(folder, tmp_path):
+def test_two_processes_do_not_write_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "PATIENCE", 0)
     listing = read_source(folder)
 
     def meanwhile(_):
