@@ -40,7 +40,8 @@ def evaluate(
     """Top-1, top-5 and cross entropy of each head of each model, probabilities averaged over the views.
 
     Args:
-        models: one model, or the arms of one sweep (:func:`scaleup.checkpoint.load_run`), which share a trunk pass.
+        models: one model, or the arms of one sweep (:func:`scaleup.checkpoint.load_run`), which share a trunk pass;
+            they stay on the device, in the precision and with the kernels that they are evaluated with.
         heads: head -> label of the shards; by default every head that has a label's name and classes.
         trunk: how frozen blocks are kept; None for float32 on the device.
 

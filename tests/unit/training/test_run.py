@@ -249,6 +249,24 @@ def test_another_recipe_does_not_go_on(tiny: Tiny) -> None:
         run(tiny("train.steps=5"), arms)
 
 
+def test_a_run_goes_on_that_is_older_than_some_settings(tiny: Tiny, tmp_path: Path) -> None:
+    recipe, path = tiny(), tmp_path / "out" / "recipe.yaml"
+    arms = {"model": recipe.arm}
+    run(recipe, arms, stop_after=0)
+    younger = ("fresh_blocks: 0", "summed: false", "inflate: false")
+    lines = path.read_text().splitlines(keepends=True)
+    older = "".join(line for line in lines if not line.strip().startswith(younger))
+    assert len(older.splitlines()) == len(lines) - len(younger)
+    path.write_text(older)
+    with pytest.raises(UserError, match="another recipe: .*, model.inflate is False there and True here; name"):
+        run(tiny("model.inflate=true", "model.backbone.weights=meta"), arms)
+    assert run(recipe, arms)["steps"] == 4
+    path.write_text(older + "unknown: 3\n")
+    with pytest.raises(UserError, match="its recipe.yaml cannot be read .Key 'unknown' not in 'Recipe'") as error:
+        run(recipe, arms)
+    assert "\n" not in str(error.value)
+
+
 def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
