@@ -79,8 +79,9 @@ class Plan:
         trained = sum(task.steps for task in alike.values() if not task.scores)
         return Left(len(runs), int(trained), shared + own)
 
-    def _run(self, task: Task) -> tuple[str, int, str]:
-        return self.speeds[task.source].run, task.seed, task.tubes
+    def _run(self, task: Task) -> tuple[str, float, int, str]:
+        """What the arms of a run have in common; in the rehearsal all take as many steps."""
+        return self.speeds[task.source].run, task.steps, task.seed, task.tubes
 
     def _alone(self, task: Task) -> float:
         """Seconds of a step that are shared with no other task."""

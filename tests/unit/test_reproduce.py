@@ -136,7 +136,7 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(Desk, "is_transplant", lambda self, source: False)
     monkeypatch.setattr(Desk, "stages", lambda self, source: [])
     monkeypatch.setattr(Desk, "has", lambda self, source, seed, tubes: True)
-    monkeypatch.setattr(Desk, "steps", lambda self, source: 2)
+    monkeypatch.setattr(Desk, "steps", lambda self, source: 6 if "longer" in source.choices else 2)
     recipes = {name: Recipe(model=Model(backbone=Backbone(name)), train=Train(steps=2)) for name in best}
     monkeypatch.setattr(
         Desk, "read", lambda self, source, seed, tubes: (replace(recipes[source.recipe], seed=seed), Arm(lr=1e-3))
@@ -170,11 +170,11 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(work, "scores", scores)
     monkeypatch.setattr(work.Work, "_chance", lambda self, table: {"place_motion": 1 / 24})
     table = Table("Table 0", tuple(Row(name, 1.0, Source(name)) for name in best), ())
-    alike = Table("Table 1", tuple(Row(name, 1.0, Source(name, ("of=another",))) for name in best), ())
-    running = work.Work(Desk(tmp_path), [4, 5], [table, alike])
-    assert running.plan.total == Left(
-        runs=4, arm_steps=2 * 8, seconds=2 * (4 * 1 + 8 * 10)
-    )  # tables share what they train
+    alike, longer = (
+        Table("Table 1", tuple(Row(name, 1.0, Source(name, (how,))) for name in best), ()) for how in ("same", "longer")
+    )
+    running = work.Work(Desk(tmp_path), [4, 5], [table, alike, longer])  # the first two share what they train
+    assert running.plan.total == Left(4 + 4, arm_steps=(2 + 6) * 8, seconds=(2 + 6) * (4 * 1 + 8 * 10))
     found = running.table(table)
     grid = [(4, name, f"{lr:g}") for name in best for lr in (0.3e-3, 1e-3, 3e-3)]
     assert sorted(asked) == sorted(grid + [(5, name, f"{lr:g}") for name, lr in best.items()])
