@@ -1,20 +1,13 @@
 """The plan as users ask for it: by its own tool, and by --plan of the tools that train."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TOOLS / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+from started import tool
 
 
 def test_the_plan_of_a_sweep(tiny_path: Path, tmp_path: Path) -> None:
-    done = tool("plan.py", tiny_path, "data.batch=64", "--memory", "8M", "--gflops", "1000", "--json")
+    done = tool("plan", tiny_path, "data.batch=64", "--memory", "8M", "--gflops", "1000", "--json")
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)
     assert planned["arms"].keys() == {"full", "last", "gated"}
@@ -25,7 +18,7 @@ def test_the_plan_of_a_sweep(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_the_plan_in_words(tiny_path: Path, tmp_path: Path) -> None:
-    done = tool("sweep.py", tiny_path, f"out={tmp_path / 'out'}", "--plan")
+    done = tool("sweep", tiny_path, f"out={tmp_path / 'out'}", "--plan")
     assert done.returncode == 0, done.stderr
     for said in ("tokens: image 17, video 41 (prefix 1, frames 32, long 8)", "gated (frozen depth 1)", "an epoch"):
         assert said in done.stdout
@@ -34,5 +27,5 @@ def test_the_plan_in_words(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_sentences(tiny_path: Path) -> None:
-    done = tool("plan.py", tiny_path, "--memory", "lots")
+    done = tool("plan", tiny_path, "--memory", "lots")
     assert done.returncode == 2 and "--memory 'lots' is no amount" in done.stderr and "Traceback" not in done.stderr

@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +12,7 @@ from threading import Thread
 import av
 import numpy as np
 import pytest
+import started
 import torch
 from PIL import Image
 
@@ -27,7 +26,7 @@ from scaleup.media import expanded
 from scaleup.model import fresh
 from scaleup.recipe import Recipe
 
-TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
+predicted = partial(started.tool, "predict")
 
 
 @pytest.fixture
@@ -49,14 +48,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "media"
 
 
-def tool(*args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    command = [sys.executable, TOOL, *map(str, args)]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False)
-    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
 def test_files_of_all_kinds_in_one_call(model: Path, folder: Path) -> None:
-    done = tool(model, folder, folder / "sh*.mp4", "--top", 2, "--json")
+    done = predicted(model, folder, folder / "sh*.mp4", "--top", 2, "--json")
     assert done.returncode == 1, done.stderr  # one cannot be read, the others go on
     result = json.loads(done.stdout)
     assert [Path(each["source"]).name for each in result["files"]] == ["a.png", "long.mp4", "short.mp4", "short.mp4"]
@@ -81,7 +74,7 @@ def _input(model: torch.nn.Module) -> object:
 
 def test_a_stream_on_stdin_is_told_clip_by_clip(model: Path, folder: Path, tmp_path: Path) -> None:
     media = (folder / "below" / "long.mp4").read_bytes()
-    done = tool(model, "-", "--json", "--hop", 0.4, "--top", 9, stdin=_as_pipe(media))
+    done = predicted(model, "-", "--json", "--hop", 0.4, "--top", 9, stdin=_as_pipe(media))
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)["files"]
     assert [each["second"] for each in answer["clips"]] == pytest.approx([0, 0.4, 0.8])
@@ -104,7 +97,7 @@ def _as_pipe(media: bytes) -> bytes:
 
 
 def test_an_overlay_is_written(model: Path, folder: Path, tmp_path: Path) -> None:
-    done = tool(model, folder / "below" / "long.mp4", "--overlay", tmp_path / "seen.mp4")
+    done = predicted(model, folder / "below" / "long.mp4", "--overlay", tmp_path / "seen.mp4")
     assert done.returncode == 0 and f"overlay -> {tmp_path / 'seen.mp4'}" in done.stdout, done.stderr
     assert len(list(frames(str(tmp_path / "seen.mp4")))) == 20
 
@@ -124,7 +117,7 @@ def test_mistakes_are_a_sentence(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
 ) -> None:
     monkeypatch.chdir(folder)
-    done = tool(model, *args)
+    done = predicted(model, *args)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not Path("x.mp4").exists()
@@ -156,7 +149,7 @@ def test_addresses_are_read_as_files_are(model: Path, folder: Path, served: str)
         "foo://somewhere/a.png": "cannot be read: Protocol not known: foo",
         "foo://somewhere/a.mp4": "Protocol not found",
     }
-    done = tool(model, *bad, *good, folder / "short.mp4", folder / "a.png", "--json")
+    done = predicted(model, *bad, *good, folder / "short.mp4", folder / "a.png", "--json")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     result = json.loads(done.stdout)
     video, image, asked, *local = (each["top"] for each in result["files"])
@@ -172,7 +165,7 @@ def test_a_video_without_pictures_and_one_shorter_than_a_clip(model: Path, tmp_p
     short = make_sample("video", 0, 0, 1, 32, 3).media
     (tmp_path / "short.mp4").write_bytes(short)
     (tmp_path / "sound.mp4").write_bytes(_sound())
-    done = tool(model, tmp_path / "sound.mp4", tmp_path / "short.mp4", "--json")
+    done = predicted(model, tmp_path / "sound.mp4", tmp_path / "short.mp4", "--json")
     assert done.returncode == 1
     result = json.loads(done.stdout)
     assert [each["reason"] for each in result["failures"]] == ["no video stream"]

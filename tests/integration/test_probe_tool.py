@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import started
 from PIL import Image
 
 from scaleup.checkpoint import load, save
@@ -28,7 +29,9 @@ def given(tiny: Callable[..., Recipe], tmp_path: Path) -> tuple[Path, str, str]:
 
 
 def tool(*args: object, ranks: int = 1) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    if ranks == 1:
+        return started.tool("probe", *args)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, TOOL, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
