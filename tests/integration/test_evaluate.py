@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import started
 import torch
 
 from scaleup.checkpoint import load, load_run, save
@@ -72,7 +73,9 @@ def counts(result: dict[str, Any], head: str) -> tuple[float, float]:
 
 
 def tool(*args: object, ranks: int = 1) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    if ranks == 1:
+        return started.tool("evaluate", *args)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *launcher, TOOL, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
