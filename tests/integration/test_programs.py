@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import started
 import timm
 import torch
 
@@ -20,7 +22,7 @@ from scaleup.export import export, program
 from scaleup.model import fresh
 from scaleup.recipe import Recipe
 
-TOOL = str(Path(__file__).parents[2] / "tools" / "export.py")
+tool = partial(started.tool, "export")
 
 
 @pytest.fixture
@@ -30,11 +32,6 @@ def saved(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
     model = fresh(described, {}, 0).with_arm(2, True, CLASSES["video"])
     model.arm.gate.alpha.data += 0.5  # type: ignore[union-attr]
     return checkpoint.save(model, tmp_path / "saved")
-
-
-def tool(*args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, TOOL, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def samples(count: int, *shape: int) -> torch.Tensor:
