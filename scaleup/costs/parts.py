@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from scaleup.checkpoint import DELTA
 from scaleup.costs.sketch import Sketch, device, tensors
+from scaleup.directory import DELTA
 from scaleup.precision import COMPUTED_IN
 from scaleup.recipe import Train
 from scaleup.tubes import Size

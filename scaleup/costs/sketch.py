@@ -14,7 +14,7 @@ from torch import nn
 
 from scaleup.cache import size
 from scaleup.costs.trace import Pass, Trace, affine, empty, empty_tensor
-from scaleup.data.loader import open_datasets
+from scaleup.data.datasets import open_datasets
 from scaleup.data.taps import in_cache
 from scaleup.kernels import LARGEST, SMALLEST
 from scaleup.model import TubeViT

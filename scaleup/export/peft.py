@@ -11,6 +11,7 @@ from scaleup.adapter import Adapt
 from scaleup.errors import UserError
 from scaleup.export.parity import parity
 from scaleup.model import TubeViT
+from scaleup.names import named_tensors
 
 
 def write(model: TubeViT, source: str | Path, out: Path, base: str | None) -> tuple[float, float]:
@@ -39,5 +40,5 @@ def write(model: TubeViT, source: str | Path, out: Path, base: str | None) -> tu
 
 def _own(model: TubeViT) -> dict[str, torch.Tensor]:
     """The tensors of the adapter."""
-    named = checkpoint.named_tensors(model).items()
+    named = named_tensors(model).items()
     return {name: tensor for name, tensor in named if name.startswith(adapter.PREFIX)}

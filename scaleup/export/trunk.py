@@ -8,11 +8,11 @@ from typing import Any
 import timm
 import torch
 
-from scaleup import checkpoint
 from scaleup.backbones import resolve, saved
 from scaleup.errors import UserError
 from scaleup.export.parity import medians
 from scaleup.model import TubeViT
+from scaleup.names import named_tensors
 from scaleup.transplant.measure import natural_clip, normalise
 
 
@@ -29,7 +29,7 @@ def write(model: TubeViT, directory: Path) -> tuple[float, dict[str, Any]]:
     """
     name = _refuse_what_timm_lacks(model)
     size, input = model.preprocess.size, model.config["input"]
-    kwargs, tensors = model.config["backbone"]["kwargs"], checkpoint.named_tensors(model)
+    kwargs, tensors = model.config["backbone"]["kwargs"], named_tensors(model)
     saved.save(directory, name, kwargs, size, tensors, input["mean"], input["std"])
     image = normalise(natural_clip(1, size), model.config)[:, :, 0]
     differs = (saved.features(directory, image) - model.forward_features(image)).abs().max().item()

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaleup.checkpoint import load_run, local
+from scaleup.checkpoint import load_run
 from scaleup.config import completed
+from scaleup.directory import local
 from scaleup.environment import environment
 from scaleup.errors import UserError
 from scaleup.files import write_text

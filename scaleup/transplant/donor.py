@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scaleup import config as config_file
 from scaleup import tensors
-from scaleup.checkpoint import FULL
+from scaleup.directory import FULL
 from scaleup.errors import UserError
 from scaleup.tubes import TubeSpec, resize_kernel
 

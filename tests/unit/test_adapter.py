@@ -16,10 +16,10 @@ import scaleup
 from scaleup import checkpoint, recipe, tensors
 from scaleup.adapter import KINDS, Adapt, adapted_layers
 from scaleup.backbones.build import build
-from scaleup.checkpoint import named_tensors
 from scaleup.config import check
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
+from scaleup.names import named_tensors
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}

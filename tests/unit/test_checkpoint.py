@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import scaleup
-from scaleup import checkpoint, recipe, tensors
+from scaleup import checkpoint, directory, recipe, tensors
 from scaleup.backbones.build import build
 from scaleup.checkpoint import load, save
 from scaleup.config import check
@@ -76,7 +76,7 @@ def test_a_model_comes_back_bit_for_bit(kind: str, positions: str, base: Path, t
     assert_same(found, model)
     assert found.config == model.config and found.report == {"tokens": 12} and not found.training
     assert [t.requires_grad for t in found.parameters()] == [t.requires_grad for t in model.parameters()]
-    files = {"config.json", "report.json", "README.md", checkpoint.FULL if kind == "full" else checkpoint.DELTA}
+    files = {"config.json", "report.json", "README.md", directory.FULL if kind == "full" else directory.DELTA}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     save(found, tmp_path / "again", kind if kind == "full" else None)
     again, first = tmp_path / "again", tmp_path / "out"
@@ -90,7 +90,7 @@ def test_by_default_a_delta_is_written_where_there_is_something_to_differ_from(
 ) -> None:
     model = made(None, frozen_depth)
     model.save_pretrained(tmp_path / "out")
-    assert (tmp_path / "out" / checkpoint.DELTA).exists() == (frozen_depth > 0)
+    assert (tmp_path / "out" / directory.DELTA).exists() == (frozen_depth > 0)
     assert_same(load(tmp_path / "out"), model)
 
 
@@ -98,18 +98,18 @@ def test_a_delta_holds_nothing_that_the_base_has(base: Path, tmp_path: Path) -> 
     model = made(base)
     own = {"tubes.long.weight", "tubes.long.bias", "gate.alpha", "heads.motion.weight", "heads.motion.bias"}
     save(model, tmp_path / "new", "delta")
-    assert load_file(tmp_path / "new" / checkpoint.DELTA).keys() == own
+    assert load_file(tmp_path / "new" / directory.DELTA).keys() == own
     model.arm.tail.norm.bias.data[0] += 1e-6
     model.arm.blocks["3"].mlp.fc1.weight.data[0, 0] += 1e-6
     save(model, tmp_path / "trained", "delta")
-    assert load_file(tmp_path / "trained" / checkpoint.DELTA).keys() == own | {"norm.bias", "blocks.3.mlp.fc1.weight"}
+    assert load_file(tmp_path / "trained" / directory.DELTA).keys() == own | {"norm.bias", "blocks.3.mlp.fc1.weight"}
     assert_same(load(tmp_path / "trained"), model)
 
 
 def test_a_full_directory_holds_every_tensor_under_the_librarys_name(base: Path, tmp_path: Path) -> None:
     model = made(base)
     save(model, tmp_path / "out", "full")
-    found = load_file(tmp_path / "out" / checkpoint.FULL)
+    found = load_file(tmp_path / "out" / directory.FULL)
     public = load_file(base)
     assert {name for name in public if not name.startswith("head.")} < found.keys()
     assert all(torch.equal(found[name], public[name]) for name in found.keys() & public.keys())
