@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from scaleup.arm import alphas
 from scaleup.backbones.weights import HUB
+from scaleup.directory import stages, trained_on
 from scaleup.model import TubeViT
 
 USE = """```python
@@ -98,24 +99,16 @@ def _gate(model: TubeViT) -> str:
     return f"yes, {many}" + ", ".join(f"{name} {value:+.4f}" for name, value in values.items())
 
 
-def _stages(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The report of a model, and of each that it began from."""
-    while report:
-        yield report
-        report = report.get("began_from")
-
-
 def _parents(model: TubeViT) -> Iterator[str]:
-    found: Mapping[str, Any] = next((stage["parents"] for stage in _stages(model.report) if "parents" in stage), {})
+    found: Mapping[str, Any] = next((stage["parents"] for stage in stages(model.report) if "parents" in stage), {})
     for role, parent in found.items():
         sha256 = f", sha256 `{parent['sha256']}`" if parent.get("sha256") else ""
         yield f"{'tubes of' if role == 'small' else role}: `{parent['name']}`{sha256}"
 
 
 def _trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    for stage in _stages(report):
-        for each in stage.get("data", {}).values():
-            yield f"{each['shards']} ({each['modality']}s)", f"{each['samples']:,}", f"`{each['list_sha256']}`"
+    for each, what in trained_on(report):
+        yield f"{each['shards']} ({each['modality']}s{what})", f"{each['samples']:,}", f"`{each['list_sha256']}`"
 
 
 def _accuracy(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -127,5 +120,6 @@ def _accuracy(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _table(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
-    lines = [f"| {' | '.join(map(str, row))} |\n" for row in rows]
+    cells = ([str(each).replace("|", r"\|") for each in row] for row in rows)
+    lines = [f"| {' | '.join(row)} |\n" for row in cells]
     return f"| {' | '.join(header)} |\n|{'---|' * len(header)}\n{''.join(lines)}" if lines else ""

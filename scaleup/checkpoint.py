@@ -161,6 +161,7 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     if any(not torch.equal(found[name], kept[name]) for name in found.keys() - set(arm.values())):
         raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
     model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
+    model.report = read_report(directory)
     return model.eval()
 
 

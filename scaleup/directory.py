@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +54,17 @@ def read_report(directory: Path) -> dict[str, Any]:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
+
+
+def stages(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The report of a model, and of each that it began from."""
+    while report:
+        yield report
+        report = report.get("began_from")
+
+
+def trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The data of a model and of each that it began from; what the tubes had learnt from elsewhere is said to be so."""
+    for stage in stages(report):
+        yield from ((each, "") for each in stage.get("data", {}).values())
+        yield from ((each, ", by the tubes") for each in stage.get("parents", {}).get("small", {}).get("data", ()))

@@ -47,7 +47,7 @@ def _outputs(model: TubeViT, x: Tensor) -> dict[str, Tensor]:
 
 
 def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor], relative: bool) -> float:
-    """The largest difference of two sets of outputs, in shares of the largest value that each has in ``one``."""
-    return largest(
-        (one[name] - other[name]).abs().max().item() / (one[name].abs().max().item() if relative else 1) for name in one
-    )
+    """The largest difference of two sets of outputs, in shares of the largest value that each has in ``one``; absolute
+    where that is 0, as of a head that nobody has trained."""
+    sizes = {name: each.abs().max().item() if relative else 1.0 for name, each in one.items()}
+    return largest((one[name] - other[name]).abs().max().item() / (size or 1.0) for name, size in sizes.items())

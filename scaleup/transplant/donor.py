@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scaleup import config as config_file
 from scaleup import tensors
-from scaleup.directory import FULL
+from scaleup.directory import FULL, read_report, trained_on
 from scaleup.errors import UserError
 from scaleup.tubes import TubeSpec, resize_kernel
 
@@ -58,6 +58,7 @@ class Donor:
     config: Mapping[str, Any]
     tensors: dict[str, Tensor]
     sha256: str
+    data: list[Mapping[str, Any]]  # what it was trained on, where that is known
 
 
 def read(path: str | Path) -> Donor:
@@ -81,7 +82,8 @@ def read(path: str | Path) -> Donor:
         if not (kernel.weight.isfinite().all() and kernel.bias.isfinite().all()):
             raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
     patch = _lightning_patch(found) if LIGHTNING[0] in found else _own_patch(found)
-    return Donor(str(path), kernels, patch, config, found, tensors.fingerprint(tensors.hashes(found)))
+    data = [each for each, _ in trained_on(read_report(path))] if path.is_dir() else []
+    return Donor(str(path), kernels, patch, config, found, tensors.fingerprint(tensors.hashes(found)), data)
 
 
 def _public(name: str) -> str:

@@ -82,7 +82,7 @@ def _alignment(
 def _parents(donor: Donor, config: Mapping[str, Any]) -> dict[str, Any]:
     entry = config["backbone"]
     return {
-        "small": {"name": donor.name, "sha256": donor.sha256},
+        "small": {"name": donor.name, "sha256": donor.sha256, "data": donor.data},
         "backbone": {"name": entry["name"], "weights": entry["weights"], "sha256": entry["sha256"]},
     }
 

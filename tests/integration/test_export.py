@@ -15,6 +15,7 @@ from scaleup.adapter import KINDS, Adapt
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
 from scaleup.export import export, parity
+from scaleup.export.parity import difference
 from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Recipe
 from scaleup.transplant import Options, transplant
@@ -149,6 +150,12 @@ def test_a_model_with_an_adapter_goes_from_delta_to_full_and_back(adapted: Path,
     assert bits(scaleup.load(full)) == bits(scaleup.load(adapted))
     for name in ("delta.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert (again / name).read_bytes() == (adapted / name).read_bytes()
+
+
+def test_outputs_that_are_all_zero_differ_by_an_absolute_amount() -> None:
+    zero, some = {"head": torch.zeros(2, 3)}, {"head": torch.full((2, 3), 0.5)}
+    assert difference(zero, some, relative=True) == 0.5 and difference(zero, zero, relative=True) == 0.0
+    assert difference(some, zero, relative=True) == 1.0
 
 
 @pytest.mark.parametrize("adapted", KINDS, indirect=True)

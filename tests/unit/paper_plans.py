@@ -64,7 +64,7 @@ def adapt(small: list[str], large: str, kwargs: Mapping[str, object], gate_at: i
     backbone = build(large, dict(kwargs), model.preprocess.size, "meta")
     tubes = [model.tokenizer.tubes[spec.name] for spec in model.tokenizer.tubes.specs]
     kernels = [Kernel(tube.spec, tube.kernel, tube.bias, ()) for tube in tubes]
-    donor = Donor("", kernels, None, model.config, {}, "")
+    donor = Donor("", kernels, None, model.config, {}, "", [])
     plans = [plan_channels(kernel, backbone.embed_dim, size, exact=False) for kernel in kernels]
     kind = "cosine" if "pos_embed" in kwargs else "backbone"
     described = adapted_config(donor, backbone, plans, 0, {"kind": kind, "amplitude": 1.0}, gate_at)

@@ -10,6 +10,7 @@ from scaleup.model import TubeViT, fresh
 from scaleup.recipe import Backbone, Input, Model, Tube
 
 SHA = "ab" * 32
+LIST = {"samples": 1234, "list_sha256": SHA}
 
 
 @pytest.fixture
@@ -22,8 +23,9 @@ def model() -> TubeViT:
     made = made.with_arm(1, True, heads)
     made.arm.gate.alpha.data += 0.25  # type: ignore[union-attr]
     on = {"shards": "k400-val", "modality": "video", "views": "4x3", "list_sha256": SHA}
-    parents = {"small": {"name": "small", "sha256": "5a"}, "backbone": {"name": "timm:vit", "sha256": "b0"}}
-    data = {name: {"k400": {"shards": name, "modality": "video", "samples": 1234, "list_sha256": SHA}} for name in "ab"}
+    small = {"name": "small", "sha256": "5a", "data": [{"shards": "a|b", "modality": "image"} | LIST]}
+    parents = {"small": small, "backbone": {"name": "timm:vit", "sha256": "b0"}}
+    data = {name: {"k400": {"shards": name, "modality": "video"} | LIST} for name in "ab"}
     made.report = {
         "data": data["b"],
         "began_from": {"data": data["a"], "began_from": {"parents": parents}},
@@ -64,6 +66,7 @@ def test_people_read_gate_parents_data_and_accuracy(model: TubeViT) -> None:
     assert "1 of 2 blocks frozen, gate: yes, alpha +0.2500" in text
     assert "tubes of: `small`, sha256 `5a`" in text and "backbone: `timm:vit`, sha256 `b0`" in text
     assert [f"| {name} (videos) | 1,234 | `{SHA}` |" in text for name in "ab"] == [True, True]
+    assert rf"| a\|b (images, by the tubes) | 1,234 | `{SHA}` |" in text  # in a cell
     assert f"| k400-val | 4x3 | motion | 60.00 | 100.00 | 10 | `{SHA}` |" in text
     model.report = {}
     assert "Accuracy" not in card(model, "full", 7) and "Trained on" not in card(model, "full", 7)

@@ -40,6 +40,15 @@ def test_a_directory_and_its_file(saved: tuple, tmp_path: Path) -> None:
     )
 
 
+def test_what_a_small_model_was_trained_on_in_all_its_stages(saved: tuple) -> None:
+    directory, _ = saved
+    assert read(directory).data == []
+    first, second = {"shards": "images"}, {"shards": "videos"}
+    report = {"data": {"b": second}, "began_from": {"data": {"a": first}}}
+    (directory / "report.json").write_text(json.dumps(report))
+    assert read(directory).data == [second, first]
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "last.pt"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
 @pytest.mark.parametrize("inner", ["disk", "training"])
