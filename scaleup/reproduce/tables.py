@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from scaleup.reproduce.remarks import REMARKS
 from scaleup.reproduce.table import Claim, Row, Source, Table, chain
 
 SMALL, SMALL_IMAGE, LARGE_IMAGE = (
@@ -55,18 +56,21 @@ TABLES = {
         swept("table6", PORTIONS),
         chain(*PORTIONS),
         "Six blocks stand for 32: `last4` trains one of them, `last8` two. Tubes are frozen except in `full`.",
+        remarks=REMARKS["table6"],
     ),
     "table9": Table(
         "Table 9: from a smaller model to a larger one",
         swept("table9", TI_TO_B),
         chain(*TI_TO_B),
         "The models are those of Table 6, and so are the runs: `last4` trains two blocks of six.",
+        remarks=REMARKS["table9"],
     ),
     "table7a": Table(
         "Table 7a: positions",
         varied("table7a", POSITIONS),
         tuple(Claim("cosine", other) for other in list(POSITIONS)[1:])
         + tuple(Claim(other, "none") for other in list(POSITIONS)[1:-1]),
+        remarks=REMARKS["table7a"],
     ),
     "table5": Table(
         "Table 5: images and videos together",

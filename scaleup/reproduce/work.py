@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,7 +79,7 @@ class Work:
 
     def table(self, table: Table) -> dict[str, Any]:
         """Everything of a table; what is on disk already is read from there."""
-        began, entries = time.perf_counter(), list(self.entries(table))
+        entries = list(self.entries(table))
         first, *others = self.seeds
         made = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
         tuned = self._tuned(table, entries, self._scored(made, first))
@@ -100,7 +99,6 @@ class Work:
             "samples": self.desk.samples,
             "chance": self._chance(table),
             "rows": {name: rows[name] for name in order},
-            "seconds": time.perf_counter() - began,
         }
 
     def _tuned(
