@@ -76,14 +76,17 @@ TABLES = {
         "Table 5: images and videos together",
         varied("table5", SETS),
         (*chain("joint", "image_then_kinetics", "kinetics"), Claim("joint", "patches"), Claim("joint", "inflated")),
+        remarks=REMARKS["table5"],
     ),
-    "table7b": Table("Table 7b: number of tubes", varied("table7b", TUBES), chain(*TUBES)),
+    "table7b": Table("Table 7b: number of tubes", varied("table7b", TUBES), chain(*TUBES), remarks=REMARKS["table7b"]),
     "table7c": Table(
         "Table 7c: space-to-depth",
         varied("table7c", FOLDS),
         (*(Claim(fold, "baseline") for fold in list(FOLDS)[:-1]), Claim("x4_S", "x2_S"), Claim("x4_T", "x2_T")),
     ),
-    "table7e": Table("Table 7e: one interpolated kernel", varied("table7e", KERNELS), chain(*KERNELS)),
+    "table7e": Table(
+        "Table 7e: one interpolated kernel", varied("table7e", KERNELS), chain(*KERNELS), remarks=REMARKS["table7e"]
+    ),
     "table7d": Table(
         "Table 7d: more tokens in evaluation than in training",
         (
@@ -94,6 +97,7 @@ TABLES = {
         ),
         (*(Claim(more, "89 tokens") for more in ("129 tokens", "177 tokens")), Claim("89 tokens", "253 tokens")),
         "The same kernels at smaller strides; in the paper 559, 768, 1024 and 1536 tokens.",
+        remarks=REMARKS["table7d"],
     ),
     "table7f": Table(
         "Table 7f: views",
@@ -111,6 +115,7 @@ TABLES = {
         tuple(Claim(f"{arm}, aligned", arm, ours=True) for arm in ("last8", "last4", "fc")),
         "A linear map from the small model's image tokens to the large one's, folded into the kernels "
         "(`--match align` of `tools/transplant.py`), against folds, the paper's.",
+        remarks=REMARKS["align"],
     ),
     "gate": Table(
         "Not in the paper: a gate for each channel",
@@ -119,6 +124,7 @@ TABLES = {
             Row("last8_gate, channels", None, Source("table6", ("arms.last8_gate.gate=channel",), "last8_gate")),
         ),
         (Claim("last8_gate, channels", "last8_gate", ours=True), Claim("last8_gate, channels", "last8", ours=True)),
+        remarks=REMARKS["gate"],
     ),
     "late": Table(
         "Not in the paper: late training on images too",
@@ -138,6 +144,7 @@ TABLES = {
         "of the validation split; `image shape` is the head of shapes, which also learns from videos; `linear` is a "
         "linear classifier fitted to what the last block gives of images (`tools/probe.py`).",
         images=True,
+        remarks=REMARKS["late"],
     ),
     "figure4": Table(
         "Figure 4: number of tokens",

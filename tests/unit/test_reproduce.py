@@ -9,7 +9,7 @@ import pytest
 from scaleup import reproduce
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Backbone, Model, Recipe, Train, Tube
-from scaleup.reproduce import tasks, work
+from scaleup.reproduce import DOCS, tasks, work
 from scaleup.reproduce.desk import Desk, _beginnings
 from scaleup.reproduce.judge import judge
 from scaleup.reproduce.page import claims, document
@@ -82,6 +82,13 @@ def test_the_page_says_what_holds_what_does_not_and_what_is_missing(tmp_path):
     assert "- good > good (random tubes) (not the paper's): **holds**" in page
     assert "place_motion 4.2%" in page
     assert page.count("Not run yet") == 1 and "`python tools/reproduce.py missing`" in page
+
+
+def test_what_is_published_is_the_page_of_the_results_and_says_why_a_claim_is_not_seen():
+    """A line of the page that ends where the figures do has no sentence."""
+    assert (DOCS / "reproduction.md").read_text() == document(TABLES, DOCS / "reproduction")
+    lines = [line for line in (DOCS / "reproduction.md").read_text().splitlines() if line.startswith("- ")]
+    assert lines and [line for line in lines if "**holds**" not in line and line.endswith(").")] == []
 
 
 def test_every_row_has_its_recipe_and_every_claim_its_rows(tmp_path):
