@@ -112,12 +112,10 @@ class TubeSpec:
 
     def gather(self, x: Tensor) -> Tensor:
         """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
-        reads = list(enumerate(_reads(self, tuple(x.shape[2:])), 2))
-        for axis, (read, _, _) in reads:
-            x = x.index_select(axis, read.to(x.device)) if isinstance(read, Tensor) else x.narrow(axis, *read)
-        for axis, (_, kernel, step) in reads:
-            x = x.unfold(axis, kernel, step)  # a view: at last (B, C, nt, nh, nw, kt, kh, kw)
-        return x.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
+        (kt, kh, kw), places = self.kernel, _indices(self, tuple(x.shape[2:]))
+        windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
+        windows = windows[places]  # those that count
+        return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
         """Channels of neighbouring places side by side: (B, c, places) -> (B, N, f*c), place by place in t, h, w."""
@@ -126,26 +124,16 @@ class TubeSpec:
         return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
 
 
-class Read(NamedTuple):
-    """What of an axis is read, and which windows of that are the places."""
-
-    read: tuple[int, int] | Tensor  # first and length, or each index
-    kernel: int
-    step: int
-
-
 @lru_cache(maxsize=256)
-def _reads(spec: TubeSpec, size: Size) -> list[Read]:
-    """Evenly spaced places read the clip as it is (a view, no copy); of any others the windows are laid end to end."""
-    return [_read(places.flatten(), kernel) for places, kernel in zip(spec.places(size), spec.kernel, strict=True)]
-
-
-def _read(starts: Tensor, kernel: int) -> Read:
-    steps = starts.diff()
-    if len(starts) == 1 or (steps[0] > 0 and (steps == steps[0]).all()):
-        step = int(steps[0]) if len(starts) > 1 else 1
-        return Read((int(starts[0]), int(starts[-1] - starts[0]) + kernel), kernel, step)
-    return Read((starts[:, None] + torch.arange(kernel)).flatten(), kernel, kernel)
+def _indices(spec: TubeSpec, size: Size) -> tuple[Any, ...]:
+    """Evenly spaced places as slices (a view, no copy), anything else as index tensors that broadcast to a grid."""
+    starts = [place.flatten() for place in spec.places(size)]
+    everything = (slice(None), slice(None))  # samples and channels
+    steps = [start.diff() if len(start) > 1 else torch.ones(1, dtype=torch.long) for start in starts]
+    if all((step == step[0]).all() and step[0] > 0 for step in steps):
+        bounds = [(int(start[0]), int(start[-1]) + 1, int(step[0])) for start, step in zip(starts, steps, strict=True)]
+        return everything + tuple(slice(*bound) for bound in bounds)
+    return (*everything, starts[0][:, None, None], starts[1][:, None], starts[2])
 
 
 class Folds(NamedTuple):
