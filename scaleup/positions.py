@@ -7,14 +7,13 @@ centre of what a token covers), ``cosine_no_stride`` (sines of a token's index i
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaleup.tubes import Size, TubeSpec
+from scaleup.tubes import Size, TubeSpec, kept
 
 KINDS = ("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone")
 BASE = 10_000.0
@@ -74,13 +73,13 @@ def in_patches(centres: Tensor, patch: tuple[int, int]) -> Tensor:
     return (centres - (sides - 1) / 2) / sides
 
 
-@lru_cache(maxsize=256)
+@kept
 def time_table(spec: TubeSpec, size: Size, dim: int) -> Tensor:
     """Sines of the time of a tube's tokens: (N, dim)."""
     return cosine(spec.centres(size)[:, :1], dim)
 
 
-@lru_cache(maxsize=256)
+@kept
 def space_time_table(spec: TubeSpec, size: Size, dim: int, stride: bool) -> Tensor:
     """Sines of where a tube's tokens are, or of their place in the tube's grid (no stride): (N, dim)."""
     return cosine(spec.centres(size) if stride else indices(spec, size), dim)
@@ -112,7 +111,7 @@ class Learned(nn.Module):
         table, grid = self.tables[spec.name], spec.grid(size)  # (D, nt, nh, nw)
         if size[0] == 1:
             table = table[:, :1]  # an image lies where a video's first frame does
-        if table.shape[1:] != grid:
+        if isinstance(size[0], torch.SymInt) or table.shape[1:] != grid:
             table = F.interpolate(table[None], size=grid, mode="trilinear", align_corners=False)[0]
         return table.flatten(1).T
 

@@ -104,14 +104,13 @@ class Tokenizer(nn.Module):
     def _rope(self, spec: TubeSpec, size: Size, patches: Tensor) -> Tensor:
         """Rotary sines and cosines (..., N, 2d) of a tube, at its spatial centres; patches keep the backbone's own."""
         if spec in (self.frames, self.image):
-            return torch.cat([patches] * spec.grid(size)[0], dim=-2)
+            return patches.repeat(*[1] * (patches.dim() - 2), spec.grid(size)[0], 1)
         centres = spec.centres(size)[:, 1:].to(patches)
         return self.stem.rope_at(in_patches(centres, self.image.kernel[1:]))
 
     def _video_tokens(self, x: Tensor, size: Size) -> Tensor:
-        count = self.frames.grid(size)[0]
         images = x[:, :, self.frames.offset[0] :: self.frames.stride[0]].transpose(1, 2)  # (B, nt, 3, H, W)
-        tokens = self.stem(images.flatten(0, 1)).unflatten(0, (-1, count))  # (B, nt, P+Np, D)
+        tokens = self.stem(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, nt, P+Np, D)
         prefix, frames = tokens[:, 0, : self.num_prefix_tokens], tokens[:, :, self.num_prefix_tokens :].flatten(1, 2)
         tubes = [self.tubes(x)] if self.tubes.specs else []
         return torch.cat([prefix, frames, *tubes], dim=1)

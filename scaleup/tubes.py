@@ -9,10 +9,10 @@ Triples are always (t, h, w), in frames and pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from scaleup.errors import UserError
 
 AXES = ("t", "h", "w")
 Size = tuple[int, int, int]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,17 @@ class TubeSpec:
 
     def grid(self, size: Size) -> Size:
         """Tokens along each axis of a clip of ``size``: a valid convolution after slicing off the offset."""
-        counts = []
-        for axis, length in enumerate(size):
-            needed = self.offset[axis] + self.kernel[axis]
-            if length < needed:
-                raise UserError(
-                    f"tube {self.name!r} needs at least {needed} along {AXES[axis]} (offset {self.offset[axis]} + "
-                    f"kernel {self.kernel[axis]}); the input has {length}"
-                )
-            counts.append((length - needed) // self.stride[axis] + 1)
-        return tuple(counts)  # type: ignore[return-value]
+        return tuple(self.count(axis, length) for axis, length in enumerate(size))  # type: ignore[return-value]
+
+    def count(self, axis: int, length: int) -> int:
+        """Tokens along one axis."""
+        needed = self.offset[axis] + self.kernel[axis]
+        if length < needed:
+            raise UserError(
+                f"tube {self.name!r} needs at least {needed} along {AXES[axis]} (offset {self.offset[axis]} + "
+                f"kernel {self.kernel[axis]}); the input has {length}"
+            )
+        return (length - needed + self.stride[axis]) // self.stride[axis]
 
     def tokens(self, size: Size) -> int:
         return math.prod(self.grid(size))
@@ -87,20 +89,28 @@ class TubeSpec:
         stride, and closer where the clip is too small. A token that would leave the clip is moved back inside, so
         that the number of tokens never changes.
         """
-        return [self._axis_places(axis, count, size[axis]) for axis, count in enumerate(self.grid(size))]
+        return [self._axis_places(axis, length) for axis, length in enumerate(size)]
 
-    def _axis_places(self, axis: int, count: int, length: int) -> Tensor:
-        first, stride, fold = self.offset[axis], self.stride[axis], self.fold[axis]
-        last = length - self.kernel[axis]  # the last place inside the clip
+    def _axis_places(self, axis: int, length: int) -> Tensor:
+        firsts = self.offset[axis] + self.stride[axis] * torch.arange(self.count(axis, length))
+        places = firsts[:, None] + torch.tensor(self.offsets(axis, length))  # (tokens, fold)
+        last = length - self.kernel[axis]
+        return places - (places[:, -1:] - last).clamp(min=0)
+
+    def offsets(self, axis: int, length: int) -> list[int]:
+        """How far the places of a token lie from its first, along one axis."""
+        first, fold, last = self.offset[axis], self.fold[axis], length - self.kernel[axis]  # last: inside the clip
         if last - first < fold - 1:
             raise UserError(
                 f"tube {self.name!r} folds {fold} places along {AXES[axis]}, which needs at least "
                 f"{first + self.kernel[axis] + fold - 1} along {AXES[axis]}; the input has {length}"
             )
-        step = min(max(stride / fold, 1.0), (last - first) / max(fold - 1, 1))
-        offsets = (torch.arange(fold, dtype=torch.float64) * step).round().long()
-        places = first + stride * torch.arange(count)[:, None] + offsets  # (tokens, fold)
-        return places - (places[:, -1:] - last).clamp(min=0)
+        step = min(self.spacing(axis), (last - first) / (fold - 1)) if fold > 1 else 0
+        return [round(index * step) for index in range(fold)]
+
+    def spacing(self, axis: int) -> float:
+        """How far the places of a token are apart where the clip is long enough."""
+        return max(self.stride[axis] / self.fold[axis], 1.0)
 
     def centres(self, size: Size) -> Tensor:
         """Centre of all that each token covers, fold included: (N, 3) in frames and pixels, pixel 0 at 0."""
@@ -114,7 +124,7 @@ class TubeSpec:
         """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
         (kt, kh, kw), places = self.kernel, _indices(self, tuple(x.shape[2:]))
         windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
-        windows = windows[places]  # those that count
+        windows = windows[:, :, places[0], places[1], places[2]]  # those that count
         return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
@@ -124,16 +134,39 @@ class TubeSpec:
         return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
 
 
-@lru_cache(maxsize=256)
+def kept(function: Callable[..., Made]) -> Callable[..., Made]:
+    """Keep what a function gives for a size; a program traced with frames left free computes it when it runs."""
+    remembered = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(spec: TubeSpec, size: Size, *args: Any) -> Made:
+        return (function if isinstance(size[0], torch.SymInt) else remembered)(spec, size, *args)
+
+    return call
+
+
+@kept
 def _indices(spec: TubeSpec, size: Size) -> tuple[Any, ...]:
     """Evenly spaced places as slices (a view, no copy), anything else as index tensors that broadcast to a grid."""
-    starts = [place.flatten() for place in spec.places(size)]
-    everything = (slice(None), slice(None))  # samples and channels
-    steps = [start.diff() if len(start) > 1 else torch.ones(1, dtype=torch.long) for start in starts]
-    if all((step == step[0]).all() and step[0] > 0 for step in steps):
-        bounds = [(int(start[0]), int(start[-1]) + 1, int(step[0])) for start, step in zip(starts, steps, strict=True)]
-        return everything + tuple(slice(*bound) for bound in bounds)
-    return (*everything, starts[0][:, None, None], starts[1][:, None], starts[2])
+    slices = [_slice(spec, axis, length) for axis, length in enumerate(size)]
+    if None not in slices:
+        return tuple(slices)
+    t, h, w = (starts.flatten() for starts in spec.places(size))
+    return t[:, None, None], h[:, None], w
+
+
+def _slice(spec: TubeSpec, axis: int, length: int) -> slice | None:
+    """Places along one axis where they are evenly spaced; a free length may move the last token back, so it is not."""
+    first, stride, fold = spec.offset[axis], spec.stride[axis], spec.fold[axis]
+    if fold == 1:
+        return slice(first, None, stride)
+    offsets = spec.offsets(axis, length)
+    gap, count = offsets[1], spec.count(axis, length)
+    if isinstance(length, torch.SymInt) or offsets != [gap * index for index in range(fold)]:
+        return None
+    end = first + gap * (fold * count - 1) + 1
+    even = count == 1 or gap * fold == stride
+    return slice(first, end, gap) if even and end <= length - spec.kernel[axis] + 1 else None
 
 
 class Folds(NamedTuple):

@@ -14,8 +14,8 @@ def arguments():
     made.add_argument("model", help="model directory or hub id")
     made.add_argument("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
     made.add_argument("--out", type=Path, required=True)
-    lengths = "other lengths of clips than the model's own, a program each (torch, onnx, aoti)"
-    made.add_argument("--frames", type=int, nargs="+", default=[], metavar="N", help=lengths)
+    lengths = "other lengths of clips (64) and spans of lengths (32-128), a program each (torch, onnx, aoti)"
+    made.add_argument("--frames", nargs="+", default=[], metavar="N", help=lengths)
     made.add_argument("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
     made.add_argument("--base", help="the backbone's weights, if they are not where they were")
     made.add_argument("--overwrite", action="store_true")

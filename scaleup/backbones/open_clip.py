@@ -34,7 +34,7 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> tokens (B, 1+N, D), class token first, positions added."""
         patches = self.conv1(x).flatten(2).transpose(1, 2)  # (B, N, D)
-        prefix = self.class_embedding.to(patches).expand(len(x), 1, -1)
+        prefix = self.class_embedding.to(patches).expand(x.shape[0], 1, -1)
         return torch.cat([prefix, patches], dim=1) + self.positional_embedding.to(patches)
 
     def norm_pre(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def export(
     base: str | None = None,
     overwrite: bool = False,
     merge: bool = False,
-    frames: Sequence[int] = (),
+    frames: Sequence[int | str] = (),
 ) -> dict[str, Any]:
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
@@ -36,7 +36,8 @@ def export(
             in timm's layout), ``torch`` (torch.export), ``onnx`` or ``aoti`` (compiled for this machine by
             AOTInductor).
         base: where the backbone's weights are now, if not where they were.
-        frames: other lengths of clips that programs are written for; each is compared too.
+        frames: other lengths of clips, and spans of lengths (``"32-128"``), that programs are written for; each is
+            compared too.
         merge: fold the model's adapter into the weights of its blocks; programs always do.
 
     Returns:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.errors import UserError
+from scaleup.export.lengths import Ends, programs
 from scaleup.export.parity import difference, largest, medians
 from scaleup.model import TubeViT
 from scaleup.transplant.measure import natural_clip
@@ -44,57 +45,70 @@ class Form(NamedTuple):
 
 
 def write(
-    model: TubeViT, form: Form, directory: Path, frames: Sequence[int] = ()
+    model: TubeViT, form: Form, directory: Path, frames: Sequence[int | str] = ()
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Write the programs ``image`` and ``video`` and ``labels.json`` into a directory, and run what was written.
 
-    The number of samples is free; frames and size are those of the model.
+    The number of samples is free, the size is that of the model.
 
     Args:
-        frames: other lengths of clips; each gets a program of its own, ``video_64``.
+        frames: other lengths of clips, ``64``, and spans of lengths, ``"32-128"``; each gets a program of its own,
+            ``video_64`` and ``video_32-128``.
 
     Returns:
-        The largest difference of image and video from the model, for two samples and for one, in shares of the largest
-        output; and ``{"program_bytes": {"image", "video"}, "model_bytes", "seconds": {"image", "video"},
-        "eager_seconds"}``: their size and the model's, and what one sample takes, here and in the model.
+        The largest difference of image and video from the model, for two samples and for one, at both ends of a span,
+        in shares of the largest output; and ``{"program_bytes": {"image", "video"}, "model_bytes", "seconds": {"image",
+        "video"}, "eager_seconds"}``: their size and the model's, and what one sample (the longest) takes, here and in
+        the model.
     """
     whole = Whole(model.eval())
     differences, sizes = dict[str, float](), dict[str, int]()
     seconds, eager = dict[str, float](), dict[str, float]()
-    for name, length in lengths(model, frames).items():
-        pixels = (natural_clip(length or 1, model.preprocess.size, count=2) * 255).round().byte()  # (2, 3, T, h, w)
-        pixels = pixels if length else pixels[:, :, 0]  # (2, 3, h, w)
-        path, one = directory / f"{name}{form.ending}", pixels[:1]
+    for name, ends in programs(model, frames).items():
+        clips = [_pixels(model, length) for length in sorted(set(ends))] if ends else [_pixels(model, 1)[:, :, 0]]
+        path, longest = directory / f"{name}{form.ending}", clips[-1]
         with torch.no_grad():
-            names = list(whole(pixels))  # and tables of positions are kept from now on: programs have them as numbers
-            form.write(torch.export.export(whole, (pixels,), dynamic_shapes=({0: BATCH},)), path, names)
+            names = list(whole(longest))  # and tables of positions are kept from now on: programs have them as numbers
+            form.write(traced(whole, longest, ends), path, names)
             run = form.read(path, names)
-            differences[name] = largest(difference(whole(x), run(x), True) for x in (pixels, one))
-            seconds[name], eager[name] = medians(partial(run, one), partial(whole, one))
+            inputs = (x for clip in clips for x in (clip, clip[:1]))
+            differences[name] = largest(difference(whole(x), run(x), True) for x in inputs)
+            seconds[name], eager[name] = medians(partial(run, longest[:1]), partial(whole, longest[:1]))
             sizes[name] = path.stat().st_size
     (directory / "labels.json").write_text(json.dumps(description(model, frames), indent=2) + "\n")
     held = sum(tensor.nbytes for tensor in model.state_dict().values())
     return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
 
 
-def lengths(model: TubeViT, frames: Sequence[int]) -> dict[str, int | None]:
-    """Frames that each program reads, by its name; None of an image.
+def traced(whole: Whole, pixels: Tensor, ends: Ends | None) -> torch.export.ExportedProgram:
+    """The program of a model: for one length of clips, or for all of a span, of which ``pixels`` are the longest.
 
     Raises:
-        UserError: a tube of the model does not fit into a length.
+        UserError: the model cannot be traced.
     """
-    own = model.preprocess.frames
-    for length in frames:
-        for spec in model.tokenizer.specs((max(length, 2), *model.preprocess.size)):
-            spec.places((length, *model.preprocess.size))
-    return {"image": None, "video": own} | {f"video_{length}": length for length in frames if length != own}
+    free: dict[int, Any] = {0: BATCH}
+    if ends and ends[0] < ends[1]:
+        free[2] = torch.export.Dim("frames", min=ends[0], max=ends[1])
+    try:  # what cannot be proven of a free number of frames, the program checks when it runs
+        return torch.export.export(
+            whole, (pixels,), dynamic_shapes=(free,), prefer_deferred_runtime_asserts_over_guards=2 in free
+        )
+    except torch._dynamo.exc.UserError as error:
+        reason = " ".join(str(error).split("\n")[:2])
+        raise UserError(f"torch.export cannot trace this model: {reason}") from error
 
 
-def description(model: TubeViT, frames: Sequence[int] = ()) -> dict[str, Any]:
+def _pixels(model: TubeViT, length: int) -> Tensor:
+    """Two clips as they are decoded: uint8 (2, 3, T, h, w)."""
+    return (natural_clip(length, model.preprocess.size, count=2) * 255).round().byte()
+
+
+def description(model: TubeViT, frames: Sequence[int | str] = ()) -> dict[str, Any]:
     """What somebody who runs a program must know."""
     size = model.preprocess.size
     shapes = {
-        name: ["batch", 3, *([length] if length else []), *size] for name, length in lengths(model, frames).items()
+        name: ["batch", 3, *([ends[0] if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"] if ends else []), *size]
+        for name, ends in programs(model, frames).items()
     }
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},

@@ -1,6 +1,7 @@
 """Models as programs that need none of our code, and as timm's own."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,54 @@ def test_a_program_for_each_length_of_clips(saved: Path, tmp_path: Path, to: str
         found = torch.export.load(tmp_path / "out" / "video_11.pt2").module()(pixels)
         for head, logits in expected(saved, pixels).items():
             torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "learned", "relative", "backbone"])
+def test_one_program_for_every_length_of_a_span(tiny: Callable[..., Recipe], tmp_path: Path, kind: str) -> None:
+    """With a last token that is moved back inside at some lengths."""
+    described = tiny(f"model.positions.kind={kind}", "model.tubes.long.fold=[2,1,1]").model
+    checkpoint.save(fresh(described, CLASSES["video"], 0), tmp_path / "saved")
+    result = export(tmp_path / "saved", "torch", tmp_path / "out", frames=["8-13"])
+    assert result["video_8-13_max_rel_diff"] < 1e-5
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert labels["input"]["shapes"]["video_8-13"] == ["batch", 3, "8-13", 32, 32]
+    run = torch.export.load(tmp_path / "out" / "video_8-13.pt2").module()
+    for length in range(8, 14):
+        pixels = samples(1 + length % 2, length, 32, 32)
+        for head, logits in expected(tmp_path / "saved", pixels).items():
+            torch.testing.assert_close(run(pixels)[head], logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(AssertionError, match="13"):
+        run(samples(1, 14, 32, 32))
+
+
+def test_onnxruntime_reads_every_length_of_a_span(saved: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(saved, "onnx", tmp_path / "out", frames=["8-12"])
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "video_8-12.onnx", providers=["CPUExecutionProvider"])
+    for length in range(8, 13):
+        pixels = samples(2, length, 32, 32)
+        found = session.run(list(CLASSES["video"]), {"pixels": pixels.numpy()})
+        for head, values in zip(CLASSES["video"], found, strict=True):
+            assert np.abs(values - expected(saved, pixels)[head].numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        ("6:12", "frames '6:12'; allowed are a length of clips (64) and spans"),
+        ("1-8", "frames '1-8'; allowed are a length"),
+        ("8-8", "frames '8-8'; allowed are a length"),
+        ("3-12", "tube 'long' needs at least 4 along t"),
+        ("7-12", "in clips of less than 8 frames a tube has one token in time, or places closer together"),
+    ],
+)
+def test_spans_that_do_not_fit_are_refused_with_the_reason(
+    tiny: Callable[..., Recipe], tmp_path: Path, frames: str, reason: str
+) -> None:
+    checkpoint.save(fresh(tiny("model.tubes.long.fold=[2,1,1]").model, {}, 0), tmp_path / "saved")
+    with pytest.raises(UserError, match=re.escape(reason)):
+        export(tmp_path / "saved", "torch", tmp_path / "out", frames=[frames])
+    assert not (tmp_path / "out").exists()
 
 
 def test_lengths_that_do_not_fit_are_refused_with_the_reason(saved: Path, tmp_path: Path) -> None:
