@@ -122,10 +122,14 @@ class TubeSpec:
 
     def gather(self, x: Tensor) -> Tensor:
         """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
-        (kt, kh, kw), places = self.kernel, _indices(self, tuple(x.shape[2:]))
-        windows = x.unfold(2, kt, 1).unfold(3, kh, 1).unfold(4, kw, 1)  # a view: (B, C, T', H', W', kt, kh, kw)
-        windows = windows[:, :, places[0], places[1], places[2]]  # those that count
-        return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
+        even, uneven = _reading(self, tuple(x.shape[2:]))
+        for dim, (kernel, run) in enumerate(zip(self.kernel, even, strict=True), start=2):
+            first, end, step = run or (0, x.shape[dim], 1)
+            x = x.narrow(dim, first, end - first).unfold(
+                dim, kernel, step
+            )  # a view: at last (B, C, t, h, w, kt, kh, kw)
+        x = x[:, :, uneven[0], uneven[1], uneven[2]] if uneven else x
+        return x.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
         """Channels of neighbouring places side by side: (B, c, places) -> (B, N, f*c), place by place in t, h, w."""
@@ -145,28 +149,36 @@ def kept(function: Callable[..., Made]) -> Callable[..., Made]:
     return call
 
 
+class Run(NamedTuple):
+    """Pixels (frames) ``first`` to ``end`` along one axis, in which a kernel is applied every ``step``."""
+
+    first: int
+    end: int
+    step: int
+
+
 @kept
-def _indices(spec: TubeSpec, size: Size) -> tuple[Any, ...]:
-    """Evenly spaced places as slices (a view, no copy), anything else as index tensors that broadcast to a grid."""
-    slices = [_slice(spec, axis, length) for axis, length in enumerate(size)]
-    if None not in slices:
-        return tuple(slices)
-    t, h, w = (starts.flatten() for starts in spec.places(size))
-    return t[:, None, None], h[:, None], w
+def _reading(spec: TubeSpec, size: Size) -> tuple[list[Run | None], tuple[Tensor, ...]]:
+    """Runs along each axis that has its places evenly spaced; where one has not, indices that broadcast to a grid."""
+    even = [_run(spec, axis, length) for axis, length in enumerate(size)]
+    if None not in even:
+        return even, ()
+    places = [starts.flatten() for starts in spec.places(size)]
+    t, h, w = (torch.arange(each.shape[0]) if run else each for each, run in zip(places, even, strict=True))
+    return even, (t[:, None, None], h[:, None], w)
 
 
-def _slice(spec: TubeSpec, axis: int, length: int) -> slice | None:
+def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
     """Places along one axis where they are evenly spaced; a free length may move the last token back, so it is not."""
     first, stride, fold = spec.offset[axis], spec.stride[axis], spec.fold[axis]
     if fold == 1:
-        return slice(first, None, stride)
+        return Run(first, length, stride)
     offsets = spec.offsets(axis, length)
     gap, count = offsets[1], spec.count(axis, length)
     if isinstance(length, torch.SymInt) or offsets != [gap * index for index in range(fold)]:
         return None
-    end = first + gap * (fold * count - 1) + 1
-    even = count == 1 or gap * fold == stride
-    return slice(first, end, gap) if even and end <= length - spec.kernel[axis] + 1 else None
+    end = first + gap * (fold * count - 1) + spec.kernel[axis]
+    return Run(first, end, gap) if end <= length and (count == 1 or gap * fold == stride) else None
 
 
 class Folds(NamedTuple):
