@@ -83,6 +83,7 @@ TABLES = {
         "Table 7c: space-to-depth",
         varied("table7c", FOLDS),
         (*(Claim(fold, "baseline") for fold in list(FOLDS)[:-1]), Claim("x4_S", "x2_S"), Claim("x4_T", "x2_T")),
+        remarks=REMARKS["table7c"],
     ),
     "table7e": Table(
         "Table 7e: one interpolated kernel", varied("table7e", KERNELS), chain(*KERNELS), remarks=REMARKS["table7e"]
