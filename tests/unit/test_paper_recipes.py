@@ -66,13 +66,15 @@ def test_every_row_loads_as_a_model(path: Path, scale: str) -> None:
     assert scale == "desk" or not lines, "a header names rows that are none"
 
 
-def test_inflated_patches_are_planned_at_desk_scale(scale: str) -> None:
-    if scale == "desk":
-        _, read = loaded(paper.PAPER / "table5.yaml", scale)[-1]
-        plan = costs.plan(read, paper.arms(read), gflops=50)
-        model = paper.outline(read)
-        assert plan["tokens"]["video"] == tokens(model, model.preprocess.frames)
-        assert plan["memory"]["total"] < 2**30 and plan["time"]["run"] < 1800
+@pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
+def test_every_row_goes_through_the_plan(path: Path, scale: str) -> None:
+    for choice, read in loaded(path, scale):
+        plan, model = costs.plan(read, paper.arms(read), gflops=50), paper.outline(read)
+        frames = {"image": 1, "video": model.preprocess.frames}
+        for modality in plan["flops"]:
+            assert plan["tokens"][modality] == tokens(model, frames[modality]), choice
+        if scale == "desk":
+            assert plan["memory"]["total"] < 2**30 and plan["time"]["run"] < 1800, choice
 
 
 @pytest.mark.slow
