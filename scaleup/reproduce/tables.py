@@ -104,9 +104,12 @@ TABLES = {
         "Table 7f: views",
         (Row("1x1", 82.8, COSINE), *(Row(views, paper, of="1x1", views=views) for views, paper in VIEWS.items())),
         (Claim("4x1", "1x1"), Claim("1x3", "1x1"), Claim("4x3", "1x1"), Claim("4x3", "4x1"), Claim("10x10", "4x3")),
-        "The videos are square and no larger than the crop, so that all spatial crops are the same one.",
+        "The videos are square and as large as the model's pictures, so that several crops enlarge them and slide.",
+        remarks=REMARKS["table7f"],
     ),
-    "table8": Table("Table 8: fresh blocks on top", varied("table8", LAYERS, SHORTER), chain(*LAYERS)),
+    "table8": Table(
+        "Table 8: fresh blocks on top", varied("table8", LAYERS, SHORTER), chain(*LAYERS), remarks=REMARKS["table8"]
+    ),
     "align": Table(
         "Not in the paper: tubes aligned with the large model's own tokens",
         (
