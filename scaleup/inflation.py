@@ -7,7 +7,8 @@ from torch import nn
 
 from scaleup.backbones import Backbone
 from scaleup.errors import UserError
-from scaleup.tubes import TubeSpec, TubeTokenizer
+from scaleup.places import TubeSpec
+from scaleup.tubes import TubeTokenizer
 
 
 def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaleup.tubes import Size, TubeSpec, kept
+from scaleup.places import Size, TubeSpec, kept
 
 KINDS = ("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone")
 BASE = 10_000.0

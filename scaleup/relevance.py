@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from scaleup.model import TubeViT
+from scaleup.places import Size, TubeSpec
 from scaleup.tokenizer import size_of
 from scaleup.trunk import Taps
-from scaleup.tubes import Size, TubeSpec
 
 
 def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from scaleup.backbones import Backbone
 from scaleup.errors import UserError, nearest
+from scaleup.places import Size, TubeSpec
 from scaleup.positions import Context, Fixed, Learned, Relative, in_patches, sample_grid, time_table
-from scaleup.tubes import Size, TubeSpec, TubeTokenizer
+from scaleup.tubes import TubeTokenizer
 
 
 def size_of(x: Tensor) -> Size:

@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 
 from scaleup.backbones.table import CHANNELS, Row, Table
-from scaleup.tubes import Folds
+from scaleup.places import Folds
 
 PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch"}
 HEADER = ["name", "width", "depth", "heads", "patch", "size", "tokens", "prefix", "parameters", "licence", "positions"]

@@ -12,7 +12,7 @@ import timm
 from scaleup.backbones import Backbone, open_clip
 from scaleup.backbones.build import build
 from scaleup.errors import UserError, nearest
-from scaleup.tubes import Folds, folds_to
+from scaleup.places import Folds, folds_to
 
 # Channels that a kernel emits at each place: folded tubes, and unfolded ones of small models of width 192, 384 and 768.
 CHANNELS = (64, 128, 256, 192, 384, 768)

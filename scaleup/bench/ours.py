@@ -12,13 +12,13 @@ from scaleup.bench.step import CLASSES, described
 from scaleup.bench.tokenizer import FOLDED
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
+from scaleup.places import TubeSpec
 from scaleup.recipe import Arm, Input, Recipe
 from scaleup.training import engine
 from scaleup.training.frozen import settle_kernels
 from scaleup.training.models import sizes, tokens
 from scaleup.training.step import ArmTrainer
 from scaleup.trunk import Inputs, arm_inputs
-from scaleup.tubes import TubeSpec
 
 
 def tubevit(size: Size, frames: int) -> TubeViT:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaleup.bench.turns import alternated, compared, goal, machine, timed
-from scaleup.tubes import Tube, TubeSpec, TubeTokenizer
+from scaleup.places import TubeSpec
+from scaleup.tubes import Tube, TubeTokenizer
 
 SIZE = (32, 224, 224)
 FOLDED = (  # the main tubes of the paper's supplement

@@ -21,9 +21,9 @@ from torch import nn
 
 from scaleup.costs.sketch import Sketch, device, tensors
 from scaleup.directory import DELTA
+from scaleup.places import Size
 from scaleup.precision import COMPUTED_IN
 from scaleup.recipe import Train
-from scaleup.tubes import Size
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
 MOST = 2**16  # samples of a micro-batch that are tried

@@ -18,12 +18,12 @@ from scaleup.data.datasets import open_datasets
 from scaleup.data.taps import in_cache
 from scaleup.kernels import LARGEST, SMALLEST
 from scaleup.model import TubeViT
+from scaleup.places import Size
 from scaleup.precision import COMPUTED_IN
 from scaleup.recipe import Arm, Recipe
 from scaleup.training.models import outlines, tokens
 from scaleup.training.step import Classifier
 from scaleup.trunk import Taps, Trunk
-from scaleup.tubes import Size
 
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from scaleup.errors import UserError
 from scaleup.model import TubeViT
-from scaleup.tubes import TubeSpec
+from scaleup.places import TubeSpec
 
 Ends = tuple[int, int]  # the shortest and the longest clip; equal where there is one length
 

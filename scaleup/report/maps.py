@@ -9,9 +9,10 @@ from torch import Tensor
 
 from scaleup.inflation import patch_of
 from scaleup.model import TubeViT
+from scaleup.places import Size, TubeSpec
 from scaleup.relevance import boxes
 from scaleup.report.plots import svg
-from scaleup.tubes import Size, TubeSpec, resize_kernel
+from scaleup.tubes import resize_kernel
 
 SHOWN = 8  # channels of a kernel
 

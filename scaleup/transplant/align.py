@@ -15,10 +15,10 @@ from torch import Tensor
 
 from scaleup.backbones import Backbone
 from scaleup.errors import UserError
+from scaleup.places import Size
 from scaleup.ridge import Affine, Moments, Ridge
 from scaleup.transplant.donor import Kernel
 from scaleup.transplant.measure import normalise, rms
-from scaleup.tubes import Size
 
 HELD_OUT = 8  # every so manyth image is left out of the fit, and the map measured on it
 

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass, replace
 
 from scaleup.errors import UserError
+from scaleup.places import Size, TubeSpec, folds_to
 from scaleup.transplant.donor import Kernel
-from scaleup.tubes import Size, TubeSpec, folds_to
 
 FITTING = (64, 128, 192, 256, 384, 512, 640, 768, 1024)  # channel counts named to those whose tubes do not fit
 
@@ -26,7 +26,7 @@ class Plan:
 
 
 def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Plan:
-    """Fold a tube to the backbone's width (see :func:`scaleup.tubes.folds_to`) inside clips of ``size``.
+    """Fold a tube to the backbone's width (see :func:`scaleup.places.folds_to`) inside clips of ``size``.
 
     Raises:
         UserError: ``exact`` is asked for and c does not divide D, or no fold fits the clip.

@@ -16,7 +16,8 @@ from scaleup import config as config_file
 from scaleup import tensors
 from scaleup.directory import FULL, read_report, trained_on
 from scaleup.errors import UserError
-from scaleup.tubes import TubeSpec, resize_kernel
+from scaleup.places import TubeSpec
+from scaleup.tubes import resize_kernel
 
 # The public Lightning reimplementation fixes the paper's main tubes and shares one 8x8x8 kernel between them.
 LIGHTNING = "sparse_tubes_tokenizer.conv_proj_weight", "sparse_tubes_tokenizer.conv_proj_bias"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from scaleup.backbones import Backbone
 from scaleup.model import TubeViT, assemble, describe
+from scaleup.places import TubeSpec
 from scaleup.transplant.align import Alignment, aligned
 from scaleup.transplant.channels import Plan
 from scaleup.transplant.donor import Donor, Kernel
-from scaleup.tubes import TubeSpec
 
 
 def refold(kernel: Kernel, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from scaleup.backbones import Backbone
 from scaleup.model import TubeViT, assemble
 from scaleup.placement import lent
+from scaleup.places import TubeSpec
 from scaleup.ridge import Affine
 from scaleup.transplant.donor import Donor, Kernel
-from scaleup.tubes import TubeSpec
 
 
 def natural_clip(frames: int, size: tuple[int, int], count: int = 1, seed: int = 0) -> Tensor:

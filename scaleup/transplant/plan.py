@@ -8,11 +8,11 @@ from typing import Any
 
 from scaleup.backbones import Backbone
 from scaleup.errors import UserError, nearest
+from scaleup.places import TubeSpec
 from scaleup.positions import KINDS
 from scaleup.transplant import measure
 from scaleup.transplant.channels import Plan, plan_aligned, plan_channels
 from scaleup.transplant.donor import Donor
-from scaleup.tubes import TubeSpec
 
 MATCHES = ("fold", "align")  # of widths
 

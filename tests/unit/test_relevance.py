@@ -11,10 +11,10 @@ from scaleup import film, overlay
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
 from scaleup.model import TubeViT, fresh
+from scaleup.places import TubeSpec
 from scaleup.recipe import Backbone, Input, Model, Tube
 from scaleup.relevance import boxes, painted, token_relevance
 from scaleup.trunk import Taps
-from scaleup.tubes import TubeSpec
 
 HEADS = {"motion": ["left", "right", "up"]}
 

@@ -13,7 +13,7 @@ from scaleup.backbones import page
 from scaleup.backbones.table import CHANNELS, FAMILIES, as_json, names, table
 from scaleup.backbones.undrawn import Undrawn
 from scaleup.errors import UserError
-from scaleup.tubes import folds_to
+from scaleup.places import folds_to
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = [

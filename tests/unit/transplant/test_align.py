@@ -17,12 +17,12 @@ from scaleup.backbones.build import build
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.export import export
+from scaleup.places import TubeSpec
 from scaleup.report import maps
 from scaleup.transplant import Options, transplant
 from scaleup.transplant.align import pairs
 from scaleup.transplant.donor import Kernel, read
 from scaleup.transplant.report import lines
-from scaleup.tubes import TubeSpec
 
 D, MEAN, STD = 48, [0.2, 0.5, 0.6], [0.3, 0.2, 0.4]  # width of the large model; what the small one is fed
 GENERATOR = torch.Generator().manual_seed(0)
