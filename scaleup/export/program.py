@@ -74,7 +74,9 @@ def write(
             inputs = (x for clip in clips for x in (clip, clip[:1]))
             differences[name] = largest(difference(whole(x), run(x), True) for x in inputs)
             seconds[name], eager[name] = medians(partial(run, longest[:1]), partial(whole, longest[:1]))
-            sizes[name] = path.stat().st_size
+            sizes[name] = sum(
+                file.stat().st_size for file in directory.glob(f"{path.name}*")
+            )  # ONNX: weights beside it
     (directory / "labels.json").write_text(json.dumps(description(model, frames), indent=2) + "\n")
     held = sum(tensor.nbytes for tensor in model.state_dict().values())
     return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}

@@ -187,6 +187,21 @@ def test_a_program_that_differs_is_an_error_and_nothing_stays(
     assert {path.name for path in tmp_path.iterdir()} == {"saved"}
 
 
+def test_weights_beside_a_program_are_part_of_its_size(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX keeps those of models above 2 GB."""
+    honest = program.FORMS["torch"]
+
+    def write(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+        honest.write(traced, path, names)
+        path.with_name(f"{path.name}.data").write_bytes(bytes(1000))
+
+    monkeypatch.setitem(program.FORMS, "torch", honest._replace(write=write))
+    sizes = export(saved, "torch", tmp_path / "out")["program_bytes"]
+    assert sizes == {name: (tmp_path / "out" / f"{name}.pt2").stat().st_size + 1000 for name in ("image", "video")}
+
+
 def test_an_adapter_is_merged_into_a_program(saved: Path, tmp_path: Path) -> None:
     model = checkpoint.load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
     for parameter in model.arm.parameters():
