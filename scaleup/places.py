@@ -76,7 +76,7 @@ class TubeSpec:
                 f"tube {self.name!r} needs at least {needed} along {AXES[axis]} (offset {self.offset[axis]} + "
                 f"kernel {self.kernel[axis]}); the input has {length}"
             )
-        return (length - needed + self.stride[axis]) // self.stride[axis]
+        return (length - needed) // self.stride[axis] + 1
 
     def tokens(self, size: Size) -> int:
         return math.prod(self.grid(size))
@@ -124,11 +124,9 @@ class TubeSpec:
         even, uneven = _reading(self, tuple(x.shape[2:]))
         for dim, (kernel, run) in enumerate(zip(self.kernel, even, strict=True), start=2):
             first, end, step = run or (0, x.shape[dim], 1)
-            x = x.narrow(dim, first, end - first).unfold(
-                dim, kernel, step
-            )  # a view: at last (B, C, t, h, w, kt, kh, kw)
-        x = x[:, :, uneven[0], uneven[1], uneven[2]] if uneven else x
-        return x.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
+            x = x.narrow(dim, first, end - first).unfold(dim, kernel, step)
+        windows = x[:, :, uneven[0], uneven[1], uneven[2]] if uneven else x  # (B, C, t, h, w, kt, kh, kw), x: a view
+        return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
         """Channels of neighbouring places side by side: (B, c, places) -> (B, N, f*c), place by place in t, h, w."""
@@ -172,8 +170,8 @@ def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
     first, stride, fold = spec.offset[axis], spec.stride[axis], spec.fold[axis]
     if fold == 1:
         return Run(first, length, stride)
-    offsets = spec.offsets(axis, length)
-    gap, count = offsets[1], spec.count(axis, length)
+    count, offsets = spec.count(axis, length), spec.offsets(axis, length)
+    gap = offsets[1]
     if isinstance(length, torch.SymInt) or offsets != [gap * index for index in range(fold)]:
         return None
     end = first + gap * (fold * count - 1) + spec.kernel[axis]
