@@ -167,10 +167,10 @@ def _reading(spec: TubeSpec, size: Size) -> tuple[list[Run | None], tuple[Tensor
 
 def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
     """Places along one axis where they are evenly spaced; a free length may move the last token back, so it is not."""
-    first, stride, fold = spec.offset[axis], spec.stride[axis], spec.fold[axis]
+    first, stride, fold, count = spec.offset[axis], spec.stride[axis], spec.fold[axis], spec.count(axis, length)
     if fold == 1:
         return Run(first, length, stride)
-    count, offsets = spec.count(axis, length), spec.offsets(axis, length)
+    offsets = spec.offsets(axis, length)
     gap = offsets[1]
     if isinstance(length, torch.SymInt) or offsets != [gap * index for index in range(fold)]:
         return None

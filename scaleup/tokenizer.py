@@ -110,8 +110,9 @@ class Tokenizer(nn.Module):
         return self.stem.rope_at(in_patches(centres, self.image.kernel[1:]))
 
     def _video_tokens(self, x: Tensor, size: Size) -> Tensor:
+        shape = (x.shape[0], self.frames.count(0, size[0]))  # (B, nt)
         images = x[:, :, self.frames.offset[0] :: self.frames.stride[0]].transpose(1, 2)  # (B, nt, 3, H, W)
-        tokens = self.stem(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, nt, P+Np, D)
+        tokens = self.stem(images.flatten(0, 1)).unflatten(0, shape)  # (B, nt, P+Np, D)
         prefix, frames = tokens[:, 0, : self.num_prefix_tokens], tokens[:, :, self.num_prefix_tokens :].flatten(1, 2)
         tubes = [self.tubes(x)] if self.tubes.specs else []
         return torch.cat([prefix, frames, *tubes], dim=1)
