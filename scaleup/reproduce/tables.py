@@ -163,5 +163,6 @@ TABLES = {
         ),
         "Times the tokens of the main tubes. The paper prints a curve alone, which falls from "
         "about three times on; six times, of which there is a recipe too, takes too long for a desk.",
+        remarks=REMARKS["figure4"],
     ),
 }
