@@ -19,7 +19,8 @@ REMARKS: Mapping[str, Mapping[str, str]] = {
         "last8_gate > last8": "The gate is better with every seed, by 1.7, 3.0 and 4.1 points (the paper: 2.9), which "
         "three seeds cannot settle; its alpha ends at 0.9 to 1.0, so it is open. Where it stands matters little: with "
         "seed 0 it gains 3.2, 2.2, 3.0 and 2.3 points after 2, 3, 4 and 5 blocks. With sines in time a quarter and "
-        "four times as strong it gains 5.1 and 5.7, on arms without it that are 0.4 and 6.3 lower.",
+        "four times as strong it gains 5.1 and 5.7, on arms without it that are 0.4 and 6.3 lower; in "
+        "1,200 steps 4.3 (83.9 against 79.6), with an alpha of 1.8.",
         "full > full (random tubes)": WIDE,
     },
     "table9": {
