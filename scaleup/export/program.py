@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,8 @@ def write(
     whole = Whole(model.eval())
     differences, sizes = dict[str, float](), dict[str, int]()
     seconds, eager = dict[str, float](), dict[str, float]()
-    for name, ends in programs(model, frames).items():
+    asked = programs(model, frames)
+    for name, ends in asked.items():
         clips = [_pixels(model, length) for length in sorted(set(ends))] if ends else [_pixels(model, 1)[:, :, 0]]
         path, longest = directory / f"{name}{form.ending}", clips[-1]
         with torch.no_grad():
@@ -74,10 +75,9 @@ def write(
             inputs = (x for clip in clips for x in (clip, clip[:1]))
             differences[name] = largest(difference(whole(x), run(x), True) for x in inputs)
             seconds[name], eager[name] = medians(partial(run, longest[:1]), partial(whole, longest[:1]))
-            sizes[name] = sum(
-                file.stat().st_size for file in directory.glob(f"{path.name}*")
-            )  # ONNX: weights beside it
-    (directory / "labels.json").write_text(json.dumps(description(model, frames), indent=2) + "\n")
+            files = directory.glob(f"{path.name}*")  # ONNX keeps the weights of large models beside it
+            sizes[name] = sum(file.stat().st_size for file in files)
+    (directory / "labels.json").write_text(json.dumps(description(model, asked), indent=2) + "\n")
     held = sum(tensor.nbytes for tensor in model.state_dict().values())
     return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
 
@@ -105,17 +105,20 @@ def _pixels(model: TubeViT, length: int) -> Tensor:
     return (natural_clip(length, model.preprocess.size, count=2) * 255).round().byte()
 
 
-def description(model: TubeViT, frames: Sequence[int | str] = ()) -> dict[str, Any]:
+def description(model: TubeViT, asked: Mapping[str, Ends | None]) -> dict[str, Any]:
     """What somebody who runs a program must know."""
-    size = model.preprocess.size
-    shapes = {
-        name: ["batch", 3, *([ends[0] if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"] if ends else []), *size]
-        for name, ends in programs(model, frames).items()
-    }
+    shapes = {name: ["batch", 3, *_said(ends), *model.preprocess.size] for name, ends in asked.items()}
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
         "heads": model.config["heads"],
     }
+
+
+def _said(ends: Ends | None) -> list[int | str]:
+    """The frames of a shape: none of an image, a number, or ``"32-128"``."""
+    if ends is None:
+        return []
+    return [ends[0] if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"]
 
 
 def _write_torch(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
