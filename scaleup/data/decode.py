@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadSample", "check", "decode_clip", "decode_clips", "decode_image"]
 
 T = TypeVar("T")
+Opened = Callable[[av.VideoStream], None]
 EXTENSIONS = {"image": ("png", "jpg", "webp", "jpeg"), "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg")}
 
 
@@ -72,15 +73,16 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
     Frames without timestamps are taken to be evenly spaced. Only what these frames need is decoded.
 
     Args:
-        view: which part of the upright picture, and how large it becomes; by default all of it, as it is.
+        view: which part of the picture as it is shown, and how large it becomes; by default all of it, as it is.
 
     Returns:
-        uint8 (V, 3, T, h, w), RGB, upright by the rotation flag, V = ``len(starts)``.
+        uint8 (V, 3, T, h, w), RGB, upright by the display matrix and in square pixels, V = ``len(starts)``.
 
     Raises:
         BadSample: it cannot be decoded, has no video stream or no frame, or more than ``MAX_PIXELS`` a frame.
     """
-    shown = shown_frames(data, frames, fps, starts, Pictures(view or whole()).planes)
+    pictures = Pictures(view or whole())
+    shown = shown_frames(data, frames, fps, starts, pictures.planes, pictures.opened)
     clips = np.empty((len(starts), 3, frames, *shown[0][0].shape), np.uint8)
     for number, planes in enumerate(shown):
         for colour, plane in enumerate(planes):
@@ -91,10 +93,20 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
 
 
 def shown_frames(
-    data: bytes, frames: int, fps: float, starts: Sequence[float], take: Callable[[VideoFrame], T]
+    data: bytes,
+    frames: int,
+    fps: float,
+    starts: Sequence[float],
+    take: Callable[[VideoFrame], T],
+    opened: Opened = lambda stream: None,
 ) -> list[T]:
-    """What ``take`` makes of each frame of each clip, clip by clip; of a frame that is shown twice it is asked once."""
+    """What ``take`` makes of each frame of each clip, clip by clip; of a frame that is shown twice it is asked once.
+
+    Args:
+        opened: is called with the stream that the frames come from before the first of them is taken.
+    """
     with _video(data) as (packets, times):
+        opened(packets[0].stream)
         wanted = _wanted_times(times, frames, fps, starts)  # (V, T)
         seconds, places = np.unique(wanted, return_inverse=True)
         found = _sought(packets, times, seconds, take) or _met(packets, times, seconds, take)
@@ -212,9 +224,10 @@ def reason(what: str, error: Exception) -> str:
     return f"not a readable {what}: {text.rstrip('.')}"
 
 
-def every_frame(data: bytes) -> Iterator[tuple[float, VideoFrame]]:
-    """All frames of a video as decoded, with the second each is shown at; BadSample as above."""
+def every_frame(data: bytes, opened: Opened) -> Iterator[tuple[float, VideoFrame]]:
+    """All frames of a video as decoded, with the second each is shown at; BadSample and ``opened`` as above."""
     with _video(data) as (packets, times):
+        opened(packets[0].stream)
         none = True
         for second, frame in _frames(packets, times):
             yield second, frame
@@ -229,5 +242,5 @@ def check(data: bytes, modality: str) -> None:
         upright_image(data)
         return
     pictures = Pictures(whole(16))
-    for number, (_, frame) in enumerate(every_frame(data)):
+    for number, (_, frame) in enumerate(every_frame(data, pictures.opened)):
         pictures.accept(frame) if number else pictures(frame)

@@ -69,7 +69,7 @@ def _video(data: bytes, encoding: Encoding) -> bytes:
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
         stream: Any = file.add_stream("libx264", rate=30, options=X264)
         stream.pix_fmt, stream.thread_count, stream.codec_context.time_base = "yuv420p", 1, Fraction(1, CLOCK)
-        for ticks, frame in _resampled(every_frame(data), encoding.fps):
+        for ticks, frame in _resampled(every_frame(data, pictures.opened), encoding.fps):
             pixels = np.ascontiguousarray(pictures(frame).transpose(1, 2, 0))  # (h, w, 3)
             picture = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", threads=1)
             if not stream.codec_context.is_open:

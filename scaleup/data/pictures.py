@@ -1,16 +1,19 @@
-"""Decoded frames to pixels: turned upright, cropped and scaled before they are converted, which is the cost."""
+"""Decoded frames to pixels as they are shown: turned, cropped and scaled before they are converted, which is the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from av import FFmpegError, VideoStream
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
+from scaleup.data.display import ORIENTATIONS, Filters, Form, aspect_of, form
+
 MAX_PIXELS = 2**26  # of one frame; an 8K frame has half as many
-TURNS = ((), (("transpose", "cclock"),), (("hflip", ""), ("vflip", "")), (("transpose", "clock"),))  # FFmpeg's filters
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -23,7 +26,7 @@ class Cut(NamedTuple):
     mirrored: bool = False
 
 
-View = Callable[[int, int], Cut]  # of an upright picture's height and width
+View = Callable[[int, int], Cut]  # of the height and width of a picture as it is shown
 
 
 class BadSample(Exception):
@@ -46,55 +49,78 @@ class Pictures:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._upright: tuple[int, int] | None = None  # height, width
-        self._form: tuple[object, ...] = ()
+        self._aspect: Callable[[], Fraction] = lambda: Fraction(1)
+        self._form: Form | None = None
+        self._graph: Graph | None = None
+
+    def opened(self, stream: VideoStream) -> None:
+        """The frames come from this stream, which knows what they do not tell: how wide a pixel is."""
+        self._aspect = aspect_of(stream)
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        """uint8 (3, h, w), RGB, upright by the rotation flag; alpha is dropped, more than 8 bits are rounded.
+        """uint8 (3, h, w), RGB, upright, in square pixels; alpha is dropped, more than 8 bits are rounded.
 
         Raises:
-            BadSample: the frame is damaged, too large, or not as large as the one before.
+            BadSample: the frame is damaged, too large, not as large as the one before, or not convertible.
         """
         return np.stack(self.planes(frame))
 
     def planes(self, frame: VideoFrame) -> list[np.ndarray]:
         """The same as three arrays (h, w), which are not copied from where FFmpeg wrote them."""
         self.accept(frame)
-        form = (frame.width, frame.height, frame.format.name, frame.rotation)
-        if form != self._form:
-            self._graph, self._form = self._made(frame), form
-        self._graph.vpush(frame)
-        planes = self._graph.vpull().planes  # green, blue, red
+        try:
+            self._graph = self._graph or _graph(frame, self._filters())
+            self._graph.vpush(frame)
+            planes = self._graph.vpull().planes  # green, blue, red
+        except FFmpegError:
+            raise BadSample(_unreadable(self._form)) from None
         rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
         return [rows[c][:, : planes[c].width] for c in (2, 0, 1)]
 
     def accept(self, frame: VideoFrame) -> None:
-        """BadSample where ``__call__`` would raise it."""
-        check_pixels(frame.width, frame.height)
+        """BadSample where ``__call__`` would raise it, but for what FFmpeg cannot convert."""
         if frame.is_corrupt:
             raise BadSample("damaged frame")
-        upright = (frame.width, frame.height) if _turns(frame) % 2 else (frame.height, frame.width)
-        if self._upright is None:
-            self._upright, self._cut = upright, self._view(*upright)
-        if upright != self._upright:
-            raise BadSample(f"its pictures change from {self._upright} to {upright} rows and columns")
+        changed = form(frame, self._aspect(), self._form)
+        if changed != self._form:
+            self._change(changed)
 
-    def _made(self, frame: VideoFrame) -> Graph:
-        """The filters for frames such as this one."""
-        (top, left, height, width), (h, w), mirrored = self._cut
-        crop = [("crop", f"{width}:{height}:{left}:{top}:exact=1")] if (height, width) != self._upright else []
+    def _change(self, to: Form) -> None:
+        """Frames have another form from here on, which need not matter."""
+        check_pixels(to.width, to.height)
+        height, width = to.shown
+        check_pixels(width, height)
+        if self._form is None:
+            self._cut = self._view(height, width)
+        elif self._form.shown != to.shown:
+            raise BadSample(f"its pictures change from {self._form.shown} to {to.shown} rows and columns")
+        self._form, self._graph = to, None
+
+    def _filters(self) -> Filters:
+        """What makes the cut of frames such as the last one."""
+        (top, left, height, width), (h, w) = self._stored_box(), self._cut.size
+        crop = [("crop", f"{width}:{height}:{left}:{top}:exact=1")] if (height, width) != self._form.stored else []
         # Without accurate_rnd FFmpeg 8 leaves the last columns of some widths black where nothing is scaled.
         flags = "bilinear+accurate_rnd" if (height, width) == (h, w) else "bilinear"
-        scale = [("scale", f"{w}:{h}:flags={flags}"), ("format", "gbrp"), *([("hflip", "")] if mirrored else [])]
-        return _graph(frame, [*TURNS[_turns(frame)], *crop, *scale])
+        scale = ("scale", f"{w}:{h}:flags={flags}")
+        mirror = [("hflip", "")] if self._cut.mirrored else []
+        return [*ORIENTATIONS[self._form.matrix], *crop, scale, ("format", "gbrp"), *mirror]
+
+    def _stored_box(self) -> Box:
+        """The box of the cut in pixels as they are stored."""
+        top, left, height, width = self._cut.box
+        down, right = (Fraction(*sides) for sides in zip(self._form.stored, self._form.shown, strict=True))
+        y, x = min(round(top * down), self._form.stored[0] - 1), min(round(left * right), self._form.stored[1] - 1)
+        return y, x, max(1, round((top + height) * down) - y), max(1, round((left + width) * right) - x)
 
 
-def _turns(frame: VideoFrame) -> int:
-    """Quarter turns counterclockwise that show the frame upright."""
-    return round(frame.rotation / 90) % 4
+def _unreadable(form: Form) -> str:
+    return (
+        f"pixels of format {form.pixel_format} with colour matrix {form.colours[0]} (ITU-T H.273) cannot be converted"
+    )
 
 
-def _graph(frame: VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
+def _graph(frame: VideoFrame, filters: Filters) -> Graph:
     graph = Graph()
     graph.threads = 1  # processes are as many as there are cores already
     last = graph.add(

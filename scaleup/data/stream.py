@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from scaleup.data.augment import covering, spatial_views
-from scaleup.data.decode import reason, video_stream
+from scaleup.data.decode import Opened, reason, video_stream
 from scaleup.data.pictures import BadSample, Cut, Pictures
 from scaleup.recipe import Input
 
 
-def frames(source: str | BinaryIO) -> Iterator[tuple[float, av.VideoFrame]]:
+def frames(source: str | BinaryIO, opened: Opened = lambda stream: None) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames, each with the second it is shown at, the first at 0; read no further than they are asked for.
 
     Args:
         source: a path or an address that FFmpeg opens, or a binary stream, which is not rewound.
+        opened: is called with the stream that the frames come from before the first of them.
 
     Raises:
         BadSample: it cannot be decoded, or has no video stream or no frame.
@@ -29,6 +30,7 @@ def frames(source: str | BinaryIO) -> Iterator[tuple[float, av.VideoFrame]]:
     try:
         with av.open(source) as container:
             stream = video_stream(container)
+            opened(stream)
             rate, first, number = float(stream.guessed_rate or 25), None, -1
             for number, frame in enumerate(container.decode(stream)):
                 second = number / rate if frame.time is None else frame.time
@@ -62,7 +64,7 @@ def _on_grid(source: str | BinaryIO, input: Input) -> Iterator[np.ndarray]:
     """What is on screen every 1 / fps seconds, (3, h, w)."""
     pictures = Pictures(lambda height, width: Cut((0, 0, height, width), covering(height, width, input.size, 1)))
     current, count, second = None, 0, 0.0
-    for second, frame in frames(source):
+    for second, frame in frames(source, pictures.opened):
         pixels = None
         while current is not None and count / input.fps < second - 1e-4:
             pixels = _centre(pictures(current), input) if pixels is None else pixels

@@ -1,0 +1,90 @@
+"""How frames are meant to be shown: which way up, with pixels how wide, in which colours; none of it is in the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from av import VideoStream
+from av.sidedata.sidedata import Type
+from av.video.frame import VideoFrame
+
+Filters = Sequence[tuple[str, str]]  # FFmpeg's filters, each with its options
+# Four numbers of a display matrix, (a b; c d). It takes a pixel to (a x + c y, b x + d y), y downwards.
+Matrix = tuple[int, int, int, int]
+
+UPRIGHT: Matrix = (1, 0, 0, 1)
+ORIENTATIONS: dict[Matrix, Filters] = {
+    UPRIGHT: (),
+    (0, 1, -1, 0): (("transpose", "clock"),),
+    (-1, 0, 0, -1): (("hflip", ""), ("vflip", "")),
+    (0, -1, 1, 0): (("transpose", "cclock"),),
+    (-1, 0, 0, 1): (("hflip", ""),),
+    (1, 0, 0, -1): (("vflip", ""),),
+    (0, 1, 1, 0): (("transpose", "cclock_flip"),),
+    (0, -1, -1, 0): (("transpose", "clock_flip"),),
+}
+WIDEST = 10  # times as wide as high, or as high as wide: no camera or disc makes pixels that are less square
+SQUARE = Fraction(1, 100)  # what is nearer to 1 comes from rounding
+
+
+class Form(NamedTuple):
+    """All that a frame's conversion depends on beside its pixels."""
+
+    width: int  # as stored
+    height: int
+    pixel_format: str
+    matrix: Matrix  # a key of ORIENTATIONS
+    aspect: Fraction  # width of a pixel over its height, as stored
+    colours: tuple[int, int, int, int]  # matrix, range, transfer and primaries, by their numbers in ITU-T H.273
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Height and width, the right way up, of the pixels that there are."""
+        return (self.height, self.width) if self.matrix[0] else (self.width, self.height)
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """The same in square pixels: one side is stretched, none is shrunk."""
+        height, width = self.stored
+        aspect = self.aspect if self.matrix[0] else 1 / self.aspect
+        return round(height * max(1, 1 / aspect)), round(width * max(1, aspect))
+
+
+def form(frame: VideoFrame, aspect: Fraction, before: Form | None) -> Form:
+    """The form of a frame that comes after one of form ``before``."""
+    matrix = _orientation(frame)
+    if matrix is None:  # what a codec says of a key frame holds up to the next one
+        matrix = UPRIGHT if before is None or frame.key_frame else before.matrix
+    colours = (frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries)
+    return Form(frame.width, frame.height, frame.format.name, matrix, aspect, colours)
+
+
+def _orientation(frame: VideoFrame) -> Matrix | None:
+    """The key of ORIENTATIONS that is nearest to the frame's display matrix."""
+    try:
+        data = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # PyAV does not know all kinds of side data, and then gives none
+        turns = round(frame.rotation / 90) % 4  # counterclockwise
+        return list(ORIENTATIONS)[-turns % 4]
+    if data is None:
+        return None
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return max(ORIENTATIONS, key=lambda key: key[0] * a + key[1] * b + key[2] * c + key[3] * d)
+
+
+def aspect_of(stream: VideoStream) -> Callable[[], Fraction]:
+    """Tells the aspect of the pixels of the frame that was decoded last: the container's word, or else the codec's."""
+    context, told = stream.codec_context, stream.sample_aspect_ratio
+    if told != context.sample_aspect_ratio:
+        return lambda aspect=_sane(told): aspect
+    return lambda: _sane(context.sample_aspect_ratio)
+
+
+def _sane(aspect: Fraction | None) -> Fraction:
+    """1 where nothing is said, or nothing that could be meant."""
+    if not aspect or not Fraction(1, WIDEST) <= aspect <= WIDEST or abs(aspect - 1) < SQUARE:
+        return Fraction(1)
+    return aspect
