@@ -12,8 +12,9 @@ import av
 import numpy as np
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from PIL import Image, ImageOps
+from PIL import Image
 
+from scaleup.data.modes import upright_rgb
 from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, whole
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def upright_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_pixels(*image.size)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return upright_rgb(image)
     except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
