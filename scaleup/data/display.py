@@ -1,14 +1,13 @@
-"""How frames are meant to be shown: which way up, with pixels how wide, in which colours; none of it is in the pixels."""
+"""How frames are meant to be shown, which their pixels do not tell: which way up, how wide a pixel, which colours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from av import VideoStream
-from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
 Filters = Sequence[tuple[str, str]]  # FFmpeg's filters, each with its options
@@ -26,6 +25,7 @@ ORIENTATIONS: dict[Matrix, Filters] = {
     (0, 1, 1, 0): (("transpose", "cclock_flip"),),
     (0, -1, -1, 0): (("transpose", "clock_flip"),),
 }
+ONE = Fraction(1)
 WIDEST = 10  # times as wide as high, or as high as wide: no camera or disc makes pixels that are less square
 SQUARE = Fraction(1, 100)  # what is nearer to 1 comes from rounding
 
@@ -50,10 +50,10 @@ class Form(NamedTuple):
         """The same in square pixels: one side is stretched, none is shrunk."""
         height, width = self.stored
         aspect = self.aspect if self.matrix[0] else 1 / self.aspect
-        return round(height * max(1, 1 / aspect)), round(width * max(1, aspect))
+        return round(height * max(ONE, 1 / aspect)), round(width * max(ONE, aspect))
 
 
-def form(frame: VideoFrame, aspect: Fraction, before: Form | None) -> Form:
+def form_of(frame: VideoFrame, aspect: Fraction, before: Form | None) -> Form:
     """The form of a frame that comes after one of form ``before``."""
     matrix = _orientation(frame)
     if matrix is None:  # what a codec says of a key frame holds up to the next one
@@ -65,7 +65,7 @@ def form(frame: VideoFrame, aspect: Fraction, before: Form | None) -> Form:
 def _orientation(frame: VideoFrame) -> Matrix | None:
     """The key of ORIENTATIONS that is nearest to the frame's display matrix."""
     try:
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know all kinds of side data, and then gives none
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         return list(ORIENTATIONS)[-turns % 4]
@@ -78,13 +78,12 @@ def _orientation(frame: VideoFrame) -> Matrix | None:
 def aspect_of(stream: VideoStream) -> Callable[[], Fraction]:
     """Tells the aspect of the pixels of the frame that was decoded last: the container's word, or else the codec's."""
     context, told = stream.codec_context, stream.sample_aspect_ratio
-    if told != context.sample_aspect_ratio:
-        return lambda aspect=_sane(told): aspect
-    return lambda: _sane(context.sample_aspect_ratio)
+    by_container = told != context.sample_aspect_ratio
+    return lambda: _sane(told if by_container else context.sample_aspect_ratio)
 
 
 def _sane(aspect: Fraction | None) -> Fraction:
     """1 where nothing is said, or nothing that could be meant."""
-    if not aspect or not Fraction(1, WIDEST) <= aspect <= WIDEST or abs(aspect - 1) < SQUARE:
-        return Fraction(1)
+    if not aspect or not ONE / WIDEST <= aspect <= WIDEST or abs(aspect - 1) < SQUARE:
+        return ONE
     return aspect

@@ -1,4 +1,4 @@
-"""Decoded frames to pixels as they are shown: turned, cropped and scaled before they are converted, which is the cost."""
+"""Decoded frames to pixels as shown: turned, cropped and scaled before they are converted, which is the cost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from av import FFmpegError, VideoStream
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-from scaleup.data.display import ORIENTATIONS, Filters, Form, aspect_of, form
+from scaleup.data import hdr
+from scaleup.data.display import ONE, ORIENTATIONS, Filters, Form, aspect_of, form_of
 
 MAX_PIXELS = 2**26  # of one frame; an 8K frame has half as many
+# What FFmpeg converts wrongly (float greys as if their range were limited), or dies of (with alpha, 32 bits each).
+UNREADABLE = ("grayf16", "yaf16", "yaf32")
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -49,7 +52,7 @@ class Pictures:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._aspect: Callable[[], Fraction] = lambda: Fraction(1)
+        self._aspect: Callable[[], Fraction] = lambda: ONE
         self._form: Form | None = None
         self._graph: Graph | None = None
 
@@ -67,51 +70,55 @@ class Pictures:
 
     def planes(self, frame: VideoFrame) -> list[np.ndarray]:
         """The same as three arrays (h, w), which are not copied from where FFmpeg wrote them."""
-        self.accept(frame)
+        form = self.accept(frame)
         try:
-            self._graph = self._graph or _graph(frame, self._filters())
+            self._graph = self._graph or _graph(frame, self._filters(form))
             self._graph.vpush(frame)
             planes = self._graph.vpull().planes  # green, blue, red
         except FFmpegError:
-            raise BadSample(_unreadable(self._form)) from None
+            raise BadSample(_unreadable(form)) from None
         rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
         return [rows[c][:, : planes[c].width] for c in (2, 0, 1)]
 
-    def accept(self, frame: VideoFrame) -> None:
-        """BadSample where ``__call__`` would raise it, but for what FFmpeg cannot convert."""
+    def accept(self, frame: VideoFrame) -> Form:
+        """The frame's form; BadSample where ``__call__`` would raise it, but for what FFmpeg cannot convert."""
         if frame.is_corrupt:
             raise BadSample("damaged frame")
-        changed = form(frame, self._aspect(), self._form)
-        if changed != self._form:
-            self._change(changed)
+        form = form_of(frame, self._aspect(), self._form)
+        if form != self._form:
+            self._change(form)
+        return form
 
     def _change(self, to: Form) -> None:
         """Frames have another form from here on, which need not matter."""
         check_pixels(to.width, to.height)
         height, width = to.shown
         check_pixels(width, height)
+        if to.pixel_format.startswith(UNREADABLE):
+            raise BadSample(_unreadable(to))
         if self._form is None:
             self._cut = self._view(height, width)
         elif self._form.shown != to.shown:
             raise BadSample(f"its pictures change from {self._form.shown} to {to.shown} rows and columns")
         self._form, self._graph = to, None
 
-    def _filters(self) -> Filters:
-        """What makes the cut of frames such as the last one."""
-        (top, left, height, width), (h, w) = self._stored_box(), self._cut.size
-        crop = [("crop", f"{width}:{height}:{left}:{top}:exact=1")] if (height, width) != self._form.stored else []
+    def _filters(self, form: Form) -> Filters:
+        """What makes the cut of frames of this form."""
+        (top, left, height, width), (h, w) = _stored(self._cut.box, form), self._cut.size
+        crop = [("crop", f"{width}:{height}:{left}:{top}:exact=1")] if (height, width) != form.stored else []
         # Without accurate_rnd FFmpeg 8 leaves the last columns of some widths black where nothing is scaled.
         flags = "bilinear+accurate_rnd" if (height, width) == (h, w) else "bilinear"
         scale = ("scale", f"{w}:{h}:flags={flags}")
         mirror = [("hflip", "")] if self._cut.mirrored else []
-        return [*ORIENTATIONS[self._form.matrix], *crop, scale, ("format", "gbrp"), *mirror]
+        return [*ORIENTATIONS[form.matrix], *crop, scale, *hdr.filters(form), ("format", "gbrp"), *mirror]
 
-    def _stored_box(self) -> Box:
-        """The box of the cut in pixels as they are stored."""
-        top, left, height, width = self._cut.box
-        down, right = (Fraction(*sides) for sides in zip(self._form.stored, self._form.shown, strict=True))
-        y, x = min(round(top * down), self._form.stored[0] - 1), min(round(left * right), self._form.stored[1] - 1)
-        return y, x, max(1, round((top + height) * down) - y), max(1, round((left + width) * right) - x)
+
+def _stored(box: Box, form: Form) -> Box:
+    """A box of the picture as it is shown, in pixels as they are stored."""
+    top, left, height, width = box
+    down, right = (Fraction(*sides) for sides in zip(form.stored, form.shown, strict=True))
+    y, x = min(round(top * down), form.stored[0] - 1), min(round(left * right), form.stored[1] - 1)
+    return y, x, max(1, round((top + height) * down) - y), max(1, round((left + width) * right) - x)
 
 
 def _unreadable(form: Form) -> str:
