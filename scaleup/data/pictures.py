@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -114,11 +115,11 @@ class Pictures:
 
 
 def _stored(box: Box, form: Form) -> Box:
-    """A box of the picture as it is shown, in pixels as they are stored."""
+    """A box of the picture as it is shown, in pixels as they are stored, of which none is cut."""
     top, left, height, width = box
     down, right = (Fraction(*sides) for sides in zip(form.stored, form.shown, strict=True))
-    y, x = min(round(top * down), form.stored[0] - 1), min(round(left * right), form.stored[1] - 1)
-    return y, x, max(1, round((top + height) * down) - y), max(1, round((left + width) * right) - x)
+    y, x = math.floor(top * down), math.floor(left * right)
+    return y, x, math.ceil((top + height) * down) - y, math.ceil((left + width) * right) - x
 
 
 def _unreadable(form: Form) -> str:
