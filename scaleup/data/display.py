@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,14 +66,15 @@ def form_of(frame: VideoFrame, aspect: Fraction, before: Form | None) -> Form:
 def _orientation(frame: VideoFrame) -> Matrix | None:
     """The key of ORIENTATIONS that is nearest to the frame's display matrix."""
     try:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        each: Any
+        for each in frame.side_data:  # to look it up takes ten times as long where there is none
+            if each.type.name == "DISPLAYMATRIX":
+                a, b, _, c, d = np.frombuffer(each, np.int32)[:5].tolist()
+                return max(ORIENTATIONS, key=lambda key: key[0] * a + key[1] * b + key[2] * c + key[3] * d)
     except ValueError:  # PyAV does not know all kinds of side data, and then gives none
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         return list(ORIENTATIONS)[-turns % 4]
-    if data is None:
-        return None
-    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-    return max(ORIENTATIONS, key=lambda key: key[0] * a + key[1] * b + key[2] * c + key[3] * d)
+    return None
 
 
 def aspect_of(stream: VideoStream) -> Callable[[], Fraction]:
@@ -82,6 +84,7 @@ def aspect_of(stream: VideoStream) -> Callable[[], Fraction]:
     return lambda: _sane(told if by_container else context.sample_aspect_ratio)
 
 
+@lru_cache(maxsize=8)
 def _sane(aspect: Fraction | None) -> Fraction:
     """1 where nothing is said, or nothing that could be meant."""
     if not aspect or not ONE / WIDEST <= aspect <= WIDEST or abs(aspect - 1) < SQUARE:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
+from PIL import Image
 
 from scaleup.data import pictures
 from scaleup.data.augment import covering
@@ -123,6 +124,23 @@ def test_what_the_codec_says_of_a_key_frame_holds_up_to_the_next():
     assert [quarters(clip[:, k : k + 1])[0] for k in range(24)] == ["RGBK"] * 8 + ["KBGR"] * 8 + ["RGBK"] * 8
     with pytest.raises(BadSample, match=r"change from \(64, 96\) to \(96, 64\)"):
         check(made(container="h264") + by_codec("rotate=90"), "video")
+
+
+@pytest.mark.parametrize("orientation, shown", [(1, "RGBK"), (3, "KBGR"), (6, "BRKG"), (8, "GKRB")])
+def test_orientations_of_motion_jpeg(orientation, shown):
+    """By EXIF, which FFmpeg hands on together with the matrix, and PyAV has no name for."""
+    exif, picture, buffer = Image.Exif(), io.BytesIO(), io.BytesIO()
+    exif[0x0112], exif[0x010F] = orientation, "maker"
+    Image.fromarray(UPRIGHT).save(picture, "jpeg", exif=exif, quality=95)
+    with av.open(buffer, "w", format="avi") as file:
+        stream = file.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        for number in range(3):
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            packet.is_keyframe = True
+            file.mux(packet)
+    assert quarters(decode_clip(buffer.getvalue(), 2, 25))[0] == shown
 
 
 PASP = struct.pack(">I4sII", 16, b"pasp", 1, 1)

@@ -1,6 +1,8 @@
 """Images of every mode: right values, or a sentence."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -106,6 +108,19 @@ def test_other_files_keep_their_colours():
         assert off(saved(COLOUR, kind, **options), COLOUR) < 2
     assert off(b"P6 60 40 65535\n" + sixteen.astype(">u2").tobytes(), COLOUR) < 1
     assert off(saved(COLOUR.convert("CMYK"), "jpeg", quality=100), COLOUR) < 2  # inverted, as Adobe has it
+
+
+def test_png_of_16_bits_a_colour():
+    rows = (np.asarray(COLOUR).astype(">u2") * 257).tobytes()
+    rows = b"".join(b"\0" + rows[start : start + 6 * 60] for start in range(0, len(rows), 6 * 60))
+    media = b"\x89PNG\r\n\x1a\n"
+    for name, body in {
+        b"IHDR": struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }.items():
+        media += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    assert off(media, COLOUR) < 1
 
 
 def test_alpha_is_dropped():
