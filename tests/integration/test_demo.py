@@ -55,7 +55,7 @@ def test_the_cost_of_a_step_depends_on_what_is_computed_and_not_on_the_hour(run)
     cost = {(row["name"], row["tubes"]): row["step_gflop"] for row in report["rows"]}
     for name in ("head", "last1", "last2", "last2_gate"):
         assert cost[name, "transplanted"] == cost[name, "random"]
-    assert 0 < cost["head", "random"] < cost["last1", "random"] < cost["last2", "random"] < cost["full", "trained"]
+    assert 0 < cost["last1", "random"] < cost["last2", "random"] < cost["full", "trained"]
 
 
 def test_the_demo_proves_what_it_claims(run):
