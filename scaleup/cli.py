@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scaleup.errors import UserError
+from scaleup.eta import Rate
 
 leads = os.environ.get("RANK", "0") == "0"  # of several processes, the first speaks for all
 console = Console(stderr=True)  # stdout belongs to results
@@ -73,27 +74,28 @@ def _fail(message: str, code: int) -> int:
 def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr with elapsed and remaining time; yields ``advance(steps=1, note="")``.
 
-    Off a terminal one plain line stands for every tenth part, so that logs stay short.
+    Off a terminal one plain line stands for every tenth part, so that logs stay short. Steps that an earlier run did
+    are given in the first call.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[eta]}"),
         TextColumn("{task.fields[note]}"),
     )
+    rate, tenth = Rate(), max(1, total // 10)
     with Progress(*columns, console=console, disable=not (console.is_terminal and leads)) as bars:
-        task = bars.add_task(title, total=total, note="")
+        task = bars.add_task(title, total=total, eta="", note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
             before = bars.tasks[0].completed
-            bars.update(task, advance=steps, note=note)
-            done = bars.tasks[0]
-            tenth = max(1, total // 10)
-            if leads and not console.is_terminal and int(before // tenth) != int(done.completed // tenth):
-                remaining = f"eta {done.time_remaining:.0f} s" if done.time_remaining is not None else ""
-                print(f"{title}: {done.completed:.0f}/{total} {remaining} {note}".rstrip(), file=sys.stderr)
+            rate.count(steps)
+            done = before + steps
+            eta = rate.eta(total - done)
+            bars.update(task, advance=steps, eta=eta, note=note)
+            if leads and not console.is_terminal and int(before // tenth) != int(done // tenth):
+                print(f"{title}: {done:.0f}/{total} {eta} {note}".rstrip(), file=sys.stderr)
 
         yield advance

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from scaleup import cli, recipe
+from scaleup import cli, costs, recipe
 from scaleup.checkpoint import load, load_run
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
@@ -52,7 +52,7 @@ class Demo:
             with cli.progress("writing", total) as advance:
                 make_shapes(self.out / "data", VIDEOS, IMAGES, self.seed, frames=24, advance=advance)
         with self._stage("small joint model on images and videos, and the same without tubes"):
-            trained = {name: self._train(name)["arms"]["model"] for name in ("small", "patches")}
+            trained = {name: self._train(name) for name in ("small", "patches")}
         with self._stage("large image ViT, on images only"):
             self._train("large")
         with self._stage("transplant, and its control with random tubes"):
@@ -94,14 +94,15 @@ class Demo:
         return recipe.load(RECIPES / f"{name}.yaml", changes)
 
     def _train(self, name: str) -> dict[str, Any]:
+        """The result of a run, with ``"gflops"`` of a step of each arm."""
         videos = {} if name == "large" else {"data.train.videos.shards": "data/videos-train"}
         read = self._read(name, out=name, **videos, **{"data.train.images.shards": "data/images-train"})
-        return train(read, {"model": read.arm})
+        return _trained(read, {"model": read.arm})
 
     def _sweep(self, name: str, start: str, out: str) -> dict[str, Any]:
         paths = {"out": out, "model.load": start, "data.train.videos.shards": "data/videos-train"}
         read = self._read(name, **paths)
-        return train(read, sweep_arms(read))
+        return _trained(read, sweep_arms(read))
 
     def _transplant(self, name: str) -> dict[str, Any]:
         small, large = str(self.out / "small/model"), str(self.out / "large/model")
@@ -111,16 +112,15 @@ class Demo:
     def _rows(self, trained: Mapping[str, Any], sweeps: Mapping[str, Any]) -> list[dict[str, Any]]:
         test = self.out / "data/videos-test"
         rows = []
-        for name, arm in trained.items():
+        for name, result in trained.items():
             scores = evaluate({name: load(self.out / name / "model")}, test, "1x1", batch=64)[name]
             tubes = "none" if name == "patches" else "trained"
             title = "2D patches only" if name == "patches" else "small joint model"
-            rows.append(_row(title, "small", tubes, arm, {"trunk_seconds": 0.0}, scores))
+            rows.append(_row(title, "model", "small", tubes, result, scores))
         for tubes, result in sweeps.items():
             for name, scores in evaluate(load_run(result["out"]), test, "1x1", batch=64).items():
-                arm = result["arms"][name]
-                kind = tubes if arm["frozen_depth"] else "trained"
-                rows.append(_row(name, "adapted", kind, arm, result, scores))
+                kind = tubes if result["arms"][name]["frozen_depth"] else "trained"
+                rows.append(_row(name, name, "adapted", kind, result, scores))
         return rows
 
     def _best(self) -> Path:
@@ -131,21 +131,33 @@ class Demo:
         return self.out / "sweep" / max(frozen, key=lambda name: scores[name]["heads"]["motion"]["top1"])
 
 
-def _row(name: str, kind: str, tubes: str, arm: Mapping, result: Mapping, scores: Mapping) -> dict[str, Any]:
-    """One line of the table. A step costs the arm's own part and its share of the trunk's pass, by blocks."""
-    deepest = max((each["frozen_depth"] for each in result.get("arms", {}).values()), default=0)
-    trunk = result["trunk_seconds"] * arm["frozen_depth"] / deepest if deepest else 0.0
+def _trained(read: recipe.Recipe, arms: dict[str, recipe.Arm]) -> dict[str, Any]:
+    flops = costs.step_flops(read, arms)
+    return train(read, arms) | {"gflops": {name: value / 1e9 for name, value in flops.items()}}
+
+
+def _row(title: str, name: str, kind: str, tubes: str, result: Mapping, scores: Mapping) -> dict[str, Any]:
+    """One line of the table. Seconds are a share of those of the costliest arm of the same run, since each run has its
+    own hour and load."""
+    arm, seconds = result["arms"][name], {each: _seconds(result, each) for each in result["arms"]}
     return {
-        "name": name,
+        "name": title,
         "kind": kind,
         "frozen_depth": arm["frozen_depth"],
         "gate": arm["alpha"] is not None,
         "alpha": arm["alpha"],
         "tubes": tubes,
         "trained_parameters": arm["trained_parameters"],
-        "step_seconds": arm["arm_seconds"] + trunk,
+        "step_gflop": result["gflops"][name],
+        "seconds_share": seconds[name] / max(seconds.values()),
         **{head: scores["heads"][head]["top1"] for head in ("shape", "motion")},
     }
+
+
+def _seconds(result: Mapping, name: str) -> float:
+    """Of a step: the arm's own part and its share of the trunk's pass, by blocks."""
+    arm, deepest = result["arms"][name], max(each["frozen_depth"] for each in result["arms"].values())
+    return arm["arm_seconds"] + (result["trunk_seconds"] * arm["frozen_depth"] / deepest if deepest else 0.0)
 
 
 def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
@@ -164,13 +176,13 @@ def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool 
 
 def table(report: Mapping[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| model | tubes | frozen blocks | gate alpha | trained | s / step | shape | motion |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = ["| model | tubes | frozen blocks | gate alpha | trained | GFLOP / step | seconds | shape | motion |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in report["rows"]:
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
         lines.append(
             f"| {row['name']} | {row['tubes']} | {row['frozen_depth']} | {alpha} | {row['trained_parameters']:,} | "
-            f"{row['step_seconds']:.3f} | {row['shape']:.1%} | {row['motion']:.1%} |"
+            f"{row['step_gflop']:.0f} | {row['seconds_share']:.0%} | {row['shape']:.1%} | {row['motion']:.1%} |"
         )
     return "\n".join(lines)
 
@@ -184,6 +196,7 @@ def readme(report: Mapping[str, Any]) -> str:
 {table(report)}
 
 Chance: shape {report["chance"]["shape"]:.1%}, motion {report["chance"]["motion"]:.1%}. One view a clip, test split.
+GFLOP are those of a step of the arm by itself, by the plan; seconds are shares of the costliest arm's in the same run.
 The best arm with frozen tubes on the validation split is `{best["arm"]}`: {score} with {best["views"]} views
 ({best["samples"]} videos, list {best["list_sha256"][:12]}).
 
@@ -202,7 +215,7 @@ logits = model(x, head="motion")  # x: (B, 3, 16, 32, 32), see model.preprocess
 
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Motion accuracy and seconds a step against frozen depth, transplanted tubes beside random ones."""
+    """Motion accuracy and the operations of a step against frozen depth, transplanted tubes beside random ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -217,10 +230,10 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
                 label = f"{tubes} tubes" + (", gated" if gate else "")
                 style = {"marker": marker, "color": colour, "linestyle": "-" if len(group) > 1 else "none"}
                 left.plot([d for d, _ in group], [100 * r["motion"] for _, r in group], label=label, **style)
-                right.plot([d for d, _ in group], [r["step_seconds"] for _, r in group], label=label, **style)
+                right.plot([d for d, _ in group], [r["step_gflop"] for _, r in group], label=label, **style)
     left.axhline(100 * report["chance"]["motion"], color="grey", linestyle=":", label="chance")
     left.set(xlabel="frozen blocks (of 6)", ylabel="motion, top-1 (%)", ylim=(0, 100), title="Accuracy")
-    right.set(xlabel="frozen blocks (of 6)", ylabel="seconds a step", ylim=(0, None), title="Cost")
+    right.set(xlabel="frozen blocks (of 6)", ylabel="GFLOP of a step, by the plan", ylim=(0, None), title="Cost")
     left.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

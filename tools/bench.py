@@ -2,8 +2,12 @@
 """The project's figures, as ratios measured in one run on one machine."""
 
 import argparse
+import signal
+import sys
+import traceback
 
 from scaleup import cli
+from scaleup.errors import UserError
 
 
 def arguments():
@@ -71,11 +75,41 @@ def run(args):
     from scaleup import bench
 
     options = {key: value for key, value in vars(args).items() if key not in ("figure", "json", "local_rank")}
-    return getattr(bench, args.figure)(**options)
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return getattr(bench, args.figure)(**options)
+    except (Exception, KeyboardInterrupt) as error:
+        return partial(error)
+
+
+class Terminated(KeyboardInterrupt):
+    """By SIGTERM, as Ctrl-C is by SIGINT."""
+
+
+def terminate(*_):
+    raise Terminated
+
+
+def partial(error):
+    """What was measured before ``error``, as a result; where that is nothing, and nobody interrupted, the error."""
+    from scaleup.bench.turns import machine, so_far
+
+    measured, signalled = so_far(), isinstance(error, KeyboardInterrupt)
+    if not signalled and not measured["rows"]:
+        raise error
+    if not signalled and not isinstance(error, UserError):
+        traceback.print_exception(error)
+    code = 143 if isinstance(error, Terminated) else 130 if signalled else 2 if isinstance(error, UserError) else 1
+    why = "interrupted" if signalled else str(error)
+    return {"machine": machine(), "partial": why, **measured, "goals": [], "exit": code}
 
 
 def show(result):
     print(" ".join(f"{key}={value}" for key, value in result["machine"].items()))
+    if "partial" in result:
+        print(f"not all was measured: {result['partial']}", file=sys.stderr)
+        missing = ", ".join(result["missing"]) or "what comes after"
+        print(f"medians of {len(result['rows'])} sides; not measured: {missing}")
     for row in [*result["rows"], *filter(None, [result.get("clips_per_second")])]:
         print(
             " ".join(

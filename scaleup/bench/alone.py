@@ -45,6 +45,10 @@ def alone(work: Callable[..., T], *arguments: Any, modules: tuple[str, ...] = ()
         except BrokenProcessPool as error:
             said = ", ".join(map(str, arguments))
             raise UserError(f"the process that measures {said} was killed; it may have been out of memory") from error
+        except BaseException:  # an interrupt: nobody waits for what the process is at
+            for process in list(pool._processes.values()):
+                process.kill()
+            raise
 
 
 def launched(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:

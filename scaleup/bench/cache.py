@@ -70,7 +70,7 @@ def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) 
         for _ in range(READ):
             next(feed).inputs(WHOLE)
 
-    row = compared(alternated(timed(cached), timed(alone), repeats))
+    row = compared(alternated(timed(cached), timed(alone), repeats, what=precision))
     clips, batch = made["datasets"]["videos"]["samples"], recipe.data.batch
     return {
         "precision": precision,

@@ -68,7 +68,7 @@ def loader(
         ours = partial(_cost, _taken, _ours, shards, workers, clips)
         others = {name: partial(_cost, _taken, side, shards, workers, clips) for name, side in sides.items()}
         others["decode_only"] = partial(_cost, _only_decoded, shards, workers, clips)
-        rows = {name: _compared(alternated(ours, other, repeats)) for name, other in others.items()}
+        rows = {name: _compared(alternated(ours, other, repeats, what=name)) for name, other in others.items()}
     speeds = {"ours": clips / median(row["seconds"] for row in rows.values()), "decord": None}
     speeds |= {name: clips / row["other_seconds"] for name, row in rows.items()}
     goals = [goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in sides), 0.5)]

@@ -46,7 +46,8 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, A
     work = dict.fromkeys(("trunk", "library"), flops) | dict.fromkeys(
         product, PRODUCTS * 8 * tokens.numel() * tokens.shape[2]
     )
-    turns = [{name: work[name] / seconds / 1e9 for name, seconds in turn.items()} for turn in rotated(sides, repeats)]
+    taken = rotated(sides, repeats, what=f"blocks of width {tokens.shape[2]}")
+    turns = [{name: work[name] / seconds / 1e9 for name, seconds in turn.items()} for turn in taken]
     return {
         "kernels": kernels,
         "seconds": median(flops / turn["trunk"] / 1e9 for turn in turns),

@@ -37,7 +37,8 @@ def tokenizer(
                 sides: dict[str, tuple[nn.Module, list[Tube]]] = {tube.spec.name: (tube, [tube]) for tube in each}
                 for name, (ours, kernels) in (sides | {"all": (tubes, each)}).items():
                     row = {"width": width, "batch": batch, "folds": folds, "tube": name}
-                    rows.append(row | _measured(ours, kernels, x, repeats))
+                    what = f"width {width}, batch {batch}, {folds}, {name}"
+                    rows.append(row | _measured(ours, kernels, x, repeats, what))
     return {"machine": before | {"threads": torch.get_num_threads()}, "rows": rows, "goals": [_goal(rows)]}
 
 
@@ -45,12 +46,13 @@ def _goal(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return goal("slowest of all tubes together, over conv3d", max(r["ratio"] for r in rows if r["tube"] == "all"), 1.0)
 
 
-def _measured(ours: nn.Module, kernels: list[Tube], x: Tensor, repeats: int) -> dict[str, float]:
+def _measured(ours: nn.Module, kernels: list[Tube], x: Tensor, repeats: int, what: str) -> dict[str, float]:
     def other() -> Tensor:
         return torch.cat([conv3d_tokens(tube, x) for tube in kernels], dim=1)
 
     difference = (ours(x) - other()).abs().max().item()
-    return compared(alternated(timed(lambda: ours(x)), timed(other), repeats)) | {"max_abs_diff": difference}
+    turns = alternated(timed(lambda: ours(x)), timed(other), repeats, what=what)
+    return compared(turns) | {"max_abs_diff": difference}
 
 
 def conv3d_tokens(tube: Tube, x: Tensor) -> Tensor:

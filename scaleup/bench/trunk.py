@@ -32,6 +32,7 @@ def trunk(backbone: str = "vit_b", frozen_depth: int | None = None, repeats: int
         low = Trunk(exact.tokenizer, exact.blocks)
         recast([low], precision, {f"blocks.{name}" for name in exact.blocks.state_dict()})
         moved = drift(wanted, low(clip, [frozen])[frozen].h)
-        turns = alternated(timed(partial(low, clip, [frozen])), timed(partial(exact, clip, [frozen])), repeats)
+        sides = timed(partial(low, clip, [frozen])), timed(partial(exact, clip, [frozen]))
+        turns = alternated(*sides, repeats, what=precision)
         rows.append({"backbone": backbone, "precision": precision, "drift": moved, **compared(turns)})
     return {"machine": before | {"threads": torch.get_num_threads()}, "rows": rows, "goals": []}

@@ -33,23 +33,61 @@ class Usage(NamedTuple):
     peak_bytes: int
 
 
-def alternated(ours: Callable[[], T], other: Callable[[], T], repeats: int, warmup: int = 1) -> list[tuple[T, T]]:
-    """What both sides return at each turn. The side that begins changes; the first ``warmup`` turns do not count."""
-    turns = []
-    for turn in range(warmup + repeats):
-        first, second = (ours, other) if turn % 2 == 0 else (other, ours)
-        results = first(), second()
-        turns.append(results if turn % 2 == 0 else results[::-1])
-    return turns[warmup:]  # type: ignore[return-value]
+class Measured(NamedTuple):
+    """What sides gave so far; ``what`` says of what, where a bench compares several things."""
+
+    what: str
+    sides: dict[str, list[Any]]
 
 
-def rotated(sides: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1) -> list[dict[str, T]]:
-    """What each of several sides returns at each turn, which begins with another one each time; else as above."""
+_measured: list[Measured] = []  # by this process, for a bench that does not come to its end
+
+
+def alternated(
+    ours: Callable[[], T], other: Callable[[], T], repeats: int, warmup: int = 1, what: str = ""
+) -> list[tuple[T, T]]:
+    """:func:`rotated` for two sides."""
+    turns = rotated({"ours": ours, "other": other}, repeats, warmup, what)
+    return [(turn["ours"], turn["other"]) for turn in turns]
+
+
+def rotated(sides: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1, what: str = "") -> list[dict[str, T]]:
+    """What each side returns at each turn, which begins with another side each time. The first ``warmup`` turns do not
+    count. What was measured stays in :func:`so_far`."""
     names, turns = list(sides), []
+    measured = Measured(what, {name: [] for name in names})
+    _measured.append(measured)
     for turn in range(warmup + repeats):
         first = turn % len(names)
-        turns.append({name: sides[name]() for name in names[first:] + names[:first]})
+        taken = {}
+        for name in names[first:] + names[:first]:
+            taken[name] = sides[name]()
+            if turn >= warmup:
+                measured.sides[name].append(taken[name])
+        turns.append(taken)
     return turns[warmup:]
+
+
+def so_far() -> dict[str, Any]:
+    """``{"rows", "missing"}``: medians of what was measured, how often it was, and sides that were not."""
+    rows, missing = [], []
+    for what, sides in _measured:
+        for name, results in sides.items():
+            side = f"{what}: {name}" if what else name
+            if results:
+                rows.append({"side": side, "turns": len(results), **_medians(results)})
+            else:
+                missing.append(side)
+    return {"rows": rows, "missing": missing}
+
+
+def _medians(results: list[Any]) -> dict[str, Any]:
+    """Of seconds, or of the numbers in dicts and named tuples."""
+    one = results[0]
+    if isinstance(one, int | float):
+        return {"seconds": median(results)}
+    each = [result if isinstance(result, Mapping) else result._asdict() for result in results]
+    return {key: median(r[key] for r in each) for key, value in each[0].items() if isinstance(value, int | float)}
 
 
 def compared(turns: list[tuple[float, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from scaleup.costs.page import in_gib
 from scaleup.costs.parts import by_part, largest_batch, own_memory, trained, weights_of_arms
-from scaleup.costs.rate import measured, seconds
+from scaleup.costs.rate import mean_of_sample, measured, seconds
 from scaleup.costs.sketch import Sketch
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
@@ -69,6 +69,13 @@ def plan(
     }
 
 
+def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
+    """Operations of a step of each arm by itself, with the trunk below it: of ``data.batch`` samples, the mean over the
+    datasets by their weights."""
+    sketch = Sketch(recipe, arms)
+    return {name: recipe.data.batch * mean_of_sample(sketch, _of_sample(sketch, name)) for name in arms}
+
+
 def memory(recipe: Recipe, arms: dict[str, Arm], ranks: int = 1) -> dict[str, int]:
     """Bytes on each device at the fullest moment of a step, by part: trunk, arms, optimizer, gradients, activations,
     batch, and their ``total``; see :mod:`scaleup.costs.parts` for what is not counted."""
@@ -117,6 +124,10 @@ def _arm(sketch: Sketch, name: str) -> dict[str, Any]:
         "gradient_bytes": trained(sketch, name),
         "flops": {kind: {"forward": each.forward_flops // 2, "step": each.flops // 2} for kind, each in passes.items()},
     }
+
+
+def _of_sample(sketch: Sketch, name: str) -> dict[str, int]:
+    return {k: (sketch.trunk([name], k, 2).flops + sketch.arm(name, k, 2).flops) // 2 for k in sketch.modalities}
 
 
 def _flops(sketch: Sketch) -> dict[str, dict[str, int]]:

@@ -24,14 +24,19 @@ def measured() -> float:
     return 2 * SIDE**3 / fastest / 1e9
 
 
+def mean_of_sample(sketch: Sketch, flops: dict[str, int]) -> float:
+    """Of a training sample, from those of each modality: the mean over the datasets by their weights."""
+    weights = {name: sketch.recipe.data.train[name].weight for name in sketch.datasets}
+    found = sum(weights[name] * flops[shards.modality] for name, shards in sketch.datasets.items())
+    return found / sum(weights.values())
+
+
 def seconds(sketch: Sketch, flops: dict[str, dict[str, int]], rate: float) -> dict[str, Any]:
     """``{"step", "epoch", "run", "cached_epoch"}`` at ``rate`` operations a second on all devices together, if reading
     the data takes no time. An epoch is every sample of every dataset once; from a cache only arms are computed.
     """
     data, recipe = sketch.datasets, sketch.recipe
-    weights = {name: recipe.data.train[name].weight for name in data}
-    mean = sum(weights[name] * flops[shards.modality]["step"] for name, shards in data.items()) / sum(weights.values())
-    step = recipe.data.batch * mean / rate
+    step = recipe.data.batch * mean_of_sample(sketch, {kind: each["step"] for kind, each in flops.items()}) / rate
     epoch = sum(len(shards) * flops[shards.modality]["step"] for shards in data.values())
     trunk = sum(len(shards) * flops[shards.modality]["trunk"] for shards in data.values())
     frozen = all(model.trunk is not None for model in sketch.models.values())

@@ -145,7 +145,9 @@ def _read_onnx(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
         import onnxruntime
     except ImportError as error:
         raise UserError("--to onnx is checked with 'onnxruntime': pip install 'scaleup[onnx]'") from error
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(pixels: Tensor) -> Outputs:
         found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})

@@ -16,7 +16,8 @@ ROW = {
     "alpha",
     "tubes",
     "trained_parameters",
-    "step_seconds",
+    "step_gflop",
+    "seconds_share",
     "shape",
     "motion",
 }
@@ -45,8 +46,16 @@ def test_report_has_every_row_with_real_values(run):
     assert all(row["alpha"] is None for row in report["rows"] if not row["gate"])
     # 7 test videos: every accuracy is a number of sevenths
     assert all(math.isclose(row["motion"] * 7, round(row["motion"] * 7), abs_tol=1e-9) for row in report["rows"])
-    assert all(row["step_seconds"] > 0 for row in report["rows"])
+    assert all(0 < row["seconds_share"] <= 1 for row in report["rows"])
     assert report["chance"] == {"shape": 1 / 8, "motion": 1 / 6}
+
+
+def test_the_cost_of_a_step_depends_on_what_is_computed_and_not_on_the_hour(run):
+    _, report = run
+    cost = {(row["name"], row["tubes"]): row["step_gflop"] for row in report["rows"]}
+    for name in ("head", "last1", "last2", "last2_gate"):
+        assert cost[name, "transplanted"] == cost[name, "random"]
+    assert 0 < cost["last1", "random"] < cost["last2", "random"] < cost["full", "trained"]
 
 
 def test_the_demo_proves_what_it_claims(run):

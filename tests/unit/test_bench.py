@@ -64,3 +64,53 @@ def test_the_tool_prints_a_figure() -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {row["width"] for row in rows} == {12} and all(row["max_abs_diff"] < 1e-4 for row in rows)
+
+
+STOPPED = """
+import os, runpy, signal, sys
+sys.path.insert(0, {root!r})
+from scaleup import bench
+from scaleup.bench.turns import rotated
+from scaleup.errors import UserError
+
+def figure(**_):
+    sides = dict(one=lambda: 1.0, two=lambda: dict(step_seconds=2.0, name="two"), three=lambda: {stop})
+    rotated(sides, repeats=2, warmup=0, what="fake")
+
+bench.tokenizer = figure
+sys.argv = ["bench.py", "tokenizer", *sys.argv[1:]]
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+WAYS = {
+    "Ctrl-C": ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted"),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM)", 143, "interrupted"),
+    "a mistake": ("(_ for _ in ()).throw(UserError('no such thing'))", 2, "no such thing"),
+    "another error": ("1 / 0", 1, "division by zero"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bench_that_is_stopped_prints_what_it_has_measured(tmp_path: Path, way: str) -> None:
+    stop, code, why = WAYS[way]
+    root = Path(__file__).parents[2]
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED.format(root=str(root), tool=str(root / "tools" / "bench.py"), stop=stop))
+    done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    found = json.loads(done.stdout)
+    assert found["partial"] == why and found["missing"] == ["fake: three"]
+    assert found["rows"] == [
+        {"side": "fake: one", "turns": 1, "seconds": 1.0},
+        {"side": "fake: two", "turns": 1, "step_seconds": 2.0},
+    ]
+
+
+def test_a_process_that_measures_ends_with_an_interrupt() -> None:
+    """``alone`` would wait for it."""
+    root = Path(__file__).parents[2]
+    code = (
+        "import os, signal, threading, time\nfrom scaleup.bench.alone import alone\n"
+        "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\nalone(time.sleep, 600)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert "KeyboardInterrupt" in done.stderr
