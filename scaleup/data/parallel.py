@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from scaleup.errors import UserError
+from scaleup.processes import follow
 
 T = TypeVar("T")
 R = TypeVar("R")
+KILLED = "the machine has no memory left; fewer of them (--processes) need less"
 
 
-def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | None = None) -> Iterator[R]:
-    """``map`` over ``processes`` processes (default: one a core), never more than a few results ahead."""
+def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | None = None) -> Generator[R, None, None]:
+    """``map`` over ``processes`` processes (default: one a core), never more than a few results ahead.
+
+    Raises:
+        UserError: one of the processes was killed.
+    """
     processes = processes or os.cpu_count() or 1
     if processes == 1:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(processes, initializer=_follow, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(processes, initializer=follow, initargs=(signal.SIGINT,))
     pending: deque[Future[R]] = deque()
     try:
         for task in tasks:
@@ -30,17 +37,11 @@ def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | No
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(f"one of {processes} processes was killed; most likely {KILLED}") from error
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.kill()  # what it is at may take long, and nobody wants it any more
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _follow(parent: int) -> None:
-    """Leave Ctrl-C to the main process, and end soon after it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
