@@ -46,6 +46,8 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
         elif leads:
             show(result)
         sys.stdout.flush()
+    except SystemExit:
+        raise
     except BaseException as error:
         code = 1
         try:
