@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping
@@ -35,7 +36,7 @@ class Validation:
         if not len(self.shards):
             raise UserError(f"data.valid: {valid.shards!r} has no samples")
         size = self.batch * input_bytes(self.input, self.shards.modality)  # to be there beside what training needs
-        refuse_small_shared(size, len(self.shards) // self.batch, self.data.workers)
+        refuse_small_shared(size, math.ceil(len(self.shards) / self.batch), self.data.workers)
 
     def __call__(self, arms: Mapping[str, ArmTrainer], steps: int) -> dict[str, dict[str, Any]]:
         """Validate the arms whose turn it is after ``steps``: all at each ``valid_every``-th, one that ends at its end.
