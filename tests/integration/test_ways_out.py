@@ -166,3 +166,34 @@ def test_a_script_that_fails_ends(before: str, tmp_path: Path) -> None:
         remaining = left(process.pid)
     assert process.returncode == 1 and "KeyError: 'put in'" in stderr and not remaining
     assert stderr.count("Traceback") == 1, stderr
+
+
+RANKS = """
+import os, runpy, sys
+from scaleup import evaluate
+from scaleup.training import step
+
+def failing(*_, **__):
+    raise RuntimeError("CUDA out of memory (put in)")
+
+if os.environ["RANK"] == "1":
+    evaluate.arm_inputs = step.ArmTrainer.step = failing
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("tool", ["train", "evaluate"])
+def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "ranks.py"]
+    command = [sys.executable, *launcher, TOOLS / f"{tool}.py", *args[tool]]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
+        try:
+            process.wait(SECONDS)
+        finally:
+            remaining = left(process.pid)
+    said = (tmp_path / "log").read_text()
+    assert process.returncode == 1 and not remaining, said  # the launcher's own code
+    assert DEVICE in said, said
