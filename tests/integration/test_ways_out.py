@@ -47,10 +47,10 @@ def _run(failure: str, command: list[str], log: Path) -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
-def left(session: int | None) -> list[int]:
-    """The processes of a session that do not end; they are killed."""
+def left(session: int | None, named: str = "") -> list[int]:
+    """The processes of a session, or with ``named`` in their command, that do not end; they are killed."""
     end = time.monotonic() + 10
-    while (found := [int(at.name) for at in Path("/proc").glob("[0-9]*") if in_session(at, session)]) and (
+    while (found := [int(at.name) for at in Path("/proc").glob("[0-9]*") if is_of(at, session, named)]) and (
         time.monotonic() < end
     ):
         time.sleep(0.1)
@@ -59,12 +59,13 @@ def left(session: int | None) -> list[int]:
     return found
 
 
-def in_session(at: Path, session: int | None) -> bool:
+def is_of(at: Path, session: int | None, named: str) -> bool:
     try:
         state, _, _, theirs = (at / "stat").read_text().rpartition(")")[2].split()[:4]
+        command = (at / "cmdline").read_text()
     except OSError:
         return False
-    return int(theirs) == session and state != "Z"
+    return state != "Z" and (int(theirs) == session or bool(named) and named in command)
 
 
 def fails(error: BaseException) -> Callable[..., Any]:
@@ -193,7 +194,7 @@ def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_p
         try:
             process.wait(SECONDS)
         finally:
-            remaining = left(process.pid)
+            remaining = left(process.pid, str(tmp_path / "ranks.py"))  # each has a session of its own
     said = (tmp_path / "log").read_text()
     assert process.returncode == 1 and not remaining, said  # the launcher's own code
     assert DEVICE in said, said
