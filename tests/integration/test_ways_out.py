@@ -20,7 +20,7 @@ from scaleup.model import fresh
 from scaleup.recipe import Recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"
-SECONDS = 120  # far more than any of them takes: what has not ended then, hangs
+SECONDS = 240  # far more than any of them takes, also on a busy machine: what has not ended then, hangs
 
 
 class End(NamedTuple):
