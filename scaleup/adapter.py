@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scaleup.arm import generator_of
 from scaleup.errors import UserError
+from scaleup.files import let_read
 
 KINDS = ("lora", "dora", "ia3")
 DIRECTORY, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
@@ -157,4 +158,4 @@ def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, ten
     directory.mkdir(exist_ok=True)
     (directory / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     save_file(dict(tensors), directory / WEIGHTS, {"format": "pt"})
-    (directory / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    let_read(directory / WEIGHTS)  # safetensors writes for the owner alone

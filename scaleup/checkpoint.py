@@ -26,7 +26,7 @@ from scaleup.backbones.weights import is_path
 from scaleup.card import card
 from scaleup.directory import DELTA, FULL, local, read_report, read_tensors
 from scaleup.errors import UserError
-from scaleup.files import new_directory
+from scaleup.files import let_read, new_directory
 from scaleup.model import TubeViT, assemble
 from scaleup.names import assign, named_tensors, public_name, refuse_misfits, to_store
 from scaleup.placement import BlockFile
@@ -69,7 +69,7 @@ def save(
             save_file(content, directory / name, {"config": text})  # one key: with two, their order is chance
         except SafetensorError as error:
             raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
-        (directory / name).chmod(0o644)  # safetensors writes for the owner alone
+        let_read(directory / name)  # safetensors writes for the owner alone
     return Path(out)
 
 

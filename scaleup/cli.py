@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from scaleup.errors import UserError
+from scaleup import causes, processes
 from scaleup.eta import Rate
 
 leads = os.environ.get("RANK", "0") == "0"  # of several processes, the first speaks for all
@@ -35,20 +36,36 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
 def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:
     """Run a tool: ``run(args)`` returns the result, ``show(result)`` prints it for people.
 
-    Exit codes: 0, or the result's ``"exit"`` where it is a dict; 2 after a :class:`UserError`; 130 after Ctrl-C.
+    Exit codes: 0, or the result's ``"exit"`` where it is a dict; 2 after an error whose cause is known; 130 after
+    Ctrl-C; 1 after any other. Whatever failed, the process ends at once, and with it those that it began.
     """
     try:
         with _stdout_kept_clean():
             result = run(args)
-    except UserError as error:
-        sys.exit(_fail(f"error: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
-    if args.json and leads:
-        print(json.dumps(result))
-    elif leads:
-        show(result)
+        if args.json and leads:
+            print(json.dumps(result))
+        elif leads:
+            show(result)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        code = 1
+        try:
+            code = _told(error)
+        finally:
+            processes.leave(code)
     sys.exit(result.get("exit", 0) if isinstance(result, dict) else 0)
+
+
+def _told(error: BaseException) -> int:
+    """Say what failed; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    if said := causes.sentence(error):
+        return _fail(f"error: {said}", 2)
+    traceback.print_exception(error)
+    return 1
 
 
 @contextmanager

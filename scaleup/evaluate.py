@@ -50,17 +50,20 @@ def evaluate(
         ``"trunk"``, see :func:`scaleup.training.frozen.settle`.
 
     Raises:
-        UserError: a head or label is unknown, or a head has other classes than the label.
+        UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer
+            answers.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads, world = matched(first, opened, heads), processes()
-    for model in models.values():
-        model.eval().arm.to(world.device)
-    settle_kernels(models.values(), "auto", world)
-    settled = settle(models.values(), trunk or Trunk(), world)
-    seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
+    with world.together():
+        for model in models.values():
+            model.eval().arm.to(world.device)
+        settle_kernels(models.values(), "auto", world)
+        settled = settle(models.values(), trunk or Trunk(), world)
+        seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
+        found = scores(models, seen)
     on = {"shards": opened.name, "modality": opened.modality, "labels": heads}
-    return {name: score | on | {"trunk": _kept(models[name], settled)} for name, score in scores(models, seen).items()}
+    return {name: score | on | {"trunk": _kept(models[name], settled)} for name, score in found.items()}
 
 
 class Once:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from scaleup.errors import UserError
 
+LAST = {
+    ".json",
+    ".yaml",
+}  # of index, config, manifest and recipe, by which a directory is known
+UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # what a file system cannot do
+_without_locks: set[int] = set()  # file systems of which it was said
+
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """Refuse to write over something, before any work is done."""
     if out.exists() and not overwrite:
-        raise UserError(f"'{out}' exists; give another directory, or overwrite it on purpose (--overwrite)")
+        raise UserError(
+            f"'{out}' exists, and there is no going on with it; give another directory, or overwrite it on purpose "
+            "(--overwrite)"
+        )
 
 
 @contextmanager
@@ -44,13 +57,35 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 def take_place(temporary: Path, out: Path) -> None:
     """Rename to ``out``; what stood there goes only after its successor is complete."""
-    temporary.chmod(0o755)  # mkdtemp made it private
+    let_read(temporary)  # mkdtemp made it private
     if not out.exists():
-        temporary.rename(out)
+        move(temporary, out)
         return
-    old = out.rename(temporary.with_name(temporary.name + "-old"))
-    temporary.rename(out)
+    old = temporary.with_name(temporary.name + "-old")
+    move(out, old)
+    move(temporary, out)
     shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def let_read(path: Path) -> None:
+    """Let everybody read a file or directory that its owner alone may read, where the file system knows of such."""
+    with suppress(OSError):  # object stores and network shares refuse, and lose nothing by it
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename; piece by piece where the file system cannot. What says that a directory is whole comes last."""
+    try:
+        path.rename(to)
+    except OSError:
+        if path.is_dir():
+            to.mkdir()
+            for each in sorted(path.iterdir(), key=lambda each: each.suffix in LAST):
+                move(each, to / each.name)
+            path.rmdir()
+        else:
+            shutil.copyfile(path, to)
+            path.unlink()
 
 
 def write_text(path: Path, content: str) -> None:
@@ -62,13 +97,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file beside its place and put it there when it is whole; what stood there stays until then."""
     half = path.with_name(f".{path.name}.tmp")
     half.write_bytes(content)
-    half.replace(path)
+    move(half, path)
+
+
+def sync(file: int) -> None:
+    """Put a file, or the names in a directory, on the disk, where the file system knows of such."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
 
 
 def locked(file: IO[str], patience: float) -> bool:
     """Lock a file for this process and those that it forks; False where others hold it for ``patience`` seconds.
 
     A lock ends with the processes that hold it, however they end; those that a killed one forked outlive it a little.
+    Where the file system has no locks that is said, and the file counts as locked.
+
+    Raises:
+        UserError: it cannot be locked for another reason.
     """
     end = time.monotonic() + patience
     while True:
@@ -79,3 +127,15 @@ def locked(file: IO[str], patience: float) -> bool:
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise UserError(f"'{file.name}' cannot be locked: {error.strerror}") from error
+            _say_no_locks(file)
+            return True
+
+
+def _say_no_locks(file: IO[str]) -> None:
+    if (device := os.fstat(file.fileno()).st_dev) not in _without_locks:
+        _without_locks.add(device)
+        where = f"the file system of '{Path(file.name).parent}'"
+        print(f"{where} has no locks: nothing keeps two runs from writing to the same place", file=sys.stderr)

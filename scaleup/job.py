@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from scaleup.errors import UserError
+from scaleup.causes import sentence
 from scaleup.recipe import Arm, Recipe
 
 
@@ -34,8 +34,10 @@ class Job:
         try:
             anew = not begun(Path(self.recipe.out))
             result = sweep(self.recipe, self.arms, anew, self.stop_after, self.memory)
-        except UserError as error:
-            return {"error": str(error)}
+        except Exception as error:
+            if (said := sentence(error)) is None:
+                raise
+            return {"error": said}
         if result.get("exit") == 128 + signal.SIGUSR2:
             signal.raise_signal(signal.SIGUSR2)  # all is saved: submitit queues the job again
         return result

@@ -71,21 +71,24 @@ def probe(
 
     Raises:
         UserError: a label, its classes or a depth do not fit, a split has samples of one class alone or none that can
-            be read, or the model has an adapter, or an open gate below a depth that is asked for.
+            be read, the model has an adapter, or an open gate below a depth that is asked for, or another rank no
+            longer answers.
     """
     began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), processes()
     classes, chosen = _classes(*opened, labels), _depths(model, depths)
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     about = _about(frozen)
-    settled = settle([frozen], trunk or Trunk(), world)
-    reader, how = Reader(frozen, chosen, world.device), (Input(**model.config["input"]), views, batch, workers, world)
-    learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
-    moments, kept = _read(reader, learnt, classes)
-    train_summary = _summary(learnt)
-    fits = _fits(moments, classes, world)
-    train_shares, scored = _shares(fits, kept, classes, world)
-    test_shares, samples = _shares(fits, ((reader(each.pixels), each.labels) for each in tested), classes, world)
-    test_summary = _summary(tested)
+    with world.together():
+        settled = settle([frozen], trunk or Trunk(), world)
+        reader = Reader(frozen, chosen, world.device)
+        how = Input(**model.config["input"]), views, batch, workers, world
+        learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
+        moments, kept = _read(reader, learnt, classes)
+        train_summary = _summary(learnt)
+        fits = _fits(moments, classes, world)
+        train_shares, scored = _shares(fits, kept, classes, world)
+        test_shares, samples = _shares(fits, ((reader(each.pixels), each.labels) for each in tested), classes, world)
+        test_summary = _summary(tested)
     return {
         "labels": _curves(fits, classes, train_shares, test_shares, samples),
         "train": train_summary,

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from scaleup import costs
 from scaleup import recipe as recipes
-from scaleup.files import new_directory
+from scaleup.files import move, new_directory
 from scaleup.recipe import Arm, Recipe
 from scaleup.training import directory, engine
 from scaleup.training.result import RESULT, is_complete, note
@@ -128,7 +128,7 @@ def collect(part: Part, out: Path) -> None:
     """Move the models of a complete part up into the directory of the sweep."""
     for name in part.arms:
         if (part.out / name).exists():
-            (part.out / name).rename(out / name)
+            move(part.out / name, out / name)
 
 
 def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from scaleup.backbones.timm import create
+from scaleup.files import let_read
 
 
 def save(
@@ -34,7 +35,7 @@ def save(
     vit.load_state_dict({key: tensor for key, tensor in tensors.items() if key in own})  # strict: nothing is missing
     fed = {"input_size": (3, *size), "mean": tuple(mean), "std": tuple(std)}
     save_for_hf(vit, str(directory), {"pretrained_cfg": fed}, safe_serialization=True)
-    (directory / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    let_read(directory / "model.safetensors")  # safetensors writes for the owner alone
 
 
 def features(directory: Path, images: Tensor) -> Tensor:

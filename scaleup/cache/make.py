@@ -12,6 +12,7 @@ import torch
 
 from scaleup import cli
 from scaleup.adapter import Adapt
+from scaleup.amounts import said
 from scaleup.cache import size
 from scaleup.cache.identity import made_of
 from scaleup.cache.writer import SetWriter, named
@@ -94,8 +95,8 @@ def _refuse_too_large(
 ) -> None:
     """Say how large the cache will be, and refuse what does not fit."""
     needed = sum(size.cache_bytes(each, len(blank[name]), views) for name, each in sets.items())
-    records = ", ".join(f"a view of '{name}' {size.said(len(record))}" for name, record in blank.items())
-    print(f"the cache takes {size.said(needed)}: {records}", file=sys.stderr)
+    records = ", ".join(f"a view of '{name}' {said(len(record))}" for name, record in blank.items())
+    print(f"the cache takes {said(needed)}: {records}", file=sys.stderr)
     size.refuse_too_large(needed, out, limit)
 
 

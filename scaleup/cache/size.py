@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from scaleup.amounts import said
 from scaleup.data.partial import partial_name
 from scaleup.data.shards import Shards
 from scaleup.data.taps import lowered, record
@@ -15,7 +16,6 @@ from scaleup.errors import UserError
 from scaleup.model import TubeViT
 from scaleup.training.models import tokens
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 SHARD = 2**29  # bytes of a tar, about, which is what a kill loses at most
 SPARE = 0.05  # of the free disk, which stays free
 BLOCK, END = 512, 10240  # what members of a tar, their headers, and the whole of it are multiples of
@@ -47,12 +47,6 @@ def cache_bytes(shards: Shards, record: int, views: int) -> int:
 
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
-
-
-def said(size: float) -> str:
-    """Bytes in words: ``12.3 GB``."""
-    unit = next((unit for unit in "TGMk" if size >= UNITS[unit]), "")
-    return f"{size / UNITS[unit]:.3g} {unit}B"
 
 
 def refuse_too_large(size: int, out: Path, limit: int | None) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scaleup.cache.size import samples_of_a_tar
+from scaleup.data.batch import input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.index import index_of, write_index, write_json
 from scaleup.data.loader import Augmented
 from scaleup.data.partial import clear, finished
 from scaleup.data.shards import Sample, Shards, write_shard
 from scaleup.data.taps import lowered, record
-from scaleup.data.workers import in_workers
+from scaleup.data.workers import in_workers, refuse_small_shared
 from scaleup.errors import UserError
 from scaleup.model import TubeViT
 from scaleup.recipe import Input, Recipe
@@ -100,8 +101,10 @@ class SetWriter:
     def _decoded(self, batches: list[range]) -> Iterator[Decoded]:
         input = Input(**self.model.config["input"])
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: self.shards})
-        views = Views(augmented, self.name, self.views, batches)
-        return in_workers(views, range(len(batches)), self.recipe.data.workers)
+        views, workers = Views(augmented, self.name, self.views, batches), self.recipe.data.workers
+        size = input_bytes(input, self.shards.modality) * self.views * max(map(len, batches), default=0)
+        refuse_small_shared(size, len(batches), workers)
+        return in_workers(views, range(len(batches)), workers)
 
     def _shard(self, number: int, decoded: Iterable[Decoded], advance: Callable[[int], None]) -> dict[str, Any]:
         """Write one tar and what is to be known of it; this file's being there says that the tar is finished."""

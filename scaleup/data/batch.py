@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scaleup.data.workers import in_workers, stacked
+from scaleup.recipe import Input
 
 Failure = tuple[str, str]  # key and reason
 
@@ -39,6 +41,11 @@ class Samples(Protocol):
     labels: dict[str, np.ndarray]
 
     def __len__(self) -> int: ...
+
+
+def input_bytes(input: Input, modality: str) -> int:
+    """Bytes of the pixels of one view of a sample."""
+    return 3 * math.prod(input.size) * (input.frames if modality == "video" else 1)
 
 
 def together(

@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 from scaleup import recipe
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
-from scaleup.data.batch import Batch, Failure, Samples, batches, together
+from scaleup.data.batch import Batch, Failure, Samples, batches, input_bytes, together
 from scaleup.data.datasets import check_heads, open_datasets
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
+from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 
 Joined = Callable[[list[Failure]], list[Failure]]
@@ -54,6 +55,8 @@ def train_loader(
     shards = open_datasets(data)
     augmented = Augmented(data, input, seed, shards)
     dataset = TrainSteps(data, shards, augmented, seed, rank, world)
+    sizes = {input_bytes(input, each.modality) for each in shards.values()}
+    refuse_small_shared(len(dataset.places) * sum(sizes), steps - start, data.workers)
     return train_steps(dataset, data.workers, range(start, steps), joined)
 
 
@@ -162,6 +165,8 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
+    each = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
+    refuse_small_shared(min(batch, len(dataset.indices)) * each, len(dataset), workers)
     return map(_named, batches(dataset, range(len(dataset)), workers))
 
 

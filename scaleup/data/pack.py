@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from scaleup.files import refuse_existing, take_place
 
 Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
 Read = tuple[str, bytes] | str  # ending and bytes, or why it cannot be a sample
+MTIME = 2 * 10**9  # nanoseconds; some file systems keep no finer time of writing
 
 
 def pack(
@@ -63,9 +65,9 @@ def pack(
             print(f"going on: {len(parts)} of {len(chunks)} shards are finished", file=sys.stderr)
         advance(sum(len(chunks[number]) for number in parts))
         left = [number for number in range(len(chunks)) if number not in parts]
-        results = parallel(_read, (task for number in left for task in chunks[number]), processes)
-        for number in left:
-            parts[number] = _packed(partial, number, chunks[number], results, numbers, advance)
+        with closing(parallel(_read, (task for number in left for task in chunks[number]), processes)) as results:
+            for number in left:
+                parts[number] = _packed(partial, number, chunks[number], results, numbers, advance)
         _conclude(partial, [parts[number] for number in range(len(chunks))], modality, {"label": listing.classes})
         take_place(partial, out)
     return Shards.open(out)
@@ -109,7 +111,7 @@ def _plan(listing: Listing, encoding: Encoding, seed: int, per_shard: int) -> st
     for item in listing.items:
         try:
             found = item.path.stat()
-            digest.update(f"{item} {found.st_size} {found.st_mtime_ns}\n".encode())
+            digest.update(f"{item} {found.st_size} {found.st_mtime_ns // MTIME}\n".encode())
         except (OSError, ValueError):
             digest.update(f"{item}\n".encode())
     return digest.hexdigest()

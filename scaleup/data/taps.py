@@ -25,6 +25,7 @@ from scaleup.data.datasets import check_heads
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Joined, TrainSteps, alone, train_steps
 from scaleup.data.shards import Shards
+from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # what tokens are kept in
@@ -165,6 +166,8 @@ def cached_loader(
     Epoch e reads view e mod V.
     """
     dataset = TrainSteps(data, sets, partial(_record, sets), seed, rank, world)
+    sizes = {max(place.end for place in each.layout.values()) for each in sets.values()}
+    refuse_small_shared(len(dataset.places) * sum(sizes), len(steps), data.workers)
     return train_steps(dataset, data.workers, steps, joined)
 
 

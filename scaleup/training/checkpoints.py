@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scaleup.data.shards import file_sha256
 from scaleup.errors import UserError
-from scaleup.files import new_directory
+from scaleup.files import new_directory, sync
 
 MANIFEST, STATE = "manifest.json", "state.json"
 
@@ -94,7 +94,7 @@ def _write(path: Path, content: bytes) -> tuple[str, str]:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     digest = hashlib.sha256(content).hexdigest()
     if file_sha256(path) != digest:
         raise UserError(f"'{path}' cannot be written: the disk gives back something else")
@@ -105,7 +105,7 @@ def _sync(directory: Path) -> None:
     """Put the names in a directory on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

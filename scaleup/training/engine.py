@@ -65,7 +65,7 @@ class World(NamedTuple):
                 raise
             raise UserError(
                 f"rank {self.rank} stops: another of the {self.size} ranks no longer answers; look for what it said "
-                "last; the same command goes on from the last checkpoint"
+                "last, and start the same command again: training goes on from its last checkpoint"
             ) from error
 
 

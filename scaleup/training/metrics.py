@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from scaleup.files import write_text
+from scaleup.files import sync, write_text
 
 
 class Metrics:
@@ -38,7 +37,7 @@ class Metrics:
 
     def sync(self) -> None:
         """Put the lines on the disk."""
-        os.fsync(self.lines.fileno())
+        sync(self.lines.fileno())
 
     def close(self) -> None:
         self.lines.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from scaleup.data.batch import input_bytes
 from scaleup.data.shards import Shards
+from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 from scaleup.evaluate import Once, matched, scores
 from scaleup.model import TubeViT
@@ -32,6 +35,8 @@ class Validation:
         self.batch = recipe.data.batch // world.size // recipe.train.accumulate  # what memory holds in training
         if not len(self.shards):
             raise UserError(f"data.valid: {valid.shards!r} has no samples")
+        size = self.batch * input_bytes(self.input, self.shards.modality)  # to be there beside what training needs
+        refuse_small_shared(size, math.ceil(len(self.shards) / self.batch), self.data.workers)
 
     def __call__(self, arms: Mapping[str, ArmTrainer], steps: int) -> dict[str, dict[str, Any]]:
         """Validate the arms whose turn it is after ``steps``: all at each ``valid_every``-th, one that ends at its end.

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -6,11 +7,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from scaleup import files
 from scaleup.errors import UserError
-from scaleup.files import new_directory
+from scaleup.files import locked, new_directory, sync
 
 
 def names(directory: Path) -> list[str]:
@@ -116,3 +119,88 @@ def test_two_writers_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
     first.start(), second.start()
     first.join(), second.join()
     assert sorted(found) == [["a"], ["b"]] and names(tmp_path / "out") == ["b"]
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def test_a_file_system_without_permissions_holds_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "chmod", refused)
+    with new_directory(tmp_path / "out") as directory:
+        (directory / "file").write_text("content")
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["file"]
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_a_file_system_that_renames_no_directories_holds_one(
+    pieces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor files; what says that a directory is whole comes last."""
+    rename, placed = os.rename, []
+
+    def renamed(path: Path, to: Path) -> None:
+        if Path(path).is_dir() or not pieces:
+            refused()
+        placed.append(Path(to).name)
+        rename(path, to)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    for content in ("old", "new"):
+        with new_directory(tmp_path / "out", overwrite=True) as directory:
+            for name in ("index.json", "within/000001.tar", "000000.tar"):
+                (directory / name).parent.mkdir(exist_ok=True)
+                (directory / name).write_text(content)
+        assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["000000.tar", "index.json", "within"]
+        assert (tmp_path / "out/within/000001.tar").read_text() == content
+    assert not pieces or placed[-1] == "index.json"
+
+
+def test_a_directory_that_another_process_has_put_there_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="File exists"), new_directory(tmp_path / "out") as directory:
+        (directory / "file").write_text("ours")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "file").write_text("theirs")
+        monkeypatch.setattr(Path, "exists", lambda _: False)  # it came after we had looked
+    assert (tmp_path / "out" / "file").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
+def test_missing_locks_are_said_once(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def flock(*_: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(files, "_without_locks", set())
+    with (tmp_path / "file").open("w") as file:
+        assert locked(file, 0) and locked(file, 0)
+    said = f"the file system of '{tmp_path}' has no locks: nothing keeps two runs from writing to the same place\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_lock_that_is_refused_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (tmp_path / "file").open("w") as file, pytest.raises(UserError, match="'.*file' cannot be locked: Input/out"):
+        locked(file, 0)
+
+
+def test_what_cannot_be_synced_is_no_failure_but_a_full_disk_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = errno.EINVAL
+
+    def fsync(_: int) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    sync(0)
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        sync(0)

@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -116,6 +119,25 @@ def test_a_finished_shard_that_changed_is_made_again(folder, tmp_path, capsys):
     (tmp_path / ".out.partial/000000.json").write_text("{")
     assert files(pack(listing, tmp_path / "out", per_shard=4, processes=1).path) == files(whole.path)
     assert "shard 000001.tar is not as it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refused", ["chmod", "flock", "utime"])
+def test_it_goes_on_where_the_file_system_knows_less(refused, folder, tmp_path, capsys, monkeypatch):
+    """Of permissions, of locks, or of when exactly a file was written."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOTSUP, "not here")
+
+    file = folder / "class1/11.png"
+    os.utime(file, ns=(0, 7_123_456_789))
+    if refused != "utime":
+        monkeypatch.setattr(*{"chmod": (os, "chmod"), "flock": (fcntl, "flock")}[refused], refuse)
+    listing = read_source(folder)
+    cut_off(listing, tmp_path / "out", 11)
+    if refused == "utime":
+        os.utime(file, ns=(0, 6_000_000_000))  # as of a mount that keeps even seconds, once it is mounted again
+    assert len(pack(listing, tmp_path / "out", per_shard=4, processes=1)) == 19
+    assert "going on: 2 of 5 shards are finished" in capsys.readouterr().err
 
 
 def test_another_plan_begins_anew(folder, tmp_path, capsys):

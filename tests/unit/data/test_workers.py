@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -5,7 +8,14 @@ import torch
 from torch.utils.data import Dataset
 
 from scaleup.data import workers
+from scaleup.data.loader import eval_loader, train_loader
+from scaleup.data.shards import Shards
 from scaleup.data.workers import in_workers, stacked
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Valid
+from scaleup.training.engine import World
+from scaleup.training.models import models
+from scaleup.training.validation import Validation
 
 
 class Numbers(Dataset):
@@ -34,3 +44,57 @@ def test_memory_is_used_by_turns():
     for batch in in_workers(Numbers(False), range(40), 2):
         kept[batch.data_ptr()] = batch
     assert len(kept) == 2 * (workers.PREFETCH + 1)
+
+
+CLIP, IMAGE = 3 * 8 * 32 * 32, 3 * 32 * 32  # bytes
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def trained(recipe):
+    train_loader(recipe.data, recipe.model.input, 0, 100)
+
+
+def evaluated(recipe):
+    shards = Shards.open(recipe.data.train["videos"].shards)
+    eval_loader(shards, {}, recipe.model.input, "2x1", batch=4, workers=recipe.data.workers)
+
+
+def validated(recipe):
+    Validation(recipe, Valid(recipe.data.train["videos"].shards), models(recipe, {"a": Arm()}).values(), WORLD)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("opened", "needed"),
+    [(trained, 2 * 3 * 4 * (CLIP + IMAGE)), (evaluated, 3 * 4 * 2 * CLIP), (validated, 3 * 4 * CLIP)],
+)
+def test_too_little_shared_memory_is_said_before_the_first_batch(opened, needed, ranks, tiny, monkeypatch):
+    """It holds three batches of each shape of each of two processes, or all that there are: three of 12 samples."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(workers, "_free_shared", lambda: ranks * needed - 1)
+    with pytest.raises(UserError, match=rf"of {2 * ranks} loader processes need .*B are free; set data.workers=0"):
+        opened(tiny("data.workers=2"))
+    opened(tiny("data.workers=0"))
+    monkeypatch.setattr(workers, "_free_shared", lambda: ranks * needed)
+    opened(tiny("data.workers=2"))
+
+
+SMALL = """
+import torch
+from scaleup.data.workers import in_workers, stacked
+
+class Large(torch.utils.data.Dataset):
+    def __getitem__(self, number):
+        return stacked([torch.zeros(2**22, dtype=torch.uint8)])
+
+next(in_workers(Large(), range(10), 2))
+"""
+
+
+def test_shared_memory_that_runs_out_is_a_sentence():
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("mounts nothing here")
+    done = subprocess.run([*mounted, sys.executable, "-c", SMALL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "UserError: shared memory (/dev/shm) is too small; set data.workers=0" in done.stderr

@@ -1,0 +1,200 @@
+"""Every way out of a tool ends it and the processes that it began, with a sentence where the cause is known."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import started
+
+from scaleup.checkpoint import save
+from scaleup.data.shapes import CLASSES
+from scaleup.model import fresh
+from scaleup.recipe import Recipe
+
+TOOLS = Path(__file__).parents[2] / "tools"
+SECONDS = 240  # far more than any of them takes, also on a busy machine: what has not ended then, hangs
+
+
+class End(NamedTuple):
+    code: int | None  # None: it did not end
+    said: str
+    left: list[int]  # processes that it left behind
+
+
+def broken(failure: str, tool: str, *args: object, log: Path) -> End:
+    """A tool in which ``failure``, a line of Python, comes to pass before it begins."""
+    process = started._server.Process(target=_run, args=(failure, [str(TOOLS / f"{tool}.py"), *map(str, args)], log))
+    process.start()
+    process.join(SECONDS)
+    return End(process.exitcode, log.read_text(), left(process.pid))
+
+
+def _run(failure: str, command: list[str], log: Path) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as where no test has begun the tool
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    exec(failure, globals())
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def left(session: int | None, named: str = "") -> list[int]:
+    """The processes of a session, or with ``named`` in their command, that do not end; they are killed."""
+    end = time.monotonic() + 10
+    while (found := [int(at.name) for at in Path("/proc").glob("[0-9]*") if is_of(at, session, named)]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.1)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def is_of(at: Path, session: int | None, named: str) -> bool:
+    try:
+        state, _, _, theirs = (at / "stat").read_text().rpartition(")")[2].split()[:4]
+        command = (at / "cmdline").read_text()
+    except OSError:
+        return False
+    return state != "Z" and (int(theirs) == session or bool(named) and named in command)
+
+
+def fails(error: BaseException) -> Callable[..., Any]:
+    """A function that raises."""
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return failing
+
+
+def signals(number: int, loader: bool) -> Callable[..., Any]:
+    """A function that sends a signal to this process, or to the loader processes, and waits."""
+
+    def sending(*_: Any, **__: Any) -> Any:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        assert children, "no loader lives"
+        for pid in map(int, children if loader else [os.getpid()]):
+            os.kill(pid, number)
+        time.sleep(SECONDS)
+
+    return sending
+
+
+@pytest.fixture
+def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[str, list[Any]]:
+    """Of each tool."""
+    recipe = tiny()
+    shards, model = recipe.data.train["videos"].shards, tmp_path / "model"
+    save(fresh(recipe.model, CLASSES["video"], seed=1), model)
+    trained = [tiny_path, "data.workers=2", f"out={tmp_path / 'out'}"]
+    return {
+        "evaluate": [model, shards, "--views", "1x1", "--batch", 2],
+        "probe": [model, shards, shards, "--batch", 2],
+        "cache": [*trained[:2], "train.mixup=0", "--depths", 1, "--out", tmp_path / "cache"],
+        "train": [*trained, "train.steps=40"],
+        "sweep": [*trained, "train.steps=40"],
+    }
+
+
+MACHINE, DEVICE = "the machine has no memory left", "the device has no memory left"
+HERE = "from scaleup import cli, evaluate, probe; from scaleup.data import batch, loader; "
+IN_TRAINING = "from scaleup.training import metrics; metrics.Metrics.log = "
+WAYS = {
+    "device": ("evaluate", "evaluate.arm_inputs = fails(RuntimeError('CUDA out of memory (put in)'))", 2, DEVICE),
+    "host": ("probe", "probe.Reader.__call__ = fails(MemoryError())", 2, MACHINE),
+    "unknown": ("cache", "from scaleup.cache import writer; writer.named = fails(KeyError('put in'))", 1, "KeyError"),
+    "disk": ("train", IN_TRAINING + "fails(OSError(28, 'put in'))", 2, "the disk is full"),
+    "killed": ("sweep", IN_TRAINING + "signals(signal.SIGKILL, True)", 2, "was killed, most likely because"),
+    "no bus": ("train", IN_TRAINING + "signals(signal.SIGBUS, True)", 2, "shared memory (/dev/shm) is too small"),
+    "Ctrl-C": ("evaluate", "evaluate.arm_inputs = signals(signal.SIGINT, False)", 130, "interrupted"),
+    "SIGTERM": ("evaluate", "evaluate.arm_inputs = signals(signal.SIGTERM, False)", -signal.SIGTERM, ""),
+    "SIGKILL": ("probe", "probe.Reader.__call__ = signals(signal.SIGKILL, False)", -signal.SIGKILL, ""),
+    "loader": ("evaluate", "loader.eval_views = fails(KeyError('put in'))", 1, "KeyError: 'put in'"),
+    "loader, known": ("evaluate", "loader.eval_views = fails(PermissionError(13, 'no', 'a.tar'))", 2, "'a.tar': Per"),
+    "not sent": (
+        "evaluate",
+        "batch.Batch.__reduce__ = fails(OSError(24, ''))",
+        2,
+        "cannot hand over a batch: Too many open",
+    ),
+    "while printing": ("evaluate", "cli._told = evaluate.arm_inputs = fails(ValueError())", 1, ""),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tool_ends_and_so_do_its_processes(way: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
+    tool, failure, code, told = WAYS[way]
+    end = broken(HERE + failure, tool, *args[tool], log=tmp_path / "log")
+    assert end.code == code and not end.left, end
+    assert told in end.said, end.said
+    assert ("Traceback" in end.said) == (code == 1 and bool(told)), end.said
+
+
+SCRIPT = """
+import multiprocessing, os, signal, torch
+from scaleup.data.workers import in_workers
+
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, number):
+        return torch.tensor(number)
+
+held = in_workers(Numbers(), range(1000), 2)
+next(held)
+{}
+raise KeyError("put in")
+"""
+
+
+@pytest.mark.parametrize("before", ["", "os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)"])
+def test_a_script_that_fails_ends(before: str, tmp_path: Path) -> None:
+    """Without a tool that kills what it began; a process that no longer does anything is no different."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(before)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        stderr = process.communicate(timeout=SECONDS)[1]
+    finally:
+        remaining = left(process.pid)
+    assert process.returncode == 1 and "KeyError: 'put in'" in stderr and not remaining
+    assert stderr.count("Traceback") == 1, stderr
+
+
+RANKS = """
+import os, runpy, sys
+from scaleup import evaluate
+from scaleup.training import step
+
+def failing(*_, **__):
+    raise RuntimeError("CUDA out of memory (put in)")
+
+if os.environ["RANK"] == "1":
+    evaluate.arm_inputs = step.ArmTrainer.step = failing
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("tool", ["train", "evaluate"])
+def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "ranks.py"]
+    command = [sys.executable, *launcher, TOOLS / f"{tool}.py", *args[tool]]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
+        try:
+            process.wait(SECONDS)
+        finally:
+            remaining = left(process.pid, str(tmp_path / "ranks.py"))  # each has a session of its own
+    said = (tmp_path / "log").read_text()
+    assert process.returncode == 1 and not remaining, said  # the launcher's own code
+    assert DEVICE in said, said
