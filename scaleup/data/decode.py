@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from scaleup.data.extent import Extent
 from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, whole
 from scaleup.data.playback import Noted, Playback, refuse_missing, unnoted, video_stream
-from scaleup.data.timeline import seconds_of
+from scaleup.data.timeline import Timeline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +134,9 @@ def _video(data: bytes, strict: bool = False) -> Iterator[tuple[av.VideoStream, 
 
 def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray, bool]:
     """The second each packet is shown at (NaN: never), and whether all stamps are believed."""
-    times, believed = seconds_of(packets, _first_stamp(stream, packets))
+    timeline = Timeline(stream, packets)
+    opens = packets[0].is_keyframe and timeline.opens
+    times, believed = timeline.seconds(-math.inf if opens else _first_stamp(stream, packets))
     if believed and len(packets) != stream.frames:
         extent = Extent(stream)
         for packet in packets:
@@ -143,11 +145,9 @@ def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray
     return times, believed
 
 
-def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> int | None:
-    """The stamp of the first frame that can be decoded; None where that is the first packet's, as a key frame's is."""
-    first, context = packets[0].pts, stream.codec_context
-    if packets[0].is_keyframe and (first is None or all(p.pts is None or p.pts >= first for p in packets)):
-        return None
+def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> float:
+    """The stamp in seconds of the first frame that can be decoded; minus infinity if it has none."""
+    context = stream.codec_context
     for packet in [*packets, None]:
         try:
             frame = next(iter(context.decode(packet)), None)
@@ -155,7 +155,7 @@ def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> int | None
             continue
         if frame is not None:
             context.flush_buffers()
-            return frame.pts
+            return -math.inf if frame.pts is None else frame.pts * float(stream.time_base or 0)
     raise BadSample("no frames")
 
 

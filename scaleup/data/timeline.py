@@ -75,53 +75,57 @@ def period(stream: av.VideoStream) -> float:
     return 1 / next((rate for rate in rates if RATES[0] <= rate <= RATES[1]), DEFAULT_RATE)
 
 
-def seconds_of(packets: Sequence[av.Packet], first: int | None) -> tuple[np.ndarray, bool]:
-    """The second at which each of the packets of a video, in decoding order, is shown (NaN: never).
+class Timeline:
+    """When each packet of a stream is shown. They are in decoding order, as they come."""
 
-    An edit list marks packets that are decoded for others' sake and never shown.
+    def __init__(self, stream: av.VideoStream, packets: Sequence[av.Packet]) -> None:
+        base = float(stream.time_base or 0)
+        self._stream = stream
+        self._shown = np.array([packet.pts for packet in packets], float) * base  # seconds; NaN: not said
+        self._decoded = np.array([packet.dts for packet in packets], float) * base
+        self._hidden = np.array([packet.is_discard for packet in packets])  # by an edit list: for others' sake alone
 
-    Args:
-        first: the stamp of the first frame that can be decoded; what comes before it is never shown. None: all can.
+    @property
+    def opens(self) -> bool:
+        """Whether none is shown before the first, as where that is a key frame."""
+        return not (self._shown < self._shown[0]).any()
 
-    Returns:
-        The seconds, and whether all stamps are believed.
-    """
-    base = float(packets[0].time_base)
-    stamps = np.array([np.nan if packet.pts is None else packet.pts for packet in packets], float)
-    hidden = np.array([packet.is_discard for packet in packets])
-    if _believable(packets, stamps, hidden, base):
-        hidden |= stamps < (-math.inf if first is None else first)
-        return np.where(hidden, np.nan, stamps) * base, True
-    order = _order(packets, stamps, base)
-    order = order[~hidden[order]]
-    if first is not None and (stamps[order] == first).any():
-        order = order[np.argmax(stamps[order] == first) :]
-    clock, seconds = Clock(period(packets[0].stream)), np.full(len(packets), np.nan)
-    for place in order:
-        seconds[place] = clock(None if np.isnan(stamps[place]) else stamps[place] * base)
-    return seconds, False
+    def seconds(self, first: float) -> tuple[np.ndarray, bool]:
+        """The second at which each is shown (NaN: never), and whether all stamps are believed.
 
+        Args:
+            first: the stamp in seconds of the first frame that can be decoded. What comes before it is never shown.
+        """
+        if self._believable():
+            return np.where(self._hidden | (self._shown < first), np.nan, self._shown), True
+        order = self._order()
+        order = order[~self._hidden[order]]
+        order = order[np.argmax(self._shown[order] == first) :]  # from the beginning if it is none of them
+        clock, seconds = Clock(period(self._stream)), np.full(len(self._shown), np.nan)
+        for place in order:
+            seconds[place] = clock(None if np.isnan(self._shown[place]) else self._shown[place])
+        return seconds, False
 
-def _believable(packets: Sequence[av.Packet], stamps: np.ndarray, hidden: np.ndarray, base: float) -> bool:
-    """Whether a :class:`Clock` would believe them all, and they are decoded at ascending times."""
-    gaps = np.diff(np.sort(stamps[~hidden])) * base
-    decoded = np.array([packet.dts for packet in packets if packet.dts is not None], float)
-    return bool(((gaps > 0) & (gaps <= MAX_GAP)).all() and (np.diff(decoded) >= 0).all())  # NaN: False
+    def _believable(self) -> bool:
+        """Whether a :class:`Clock` would believe them all, and they are decoded at ascending times."""
+        gaps = np.diff(np.sort(self._shown[~self._hidden]))
+        if not ((gaps > 0) & (gaps <= MAX_GAP)).all():  # NaN: no
+            return False
+        return bool((np.diff(self._decoded[~np.isnan(self._decoded)]) >= 0).all())
 
+    def _order(self) -> np.ndarray:
+        """The packets in the order in which they are shown, as far as that can be known.
 
-def _order(packets: Sequence[av.Packet], stamps: np.ndarray, base: float) -> np.ndarray:
-    """The packets in the order in which they are shown, as far as that can be known.
-
-    Where the times of decoding go back or leap, another piece begins; each piece is in the order of its stamps.
-    """
-    timed = any(packet.dts is not None for packet in packets)
-    times = [packet.dts if timed else packet.pts for packet in packets]
-    decoded = _filled(np.array([np.nan if time is None else time for time in times], float)) * base
-    steps = np.diff(decoded, prepend=decoded[0])
-    pieces = np.cumsum((steps > MAX_GAP) | (steps < (0 if timed else -1)))  # stamps may go back a little: B-frames
-    shown = stamps * base
-    near = np.abs(shown - decoded) <= MAX_GAP
-    return np.lexsort((np.where(near, shown, decoded), pieces))
+        Where the times of decoding go back or leap, another piece begins; each piece is in the order of its stamps.
+        """
+        unknown = bool(np.isnan(self._decoded).all())
+        decoded = _filled(self._shown if unknown else self._decoded)
+        steps = np.diff(decoded, prepend=decoded[0])
+        pieces = np.cumsum(
+            (steps > MAX_GAP) | (steps < (-1 if unknown else 0))
+        )  # stamps may go back a little: B-frames
+        near = np.abs(self._shown - decoded) <= MAX_GAP
+        return np.lexsort((np.where(near, self._shown, decoded), pieces))
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

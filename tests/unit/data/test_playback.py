@@ -117,13 +117,13 @@ def cut(tmp_path, container, share):
     """A video whose header is at its beginning, and what is left of it."""
     path = tmp_path / "film"
     settings = {"movflags": "faststart"} if container == "mp4" else {}
-    with av.open(io.BytesIO(moving(100, height=96, width=96))) as given:
-        with av.open(str(path), "w", format=container, options=settings) as made:
-            stream = made.add_stream_from_template(given.streams.video[0])
-            for packet in given.demux(video=0):
-                if packet.size:
-                    packet.stream = stream
-                    made.mux(packet)
+    film = io.BytesIO(moving(100, height=96, width=96))
+    with av.open(film) as given, av.open(str(path), "w", format=container, options=settings) as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                made.mux(packet)
     return path.read_bytes()[: int(path.stat().st_size * share)]
 
 

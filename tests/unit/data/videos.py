@@ -9,7 +9,7 @@ STEP = 12  # gray levels between one frame and the next
 
 
 def numbered(frames, fps=10, height=32, width=32, container="mp4", codec="libx264", stamps=None, options=None, first=0):
-    """``frames`` flat frames, frame i of gray 10 + STEP * (i + ``first``), shown at i / fps (or at ``stamps``, in 1 / fps)."""
+    """``frames`` flat frames; frame i is of gray 10 + STEP * (``first`` + i), at i / fps (or at ``stamps`` / fps)."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
         stream = file.add_stream(codec, rate=fps, options=options or {"crf": "4"})
