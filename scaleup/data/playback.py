@@ -92,7 +92,7 @@ class Playback:
         self.refuse_damage()
         count = self._whole + self._damaged
         if self._clock.doubted:
-            self._noted(f"the times of {self._clock.doubted} of {count} frames cannot be true; others are put there")
+            self._noted(f"the times of {self._clock.doubted} of {count} frames cannot be true; they are set by its rate")
         else:
             refuse_missing(self._extent, self._noted)
         if self._damaged:
