@@ -53,7 +53,7 @@ class Pictures:
         """uint8 (3, h, w), RGB, upright by the rotation flag; alpha is dropped, more than 8 bits are rounded.
 
         Raises:
-            BadSample: the frame is too large, or not as large as the one before.
+            BadSample: the frame is damaged, too large, or not as large as the one before.
         """
         return np.stack(self.planes(frame))
 
@@ -71,6 +71,8 @@ class Pictures:
     def accept(self, frame: VideoFrame) -> None:
         """BadSample where ``__call__`` would raise it."""
         check_pixels(frame.width, frame.height)
+        if frame.is_corrupt:
+            raise BadSample("damaged frame")
         upright = (frame.width, frame.height) if _turns(frame) % 2 else (frame.height, frame.width)
         if self._upright is None:
             self._upright, self._cut = upright, self._view(*upright)
