@@ -14,6 +14,7 @@ from torch import Tensor
 from scaleup import cli, film, overlay
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
+from scaleup.data.playback import Noted, unnoted
 from scaleup.data.stream import clips
 from scaleup.errors import UserError
 from scaleup.media import STDIN, content, expanded, kind
@@ -43,16 +44,22 @@ class Predictor:
         (probabilities,) = self.probabilities(eval_views(media, "image", self.input, 1, 1))
         return {"modality": "image", "top": self.named(probabilities)}
 
-    def video(self, source: str | BinaryIO, told: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def video(
+        self,
+        source: str | BinaryIO,
+        told: Callable[[dict[str, Any]], None] | None = None,
+        noted: Noted = unnoted,
+    ) -> dict[str, Any]:
         """``{"modality", "top", "clips"}``: probabilities are averaged over the clips, each ``{"second", "top"}``.
 
         Args:
             told: is called with each clip's answer as soon as it is known; then clips are not waited for.
+            noted: is told at the end what is odd about the video.
 
         Raises:
             BadSample: it cannot be decoded.
         """
-        rows, total, found = [], torch.zeros(len(self.classes)), clips(source, self.input, self.hop)
+        rows, total, found = [], torch.zeros(len(self.classes)), clips(source, self.input, self.hop, noted)
         while some := list(islice(found, 1 if told else self.batch)):
             seconds, pixels = zip(*some, strict=True)
             for second, probabilities in zip(seconds, self.probabilities(torch.stack(pixels)), strict=True):
@@ -119,9 +126,14 @@ def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
 
 
 def _answer(predictor: Predictor, name: str) -> dict[str, Any]:
-    if name == STDIN:
-        return predictor.video(sys.stdin.buffer, _told)
-    return predictor.image(content(name)) if kind(name) == "image" else predictor.video(name)
+    if kind(name) == "image":
+        return predictor.image(content(name))
+
+    def noted(note: str) -> None:
+        print(f"{name}: {note}", file=sys.stderr)
+
+    source, told = (sys.stdin.buffer, _told) if name == STDIN else (name, None)
+    return predictor.video(source, told, noted)
 
 
 def _told(clip: dict[str, Any]) -> None:

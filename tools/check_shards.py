@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "samples": sum(each["samples"] or 0 for each in checked),
         "problems": problems,
+        "notes": [note for each in checked for note in each["notes"]],
         "failures": [failure for each in checked for failure in each["failures"]],
         "exit": 1 if problems else 0,
     }
@@ -27,12 +28,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def check(path: str) -> dict[str, Any]:
     index = read_index(path, changed=True)
     with cli.progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
-        problems = verify(path, advance)
-    return {"samples": index.get("count"), "problems": problems, "failures": index.get("failures", [])}
+        notes: list[str] = []
+        problems = verify(path, advance, noted=notes.append)
+    failures = index.get("failures", [])
+    return {"samples": index.get("count"), "problems": problems, "notes": notes, "failures": failures}
 
 
 def show(result: dict[str, Any]) -> None:
     print("\n".join(result["problems"]) or f"all {result['samples']} samples are as they were written")
+    if result["notes"]:
+        print(f"{len(result['notes'])} things are odd, and these samples are used all the same:")
+        print("\n".join(f"  {note}" for note in result["notes"][:20]))
     if result["failures"]:
         print(f"{len(result['failures'])} files had been left out when these shards were made")
 

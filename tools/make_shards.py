@@ -75,6 +75,7 @@ def described(shards: Shards) -> dict[str, Any]:
         "classes": {label: len(names) for label, names in shards.classes.items()},
         "list_sha256": shards.list_sha256,
         "failures": shards.failures,
+        "notes": shards.notes,
     }
 
 
@@ -95,6 +96,10 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {len(made['failures'])} files left out (all of them in index.json):")
         for failure in made["failures"][:20]:
             print(f"  {failure['source']}: {failure['reason']}")
+        if made["notes"]:
+            print(f"  {len(made['notes'])} things are odd about files that are used (all of them in index.json):")
+        for note in made["notes"][:20]:
+            print(f"  {note['source']}: {note['note']}")
 
 
 def at_least(low: float, kind: type = int) -> Any:

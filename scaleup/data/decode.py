@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import av
 import numpy as np
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from PIL import Image
 
+from scaleup.data.extent import Extent
 from scaleup.data.modes import upright_rgb
 from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, whole
+from scaleup.data.playback import Noted, Opened, Playback, refuse_missing, unnoted, unopened, video_stream
+from scaleup.data.timeline import Timeline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadSample", "check", "decode_clip", "decode_clips", "decode_image"]
 
 T = TypeVar("T")
-Opened = Callable[[av.VideoStream], None]
-EXTENSIONS = {"image": ("png", "jpg", "webp", "jpeg"), "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg")}
+EXTENSIONS = {
+    "image": ("png", "jpg", "webp", "jpeg"),
+    "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "gif"),
+}
 
 
 def decode_image(data: bytes, short: int | None = None) -> Tensor:
@@ -68,10 +73,11 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
     """Clips of ``frames`` frames at ``fps`` from one video, which is decoded once for all of them.
 
     Frame k of a clip is what a player shows k / fps seconds after the clip begins: a slower video's frames are
-    repeated, a faster one's skipped, by their timestamps; frame counts and durations in headers are not believed.
+    repeated, a faster one's skipped, by their timestamps where those can be true (see ``Clock``).
     A clip begins ``start`` (0 to 1) of the way through the slack, the time by which the video is longer than the
     clip: 1 ends with the last frame. A video shorter than the clip begins at its first frame and repeats its last.
-    Frames without timestamps are taken to be evenly spaced. Only what these frames need is decoded.
+    It begins with the first frame that can be decoded; a damaged frame is not shown, the one before stays. Only what
+    these frames need is decoded.
 
     Args:
         view: which part of the picture as it is shown, and how large it becomes; by default all of it, as it is.
@@ -80,7 +86,8 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
         uint8 (V, 3, T, h, w), RGB, upright by the display matrix and in square pixels, V = ``len(starts)``.
 
     Raises:
-        BadSample: it cannot be decoded, has no video stream or no frame, or more than ``MAX_PIXELS`` a frame.
+        BadSample: it cannot be decoded, has no video stream or no frame, or more than ``MAX_PIXELS`` a frame; too
+            much of it is damaged, or missing at its end.
     """
     pictures = Pictures(view or whole())
     shown = shown_frames(data, frames, fps, starts, pictures.planes, pictures.opened)
@@ -99,54 +106,70 @@ def shown_frames(
     fps: float,
     starts: Sequence[float],
     take: Callable[[VideoFrame], T],
-    opened: Opened = lambda stream: None,
+    opened: Opened = unopened,
 ) -> list[T]:
     """What ``take`` makes of each frame of each clip, clip by clip; of a frame that is shown twice it is asked once.
 
     Args:
         opened: is called with the stream that the frames come from before the first of them is taken.
     """
-    with _video(data) as (packets, times):
-        opened(packets[0].stream)
+    with _video(data, strict=True) as (stream, packets):
+        opened(stream)
+        times, believed = _times(stream, packets)
         wanted = _wanted_times(times, frames, fps, starts)  # (V, T)
         seconds, places = np.unique(wanted, return_inverse=True)
-        found = _sought(packets, times, seconds, take) or _met(packets, times, seconds, take)
+        found = _sought(packets, times, seconds, take) if believed else None
+    if found is None:
+        with _video(data) as (stream, packets):
+            opened(stream)
+            found = _met(stream, packets, seconds, take)
     return [found[place] for place in places.ravel()]
 
 
 @contextmanager
-def _video(data: bytes) -> Iterator[tuple[list[av.Packet], np.ndarray]]:
-    """The packets of the video stream in decoding order, and the second each is shown at (NaN: never)."""
+def _video(data: bytes, strict: bool = False) -> Iterator[tuple[av.VideoStream, list[av.Packet]]]:
+    """The video stream and its packets in decoding order. ``strict``: the decoder stops at what it can mend, too."""
     try:
         with av.open(io.BytesIO(data)) as container:
-            yield _packets(container)
+            stream = video_stream(container)
+            stream.thread_type, stream.thread_count = "NONE", 1  # starting threads costs more than a small video
+            stream.codec_context.options = {"err_detect": "explode"} if strict else {}
+            check_pixels(stream.width, stream.height)
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            if all(packet.is_discard for packet in packets):
+                raise BadSample("no frames")
+            yield stream, packets
     except BadSample:
         raise
     except Exception as error:  # includes InvalidDataError, which is a ValueError
         raise BadSample(reason("video", error)) from None
 
 
-def video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first stream of pictures that move; BadSample where there is sound alone, perhaps with a cover."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    raise BadSample("no video stream")
+def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray, bool]:
+    """The second each packet is shown at (NaN: never), and whether all stamps are believed."""
+    timeline = Timeline(stream, packets)
+    opens = packets[0].is_keyframe and timeline.opens
+    times, believed = timeline.seconds(-math.inf if opens else _first_stamp(stream, packets))
+    if believed and len(packets) != stream.frames:
+        extent = Extent(stream)
+        for packet in packets:
+            extent.add(packet)
+        refuse_missing(extent)
+    return times, believed
 
 
-def _packets(container: av.container.InputContainer) -> tuple[list[av.Packet], np.ndarray]:
-    stream = video_stream(container)
-    stream.thread_type, stream.thread_count = "NONE", 1  # starting threads costs more than a small video
-    stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a grey patch
-    check_pixels(stream.width, stream.height)
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    if all(packet.is_discard for packet in packets):
-        raise BadSample("no frames")
-    if any(packet.pts is None for packet in packets):
-        return packets, np.arange(len(packets)) / float(stream.guessed_rate or 25)
-    # An edit list marks packets that are decoded for others' sake and never shown.
-    stamps = [float("nan") if packet.is_discard else packet.pts for packet in packets]
-    return packets, np.array(stamps, dtype=float) * float(packets[0].time_base)
+def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> float:
+    """The stamp in seconds of the first frame that can be decoded; minus infinity if it has none."""
+    context = stream.codec_context
+    for packet in [*packets, None]:
+        try:
+            frame = next(iter(context.decode(packet)), None)
+        except av.FFmpegError:
+            continue
+        if frame is not None:
+            context.flush_buffers()
+            return -math.inf if frame.pts is None else frame.pts * float(stream.time_base or 0)
+    raise BadSample("no frames")
 
 
 def _wanted_times(times: np.ndarray, frames: int, fps: float, starts: Sequence[float]) -> np.ndarray:
@@ -163,14 +186,13 @@ def _sought(
     needs.
 
     Decoding starts at the last key frame before, and frames that are neither shown nor referred to are skipped.
-    None: that does not bring out every frame by its timestamp, as with references across a key frame, or damage.
+    None: that does not bring out every frame by its timestamp and in that order, as with references across a key
+    frame, packed B-frames, or damage.
     """
-    if any(packet.pts is None for packet in packets):
-        return None
     order = np.argsort(times)[: np.isfinite(times).sum()]  # NaN is last
     places = np.searchsorted(times[order], wanted + 1e-4, side="right") - 1
     shown = [packets[order[max(0, place)]].pts for place in places]
-    needed, found = set(shown), dict[int, T]()
+    needed, found, before = set(shown), dict[int, T](), -math.inf
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= wanted[0]]
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     context = packets[0].stream.codec_context
@@ -180,41 +202,31 @@ def _sought(
             if skips:
                 context.skip_frame = "DEFAULT" if packet is None or packet.pts in needed else "NONREF"
             for frame in context.decode(packet):
-                if frame.pts in needed and frame.pts not in found:
-                    found[frame.pts] = take(frame)
-        if len(found) == len(needed):
-            return [found[stamp] for stamp in shown]
+                if frame.pts is None or frame.pts <= before:
+                    return None
+                before = frame.pts
+                if before in needed and not frame.is_corrupt:
+                    found[before] = take(frame)
     except av.FFmpegError:
-        pass
-    context.skip_frame = "DEFAULT"
-    context.flush_buffers()
-    return None
+        return None
+    return [found[stamp] for stamp in shown] if len(found) == len(needed) else None
 
 
-def _frames(packets: list[av.Packet], times: np.ndarray) -> Iterator[tuple[float, VideoFrame]]:
-    """Every decoded frame with the second it is shown at."""
-    context, stamped = packets[0].stream.codec_context, all(packet.pts is not None for packet in packets)
-    base, order = float(packets[0].time_base), 0  # frame.time is NaN for those that a flush brings out
-    for packet in [*packets, None]:
-        for frame in context.decode(packet):
-            second = times[min(order, len(times) - 1)] if not stamped or frame.pts is None else frame.pts * base
-            yield second, frame
-            order += 1
-
-
-def _met(packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, take: Callable[[VideoFrame], T]) -> list[T]:
+def _met(
+    stream: av.VideoStream, packets: list[av.Packet], wanted: np.ndarray, take: Callable[[VideoFrame], T]
+) -> list[T]:
     """As :func:`_sought`, by decoding from the beginning and going by what comes out."""
     shown: list[T] = []
-    current, taken = None, None
-    for second, frame in _frames(packets, times):
+    current, taken, playback = None, None, Playback(stream)
+    for second, frame in playback.frames(packets):
         while current is not None and len(shown) < len(wanted) and wanted[len(shown)] < second - 1e-4:
             taken = take(current) if taken is None else taken
             shown.append(taken)
         if len(shown) == len(wanted):
+            playback.refuse_damage()
             return shown
         current, taken = frame, None
-    if current is None:
-        raise BadSample("no frames")
+    assert current is not None  # or it would have been refused
     return shown + [take(current)] * (len(wanted) - len(shown))
 
 
@@ -225,23 +237,22 @@ def reason(what: str, error: Exception) -> str:
     return f"not a readable {what}: {text.rstrip('.')}"
 
 
-def every_frame(data: bytes, opened: Opened) -> Iterator[tuple[float, VideoFrame]]:
-    """All frames of a video as decoded, with the second each is shown at; BadSample and ``opened`` as above."""
-    with _video(data) as (packets, times):
-        opened(packets[0].stream)
-        none = True
-        for second, frame in _frames(packets, times):
-            yield second, frame
-            none = False
-        if none:
-            raise BadSample("no frames")
+def every_frame(data: bytes, opened: Opened, noted: Noted = unnoted) -> Iterator[tuple[float, VideoFrame]]:
+    """All whole frames of a video as decoded, with the second each is shown at; BadSample as above, at the end too.
+
+    Args:
+        opened: as above.
+    """
+    with _video(data) as (stream, packets):
+        opened(stream)
+        yield from Playback(stream, noted).frames(packets)
 
 
-def check(data: bytes, modality: str) -> None:
-    """Decode all of it; BadSample if that fails anywhere."""
+def check(data: bytes, modality: str, noted: Noted = unnoted) -> None:
+    """Decode all of it; BadSample if it cannot be used. ``noted`` is told what is odd about it if it can."""
     if modality == "image":
         upright_image(data)
         return
     pictures = Pictures(whole(16))
-    for number, (_, frame) in enumerate(every_frame(data, pictures.opened)):
+    for number, (_, frame) in enumerate(every_frame(data, pictures.opened, noted)):
         pictures.accept(frame) if number else pictures(frame)

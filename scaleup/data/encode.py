@@ -16,6 +16,7 @@ from PIL import Image
 
 from scaleup.data.decode import check, every_frame, upright_image
 from scaleup.data.pictures import Cut, Pictures, shrunk
+from scaleup.data.playback import Noted, unnoted
 
 PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # endings, and Pillow's words for them
 CLOCK = 90_000  # ticks a second of re-encoded videos
@@ -41,17 +42,21 @@ class Encoding:
         return not (self.short or self.fps or self.image or self.again)
 
 
-def encoded(data: bytes, extension: str, modality: str, encoding: Encoding) -> tuple[str, bytes]:
+def encoded(
+    data: bytes, extension: str, modality: str, encoding: Encoding, noted: Noted = unnoted
+) -> tuple[str, bytes]:
     """The ending and bytes of what goes into a shard; all of ``data`` is decoded in any case.
+
+    ``noted`` is told what is odd about it.
 
     Raises:
         BadSample: it cannot be decoded.
     """
     if encoding.copies:
-        check(data, modality)
+        check(data, modality, noted)
         return extension, data
     if modality == "video":
-        return "mp4", _video(data, encoding)
+        return "mp4", _video(data, encoding, noted)
     ending = encoding.image or extension
     return ending, _image(data, ending, encoding)
 
@@ -64,14 +69,14 @@ def _image(data: bytes, ending: str, encoding: Encoding) -> bytes:
     return buffer.getvalue()
 
 
-def _video(data: bytes, encoding: Encoding) -> bytes:
+def _video(data: bytes, encoding: Encoding, noted: Noted) -> bytes:
     """H.264 in MP4, upright and without sound, with a key frame every two seconds at 30 frames a second at least."""
     buffer, pictures = io.BytesIO(), Pictures(lambda h, w: Cut((0, 0, h, w), even(*shrunk(h, w, encoding.short))))
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
         stream: Any = file.add_stream("libx264", rate=30, options=X264)
         stream.pix_fmt, stream.thread_count, stream.codec_context.time_base = "yuv420p", 1, Fraction(1, CLOCK)
         stream.codec_context.colorspace, stream.codec_context.color_range = COLOURS
-        for ticks, frame in _resampled(every_frame(data, pictures.opened), encoding.fps):
+        for ticks, frame in _resampled(every_frame(data, pictures.opened, noted), encoding.fps):
             pixels = np.ascontiguousarray(pictures(frame).transpose(1, 2, 0))  # (h, w, 3)
             picture = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", threads=1)
             if not stream.codec_context.is_open:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ FORMAT = "scaleup-shards-1"
 
 
 def index_of(
-    modality: str, classes: Mapping[str, list[str]], shards: list[dict[str, Any]], failures: list[dict[str, str]]
+    modality: str,
+    classes: Mapping[str, list[str]],
+    shards: list[dict[str, Any]],
+    failures: list[dict[str, str]],
+    notes: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    """The content of ``index.json``."""
+    """The content of ``index.json``. ``notes`` ({"source", "note"}): what is odd about samples that are used."""
     count = sum(len(shard["samples"]) for shard in shards)
     index = {"format": FORMAT, "modality": modality, "classes": dict(classes), "count": count}
-    return index | {"failures": failures, "shards": shards}
+    return index | {"failures": failures} | ({"notes": list(notes)} if notes else {}) | {"shards": shards}
 
 
 def write_index(path: Path, index: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from scaleup.errors import UserError
 from scaleup.files import refuse_existing, take_place
 
 Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
-Read = tuple[str, bytes] | str  # ending and bytes, or why it cannot be a sample
+Read = tuple[str, bytes, list[str]] | str  # ending, bytes and what is odd about it, or why it cannot be a sample
 MTIME = 2 * 10**9  # nanoseconds; some file systems keep no finer time of writing
 
 
@@ -78,17 +78,20 @@ def _packed(
 ) -> dict[str, Any]:
     """Write shard ``number`` and what is to be known of it; this file's being there says that the shard is finished."""
     failures: list[dict[str, str]] = []
+    notes: list[dict[str, str]] = []
 
     def samples() -> Iterator[Sample]:
         for (order, item, _, _), result in zip(tasks, islice(results, len(tasks)), strict=True):
             if isinstance(result, str):
                 failures.append({"source": str(item.path), "reason": result})
             else:
-                yield Sample(_key(order, item.path), *result, {"label": numbers[item.label]})
+                extension, media, odd = result
+                notes.extend({"source": str(item.path), "note": note} for note in odd)
+                yield Sample(_key(order, item.path), extension, media, {"label": numbers[item.label]})
             advance(1)
 
     entry = write_shard(partial / f"{number:06d}.tar", samples())
-    part = {"shard": entry, "failures": failures}
+    part = {"shard": entry, "failures": failures, "notes": notes}
     write_json(partial / f"{number:06d}.json", part)
     return part
 
@@ -96,12 +99,13 @@ def _packed(
 def _conclude(partial: Path, parts: list[dict[str, Any]], modality: str, classes: dict[str, list[str]]) -> None:
     """Write the index, and remove everything but it and the tars that have samples."""
     failures = [failure for part in parts for failure in part["failures"]]
+    notes = [note for part in parts for note in part.get("notes", [])]
     shards = [part["shard"] for part in parts if part["shard"]["samples"]]
     if not shards:
         shutil.rmtree(partial)
         raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
     kept = {shard["file"] for shard in shards}
-    write_index(partial, index_of(modality, classes, shards, failures))
+    write_index(partial, index_of(modality, classes, shards, failures, notes))
     clear(partial, kept | {"index.json"})
 
 
@@ -125,7 +129,8 @@ def _read(task: Task) -> Read:
     if extension not in EXTENSIONS[modality]:
         return f"no {modality} file by its ending"
     try:
-        return encoded(item.path.read_bytes(), extension, modality, encoding)
+        notes: list[str] = []
+        return *encoded(item.path.read_bytes(), extension, modality, encoding, notes.append), notes
     except BadSample as error:
         return str(error)
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one

@@ -114,6 +114,7 @@ class Shards:
         self.modality: str = index["modality"]
         self.classes: dict[str, list[str]] = index["classes"]
         self.failures: list[dict[str, str]] = index["failures"]
+        self.notes: list[dict[str, str]] = index.get("notes", [])  # what is odd about samples that are used
         self.made: dict[str, Any] = index.get("made", {})  # of taps: how they came to be
         self.files: list[str] = [shard["file"] for shard in index["shards"]]
         self.sizes: list[int] = [len(shard["samples"]) for shard in index["shards"]]  # samples of each

@@ -12,37 +12,38 @@ import torch
 from torch import Tensor
 
 from scaleup.data.augment import covering, spatial_views
-from scaleup.data.decode import Opened, reason, video_stream
+from scaleup.data.decode import reason
 from scaleup.data.pictures import BadSample, Cut, Pictures
+from scaleup.data.playback import Noted, Opened, Playback, unnoted, unopened, video_stream
 from scaleup.recipe import Input
 
 
-def frames(source: str | BinaryIO, opened: Opened = lambda stream: None) -> Iterator[tuple[float, av.VideoFrame]]:
+def frames(
+    source: str | BinaryIO, opened: Opened = unopened, noted: Noted = unnoted
+) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames, each with the second it is shown at, the first at 0; read no further than they are asked for.
 
     Args:
         source: a path or an address that FFmpeg opens, or a binary stream, which is not rewound.
         opened: is called with the stream that the frames come from before the first of them.
+        noted: is told at the end what was odd.
 
     Raises:
-        BadSample: it cannot be decoded, or has no video stream or no frame.
+        BadSample: it cannot be decoded, has no video stream or no frame; at the end, where too much of it was damaged
+            or is missing.
     """
     try:
         with av.open(source) as container:
-            stream = video_stream(container)
+            stream, first = video_stream(container), None
             opened(stream)
-            rate, first, number = float(stream.guessed_rate or 25), None, -1
-            for number, frame in enumerate(container.decode(stream)):
-                second = number / rate if frame.time is None else frame.time
+            for second, frame in Playback(stream, noted).frames(container.demux(stream)):
                 first = second if first is None else first
                 yield second - first, frame
-            if number < 0:
-                raise BadSample("no frames")
     except (av.FFmpegError, OSError) as error:
         raise BadSample(reason("video", error)) from None
 
 
-def clips(source: str | BinaryIO, input: Input, hop: float) -> Iterator[tuple[float, Tensor]]:
+def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = unnoted) -> Iterator[tuple[float, Tensor]]:
     """Centre crops of clips that begin every ``hop`` seconds, as they fill: (second, uint8 (3, T, h, w)).
 
     Frame k of a clip is what is on screen k / fps seconds after it begins. Frames that are left after the last whole
@@ -50,7 +51,7 @@ def clips(source: str | BinaryIO, input: Input, hop: float) -> Iterator[tuple[fl
     """
     step, shown = max(1, round(hop * input.fps)), deque[np.ndarray](maxlen=input.frames)
     count, due = 0, input.frames  # frames on the grid of 1 / fps so far, and those of the next clip's end
-    for pixels in _on_grid(source, input):
+    for pixels in _on_grid(source, input, noted):
         shown.append(pixels)
         count += 1
         if count == due:
@@ -60,11 +61,11 @@ def clips(source: str | BinaryIO, input: Input, hop: float) -> Iterator[tuple[fl
         yield max(0, count - input.frames) / input.fps, _clip(shown, input.frames)
 
 
-def _on_grid(source: str | BinaryIO, input: Input) -> Iterator[np.ndarray]:
+def _on_grid(source: str | BinaryIO, input: Input, noted: Noted) -> Iterator[np.ndarray]:
     """What is on screen every 1 / fps seconds, (3, h, w)."""
     pictures = Pictures(lambda height, width: Cut((0, 0, height, width), covering(height, width, input.size, 1)))
     current, count, second = None, 0, 0.0
-    for second, frame in frames(source, pictures.opened):
+    for second, frame in frames(source, pictures.opened, noted):
         pixels = None
         while current is not None and count / input.fps < second - 1e-4:
             pixels = _centre(pictures(current), input) if pixels is None else pixels

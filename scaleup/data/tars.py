@@ -16,6 +16,7 @@ from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.index import file_sha256, index_of, write_index
 from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
+from scaleup.data.playback import Noted
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.files import refuse_existing
@@ -56,10 +57,11 @@ def index_tars(
     entries = [entry for found in scanned for entry in found["samples"]]
     names = read_classes(classes) if classes else class_names(entry["label"] for entry in entries)
     failures = [failure for found in scanned for failure in found.pop("failures")]
+    notes = [note for found in scanned for note in found.pop("notes")]
     failures += _numbered(scanned, names)
     if not any(found["samples"] for found in scanned):
         raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason'] if failures else ''}")
-    index = index_of(modality, {"label": names}, scanned, failures)
+    index = index_of(modality, {"label": names}, scanned, failures, notes)
     write_index(source, index | {"in_place": True})
     return Shards.open(source)
 
@@ -103,18 +105,23 @@ def _names(path: Path) -> list[str]:
 def _scan(path: Path, modality: str, label: str | None) -> dict[str, Any]:
     """The entry of one tar, its samples with the text of their label instead of its number, and its failures."""
     entry: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    samples, failures = [], []
+    samples, failures, notes = [], [], list[dict[str, str]]()
     groups, wrong = grouped(path)
     for key, members in groups.items():
         try:
             with path.open("rb") as file:
-                samples.append({"key": key, **_sample(file, key, members, modality, label)})
+                odd: list[str] = []
+                samples.append({"key": key, **_sample(file, key, members, modality, label, odd.append)})
+                notes += [{"source": f"{path.name}: {key}", "note": note} for note in odd]
         except BadSample as error:
             failures.append(failed_as(path.name, key, str(error)))
-    return entry | {"samples": samples, "failures": failures + [failed_as(path.name, *each) for each in wrong]}
+    failures += [failed_as(path.name, *each) for each in wrong]
+    return entry | {"samples": samples, "failures": failures, "notes": notes}
 
 
-def _sample(file: BinaryIO, key: str, members: Members, modality: str, label: str | None) -> dict[str, Any]:
+def _sample(
+    file: BinaryIO, key: str, members: Members, modality: str, label: str | None, noted: Noted
+) -> dict[str, Any]:
     """Label text and members of one sample; BadSample if it is not whole."""
     pickles = PICKLES & members.keys()
     if pickles:
@@ -127,7 +134,7 @@ def _sample(file: BinaryIO, key: str, members: Members, modality: str, label: st
         raise BadSample(f"has {len(media)} {modality}s, one is needed")
     contents = {ending: _content(file, member) for ending, member in members.items()}
     text = label_text(contents, label)
-    check(contents[media[0]], modality)
+    check(contents[media[0]], modality, noted)
     places = {
         ending: [member.offset_data, member.size, zlib.crc32(contents[ending])] for ending, member in members.items()
     }

@@ -15,15 +15,22 @@ from scaleup.data.decode import BadSample, check
 from scaleup.data.index import file_sha256, read_index
 from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
+from scaleup.data.playback import Noted, unnoted
 from scaleup.data.shards import MEDIA
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
 
 
-def verify(path: str | Path, advance: Callable[[], None] = lambda: None, processes: int | None = None) -> list[str]:
+def verify(
+    path: str | Path,
+    advance: Callable[[], None] = lambda: None,
+    processes: int | None = None,
+    noted: Noted = unnoted,
+) -> list[str]:
     """Check sizes, sha256, member headers and offsets, labels, unique keys, and that everything decodes.
 
-    At an address every tar is brought here for as long as it is checked. ``advance`` is called after every shard.
+    At an address every tar is brought here for as long as it is checked. ``advance`` is called after every shard,
+    ``noted`` with a sentence for every sample that can be used but is odd.
 
     Returns:
         One sentence a problem, naming the shard and the sample; empty if all is well.
@@ -35,8 +42,10 @@ def verify(path: str | Path, advance: Callable[[], None] = lambda: None, process
     try:
         rest = {name: value for name, value in index.items() if name != "shards"}
         problems = _changed(path)
-        for found in parallel(partial(_shard, path, rest), index["shards"], processes):
+        for found, notes in parallel(partial(_shard, path, rest), index["shards"], processes):
             problems += found
+            for note in notes:
+                noted(note)
             advance()
         keys = Counter(entry["key"] for shard in index["shards"] for entry in shard["samples"])
         problems += [f"index.json: key '{key}' occurs {times} times" for key, times in keys.items() if times > 1]
@@ -55,25 +64,26 @@ def _changed(path: str | Path) -> list[str]:
     return []
 
 
-def _shard(path: str | Path, index: dict[str, Any], shard: dict[str, Any]) -> list[str]:
-    """The problems of one shard; ``index`` is all but the list of shards."""
-    return list(_problems(path, shard, index))
+def _shard(path: str | Path, index: dict[str, Any], shard: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The problems of one shard, and what else is odd; ``index`` is all but the list of shards."""
+    notes: list[str] = []
+    return list(_problems(path, shard, index, notes.append)), notes
 
 
-def _problems(path: str | Path, shard: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+def _problems(path: str | Path, shard: dict[str, Any], index: dict[str, Any], noted: Noted) -> Iterator[str]:
     if Path(shard["file"]).name != shard["file"]:
         yield f"index.json: '{shard['file']}' is not the name of a file beside it"
         return
     try:
         with storage(path).local(shard["file"]) as tar:
-            yield from _differences(tar, shard, index)
+            yield from _differences(tar, shard, index, noted)
     except FileNotFoundError:
         yield f"{shard['file']}: missing"
     except OSError as error:
         yield f"{shard['file']}: cannot be read: {error}"
 
 
-def _differences(tar: Path, shard: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+def _differences(tar: Path, shard: dict[str, Any], index: dict[str, Any], noted: Noted) -> Iterator[str]:
     """What the tar has other than the index says."""
     if tar.stat().st_size != shard["bytes"]:
         yield f"{tar.name}: {tar.stat().st_size} bytes, not {shard['bytes']}"
@@ -86,8 +96,12 @@ def _differences(tar: Path, shard: dict[str, Any], index: dict[str, Any]) -> Ite
     yield from _unlisted(tar.name, shard, groups, known)
     with tar.open("rb") as file:
         for entry in shard["samples"]:
-            for problem in _sample(file, entry, groups.get(entry["key"], {}), index):
-                yield f"{tar.name}: sample '{entry['key']}': {problem}"
+            odd: list[str] = []
+            where = f"{tar.name}: sample '{entry['key']}'"
+            for problem in _sample(file, entry, groups.get(entry["key"], {}), index, odd.append):
+                yield f"{where}: {problem}"
+            for note in odd:
+                noted(f"{where}: {note}")
 
 
 def _unlisted(tar: str, shard: dict[str, Any], groups: dict[str, Members], known: set[str]) -> Iterator[str]:
@@ -97,7 +111,9 @@ def _unlisted(tar: str, shard: dict[str, Any], groups: dict[str, Members], known
     yield from (f"{tar}: '{key}.{ending}' is not in the index" for key, ending in sorted(found - listed))
 
 
-def _sample(file: BinaryIO, entry: dict[str, Any], members: Members, index: dict[str, Any]) -> Iterator[str]:
+def _sample(
+    file: BinaryIO, entry: dict[str, Any], members: Members, index: dict[str, Any], noted: Noted
+) -> Iterator[str]:
     for name, names in index["classes"].items():
         number = entry["labels"].get(name)
         if not isinstance(number, int) or not 0 <= number < len(names):
@@ -111,22 +127,22 @@ def _sample(file: BinaryIO, entry: dict[str, Any], members: Members, index: dict
             yield f".{extension} is cut off"
         elif zlib.crc32(data) != crc:
             yield f".{extension} has other bytes than were written"
-        yield from _content(extension, data, entry, index)
+        yield from _content(extension, data, entry, index, noted)
 
 
-def _check(data: bytes, modality: str) -> None:
+def _check(data: bytes, modality: str, noted: Noted) -> None:
     if modality == "taps":
         from scaleup.data import taps  # takes seconds, which files do not need
 
         taps.check(data)
     else:
-        check(data, modality)
+        check(data, modality, noted)
 
 
-def _content(extension: str, data: bytes, entry: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+def _content(extension: str, data: bytes, entry: dict[str, Any], index: dict[str, Any], noted: Noted) -> Iterator[str]:
     try:
         if extension in MEDIA[index["modality"]]:
-            _check(data, index["modality"])
+            _check(data, index["modality"], noted)
         elif not index.get("in_place") and json.loads(data)["labels"] != entry["labels"]:
             yield "its .json has other labels than the index"
     except BadSample as error:

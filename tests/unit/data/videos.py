@@ -8,14 +8,15 @@ import numpy as np
 STEP = 12  # gray levels between one frame and the next
 
 
-def numbered(frames, fps=10, height=32, width=32, container="mp4", codec="libx264", stamps=None, options=None):
-    """``frames`` flat frames, frame i of gray 10 + STEP * i, shown at i / fps (or at ``stamps``, in 1 / fps)."""
+def numbered(frames, fps=10, height=32, width=32, container="mp4", codec="libx264", stamps=None, options=None, first=0):
+    """``frames`` flat frames; frame i is of gray 10 + STEP * (``first`` + i), at i / fps (or at ``stamps`` / fps)."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
         stream = file.add_stream(codec, rate=fps, options=options or {"crf": "4"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 10 + STEP * i, np.uint8), format="rgb24")
+            gray = np.full((height, width, 3), 10 + STEP * (i + first), np.uint8)
+            frame = av.VideoFrame.from_ndarray(gray, format="rgb24")
             frame.pts = stamps[i] if stamps else i
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
