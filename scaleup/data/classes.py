@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from scaleup.data.texts import read_json, read_lines
 from scaleup.errors import UserError, nearest
 
 MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them
@@ -57,17 +56,3 @@ def class_name(label: str, names: list[str], known: set[str]) -> str | None:
 def unknown(label: str, names: list[str]) -> str:
     """Why ``label`` is no class."""
     return f"label '{label[:200]}' is none of the {len(names)} classes{nearest(label[:200], names)}"
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Lines without what surrounds them; empty ones are left out."""
-    with path.open(encoding="utf-8-sig") as file:
-        yield from (stripped for line in file if (stripped := line.strip()))
-
-
-def read_json(path: Path) -> Any:
-    """UserError where it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not JSON: {error}") from None

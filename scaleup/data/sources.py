@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from scaleup.data.classes import class_name, class_names, read_classes, read_json, read_lines, unknown
+from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
+from scaleup.data.texts import read_json, read_lines
 from scaleup.errors import UserError, nearest
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
