@@ -12,11 +12,12 @@ from typing import Any
 
 from scaleup import cli
 from scaleup.data.encode import PILLOW, Encoding
+from scaleup.data.failures import by_reason
 from scaleup.data.pack import pack
 from scaleup.data.shapes import SPLITS, make_shapes
 from scaleup.data.shards import Shards
 from scaleup.data.sources import KINDS, kind_of, read_source
-from scaleup.data.tars import index_tars
+from scaleup.data.tars import index_tars, tars_of
 from scaleup.errors import UserError
 
 
@@ -48,7 +49,7 @@ def shapes(args: argparse.Namespace) -> dict[str, Shards]:
 def tars(args: argparse.Namespace) -> Shards:
     if args.out and Path(args.out).resolve() != Path(args.source).resolve():
         raise UserError(f"tars are used in place, their index belongs in '{args.source}'; leave out --out {args.out}")
-    with cli.progress("tars", len(list(Path(args.source).glob("*.tar")))) as advance:
+    with cli.progress("tars", len(tars_of(Path(args.source)))) as advance:
         return index_tars(args.source, args.label, args.classes, args.overwrite, args.processes, advance)
 
 
@@ -93,8 +94,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"{made['path']}: {made['samples']} {made['modality']}s, {classes}, list {made['list_sha256'][:12]}")
         if made["failures"]:
             print(f"  {len(made['failures'])} files left out (all of them in index.json):")
-        for failure in made["failures"][:20]:
-            print(f"  {failure['source']}: {failure['reason']}")
+        for line in by_reason(made["failures"])[:20]:
+            print(f"  {line}")
 
 
 def at_least(low: float, kind: type = int) -> Any:
