@@ -22,8 +22,8 @@ LABELS = (
     *("label", "labels", "class", "classes", "class_name", "category", "action", "target", "activity", "tag", "y"),
     *("label_name", "action_name", "label_id", "class_id", "class_index", "class_idx", "category_id"),
 )
-ENDING = rf"\.(?:{'|'.join(ending for endings in EXTENSIONS.values() for ending in endings)})"
-MEDIA = re.compile(rf".+{ENDING}", re.IGNORECASE | re.DOTALL)
+ENDINGS = tuple(f".{ending}" for endings in EXTENSIONS.values() for ending in endings)
+ENDING = rf"(?:{'|'.join(map(re.escape, ENDINGS))})"
 PATH_FIRST = re.compile(rf"(.+{ENDING}[\"']?)\s+(\S.*)", re.IGNORECASE | re.DOTALL)
 LABEL_FIRST = re.compile(rf"(\S+)\s+(.+{ENDING}[\"']?)", re.IGNORECASE | re.DOTALL)
 
@@ -80,7 +80,7 @@ def _has_one_path(fields: Sequence[str]) -> bool:
 
 
 def is_media(text: str) -> bool:
-    return MEDIA.fullmatch(text) is not None
+    return text.lower().endswith(ENDINGS)
 
 
 def _is_comment(line: str) -> bool:
@@ -96,12 +96,13 @@ def _fields(line: str, separator: str) -> list[str]:
         if NUMBERS.fullmatch(fields[-1]):
             fields[-1:] = fields[-1].split()
         return [_unquoted(field) for field in fields]
+    if separator not in line:
+        return [line]
     if separator == "::":
         return [_unquoted(field.strip()) for field in line.rsplit("::", 1)]
     try:
-        fields = [
-            field.strip() for field in next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
-        ]
+        rows = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True) if '"' in line else None
+        fields = [field.strip() for field in (next(rows) if rows else line.split(separator))]
     except csv.Error:
         return [line]
     while len(fields) > 2 and not fields[-1]:

@@ -21,14 +21,20 @@ def found(listing, root):
 def test_a_folder_per_class(tmp_path):
     touched(tmp_path, "n02/deep/b.JPEG", "n01/a.JPEG", "n01/.hidden", ".cache/x.JPEG")
     listing = read_source(tmp_path)
-    assert found(listing, tmp_path) == [("n01/a.JPEG", "n01"), ("n02/deep/b.JPEG", "n02")]
+    assert found(listing, tmp_path) == [
+        (".cache", "is hidden"),
+        ("n01/.hidden", "is hidden"),
+        ("n01/a.JPEG", "n01"),
+        ("n02/deep/b.JPEG", "n02"),
+    ]
+    assert listing.modality == "image"
     assert listing.classes == ["n01", "n02"]
 
 
 LINES = """clips/one.mp4 7
 clips/with spaces in it.mp4 0
 clips/two.mp4::3
-plain,5
+plain 5
 
 clips/no_label.mp4
 ../outside.mp4 1
@@ -43,12 +49,12 @@ def test_a_list_of_paths_and_numbers(tmp_path):
     assert found(listing, tmp_path / "root") == [
         ("clips/one.mp4", "class 7"),
         ("clips/with spaces in it.mp4", "class 0"),
-        ("clips/two.mp4", "class 3"),
-        ("plain", "class 5"),
-        ("clips/no_label.mp4", "line 5 has no label after the path"),
+        ("clips/two.mp4::3", "line 3 has '::' between path and label, the others spaces"),
+        ("plain", "no video file by its ending"),
+        ("clips/no_label.mp4", "line 6 has no label after the path"),
         ("../outside.mp4", "its path leaves the folder of the files"),
         ("clips/one.mp4", "is listed before"),
-        ("clips/nine.mp4", "label '-1' is none of the 8 classes"),
+        ("clips/nine.mp4", "label '-1' is none of the 8 classes but stands for no label"),
     ]
 
 
