@@ -1,6 +1,6 @@
 """Videos or images to WebDataset shards with an index, or the embedded data to try everything with.
 
-SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of lines 'path label' or 'path::label';
+SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of a path and a label in each line;
 a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the folder of HMDB51's
 split files; a folder of tars, which are used in place; or the word 'shapes': the embedded data.
 What is finished when it is cut off is kept: the same command goes on from there.
@@ -54,12 +54,14 @@ def tars(args: argparse.Namespace) -> Shards:
 
 
 def packed(args: argparse.Namespace) -> Shards:
+    out = wanted(args.out)
+    for given in (args.source, args.root or args.source):
+        if Path(out).resolve() in (Path(given).resolve(), *Path(given).resolve().parents):
+            raise UserError(f"--out {out} would take the place of '{given}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
     listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
     with cli.progress("packing", len(listing.items)) as advance:
-        return pack(
-            listing, wanted(args.out), encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance
-        )
+        return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
 
 def wanted(out: str | None) -> str:
