@@ -13,7 +13,14 @@ from scaleup.data.decode import EXTENSIONS
 from scaleup.data.texts import numbered_lines
 from scaleup.errors import UserError
 
-SEPARATORS = {"\t": "tabs", "::": "'::'", ",": "commas", ";": "semicolons", " ": "spaces"}  # the first of equals
+SEPARATORS = {
+    "\t": "tabs",
+    "::": "'::'",
+    ",": "commas",
+    ";": "semicolons",
+    "|": "bars",
+    " ": "spaces",
+}  # the first of equals
 PATHS = (  # names of columns in headers
     *("path", "file", "filename", "file_name", "filepath", "file_path", "name", "id", "clip", "clip_path", "clip_name"),
     *("video", "video_path", "video_name", "video_id", "image", "image_path", "image_name", "img", "img_path"),
@@ -58,7 +65,7 @@ def read_rows(source: Path) -> list[Row]:
     if lines and lines[0][1].startswith("{"):
         raise UserError(f"'{source}' holds JSON; a list has a path and a label in each line, such as clips/a.mp4 run")
     separator = separator_of([line for _, line in lines])
-    header = _header(lines[0][1], separator) if lines else []
+    header = _header([line for _, line in lines], separator)
     lines = [(number, line) for number, line in lines[1 if header else 0 :] if not _is_comment(line)]
     split = [_fields(line, separator) for _, line in lines]
     columns = _columns(source, header, split)
@@ -102,7 +109,9 @@ def _fields(line: str, separator: str) -> list[str]:
         return [_unquoted(field.strip()) for field in line.rsplit("::", 1)]
     try:
         rows = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True) if '"' in line else None
-        fields = [field.strip() for field in (next(rows) if rows else line.split(separator))]
+        fields = (
+            [field.strip() for field in next(rows)] if rows else [_unquoted(f.strip()) for f in line.split(separator)]
+        )
     except csv.Error:
         return [line]
     while len(fields) > 2 and not fields[-1]:
@@ -114,28 +123,29 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
-def _header(line: str, separator: str) -> list[str]:
-    """The names of the columns in small letters; none where the line is a row."""
-    bare = line.lstrip("# ")
+def _header(lines: Sequence[str], separator: str) -> list[str]:
+    """The names of the columns in small letters; none where the first line is a row, as it is if it has a path."""
+    bare = lines[0].lstrip("# ") if lines else ""
     names = bare.split() if separator == " " else _fields(bare, separator)
     names = [_unquoted(name).lower().replace(" ", "_") for name in names]
-    return names if set(names) & set(PATHS) and set(names) & set(LABELS) else []
+    known = [name in PATHS or name in LABELS for name in names]
+    paths = any(any(map(is_media, _fields(line, separator))) for line in lines[1:])
+    is_header = any(known) if paths else sum(known) > 1
+    return names if is_header and not any(name.isdecimal() or "." in name or "/" in name for name in names) else []
 
 
 def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns:
-    count = len(header) or Counter(map(len, split)).most_common(1)[0][0] if split else 2
+    count = len(header) or (Counter(map(len, split)).most_common(1)[0][0] if split else 2)
     paths = Counter(column for fields in split for column, field in enumerate(fields[:count]) if is_media(field))
-    if header:
-        named = [header.index(name) for name in PATHS if name in header]
-        label = next(header.index(name) for name in LABELS if name in header)
-        return Columns(max(named, key=lambda column: paths[column]), label, count)
-    if count > 2:
+    named = [header.index(name) for name in PATHS if name in header] or list(range(count))
+    path = max(named, key=lambda column: paths[column])
+    labels = [header.index(name) for name in LABELS if name in header] or ([1 - path] if count == 2 else [])
+    if count > 1 and not labels:
         raise UserError(
             f"'{source}' has {count} columns and no header that says which are path and label; "
             "put such a line on top, with the columns' names, two of them path and label"
         )
-    path = max((0, 1), key=lambda column: paths[column])
-    return Columns(path, 1 - path, 2)
+    return Columns(path, labels[0] if labels else 1, max(count, 2))
 
 
 def _row(number: int, line: str, fields: list[str], separator: str, columns: Columns) -> Row:

@@ -30,6 +30,11 @@ ROWS = {  # lists, and the pairs of path and label in them
     "header, two paths": ("clip_name,clip_path,label\na,d/a.mp4,x\n", [("d/a.mp4", "x")]),
     "header, frames": ("path frames label\na.mp4 300 3\n", [("a.mp4", "3")]),
     "header, ids": ("id,label\n17,x\n18,y\n", [("17", "x"), ("18", "y")]),
+    "header in other words": ("Datei,Label\na.mp4,x\n", [("a.mp4", "x")]),
+    "header, other label": ("video;Klasse\na.mp4;x\n", [("a.mp4", "x")]),
+    "no header": ("d/notes,action\na.mp4,x\n", [("d/notes", "action"), ("a.mp4", "x")]),
+    "bars": ("a.mp4|x y\nb.mp4|z\n", [("a.mp4", "x y"), ("b.mp4", "z")]),
+    "single quotes": ("'a.mp4','x'\n'b.mp4','y'\n", [("a.mp4", "x"), ("b.mp4", "y")]),
     "comments": ("# made by hand\na.mp4 1\n#b.mp4 2\n#\n# c.mp4 3\n", [("a.mp4", "1"), ("#b.mp4", "2")]),
     "no endings": ("a 1\nb 2\n", [("a", "1"), ("b", "2")]),
 }
