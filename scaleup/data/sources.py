@@ -85,6 +85,8 @@ def kind_of(source: Path) -> str:
         raise UserError(f"source '{source}' is neither a folder, nor a file, nor the word 'shapes'{near}")
     if source.is_dir():
         return _kind_of_folder(source)
+    if not source.is_file():
+        raise UserError(f"source '{source}' is a pipe or a device; write what it gives to a file")
     if is_media(source.name) or is_tar(source):
         raise UserError(f"source '{source}' is one file; give a folder of such files, or a list of them")
     if how := packed_as(source):
@@ -98,7 +100,10 @@ def kind_of(source: Path) -> str:
 
 
 def _kind_of_folder(source: Path) -> str:
-    inside = [each for each in source.iterdir() if not hidden(each.name)]
+    try:
+        inside = [each for each in source.iterdir() if not hidden(each.name)]
+    except OSError as error:
+        raise UserError(f"source '{source}' cannot be read: {error.strerror}") from error
     if any(fnmatch(each.name, "*_test_split?.txt") for each in inside) and not any(map(is_tar, inside)):
         return "hmdb51"
     compressed = any(map(packed_as, inside)) and not any(each.is_dir() for each in inside)
@@ -117,7 +122,7 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
         )
     for name, each in inside:
         yield Item(each.path, name, each.reason or _misplaced(name, folders))
-    for name in folders.keys() - {name for name, _ in inside}:
+    for name in sorted(folders.keys() - {name for name, _ in inside}):
         yield Item(folders[name], reason="is a class folder without files")
 
 
@@ -154,7 +159,7 @@ def _elsewhere(path: str) -> str:
 def kinetics(source: Path, root: Path, split: str | None) -> Iterator[Item]:
     """The CSV of Kinetics; files ID_SSSSSS_EEEEEE.mp4 in ``root`` or in ``root``/LABEL."""
     with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, strict=True)  # else a quote too many would hide rows
         have = rows.fieldnames or []
         for column in (*COLUMNS, *(["split"] if split else [])):
             if column not in have:

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +108,9 @@ def test_kinetics(tmp_path):
     assert len(read_source(tmp_path / "k.csv").items) == 7
     with pytest.raises(UserError, match="lists no files in split 'tset'"):
         read_source(tmp_path / "k.csv", split="tset")
+    (tmp_path / "k.csv").write_text(KINETICS.replace("riding a bike", '"riding a bike'))
+    with pytest.raises(UserError, match="cannot be read as a source of kind 'kinetics'"):
+        read_source(tmp_path / "k.csv")
     (tmp_path / "k.csv").write_text(KINETICS.replace("time_start", "time_strat"))
     with pytest.raises(UserError, match=r"no column 'time_start'.*nearest: 'time_strat'"):
         read_source(tmp_path / "k.csv")
@@ -153,6 +158,27 @@ def test_hmdb51(tmp_path):
     assert found(read_source(tmp_path, root=tmp_path, split="test1"), tmp_path) == [("wave/c.avi", "wave")]
     with pytest.raises(UserError, match="train1 to train3"):
         read_source(tmp_path, split="train")
+
+
+def test_sources_that_are_none_are_one_sentence(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    touched(tmp_path, "a.mp4", "a.tar", "a.zip", "secret/a.mp4")
+    said = {
+        "pipe": "is a pipe",
+        "a.mp4": "is one file",
+        "a.tar": "is one file",
+        "a.zip": "is an archive of another kind",
+    }
+    for name, sentence in said.items():
+        with pytest.raises(UserError, match=sentence):
+            kind_of(tmp_path / name)
+
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(UserError, match="secret' cannot be read: Permission denied"):
+        kind_of(tmp_path / "secret")
 
 
 def test_kinds_are_told_by_their_form(tmp_path):
