@@ -15,6 +15,7 @@ tube, a training set, an arm) that is null is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,30 +25,56 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from scaleup import words
 from scaleup.errors import UserError, nearest
+from scaleup.words import IsText
+
+NULL = ("", "~", "null", "Null", "NULL")  # YAML's words for no value, of text too
 
 
-def compose(path: Path, overrides: Sequence[str], taken: Collection[str], mistakes: list[str]) -> Any:
+def compose(
+    path: Path,
+    overrides: Sequence[str],
+    taken: Collection[str],
+    mistakes: list[str],
+    is_text: IsText = lambda _: False,
+) -> Any:
     """The content of the file at ``path`` with the variants and changes of ``overrides`` (key=value), plain.
 
     Args:
         taken: keys of a recipe, which no group may have.
         mistakes: a sentence is added for each override that is none.
+        is_text: which settings are taken as they are written; all others are YAML.
 
     Raises:
         UserError: a file is missing or cannot be read, or there is no such variant.
     """
     pairs = [change.partition("=") for change in overrides]
-    mistakes += [f"{key!r} is not key=value" for key, equals, _ in pairs if not equals]
+    mistakes += [f"{change!r} is not key=value" for change in overrides if change.find("=") < 1]
     with _readable(path):
         content = _file(path, ())
         groups = set(_groups(content, str(path)))
         if both := sorted(groups & set(taken)):
             raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, a setting of every recipe")
         choices = {key: value for key, _, value in pairs if key in groups}
-        changes = [f"{key}={value}" for key, equals, value in pairs if equals and key not in groups]
-        chosen = OmegaConf.merge(_chosen(content, choices, str(path)), OmegaConf.from_dotlist(changes))
-        return OmegaConf.to_container(chosen, resolve=True)
+        changes = _config({})
+        for key, equals, value in pairs:
+            if key and equals and key not in groups:
+                _change(changes, key, value, is_text, mistakes)
+        chosen = OmegaConf.merge(_chosen(content, choices, str(path)), changes)
+        return words.settled(OmegaConf.to_container(chosen, resolve=True), is_text)
+
+
+def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes: list[str]) -> None:
+    """Add one change from outside, or a sentence on why it is none."""
+    if "${" in value or value == "???":
+        mistakes.append(f"{key}: {value!r} stands for another value, which is allowed in files alone; write that out")
+        return
+    literal = value not in NULL and is_text(re.findall(r"[^.\[\]]+", key))
+    try:
+        OmegaConf.update(changes, key, value if literal else words.read(value))
+    except YAMLError:
+        mistakes.append(f"{key}: {value!r} is not a value as YAML has them: a number, a text, [a list], {{a: mapping}}")
 
 
 def combinations(path: Path) -> list[dict[str, str]]:
@@ -75,6 +102,10 @@ def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
     return made
 
 
+def _config(content: Any) -> Any:
+    return OmegaConf.create(content, flags={"allow_objects": True}) if isinstance(content, dict) else content
+
+
 def _named(entries: Any) -> dict[str, Any]:
     """The entries of a mapping, or of nothing, by names as they are given from outside: in YAML 4 is a number."""
     return {str(name): entry for name, entry in (entries or {}).items()}
@@ -88,7 +119,7 @@ def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
     if path.resolve() in above:
         raise UserError(f"the recipe {str(path)!r} is based on itself")
     with _readable(path):
-        content = OmegaConf.load(path)
+        content = _config(words.read(path.read_text(encoding="utf-8")) or {})
         if not isinstance(content, DictConfig):
             raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
         base = content.pop("base", None)

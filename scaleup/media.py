@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.failures import by_reason, failure
+from scaleup.data.folders import OF_SYSTEMS, Found, hidden, walk
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
 
@@ -17,6 +21,9 @@ KINDS = {ending: modality for modality, endings in EXTENSIONS.items() for ending
 
 def expanded(sources: Sequence[str]) -> list[str]:
     """Files, addresses and ``-`` as they are; folders (with all below them) and patterns as what they hold.
+
+    What is hidden is passed over unless it is named; linked folders are entered, once each; stderr says what is left
+    out of a folder. A link to nothing is a file, which cannot be read.
 
     Raises:
         UserError: a folder or pattern holds no image and no video, or a file is not there.
@@ -33,12 +40,46 @@ def expanded(sources: Sequence[str]) -> list[str]:
 def _matches(source: str) -> list[str]:
     path = Path(source)
     if path.is_dir():
-        return sorted(str(each) for each in path.rglob("*") if kind(str(each)) and each.is_file())
-    if path.exists():
-        return [source]
+        everything = list(walk(path))
+        media = _media(everything)
+        left = [each for each in everything if each.reason and _as_file(str(each.path)) not in media]
+        for line in by_reason(failure(each.path, each.reason) for each in left):
+            print(f"left out: {line}", file=sys.stderr)
+        return media
+    if path.exists() or path.is_symlink():
+        return [_as_file(source)]
     if not glob.has_magic(source):
         raise UserError(f"there is no file {source!r}; allowed are files, folders, patterns, addresses, and -")
-    return sorted(each for each in glob.glob(source, recursive=True) if kind(each))  # noqa: PTH207  Path.glob wants a root
+    before, everywhere, _ = source.partition("**")
+    if everywhere and before[-1:] in ("", "/"):
+        bases = [Path(base) for base in glob.glob(before or ".")]  # noqa: PTH207  Path.glob wants a root
+        parts = Path(source).parts
+        return [
+            name for base in bases if base.is_dir() for name in _media(walk(base)) if _like(Path(name).parts, parts)
+        ]
+    passed = {*OF_SYSTEMS} - {*source.lower().split("/")}  # a dot at the beginning glob heeds itself
+    found = [name for name in glob.glob(source) if kind(name)]  # noqa: PTH207  as above
+    return sorted(_as_file(name) for name in found if passed.isdisjoint(name.lower().split("/")))
+
+
+def _media(found: Iterable[Found]) -> list[str]:
+    """Files that are images or videos by their names; links to nothing too, so that reading them says so."""
+    there = [each.path for each in found if not each.reason or each.path.is_symlink() and not hidden(each.path.name)]
+    return sorted(_as_file(str(path)) for path in there if kind(path.name))
+
+
+def _like(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path is like a pattern, in which ``**`` stands for any number of folders."""
+    if not parts or not pattern:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        return any(_like(parts[skipped:], pattern[1:] or ["*"]) for skipped in range(len(parts)))
+    return fnmatchcase(parts[0], pattern[0]) and _like(parts[1:], pattern[1:])
+
+
+def _as_file(name: str) -> str:
+    """So that FFmpeg does not take what stands before a colon for a protocol."""
+    return f"./{name}" if ":" in name.partition("/")[0] else name
 
 
 def kind(name: str) -> str | None:

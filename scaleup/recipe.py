@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scaleup.compose import compose
 from scaleup.errors import UserError
 from scaleup.files import write_text
 from scaleup.grid import expand
-from scaleup.rules import Reader
+from scaleup.rules import Reader, is_text
 
 
 @dataclass
@@ -195,7 +196,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     from scaleup.contradictions import contradictions  # of recipes, which are described here
 
     reader = Reader()
-    given = compose(Path(path), overrides, [item.name for item in fields(Recipe)], reader.mistakes)
+    taken = [item.name for item in fields(Recipe)]
+    given = compose(Path(path), overrides, taken, reader.mistakes, partial(is_text, Recipe))
     valid = reader.settings(Recipe, given)
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), valid))
     assert isinstance(found, Recipe)

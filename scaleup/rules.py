@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, make_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -146,6 +146,24 @@ _BAD = object()  # stands for a value that does not fit
 def _alone(schema: type, key: str) -> Any:
     """The field ``key`` of a dataclass as a schema of its own: OmegaConf is slow with many."""
     return OmegaConf.structured(make_dataclass("Setting", [(key, get_type_hints(schema)[key])]))
+
+
+def is_text(schema: Any, path: Sequence[str]) -> bool:
+    """Whether the setting at ``path`` below ``schema`` (a dataclass, or a type of values) is text alone."""
+    kinds = [kind for kind in get_args(schema) if kind is not type(None)] or [schema]
+    if not path:
+        return kinds == [str]
+    if get_origin(schema) in (dict, list):
+        return is_text(kinds[-1], path[1:])
+    settings = {item.name: (kind, item) for kind in filter(is_dataclass, kinds) for item in fields(kind)}
+    if path[0] not in settings:
+        return False
+    kind, item = settings[path[0]]
+    if "changes" in item.metadata:
+        return is_text(item.metadata["changes"], path[2:])
+    if "values" in item.metadata:
+        return len(path) == 3 and is_text(item.metadata["values"], path[1:2])
+    return is_text(get_type_hints(kind)[item.name], path[1:])
 
 
 class Reader:

@@ -1,6 +1,6 @@
 """Videos or images to WebDataset shards with an index, or the embedded data to try everything with.
 
-SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of lines 'path label' or 'path::label';
+SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of a path and a label in each line;
 a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the folder of HMDB51's
 split files; a folder of tars, which are used in place; or the word 'shapes': the embedded data.
 What is finished when it is cut off is kept: the same command goes on from there.
@@ -12,11 +12,12 @@ from typing import Any
 
 from scaleup import cli
 from scaleup.data.encode import PILLOW, Encoding
+from scaleup.data.failures import by_reason
 from scaleup.data.pack import pack
 from scaleup.data.shapes import SPLITS, make_shapes
 from scaleup.data.shards import Shards
 from scaleup.data.sources import KINDS, kind_of, read_source
-from scaleup.data.tars import index_tars
+from scaleup.data.tars import index_tars, tars_of
 from scaleup.errors import UserError
 
 
@@ -48,17 +49,19 @@ def shapes(args: argparse.Namespace) -> dict[str, Shards]:
 def tars(args: argparse.Namespace) -> Shards:
     if args.out and Path(args.out).resolve() != Path(args.source).resolve():
         raise UserError(f"tars are used in place, their index belongs in '{args.source}'; leave out --out {args.out}")
-    with cli.progress("tars", len(list(Path(args.source).glob("*.tar")))) as advance:
+    with cli.progress("tars", len(tars_of(Path(args.source)))) as advance:
         return index_tars(args.source, args.label, args.classes, args.overwrite, args.processes, advance)
 
 
 def packed(args: argparse.Namespace) -> Shards:
+    out = wanted(args.out)
+    for given in (args.source, args.root or args.source):
+        if Path(out).resolve() in (Path(given).resolve(), *Path(given).resolve().parents):
+            raise UserError(f"--out {out} would take the place of '{given}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
     listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
     with cli.progress("packing", len(listing.items)) as advance:
-        return pack(
-            listing, wanted(args.out), encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance
-        )
+        return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
 
 def wanted(out: str | None) -> str:
@@ -94,8 +97,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"{made['path']}: {made['samples']} {made['modality']}s, {classes}, list {made['list_sha256'][:12]}")
         if made["failures"]:
             print(f"  {len(made['failures'])} files left out (all of them in index.json):")
-        for failure in made["failures"][:20]:
-            print(f"  {failure['source']}: {failure['reason']}")
+        for line in by_reason(made["failures"])[:20]:
+            print(f"  {line}")
         if made["notes"]:
             print(f"  {len(made['notes'])} things are odd about files that are used (all of them in index.json):")
         for note in made["notes"][:20]:

@@ -6,6 +6,9 @@ import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from scaleup.data.archives import COMMANDS, compressed
+from scaleup.data.failures import Failure, failure, printable
+
 Members = dict[str, tarfile.TarInfo]  # by ending
 
 
@@ -20,16 +23,25 @@ def grouped(path: Path) -> tuple[dict[str, Members], list[tuple[str, str]]]:
                 if member.size < 0 or member.offset < end:  # else this could go round for ever
                     raise ValueError("a header that points backwards")
                 end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
+                end = tar.offset if member.issparse() else end  # whose size is that of the file it stands for
                 _place(member, groups, wrong)
         if not end:
             wrong.append(("", "holds no files"))
         elif not _ends(path, end):
             wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
     except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
-        wrong.append(("", f"not a readable tar after byte {end}: {error}"))
+        wrong.append(("", _how_compressed(path) or f"not a readable tar after byte {end}: {error}"))
     for key in {key for key, _ in wrong}:
         groups.pop(key, None)
     return groups, wrong
+
+
+def _how_compressed(path: Path) -> str:
+    if not (ending := compressed(path)):
+        return ""
+    new = f"{path.name}.{ending}"
+    how = f"mv '{path.name}' '{new}'; {COMMANDS[ending]} '{new}'"
+    return f"is compressed, whatever its name says; decompress it first: {how}"
 
 
 def _place(member: tarfile.TarInfo, groups: dict[str, Members], wrong: list[tuple[str, str]]) -> None:
@@ -41,8 +53,12 @@ def _place(member: tarfile.TarInfo, groups: dict[str, Members], wrong: list[tupl
         wrong.append((member.name, "its name leaves the tar"))
     elif not member.isreg():
         wrong.append((member.name, "is no file but a link or a device"))
+    elif printable(member.name) != member.name:
+        wrong.append((member.name, "its name is no text in UTF-8"))
     elif not match:
         wrong.append((member.name, "its name is not KEY.ENDING"))
+    elif member.issparse():
+        wrong.append((match[1], f".{match[2]} is sparse, stored without its zeros; make the tar without --sparse"))
     elif match[2].lower() in (group := groups.setdefault(match[1], {})):
         wrong.append((match[1], f"has two members .{match[2]}"))
     else:
@@ -61,6 +77,6 @@ def _ends(path: Path, end: int) -> bool:
     return rest >= 1024
 
 
-def failed_as(file: str, key: str, reason: str) -> dict[str, str]:
+def failed_as(file: str, key: str, reason: str) -> Failure:
     """The entry of an index's failures for a sample, or for the tar itself (no key)."""
-    return {"source": f"{file}: {key}" if key else file, "reason": reason}
+    return failure(f"{file}: {key}" if key else file, reason)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.decode import BadSample
 from scaleup.data.encode import Encoding, encoded
+from scaleup.data.failures import Failure, failure
+from scaleup.data.folders import NO_FILE
 from scaleup.data.index import index_of, write_index, write_json
 from scaleup.data.parallel import parallel
 from scaleup.data.partial import clear, finished, partial_directory
 from scaleup.data.shards import Sample, Shards, write_shard
-from scaleup.data.sources import Item, Listing, extension_of, modality_of
+from scaleup.data.sources import Item, Listing, extension_of
 from scaleup.errors import UserError
 from scaleup.files import refuse_existing, take_place
 
@@ -54,21 +57,22 @@ def pack(
     """
     out, encoding = Path(out), encoding or Encoding()
     refuse_existing(out, overwrite)
-    modality = modality_of(listing.items)
-    order = np.random.default_rng(seed).permutation(len(listing.items)).tolist()
-    tasks = [(number, listing.items[number], modality, encoding) for number in order]
+    items = [item for item in listing.items if not item.reason]
+    left_out = [failure(item.path, item.reason) for item in listing.items if item.reason]
+    order = np.random.default_rng(seed).permutation(len(items)).tolist()
+    tasks = [(number, items[number], listing.modality, encoding) for number in order]
     chunks = [tasks[begin : begin + per_shard] for begin in range(0, len(tasks), per_shard)]
     numbers = {name: number for number, name in enumerate(listing.classes)}
-    with partial_directory(out, _plan(listing, encoding, seed, per_shard)) as partial:
+    with partial_directory(out, _plan(items, listing.classes, encoding, seed, per_shard)) as partial:
         parts = {number: part for number in range(len(chunks)) if (part := finished(partial, number))}
         if parts:
             print(f"going on: {len(parts)} of {len(chunks)} shards are finished", file=sys.stderr)
-        advance(sum(len(chunks[number]) for number in parts))
+        advance(len(left_out) + sum(len(chunks[number]) for number in parts))
         left = [number for number in range(len(chunks)) if number not in parts]
         with closing(parallel(_read, (task for number in left for task in chunks[number]), processes)) as results:
             for number in left:
                 parts[number] = _packed(partial, number, chunks[number], results, numbers, advance)
-        _conclude(partial, [parts[number] for number in range(len(chunks))], modality, {"label": listing.classes})
+        _conclude(partial, [parts[number] for number in range(len(chunks))], listing, left_out)
         take_place(partial, out)
     return Shards.open(out)
 
@@ -77,13 +81,13 @@ def _packed(
     partial: Path, number: int, tasks: list[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable
 ) -> dict[str, Any]:
     """Write shard ``number`` and what is to be known of it; this file's being there says that the shard is finished."""
-    failures: list[dict[str, str]] = []
+    failures: list[Failure] = []
     notes: list[dict[str, str]] = []
 
     def samples() -> Iterator[Sample]:
         for (order, item, _, _), result in zip(tasks, islice(results, len(tasks)), strict=True):
             if isinstance(result, str):
-                failures.append({"source": str(item.path), "reason": result})
+                failures.append(failure(item.path, result))
             else:
                 extension, media, odd = result
                 notes.extend({"source": str(item.path), "note": note} for note in odd)
@@ -96,23 +100,23 @@ def _packed(
     return part
 
 
-def _conclude(partial: Path, parts: list[dict[str, Any]], modality: str, classes: dict[str, list[str]]) -> None:
+def _conclude(partial: Path, parts: list[dict[str, Any]], listing: Listing, left_out: list[Failure]) -> None:
     """Write the index, and remove everything but it and the tars that have samples."""
-    failures = [failure for part in parts for failure in part["failures"]]
+    failures = left_out + [each for part in parts for each in part["failures"]]
     notes = [note for part in parts for note in part.get("notes", [])]
     shards = [part["shard"] for part in parts if part["shard"]["samples"]]
     if not shards:
         shutil.rmtree(partial)
         raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
     kept = {shard["file"] for shard in shards}
-    write_index(partial, index_of(modality, classes, shards, failures, notes))
+    write_index(partial, index_of(listing.modality, {"label": listing.classes}, shards, failures, notes))
     clear(partial, kept | {"index.json"})
 
 
-def _plan(listing: Listing, encoding: Encoding, seed: int, per_shard: int) -> str:
+def _plan(items: list[Item], classes: list[str], encoding: Encoding, seed: int, per_shard: int) -> str:
     """A hash of everything that the bytes of the shards depend on."""
-    digest = hashlib.sha256(json.dumps([asdict(encoding), seed, per_shard, listing.classes]).encode())
-    for item in listing.items:
+    digest = hashlib.sha256(json.dumps([asdict(encoding), seed, per_shard, classes]).encode())
+    for item in items:
         try:
             found = item.path.stat()
             digest.update(f"{item} {found.st_size} {found.st_mtime_ns // MTIME}\n".encode())
@@ -123,14 +127,13 @@ def _plan(listing: Listing, encoding: Encoding, seed: int, per_shard: int) -> st
 
 def _read(task: Task) -> Read:
     _, item, modality, encoding = task
-    extension = extension_of(item.path)
-    if item.reason:
-        return item.reason
-    if extension not in EXTENSIONS[modality]:
-        return f"no {modality} file by its ending"
     try:
+        if not (stat.S_ISREG(mode := item.path.stat().st_mode) or stat.S_ISDIR(mode)):
+            return NO_FILE  # to open it might never end
+        if not (data := item.path.read_bytes()):
+            return "is empty: 0 bytes"
         notes: list[str] = []
-        return *encoded(item.path.read_bytes(), extension, modality, encoding, notes.append), notes
+        return *encoded(data, extension_of(item.path), modality, encoding, notes.append), notes
     except BadSample as error:
         return str(error)
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one

@@ -97,9 +97,8 @@ class Playback:
         self.refuse_damage()
         count = self._whole + self._damaged
         if self._clock.doubted:
-            self._noted(
-                f"the times of {self._clock.doubted} of {count} frames cannot be true; its rate says when they come"
-            )
+            untrue = f"the times of {self._clock.doubted} of {count} frames cannot be true"
+            self._noted(f"{untrue}; they are set by its rate")
         else:
             refuse_missing(self._extent, self._noted)
         if self._damaged:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from scaleup.data.classes import class_name, class_names, read_classes, read_json, read_lines, unknown
+from scaleup.data.archives import is_tar, packed_as
+from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
+from scaleup.data.failures import by_reason, failure, printable
+from scaleup.data.folders import hidden, walk
+from scaleup.data.table import is_media, read_rows
+from scaleup.data.texts import read_json, read_lines
 from scaleup.errors import UserError, nearest
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -27,10 +33,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source in the source's order, and the class names in the order of their numbers."""
+    """The files of a source in the source's order, the class names in the order of their numbers, image or video."""
 
     items: list[Item]
     classes: list[str]
+    modality: str
 
 
 def read_source(
@@ -63,9 +70,12 @@ def read_source(
     if not items:
         chosen = f" in split '{split}'" if split else ""
         raise UserError(f"'{source}' lists no files{chosen}")
-    names = read_classes(classes) if classes else _own_classes(source, kind) or class_names(i.label for i in items)
+    modality = modality_of(items, source)
+    items = [_of_kind(item, modality) for item in items]
+    usable = (item.label for item in items if not item.reason)
+    names = read_classes(classes) if classes else _own_classes(source, kind) or class_names(usable)
     known = set(names)
-    return Listing([_classed(item, names, known) for item in items], names)
+    return Listing([_classed(item, names, known) for item in items], names, modality)
 
 
 def kind_of(source: Path) -> str:
@@ -74,8 +84,13 @@ def kind_of(source: Path) -> str:
         near = nearest(source.name, [other.name for other in source.parent.glob("*")])
         raise UserError(f"source '{source}' is neither a folder, nor a file, nor the word 'shapes'{near}")
     if source.is_dir():
-        kinds = {"*.tar": "tars", "*_test_split?.txt": "hmdb51"}
-        return next((kind for pattern, kind in kinds.items() if any(source.glob(pattern))), "folder")
+        return _kind_of_folder(source)
+    if not source.is_file():
+        raise UserError(f"source '{source}' is a pipe or a device; write what it gives to a file")
+    if is_media(source.name) or is_tar(source):
+        raise UserError(f"source '{source}' is one file; give a folder of such files, or a list of them")
+    if how := packed_as(source):
+        raise UserError(f"source '{source}' is {how}")
     if source.suffix == ".json":
         return "ssv2"
     if re.fullmatch(r"(train|test)list\d+\.txt", source.name):
@@ -84,29 +99,67 @@ def kind_of(source: Path) -> str:
         return "kinetics" if "youtube_id" in file.readline(4096) else "list"
 
 
+def _kind_of_folder(source: Path) -> str:
+    try:
+        inside = [each for each in source.iterdir() if not hidden(each.name)]
+    except OSError as error:
+        raise UserError(f"source '{source}' cannot be read: {error.strerror}") from error
+    if any(fnmatch(each.name, "*_test_split?.txt") for each in inside) and not any(map(is_tar, inside)):
+        return "hmdb51"
+    compressed = any(map(packed_as, inside)) and not any(each.is_dir() for each in inside)
+    return "tars" if compressed or any(map(is_tar, inside)) else "folder"
+
+
 def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
-    """``source``/CLASS/FILE at any depth, as ImageNet has it; hidden files do not count."""
-    folders = sorted(each for each in source.iterdir() if each.is_dir() and not each.name.startswith("."))
-    found = [Item(path, each.name) for each in folders for path in sorted(each.rglob("[!.]*")) if path.is_file()]
-    if not found:
-        raise UserError(f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE")
-    yield from found
+    """``source``/CLASS/FILE at any depth, as ImageNet has it."""
+    folders = {each.name: each for each in sorted(source.iterdir()) if each.is_dir() and not hidden(each.name)}
+    found = sorted(walk(source), key=lambda each: each.path)
+    inside = [(each.path.relative_to(source).parts[0], each) for each in found]
+    if not any(name in folders and not each.reason for name, each in inside):
+        said = by_reason(failure(each.path, each.reason) for each in found if each.reason)
+        raise UserError(
+            "; ".join([f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE", *said])
+        )
+    for name, each in inside:
+        yield Item(each.path, name, each.reason or _misplaced(name, folders))
+    for name in sorted(folders.keys() - {name for name, _ in inside}):
+        yield Item(folders[name], reason="is a class folder without files")
+
+
+def _misplaced(name: str, folders: Collection[str]) -> str:
+    if name not in folders:
+        return "lies beside the class folders, so it has no class"
+    return "" if printable(name) == name else "the name of its class is no text in UTF-8"
 
 
 def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
-    """Lines ``path label`` (the path may have spaces), ``path::label`` or ``path,label``."""
-    for number, line in enumerate(read_lines(source), 1):
-        separator = "::" if "::" in line else None if len(line.split()) > 1 else ","
-        path, *label = line.rsplit(separator, 1)
-        reason = "" if label else f"line {number} has no label after the path"
+    """Lines of a path and a label (:mod:`scaleup.data.table`); the path may stand second, and may lack its ending."""
+    for row in read_rows(source):
+        path = _as_here(row.path, root)
         base = Path("/") if path.startswith("/") else root  # an absolute path is meant as it stands
-        yield _item(base, path.strip().lstrip("/"), "".join(label).strip(), reason)
+        reason = row.reason or _elsewhere(path) or ("" if row.label else "has no label")
+        yield _item(base, path.lstrip("/"), row.label, reason)
+
+
+def _as_here(path: str, root: Path) -> str:
+    """With the slashes of this system, and with the ending of the only file that is called so."""
+    if "\\" in path and "/" not in path and not (root / path).exists():
+        path = path.replace("\\", "/")
+    known = [] if is_media(path) else [f"{path}.{ending}" for endings in EXTENSIONS.values() for ending in endings]
+    there = [name for name in known if (root / name).is_file()]
+    return there[0] if len(there) == 1 else path
+
+
+def _elsewhere(path: str) -> str:
+    if re.match(r"[A-Za-z]:/|//", path):
+        return "its path is one of Windows; give it from the folder of the files (--root) on"
+    return "is an address; lists hold files of this machine" if "://" in path else ""
 
 
 def kinetics(source: Path, root: Path, split: str | None) -> Iterator[Item]:
     """The CSV of Kinetics; files ID_SSSSSS_EEEEEE.mp4 in ``root`` or in ``root``/LABEL."""
     with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, strict=True)  # else a quote too many would hide rows
         have = rows.fieldnames or []
         for column in (*COLUMNS, *(["split"] if split else [])):
             if column not in have:
@@ -164,14 +217,24 @@ KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {
 }
 
 
-def modality_of(items: Iterable[Item]) -> str:
-    """Image or video, by the endings of the files; UserError where there are both or neither."""
-    endings = {extension_of(item.path) for item in items}
-    found = [modality for modality, known in EXTENSIONS.items() if endings & set(known)]
-    if len(found) != 1:
-        known = ", ".join(f".{extension}" for extensions in EXTENSIONS.values() for extension in extensions)
-        raise UserError(f"source holds {' and '.join(found) or 'no'} files; one kind of these is needed: {known}")
-    return found[0]
+def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
+    """Image or video, whichever most of the files are by their endings.
+
+    Raises:
+        UserError: no file is one or the other, or the rest are too many to be there by accident.
+    """
+    items = list(items)
+    found = {
+        kind: [i for i in items if not i.reason and extension_of(i.path) in known] for kind, known in EXTENSIONS.items()
+    }
+    few, most = sorted(found, key=lambda kind: len(found[kind]))
+    if len(found[most]) >= max(1, 2 * len(found[few])):
+        return most
+    known = ", ".join(f".{extension}" for extensions in EXTENSIONS.values() for extension in extensions)
+    counts = " and ".join(f"{len(found[kind])}, such as '{found[kind][0].path}'" for kind in found if found[kind])
+    left = by_reason(failure(item.path, item.reason) for item in items if item.reason)
+    kinds = f"{' and '.join(kind for kind in found if found[kind]) or 'no'} files" + (f" ({counts})" if counts else "")
+    raise UserError("; ".join([f"'{source}' holds {kinds}; one kind of these is needed: {known}", *left]))
 
 
 def extension_of(path: Path) -> str:
@@ -183,6 +246,12 @@ def _own_classes(source: Path, kind: str) -> list[str] | None:
     beside = {"ucf101": "classInd.txt", "ssv2": "*labels.json"}.get(kind)
     found = sorted(source.parent.glob(beside)) if beside else []
     return read_classes(found[0]) if len(found) == 1 else None
+
+
+def _of_kind(item: Item, modality: str) -> Item:
+    """An item of another kind becomes one that is left out."""
+    known = extension_of(item.path) in EXTENSIONS[modality]
+    return item if known or item.reason else replace(item, reason=f"no {modality} file by its ending")
 
 
 def _classed(item: Item, names: list[str], known: set[str]) -> Item:

@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scaleup.data.archives import is_tar, packed_as
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.failures import Failure, by_reason
+from scaleup.data.folders import hidden
 from scaleup.data.index import file_sha256, index_of, write_index
 from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
@@ -48,7 +51,11 @@ def index_tars(
     """
     source = Path(source)
     refuse_existing(source / "index.json", overwrite)
-    tars = sorted(source.glob("*.tar"))
+    tars = tars_of(source)
+    packed = {path.name: how for path in sorted(source.iterdir()) if (how := packed_as(path))}
+    if packed and not tars:
+        name, how = next(iter(packed.items()))
+        raise UserError(f"'{source / name}' is {how}")
     modality = _modality(tars)
     scanned = []
     for found in parallel(partial(_scan, modality=modality, label=label), tars, processes):
@@ -56,17 +63,27 @@ def index_tars(
         advance(1)
     entries = [entry for found in scanned for entry in found["samples"]]
     names = read_classes(classes) if classes else class_names(entry["label"] for entry in entries)
-    failures = [failure for found in scanned for failure in found.pop("failures")]
+    failures = [each for found in scanned for each in found.pop("failures")]
     notes = [note for found in scanned for note in found.pop("notes")]
     failures += _numbered(scanned, names)
+    failures += [failed_as(name, "", f"is {how}") for name, how in packed.items()]
     if not any(found["samples"] for found in scanned):
-        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason'] if failures else ''}")
+        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason']}{_beside(source)}")
     index = index_of(modality, {"label": names}, scanned, failures, notes)
     write_index(source, index | {"in_place": True})
     return Shards.open(source)
 
 
-def _numbered(scanned: list[dict[str, Any]], names: list[str]) -> list[dict[str, str]]:
+def tars_of(source: Path) -> list[Path]:
+    return sorted(path for path in source.iterdir() if is_tar(path) and not hidden(path.name))
+
+
+def _beside(source: Path) -> str:
+    folders = [path.name for path in source.iterdir() if path.is_dir() and not hidden(path.name)]
+    return f"; it has folders too, such as '{folders[0]}': --kind folder packs those" if folders else ""
+
+
+def _numbered(scanned: list[dict[str, Any]], names: list[str]) -> list[Failure]:
     """Labels to numbers; samples without a class, and all but the first of a key, become failures."""
     numbers, known, failures = {name: number for number, name in enumerate(names)}, set(names), []
     first: dict[str, str] = {}
@@ -91,7 +108,8 @@ def _modality(tars: list[Path]) -> str:
         counts = {modality: sum(endings[ending] for ending in known) for modality, known in EXTENSIONS.items()}
         if any(counts.values()):
             return max(counts, key=lambda modality: counts[modality])
-    raise UserError(f"{len(tars)} tars, and no images or videos in any of them")
+    said = by_reason(failed_as(path.name, *wrong) for path in tars for wrong in grouped(path)[1])
+    raise UserError("; ".join([f"{len(tars)} tars, and no images or videos in any of them", *said]))
 
 
 def _names(path: Path) -> list[str]:
@@ -153,7 +171,7 @@ def label_text(contents: dict[str, bytes], label: str | None) -> str:
     """The label of a sample, as text; BadSample if it has none."""
     ending = label or ("cls" if "cls" in contents else "label")
     if ending in contents:
-        text = contents[ending][:MAX_TEXT].decode("utf-8", "replace").strip()
+        text = contents[ending][:MAX_TEXT].decode("utf-8-sig", "replace").strip()
     elif "json" in contents:
         text = _field(contents["json"], ending)
     else:
@@ -168,7 +186,9 @@ def _field(data: bytes, name: str) -> str:
         fields = json.loads(data[:MAX_TEXT])
     except (ValueError, RecursionError):
         raise BadSample("its .json is not JSON") from None
-    if not isinstance(fields, dict) or type(fields.get(name)) not in (str, int):
+    found = fields.get(name) if isinstance(fields, dict) else None
+    if type(found) not in (str, int, float):
         have = [str(key) for key in fields] if isinstance(fields, dict) else []
-        raise BadSample(f"has no label: no text or number '{name}' in its .json{nearest(name, have)}")
-    return str(fields[name]).strip()
+        there = f" but {json.dumps(found)[:80]}" if isinstance(fields, dict) and name in fields else nearest(name, have)
+        raise BadSample(f"has no label: no text or number '{name}' in its .json{there}")
+    return str(found).strip()

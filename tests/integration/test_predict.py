@@ -68,6 +68,20 @@ def test_files_of_all_kinds_in_one_call(model: Path, folder: Path) -> None:
     assert again == short and len(long["clips"]) == 3 and len(short["clips"]) == 1
 
 
+def test_what_is_hidden_is_passed_over_and_colons_are_no_protocols(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "broken.mp4").rename(folder / "._short.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    (folder / "short.mp4").rename(folder / "12:30.mp4")
+    monkeypatch.chdir(folder)
+    done = predicted(model, ".", "12:30.mp4", "--top", 1, "--json")
+    result = json.loads(done.stdout)
+    assert [each["source"] for each in result["files"]] == ["./12:30.mp4", "a.png", "below/long.mp4", "./12:30.mp4"]
+    assert [each["source"] for each in result["failures"]] == ["gone.mp4"]
+    assert "left out: ._short.mp4: is hidden" in done.stderr
+
+
 def _input(model: torch.nn.Module) -> object:
     return type("Input", (), model.config["input"])
 

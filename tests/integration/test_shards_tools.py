@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def picture(shade):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of pictures, and among them two files that are none."""
+    """Two classes of pictures, and among them three files that are none."""
     for shade, path in enumerate(["cat/one.jpg", "cat/two.v2.JPEG", "dog/one.jpg", "dog/deep/three four.jpg"]):
         (tmp_path / "source" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / path).write_bytes(picture(shade))
@@ -63,7 +64,7 @@ def test_shapes_are_made_and_checked(tmp_path):
 def test_a_folder_of_classes_becomes_shards_and_bad_files_are_named(folder, tmp_path):
     made = tool("make_shards", folder, "--out", tmp_path / "out")
     assert made.returncode == 0, made.stderr
-    assert "4 images" in made.stdout and "2 files left out" in made.stdout
+    assert "4 images" in made.stdout and "3 files left out" in made.stdout
     shards = Shards.open(tmp_path / "out")
     assert shards.classes == {"label": ["cat", "dog"]}
     samples = {sample.key.partition("-")[2]: sample for sample in map(shards.read, range(4))}
@@ -71,7 +72,7 @@ def test_a_folder_of_classes_becomes_shards_and_bad_files_are_named(folder, tmp_
     assert samples["two_v2"].media == picture(1) and samples["two_v2"].extension == "jpg"
     assert samples["two_v2"].labels == {"label": 0} and samples["three_four"].labels == {"label": 1}
     failed = {Path(failure["source"]).name: failure["reason"] for failure in shards.failures}
-    assert failed.keys() == {"broken.jpg", "notes.txt"} and "not a readable image" in failed["broken.jpg"]
+    assert failed.keys() == {"broken.jpg", "notes.txt", ".hidden"} and "not a readable image" in failed["broken.jpg"]
     assert tool("check_shards", tmp_path / "out").returncode == 0
     assert "exists" in tool("make_shards", folder, "--out", tmp_path / "out").stderr
     assert tool("make_shards", folder, "--out", tmp_path / "out", "--overwrite").returncode == 0
@@ -183,6 +184,36 @@ def test_tars_are_indexed_in_place(tmp_path):
     tar.write_bytes(tar.read_bytes().replace(b"1.cls", b"x.cls"))
     checked = tool("check_shards", tmp_path / "tars", "--json")
     assert checked.returncode == 1 and json.loads(checked.stdout)["problems"]
+
+
+def test_what_is_left_out_is_told_by_reason_and_count(folder, tmp_path):
+    for name in ("._one.jpg", ".ipynb_checkpoints/one.jpg"):
+        (folder / "cat" / name).parent.mkdir(exist_ok=True)
+        (folder / "cat" / name).write_bytes(picture(0))
+    (folder / "cat/film.mp4").write_bytes(b"one that strayed")
+    (folder / "dog/gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "dog" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
+    made = tool("make_shards", folder, "--out", folder / "out", "--processes", 1)
+    assert made.returncode == 0, made.stderr
+    assert "4 images" in made.stdout and "8 files left out (all of them in index.json):" in made.stdout
+    for line in (
+        "cat/._one.jpg: is hidden (and 2 more like it)",
+        "cat/film.mp4: no image file by its ending (and 1 more like it)",
+        "dog/gone.jpg: links to 'nowhere.jpg', which is not there\n",
+        "caf\\udce9.jpg: not a readable image",
+    ):
+        assert line in made.stdout
+    assert len(Shards.open(folder / "out").failures) == 8
+    again = tool("make_shards", folder, "--out", folder / "out", "--processes", 1, "--overwrite")
+    assert "4 images, label (2 classes)" in again.stdout and "out: is a directory of shards" in again.stdout
+    checked = tool("check_shards", folder / "out")
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("out", ["source", ""])
+def test_the_source_is_never_overwritten(folder, tmp_path, out):
+    refused(tool("make_shards", folder, "--out", tmp_path / out, "--overwrite"), "would take the place of")
+    assert len(list(folder.rglob("*.jpg"))) == 4
 
 
 def test_a_source_that_is_misspelt_and_a_missing_out_are_one_sentence(folder, tmp_path):

@@ -220,3 +220,82 @@ def test_every_recipe_of_the_project_loads(path: Path, tmp_path: Path, monkeypat
             if dataset is not None:
                 Path(dataset["shards"]).mkdir(parents=True, exist_ok=True)
         recipe.load(path, chosen)
+
+
+LITERAL = [
+    "2024_01_02",
+    "007",
+    "12:30:45",
+    "1e3",
+    "no",
+    "true",
+    "0x10",
+    "runs/try #3",
+    "#3",
+    "a,b=c",
+    "[1]",
+    "{a",
+    "'a b'",
+]
+LITERAL += ["%a", "x: y", "a b", "été", "- a", "&a", "*a", "!a", "2024-01-02", " a ", "a\\b", "1_000", ".inf", "nan"]
+
+
+@pytest.mark.parametrize("text", LITERAL)
+def test_text_is_taken_as_it_is_written(good: Path, tmp_path: Path, text: str) -> None:
+    changes = [f"out={text}", f"data.train.clips.heads.action={text}", f"data.train[clips].heads.motion={text}"]
+    read = recipe.load(good, [*changes, f"model.backbone.weights={text}"])
+    assert (read.out, read.model.backbone.weights) == (text, text)
+    assert read.data.train["clips"].heads == {"action": text, "motion": text}
+    recipe.save(read, tmp_path / "saved.yaml")
+    assert recipe.load(tmp_path / "saved.yaml") == read
+
+
+@pytest.mark.parametrize("text", ["2024_01_02", "007", "12:30:45", "1e3", "no", "0x10", "1.50"])
+def test_text_in_a_file_is_taken_as_it_is_written(good: Path, text: str) -> None:
+    content = good.read_text().replace("runs/a", text).replace("{action: label}", f"{{action: {text}, {text}: label}}")
+    good.write_text(content + f"variants: {{size: {{{text}: {{seed: 3}}}}}}\n")
+    if text not in ("12:30:45", "1.50"):  # no names of heads
+        read = recipe.load(good, [f"size={text}"])
+        assert read.data.train["clips"].heads == {"action": text, text: "label"} and read.seed == 3
+    good.write_text(content.replace(f", {text}: label", ""))
+    assert recipe.load(good).out == text
+    good.write_text(
+        content.replace(f", {text}: label", "").replace(f"out: {text}", "out: a-${data.train.clips.heads.action}")
+    )
+    assert recipe.load(good).out == f"a-{text}"
+
+
+def test_words_inside_lists_and_mappings_are_text_where_the_setting_is(good: Path) -> None:
+    changes = ["data.train.clips.heads={action: no, 007: 1_0}", "model.backbone.kwargs={a: no, b: 007, c: [010, 1_0]}"]
+    read = recipe.load(good, changes)
+    assert read.data.train["clips"].heads == {"action": "no", "007": "1_0"}
+    assert read.model.backbone.kwargs == {"a": False, "b": 7, "c": [10, 10]}
+    said = mistakes(good, "grid.adapt=[no,lora]", "arm.frozen_depth=2", "grid.gate=[no,channel]")
+    assert len(said) == 1 and said[0].startswith("grid.adapt: 'no' is not one of 'full', 'lora'")
+
+
+def test_no_value_is_still_no_value(good: Path) -> None:
+    for word in ("null", "~", ""):
+        read = recipe.load(good, [f"model.backbone.weights={word}", f"trunk.cache={word}", f"arms.last={word}"])
+        assert read.model.backbone.weights is read.trunk.cache is None and list(read.arms) == ["gated"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("out=???", "out: '???' stands for another value"),
+        ("out=${seed}", "out: '${seed}' stands for another value"),
+        ("seed=${train.steps}", "seed: '${train.steps}' stands for another value"),
+        ("train.steps=[", "train.steps: '[' is not a value as YAML has them"),
+        ("train.steps=12:30", "train.steps: '12:30' is not a whole number of at least 1"),
+        ("=3", "'=3' is not key=value"),
+    ],
+)
+def test_words_that_cannot_be_taken_as_they_are_written_are_refused(good: Path, change: str, said: str) -> None:
+    found = mistakes(good, change, "trian.steps=3")
+    assert len(found) == 2 and said in found[0] and "nearest: 'train'" in found[1]
+
+
+def test_numbers_are_decimal(good: Path) -> None:
+    assert recipe.load(good, ["train.steps=0100", "arm.frozen_depth=0x10"]).train.steps == 100
+    assert recipe.load(good, ["train.steps=1_000"]).train.steps == 1000

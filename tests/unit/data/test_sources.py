@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -21,14 +23,20 @@ def found(listing, root):
 def test_a_folder_per_class(tmp_path):
     touched(tmp_path, "n02/deep/b.JPEG", "n01/a.JPEG", "n01/.hidden", ".cache/x.JPEG")
     listing = read_source(tmp_path)
-    assert found(listing, tmp_path) == [("n01/a.JPEG", "n01"), ("n02/deep/b.JPEG", "n02")]
+    assert found(listing, tmp_path) == [
+        (".cache", "is hidden"),
+        ("n01/.hidden", "is hidden"),
+        ("n01/a.JPEG", "n01"),
+        ("n02/deep/b.JPEG", "n02"),
+    ]
+    assert listing.modality == "image"
     assert listing.classes == ["n01", "n02"]
 
 
 LINES = """clips/one.mp4 7
 clips/with spaces in it.mp4 0
 clips/two.mp4::3
-plain,5
+plain 5
 
 clips/no_label.mp4
 ../outside.mp4 1
@@ -43,12 +51,12 @@ def test_a_list_of_paths_and_numbers(tmp_path):
     assert found(listing, tmp_path / "root") == [
         ("clips/one.mp4", "class 7"),
         ("clips/with spaces in it.mp4", "class 0"),
-        ("clips/two.mp4", "class 3"),
-        ("plain", "class 5"),
-        ("clips/no_label.mp4", "line 5 has no label after the path"),
+        ("clips/two.mp4::3", "line 3 has '::' between path and label, the others spaces"),
+        ("plain", "no video file by its ending"),
+        ("clips/no_label.mp4", "line 6 has no label after the path"),
         ("../outside.mp4", "its path leaves the folder of the files"),
         ("clips/one.mp4", "is listed before"),
-        ("clips/nine.mp4", "label '-1' is none of the 8 classes"),
+        ("clips/nine.mp4", "label '-1' is none of the 8 classes but stands for no label"),
     ]
 
 
@@ -100,6 +108,9 @@ def test_kinetics(tmp_path):
     assert len(read_source(tmp_path / "k.csv").items) == 7
     with pytest.raises(UserError, match="lists no files in split 'tset'"):
         read_source(tmp_path / "k.csv", split="tset")
+    (tmp_path / "k.csv").write_text(KINETICS.replace("riding a bike", '"riding a bike'))
+    with pytest.raises(UserError, match="cannot be read as a source of kind 'kinetics'"):
+        read_source(tmp_path / "k.csv")
     (tmp_path / "k.csv").write_text(KINETICS.replace("time_start", "time_strat"))
     with pytest.raises(UserError, match=r"no column 'time_start'.*nearest: 'time_strat'"):
         read_source(tmp_path / "k.csv")
@@ -147,6 +158,27 @@ def test_hmdb51(tmp_path):
     assert found(read_source(tmp_path, root=tmp_path, split="test1"), tmp_path) == [("wave/c.avi", "wave")]
     with pytest.raises(UserError, match="train1 to train3"):
         read_source(tmp_path, split="train")
+
+
+def test_sources_that_are_none_are_one_sentence(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    touched(tmp_path, "a.mp4", "a.tar", "a.zip", "secret/a.mp4")
+    said = {
+        "pipe": "is a pipe",
+        "a.mp4": "is one file",
+        "a.tar": "is one file",
+        "a.zip": "is an archive of another kind",
+    }
+    for name, sentence in said.items():
+        with pytest.raises(UserError, match=sentence):
+            kind_of(tmp_path / name)
+
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(UserError, match="secret' cannot be read: Permission denied"):
+        kind_of(tmp_path / "secret")
 
 
 def test_kinds_are_told_by_their_form(tmp_path):

@@ -1,5 +1,7 @@
+import gzip
 import io
 import json
+import subprocess
 import tarfile
 
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 from videos import numbered
 
 from scaleup.data.shards import Shards
+from scaleup.data.sources import kind_of
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
@@ -83,6 +86,19 @@ GOOD = [("good.jpg", picture(1)), ("good.cls", b"0")]
 BAD = {
     "no label": ([("a.jpg", picture(0))], "0.tar: a", "has no label: neither"),
     "no field": ([("a.jpg", picture(0)), ("a.json", b"{}")], "0.tar: a", "no text or number 'label'"),
+    "list": ([("a.jpg", picture(0)), ("a.json", b'{"label": [1, 2]}')], "0.tar: a", "'label' in its .json but [1, 2]"),
+    "truth": ([("a.jpg", picture(0)), ("a.json", b'{"label": true}')], "0.tar: a", "'label' in its .json but true"),
+    "not a number": ([("a.jpg", picture(0)), ("a.json", b'{"label": NaN}')], "0.tar: a", "stands for no label"),
+    "half": (
+        [("a.jpg", picture(0)), ("a.json", b'{"label": 0.5}')],
+        "0.tar: a",
+        "label '0.5' is none of the 2 classes",
+    ),
+    "no text": (
+        [("caf\udce9.jpg", picture(0)), ("caf\udce9.cls", b"0")],
+        "0.tar: caf\\udce9.jpg",
+        "its name is no text in UTF-8",
+    ),
     "null": ([("a.jpg", picture(0)), ("a.json", b'{"label": null}')], "0.tar: a", "no text or number 'label'"),
     "empty label": ([("a.jpg", picture(0)), ("a.cls", b" ")], "0.tar: a", "its label is empty"),
     "out of range": ([("a.jpg", picture(0)), ("a.cls", b"2")], "0.tar: a", "label '2' is none of the 2 classes"),
@@ -184,3 +200,87 @@ def test_an_index_in_place_is_what_training_reads(tmp_path):
     index_tars(tmp_path, processes=1)
     shards = Shards.open(tmp_path)
     assert shards.name == tmp_path.name and len(shards) == 4 and shards.sizes == [4]
+
+
+@pytest.mark.parametrize("label", [b"3.0", b"03", b" 3\r\n", b"\xef\xbb\xbf3"])
+def test_numbers_are_labels_however_they_are_written(tmp_path, label):
+    write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.cls", label), ("b.jpg", picture(1)), ("b.cls", b"-1")])
+    shards = index_tars(tmp_path, processes=1)
+    assert shards.classes == {"label": ["0", "1", "2", "3"]} and shards.labels["label"].tolist() == [3]
+    assert [each["source"] for each in shards.failures] == ["0.tar: b"]
+
+
+@pytest.mark.parametrize("label", ["3", "3.0", '"3"', '"3.0"'])
+def test_numbers_of_json_are_labels(tmp_path, label):
+    write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.json", f'{{"label": {label}}}'.encode())])
+    assert index_tars(tmp_path, processes=1).labels["label"].tolist() == [3]
+
+
+def test_names_with_colons_braces_and_capitals_and_long_ones(tmp_path):
+    keys = ["12:30/a:b", "{000,003}", "x" * 150 + "/" + "y" * 120, "a b", "\u00e9"]
+    for number, format in enumerate((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
+        members = [(f"{number}{key}.{e}", d) for key in keys for e, d in (("JPG", picture(0)), ("CLS", b"1"))]
+        write_tar(tmp_path / f"a:{{{number}..3}} b.TAR", members, format)
+    shards = index_tars(tmp_path, processes=1)
+    assert shards.failures == [] and shards.keys == [f"{number}{key}" for number in range(2) for key in keys]
+    assert verify(tmp_path, processes=1) == [] and shards.read(0).media == picture(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("b.tar.gz", "gunzip"),
+        ("b.tgz", "gunzip"),
+        ("b.tar.zst", "unzstd"),
+        ("b.TAR.XZ", "unxz"),
+        ("b.tar.bz2", "bunzip2"),
+    ],
+)
+def test_compressed_tars_are_named_beside_others_and_alone(tmp_path, name, command):
+    (tmp_path / name).write_bytes(b"x")
+    said = f"is a compressed tar, in which nothing can be read in place; decompress it first: {command} '{name}'"
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=f"{name}' {said}"):
+            index_tars(source, processes=1) if kind_of(source) == "tars" else None
+    write_tar(tmp_path / "a.tar", GOOD)
+    assert index_tars(tmp_path, processes=1).failures == [{"source": name, "reason": said}]
+
+
+def test_a_tar_that_is_compressed_in_spite_of_its_name_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", GOOD)
+    (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    (failure,) = index_tars(tmp_path, processes=1).failures
+    said = "is compressed, whatever its name says; decompress it first: mv 'b.tar' 'b.tar.gz'; gunzip 'b.tar.gz'"
+    assert failure == {"source": "b.tar", "reason": said}
+
+
+@pytest.mark.parametrize("format", ["gnu", "pax 0.0", "pax 0.1", "pax 1.0"])
+def test_sparse_members_are_said_to_be_sparse(tmp_path, format):
+    with (tmp_path / "hole.jpg").open("wb") as file:
+        file.truncate(2**20)
+        file.seek(2**20)
+        file.write(b"x" * 4096)
+    (tmp_path / "hole.cls").write_text("0")
+    for name, data in [*GOOD, ("last.jpg", picture(2)), ("last.cls", b"1")]:
+        (tmp_path / name).write_bytes(data)
+    kind = ["--format=gnu"] if format == "gnu" else ["--format=pax", f"--sparse-version={format.split()[1]}"]
+    files = ["good.jpg", "good.cls", "hole.jpg", "hole.cls", "last.jpg", "last.cls"]
+    (tmp_path / "tars").mkdir()
+    command = ["tar", "-c", "-S", *kind, "-f", str(tmp_path / "tars/0.tar"), "-C", str(tmp_path), *files]
+    subprocess.run(command, check=True)
+    shards = index_tars(tmp_path / "tars", processes=1)
+    assert shards.keys == ["good", "last"]
+    (failure,) = shards.failures
+    assert failure["source"] == "0.tar: hole" and failure["reason"].startswith(
+        ".jpg is sparse, stored without its zeros"
+    )
+    assert verify(tmp_path / "tars", processes=1) == []
+
+
+def test_class_folders_beside_tars_are_pointed_at(tmp_path):
+    write_tar(tmp_path / "all.tar", [("run/a.jpg", picture(0))])
+    write_tar(tmp_path / "run/a.jpg", [])
+    with pytest.raises(
+        UserError, match="the first: has no label.*it has folders too, such as 'run': --kind folder packs those"
+    ):
+        index_tars(tmp_path, processes=1)
