@@ -97,8 +97,8 @@ class Playback:
         self.refuse_damage()
         count = self._whole + self._damaged
         if self._clock.doubted:
-            untrue = f"the times of {self._clock.doubted} of {count} frames cannot be true"
-            self._noted(f"{untrue}; they are set by its rate")
+            times = f"the times of {self._clock.doubted} of {count} frames"
+            self._noted(f"{times} cannot be true; they are set by its rate")
         else:
             refuse_missing(self._extent, self._noted)
         if self._damaged:
