@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from scaleup.backbones import Backbone, open_clip, timm
 from scaleup.backbones.loading import load
 from scaleup.backbones.names import locate
 from scaleup.backbones.undrawn import Undrawn
-from scaleup.backbones.weights import HUB, files_of, find
+from scaleup.backbones.weights import HUB, files_of, find, is_path
+from scaleup.choice import listed
+from scaleup.cli import leads
 from scaleup.errors import UserError
 from scaleup.tensors import File
 
@@ -41,7 +44,7 @@ def build(
         size: (h, w) of the input in pixels; None for the backbone's own.
         weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
             memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
-            ``open_clip:NAME/TAG``.
+            ``open_clip:NAME/TAG``. ``:MODEL`` after the first three says which of a file's models: ``big.pt:teacher``.
         on_disk: the first so many blocks stay on the meta device, their weights in ``Backbone.file``.
 
     Raises:
@@ -63,7 +66,10 @@ def build(
             torch.manual_seed(seed)
             made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
     elif at.weights != "meta":
-        made = _filled(made, vit, library, File(weights_file(at.name, at.weights)), on_disk)
+        file = File(weights_file(at.name, at.weights))
+        made = _filled(made, vit, library, file, on_disk)
+        if is_path(at.weights):
+            _say(file, made.left)
     fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
     fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
@@ -102,6 +108,14 @@ def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_dis
     left, origin = load(vit, file, library.arrange, tuple(f"{planned.block_prefix}{i}." for i in range(on_disk)))
     made = replace(library.take_apart(vit, planned.name), left=left)
     return replace(made, origin=origin, file=file.path) if file.safe else made
+
+
+def _say(file: File, left: Mapping[str, Any]) -> None:
+    """What a user's file holds beside what was taken."""
+    heads = dict.fromkeys(name.partition(".")[0] for name in left)
+    told = f"{listed(heads)} of the model {'are' if len(heads) > 1 else 'is'} left out" if heads else ""
+    if (said := "; ".join(each for each in (file.said, told) if each)) and leads:
+        print(f"{file.path.name}: {said}", file=sys.stderr)
 
 
 def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
