@@ -7,10 +7,12 @@ A name says where a tensor is: ``state_dict_ema/module.norm.weight`` is the tens
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from scaleup.cli import leads
 from scaleup.errors import UserError, nearest
 
 Place = tuple[str, ...]
@@ -97,11 +99,12 @@ def _models(names: Mapping[Place, str]) -> list[Place]:
     begins = [name[: match.start()] for name in dotted if (match := PATCHES.search(name))]
     if begins:
         return [tuple(begin.split(".")) if begin else () for begin in dict.fromkeys(begins)]
-    found, open_ = [], [()]
-    while open_:
-        place = open_.pop()
+    found: list[Place] = []
+    waiting: list[Place] = [()]
+    while waiting:
+        place = waiting.pop(0)
         inner = _wraps(names, place)
-        open_ += [(*place, word) for word in inner]
+        waiting += [(*place, word) for word in inner]
         found += [] if inner else [place]
     return found
 
@@ -166,7 +169,13 @@ def _left(beside: Iterable[Place], place: Place) -> str:
     """What of the file is no model's: its names as far as they differ from a place."""
     tops = (name[: next((n for n, word in enumerate(name, 1) if place[n - 1 : n] != (word,)), None)] for name in beside)
     found = dict.fromkeys(".".join(top) for top in tops if not NO_WEIGHTS.search(".".join(top)))
-    return f"{listed(found)} {'are' if len(found) > 1 else 'is'} left out" if found else ""
+    return f"{listed(found)} left out" if found else ""
+
+
+def tell(file: Path, *said: str) -> None:
+    """Say on stderr, in one line, what a file holds beside what was taken."""
+    if leads and any(said):
+        print(f"{file.name}: {'; '.join(each for each in said if each)}", file=sys.stderr)
 
 
 def listed(words: Iterable[str]) -> str:

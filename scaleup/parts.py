@@ -48,7 +48,7 @@ def _weight_map(path: Path) -> dict[str, str]:
             "names the part of each tensor"
         )
     for part in found.values():
-        if Path(part).name != part or "\\" in part or "\0" in part:
+        if Path(part).name != part or part in ("", "..") or "\\" in part or "\0" in part:
             raise UserError(f"{path} names the part {part!r}; allowed are files beside it")
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import pickletools
+import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
@@ -24,8 +25,13 @@ import torch
 LEGACY_PICKLES = 5  # at the start of a checkpoint that is no archive; the bytes of the tensors follow
 HARMLESS = {  # of Python's own, what settings hold that are saved as calls
     *("argparse", "collections", "datetime", "decimal", "enum", "fractions", "functools", "pathlib", "random", "types"),
-    *("typing", "uuid", "zoneinfo", "builtins.complex", "builtins.frozenset", "builtins.range", "builtins.slice"),
+    *("typing", "uuid", "zoneinfo", "builtins.frozenset", "builtins.range", "builtins.slice"),
 }
+KNOWN = re.compile(  # what torch reads itself
+    r"""torch[.](\w+|(_utils|_tensor|storage|nn[.]parameter)[.]\w+) | collections[.](OrderedDict|Counter)
+    | builtins[.](set|bytearray|complex) | _codecs[.]encode""",
+    re.VERBOSE,
+)
 
 
 def is_suspect(name: str) -> bool:
@@ -47,7 +53,8 @@ class _Kind(type):
             raise UnpicklingError(f"{cls.name} is not called")
         if cls.name == "collections.deque":
             return []
-        return object.__new__(cls) if args and cls.name != "collections.defaultdict" else Counter()
+        made: Any = object.__new__(cls)  # type: ignore[arg-type]
+        return made if args and cls.name != "collections.defaultdict" else Counter()
 
 
 class _StandIn(metaclass=_Kind):
@@ -93,10 +100,8 @@ def entries(content: Any) -> dict[str, Any] | None:
 
 
 def foreign(path: Path) -> list[str]:
-    """``module.name`` of the classes and functions that a checkpoint names; none where it is damaged.
-
-    torch knows some of them, and never asks for their stand-ins.
-    """
+    """``module.name`` of the classes and functions that a checkpoint names and torch does not read; none where it is
+    damaged."""
     found: dict[str, None] = {}
     try:
         with _pickles(path) as pickles:
@@ -105,7 +110,7 @@ def foreign(path: Path) -> list[str]:
                 found |= dict.fromkeys(_full(*str(word).split(" ", 1)) for word in words)
     except Exception:  # damaged bytes make pickletools raise anything
         return []
-    return list(found)
+    return [name for name in found if not KNOWN.fullmatch(name)]
 
 
 def _full(module: str, name: str) -> str:

@@ -161,8 +161,6 @@ def _by_name(content: dict[str, Any]) -> dict[str, Tensor]:
 def _objects(path: Path) -> str:
     """A clause on the objects in a torch checkpoint that are neither tensors nor known."""
     named = [] if path.suffix in (".safetensors", ".json") else stand_ins.foreign(path)
-    named = [name for name in named if not name.startswith(("torch._utils.", "torch.storage.", "collections."))]
-    named = [name for name in named if not re.fullmatch(r"torch[.]\w+|_codecs[.]encode", name)]
     shown = [name for name in named if stand_ins.is_suspect(name)] or named
     if not shown:
         return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,7 @@ from scaleup.backbones.loading import load
 from scaleup.backbones.names import locate
 from scaleup.backbones.undrawn import Undrawn
 from scaleup.backbones.weights import HUB, files_of, find, is_path
-from scaleup.choice import listed
-from scaleup.cli import leads
+from scaleup.choice import listed, tell
 from scaleup.errors import UserError
 from scaleup.tensors import File
 
@@ -68,8 +66,9 @@ def build(
     elif at.weights != "meta":
         file = File(weights_file(at.name, at.weights))
         made = _filled(made, vit, library, file, on_disk)
-        if is_path(at.weights):
-            _say(file, made.left)
+        if is_path(at.weights) or at.weights.startswith(HUB):
+            heads = dict.fromkeys(name.partition(".")[0] for name in made.left)
+            tell(file.path, file.said, f"of the model, {listed(heads)} left out" if heads else "")
     fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
     fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
@@ -108,14 +107,6 @@ def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_dis
     left, origin = load(vit, file, library.arrange, tuple(f"{planned.block_prefix}{i}." for i in range(on_disk)))
     made = replace(library.take_apart(vit, planned.name), left=left)
     return replace(made, origin=origin, file=file.path) if file.safe else made
-
-
-def _say(file: File, left: Mapping[str, Any]) -> None:
-    """What a user's file holds beside what was taken."""
-    heads = dict.fromkeys(name.partition(".")[0] for name in left)
-    told = f"{listed(heads)} of the model {'are' if len(heads) > 1 else 'is'} left out" if heads else ""
-    if (said := "; ".join(each for each in (file.said, told) if each)) and leads:
-        print(f"{file.path.name}: {said}", file=sys.stderr)
 
 
 def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:

@@ -39,6 +39,19 @@ RENAMED = [  # of a tensor of the vision tower, all that match, in this order
     (r"^head\.layernorm\.", "attn_pool.norm."),
     (r"^head\.mlp\.", "attn_pool.mlp."),
 ]
+OPEN_CLIP = [  # from timm's names to those of open_clip's own towers
+    (r"^cls_token$", "class_embedding"),
+    (r"^pos_embed$", "positional_embedding"),
+    (r"^patch_embed\.proj\.", "conv1."),
+    (r"^norm_pre\.", "ln_pre."),
+    (r"^norm\.", "ln_post."),
+    (r"^blocks\.", "transformer.resblocks."),
+    (r"\.norm([12])\.", r".ln_\1."),
+    (r"\.attn\.qkv\.", ".attn.in_proj_"),
+    (r"\.attn\.proj\.", ".attn.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+]
 
 
 def convert(tensors: dict[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -51,7 +64,7 @@ def convert(tensors: dict[str, Tensor], own: Collection[str]) -> tuple[dict[str,
     if match is None:
         return tensors, {}
     tower = match["tower"]
-    inside = {_renamed(name[len(tower) :]): t for name, t in tensors.items() if name.startswith(tower)}
+    inside = {_renamed(name[len(tower) :], RENAMED): t for name, t in tensors.items() if name.startswith(tower)}
     outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(tower)}
     outside |= {name: inside.pop(name) for name in ("mask_token", "embeddings.position_ids") if name in inside}
     _reshape_embeddings(inside)
@@ -64,8 +77,18 @@ def convert(tensors: dict[str, Tensor], own: Collection[str]) -> tuple[dict[str,
     return inside, outside
 
 
-def _renamed(name: str) -> str:
-    for pattern, new in RENAMED:
+def convert_for_open_clip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The same under the names of open_clip's own towers."""
+    inside, outside = convert(tensors, ())
+    if inside is tensors:
+        return tensors, {}
+    for name in {"cls_token", "pos_embed"} & inside.keys():
+        inside[name] = inside[name].squeeze()
+    return {_renamed(name, OPEN_CLIP): tensor for name, tensor in inside.items()}, outside
+
+
+def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, new in rules:
         name = re.sub(pattern, new, name)
     return name
 
@@ -103,7 +126,7 @@ def _join_attention(inside: dict[str, Tensor], block: str, own: Collection[str])
     left = {}
     for kind, name in biases.items():  # DINOv3 has none of the keys
         tensor = inside.pop(name)
-        if f"{kind}_bias" in own or tensor.any():
+        if f"{kind}_bias" in own or tensor.is_meta or tensor.any():
             inside[f"{kind}_bias"] = tensor
         else:
             left[name] = tensor

@@ -83,7 +83,8 @@ def _config(place: str) -> tuple[Path, dict[str, Any]]:
             path = find(place, CONFIGS[1:])
         except UserError:
             ours = f"the model is neither timm's, nor open_clip's, nor of the format {config_file.FORMAT!r}"
-            raise UserError(f"{path} describes no model that is known here: {ours}") from None
+            instead = f"; give timm:NAME, and {place} as its weights" if "architectures" in config else ""
+            raise UserError(f"{path} describes no model that is known here: {ours}{instead}") from None
         config = _read(path)
     return path, config
 

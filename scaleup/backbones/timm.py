@@ -258,10 +258,12 @@ def _fill_buffers(vit: nn.Module) -> None:
 
 def architecture_of(tensors: dict[str, Tensor], names: list[str]) -> str | None:
     """The first of ``names`` whose tensors have the very names and shapes of ``tensors`` (classifier apart)."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("head")}
+    tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
     for name in names:
         with torch.device("meta"):
             own = timm.create_model(name, num_classes=0).state_dict()
+        given = layouts.convert(tensors, own.keys())[0].items()
+        shapes = {key: tensor.shape for key, tensor in given if not key.startswith(DISPENSABLE[:-2])}
         if {key: tensor.shape for key, tensor in own.items()} == shapes:
             return name
     return None

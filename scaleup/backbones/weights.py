@@ -44,22 +44,22 @@ def find(place: str, names: Sequence[str]) -> Path:
     """
     if place.startswith(HUB):
         repo, _, model = place.removeprefix(HUB).partition(":")
-        return _of(_fetch(repo, names), model)
-    path, model = split(place.removeprefix(LOCAL))
+        return _of(_fetch(repo, names), model or None)
+    path, wanted = split(place.removeprefix(LOCAL))
     if path.is_dir():
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             ours = "; of our own models, make a whole one with tools/export.py --to full" if TIMM[0] in names else ""
             raise UserError(f"{path} holds none of {', '.join(names)}{ours}")
-        return _of(found[0], model)
+        return _of(found[0], wanted)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    return _of(path, model)
+    return _of(path, wanted)
 
 
 def _of(path: Path, model: str | None) -> Path:
     """A file, absolute; links stay, since names end in what a file is and parts lie beside their index."""
-    return path.absolute().with_name(f"{path.name}:{model}") if model else path.absolute()
+    return path.absolute().with_name(f"{path.name}:{model}") if model is not None else path.absolute()
 
 
 def _fetch(repo: str, names: Sequence[str]) -> Path:
