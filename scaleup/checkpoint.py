@@ -184,7 +184,7 @@ def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
 
 def _backbone(config: dict[str, Any], weights: str | None, on_disk: int = 0) -> Backbone:
     entry = config["backbone"]
-    if weights is not None and is_path(weights) and not Path(weights).is_file():
+    if weights is not None and is_path(weights) and not tensors.split(weights)[0].is_file():
         raise UserError(f"the base weights of {entry['name']} are not at {weights}; say where they are with base")
     return build(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"], on_disk)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,36 +16,34 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from scaleup import parts, stand_ins
+from scaleup.choice import choose, listed
 from scaleup.errors import UserError
 
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "encoder")  # where trainers keep the tensors
-PREFIXES = ("module.", "_orig_mod.", "model.")  # what wrappers put before every name
 STRETCH = 2**26  # bytes that are copied before a file is mapped anew
 
 
 class File:
-    """A ``.safetensors`` file or a torch checkpoint whose tensors are mapped, not read.
+    """Weights in a file, whose tensors are mapped, not read: a ``.safetensors`` file, a torch checkpoint, or the index
+    of several; of a file with several models, one (``FILE:teacher``).
 
-    ``mapped`` are the tensors by name, wrappings of the state dict and of the names (``module.``, ``_orig_mod.``,
-    ``model.``) taken off; ``names`` are the same tensors' names in the file; ``beside`` is what is written beside them
-    (metadata). In place, tensors are not aligned, on which the last bits of what is computed with them depend: compute
-    with :meth:`copies`.
+    ``mapped`` are the tensors by name, without what trainers and wrappers put around a model; ``names`` are the same
+    tensors' names in the file; ``beside`` is what is written beside them (metadata); ``said`` is what else the
+    file holds, in words. In place, tensors are not aligned, on which the last bits of what is computed
+    with them depend: compute with :meth:`copies`.
 
     Raises:
-        UserError: the file is not there, is no checkpoint, is damaged, or would run code.
+        UserError: the file is not there, is no checkpoint, is damaged, would run code, or does not hold one model.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, wanted = split(path)
         _refuse_other_files(self.path)
         found, self.beside = self._map()
         if not found:
-            raise UserError(f"{path} holds no tensors")
-        self.names = {_unwrapped(name): name for name in found}
+            raise UserError(f"{path} holds no tensors by name{_objects(self.path)}")
+        self.names, self.said = choose(self.path, {name: tensor.numel() for name, tensor in found.items()}, wanted)
         self.mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
-        if len(self.names) < len(found):
-            allowed = f"told apart by {', '.join(PREFIXES)} alone; give just one"
-            raise UserError(f"{path} holds tensors of two models, {allowed}")
 
     def copies(self, names: Iterable[str], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
         """Tensors in memory of their own, one after the other.
@@ -61,14 +60,22 @@ class File:
 
     @property
     def safe(self) -> bool:
-        return self.path.suffix == ".safetensors"
+        return self.path.name.removesuffix(parts.ENDING).endswith(".safetensors")
 
     @property
-    def _maps(self) -> bool:
-        return self.safe or is_zipfile(self.path)  # old torch checkpoints cannot be mapped, they are in memory
+    def _maps(self) -> bool:  # old torch checkpoints cannot be mapped, they are in memory
+        return self.safe or parts.is_index(self.path) or is_zipfile(self.path)
 
     def _map(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return _map_safetensors(self.path) if self.safe else _map_torch(self.path, self._maps)
+        return _map_parts(self.path) if parts.is_index(self.path) else _map_one(self.path)
+
+
+def split(place: str | Path) -> tuple[Path, str | None]:
+    """A file or directory, and which of the models in it is meant: ``FILE:teacher``. What is there by its name wins."""
+    head, colon, model = str(place).rpartition(":")
+    if colon and os.path.exists(head) and not os.path.exists(place):  # noqa: PTH110 - false for impossible names
+        return Path(head), model
+    return Path(place), None
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,8 +85,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_tensor(path: str | Path, name: str) -> Tensor:
-    """One tensor of a safetensors file in memory of its own: aligned, wherever the file puts it."""
-    with safe_open(path, framework="pt") as file:
+    """One tensor of a safetensors file, or of an index of several, in memory of its own: aligned, wherever it is."""
+    path = Path(path)
+    with safe_open(parts.read(path)[name] if parts.is_index(path) else path, framework="pt") as file:
         return file.get_tensor(name).clone()
 
 
@@ -90,8 +98,21 @@ def _refuse_other_files(path: Path) -> None:
         start = file.read(64)
     if re.match(rb"\s*<[!?a-z]{2}", start, re.IGNORECASE):  # "<" alone may begin the length of a header
         raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
-    if len(start) < 64:
+    if len(start) < 64 and not parts.is_index(path):
         raise UserError(f"{path} has {len(start)} bytes: it is no checkpoint")
+
+
+def _map_parts(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    places, found = parts.read(index), {}
+    for part in dict.fromkeys(places.values()):
+        _refuse_other_files(part)
+        found[part] = _map_one(part)[0]
+    parts.refuse_misplaced(index, places, found)
+    return {name: found[part][name] for name, part in places.items()}, {}
+
+
+def _map_one(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return _map_safetensors(path) if path.suffix == ".safetensors" else _map_torch(path)
 
 
 def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,12 +123,13 @@ def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def _map_torch(path: Path, maps: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _map_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=maps)
+        content = stand_ins.load(path, maps=is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it is no plain checkpoint of tensors, and loading it could run code; nothing was run"
+            f"{_objects(path)}"
         ) from error
     except Exception as error:  # damaged bytes make torch raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -115,23 +137,37 @@ def _map_torch(path: Path, maps: bool) -> tuple[dict[str, Tensor], dict[str, Any
             raise UserError(
                 f"{path} is a program (TorchScript), not a checkpoint; save its state_dict alone"
             ) from error
-        raise UserError(f"{path} is not a whole torch checkpoint ({reason})") from error
-    beside = content if isinstance(content, Mapping) else {}
-    while isinstance(content, Mapping) and (inner := next((k for k in WRAPPINGS if _holds(content, k)), None)):
-        content = content[inner]
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, dict(beside)
+        raise UserError(f"{path} is not a whole torch checkpoint ({reason}){_objects(path)}") from error
+    beside = stand_ins.entries(content)
+    if beside is None:
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict{_objects(path)}")
+    return _by_name(beside), beside
 
 
-def _holds(content: Mapping[str, Any], key: str) -> bool:
-    return isinstance(content.get(key), Mapping)
+def _by_name(content: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of nested mappings, the mappings' own names before theirs: ``state_dict/module.norm.weight``."""
+    found, waiting, seen = {}, [("", content)], set()
+    while waiting:
+        before, mapping = waiting.pop(0)
+        for name, value in mapping.items():
+            if isinstance(value, Tensor):
+                found[before + name] = value
+            elif (inner := stand_ins.entries(value)) and id(value) not in seen:
+                seen.add(id(value))  # a file may hold a mapping twice, or within itself
+                waiting.append((f"{before}{name}/", inner))
+    return found
 
 
-def _unwrapped(name: str) -> str:
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-        name = name[len(prefix) :]
-    return name
+def _objects(path: Path) -> str:
+    """A clause on the objects in a torch checkpoint that are neither tensors nor known."""
+    named = [] if path.suffix in (".safetensors", ".json") else stand_ins.foreign(path)
+    shown = [name for name in named if stand_ins.is_suspect(name)] or named
+    if not shown:
+        return ""
+    return (
+        f"; beside tensors it holds {listed(shown)}: save the weights alone, with "
+        "torch.save(model.state_dict(), FILE), where it was written"
+    )
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from scaleup.backbones import Backbone, open_clip, timm
 from scaleup.backbones.loading import load
 from scaleup.backbones.names import locate
 from scaleup.backbones.undrawn import Undrawn
-from scaleup.backbones.weights import HUB, files_of, find
+from scaleup.backbones.weights import HUB, files_of, find, is_path
+from scaleup.choice import listed, tell
 from scaleup.errors import UserError
 from scaleup.tensors import File
 
@@ -41,7 +42,7 @@ def build(
         size: (h, w) of the input in pixels; None for the backbone's own.
         weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
             memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
-            ``open_clip:NAME/TAG``.
+            ``open_clip:NAME/TAG``. ``:MODEL`` after the first three says which of a file's models: ``big.pt:teacher``.
         on_disk: the first so many blocks stay on the meta device, their weights in ``Backbone.file``.
 
     Raises:
@@ -63,7 +64,11 @@ def build(
             torch.manual_seed(seed)
             made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
     elif at.weights != "meta":
-        made = _filled(made, vit, library, File(weights_file(at.name, at.weights)), on_disk)
+        file = File(weights_file(at.name, at.weights))
+        made = _filled(made, vit, library, file, on_disk)
+        if is_path(at.weights) or at.weights.startswith(HUB):
+            heads = dict.fromkeys(name.partition(".")[0] for name in made.left)
+            tell(file.path, file.said, f"of the model, {listed(heads)} left out" if heads else "")
     fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
     fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)

@@ -10,7 +10,7 @@ from scaleup import config as config_file
 from scaleup.backbones import ALIASES, open_clip, resolve, timm
 from scaleup.backbones.weights import HUB, LOCAL, files_of, find, is_path
 from scaleup.errors import UserError, nearest
-from scaleup.tensors import File
+from scaleup.tensors import File, split
 
 CONFIGS = ("config.json", "open_clip_config.json")
 
@@ -39,7 +39,7 @@ def locate(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
         at = Located(name, kwargs, weights)
     elif name.startswith((HUB, LOCAL)) or Path(name).is_dir():
         at = _described(name, kwargs, weights)
-    elif Path(name).is_file():
+    elif split(name)[0].is_file():
         at = Located(_recognised(name), kwargs, weights if weights in (None, "meta") else name)
     else:
         known = [*ALIASES, *timm.names(), *open_clip.names()]
@@ -83,7 +83,8 @@ def _config(place: str) -> tuple[Path, dict[str, Any]]:
             path = find(place, CONFIGS[1:])
         except UserError:
             ours = f"the model is neither timm's, nor open_clip's, nor of the format {config_file.FORMAT!r}"
-            raise UserError(f"{path} describes no model that is known here: {ours}") from None
+            instead = f"; give timm:NAME, and {place} as its weights" if "architectures" in config else ""
+            raise UserError(f"{path} describes no model that is known here: {ours}{instead}") from None
         config = _read(path)
     return path, config
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone, plain, refuse_size, timm, weights
+from scaleup.backbones import Backbone, layouts, plain, refuse_size, timm, weights
 from scaleup.errors import UserError, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
@@ -185,10 +185,11 @@ def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
         return given, left | {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
     from open_clip.model import resize_pos_embed
 
+    tensors, other = layouts.convert_for_open_clip(tensors)
     positions = {"visual.positional_embedding": tensors["positional_embedding"]}
     resize_pos_embed(positions, SimpleNamespace(visual=tower))
     given = tensors | _within(positions, "visual.")
-    return given, {"proj": given.pop("proj")} if "proj" in given else {}
+    return given, other | ({"proj": given.pop("proj")} if "proj" in given else {})
 
 
 def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from timm.models import get_pretrained_cfg
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone, refuse_size, rotary, weights
+from scaleup.backbones import Backbone, layouts, refuse_size, rotary, weights
 from scaleup.backbones.plain import MASKED, refuse_unless_plain
 from scaleup.errors import UserError, nearest
 
@@ -28,6 +28,21 @@ CONVERTED: dict[str, dict[str, Any]] = {  # part of a name -> how timm converts 
     "huge_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
     "radio": {"interpolation": "bilinear", "antialias": False},
 }
+
+
+DISPENSABLE = (  # how names begin that are left out where the model has none of them
+    *(
+        "head.",
+        "head_dist.",
+        "fc.",
+        "classifier.",
+        "cls_classifier.",
+        "distillation_classifier.",
+        "lm_head.",
+        "pooler.",
+    ),
+    *("decoder", "projector", "predictor", "dino_head.", "ibot_head.", "mask_token", "attn_pool", "pos_embed"),
+)
 
 
 class Stem(nn.Module):
@@ -209,15 +224,16 @@ def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
 def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of another layout or size under the model's own names, as timm converts them; and those left out.
 
-    A classifier is left out, and a pool and position embeddings where the model is built without.
+    Left out are heads and decoders, and a pool and position embeddings where the model is built without.
     """
     own = vit.state_dict()
+    tensors, other = layouts.convert(tensors, own.keys())
+    other |= {name: tensors[name] for name in ("mask_token",) if name in tensors}  # timm takes it for a mark of DINOv2
     family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
     tensors = family.checkpoint_filter_fn(tensors, vit, **_conversion(vit))  # type: ignore[attr-defined]
-    parts = ("attn_pool", "pos_embed")
-    absent = ("head.", "head_dist.", *(name for name in parts if not any(key.startswith(name) for key in own)))
+    absent = tuple(name for name in DISPENSABLE if not any(key.startswith(name) for key in own))
     left = {name: tensor for name, tensor in tensors.items() if name.startswith(absent)}
-    return {name: tensor for name, tensor in tensors.items() if name not in left}, left
+    return {name: tensor for name, tensor in tensors.items() if name not in left}, other | left
 
 
 def _conversion(vit: Any) -> dict[str, Any]:
@@ -242,10 +258,12 @@ def _fill_buffers(vit: nn.Module) -> None:
 
 def architecture_of(tensors: dict[str, Tensor], names: list[str]) -> str | None:
     """The first of ``names`` whose tensors have the very names and shapes of ``tensors`` (classifier apart)."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("head")}
+    tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
     for name in names:
         with torch.device("meta"):
             own = timm.create_model(name, num_classes=0).state_dict()
+        given = layouts.convert(tensors, own.keys())[0].items()
+        shapes = {key: tensor.shape for key, tensor in given if not key.startswith(DISPENSABLE[:-2])}
         if {key: tensor.shape for key, tensor in own.items()} == shapes:
             return name
     return None

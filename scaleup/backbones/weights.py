@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -12,9 +13,11 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from torch.hub import download_url_to_file, get_dir
 
+from scaleup import parts
 from scaleup.errors import UserError
+from scaleup.tensors import split
 
-TIMM = ("model.safetensors", "pytorch_model.bin")
+TIMM = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 HUB, LOCAL = "hf-hub:", "local-dir:"
 PATIENCE = 5  # seconds until a hub must have answered
@@ -34,21 +37,29 @@ def files_of(name: str) -> tuple[str, ...]:
 def find(place: str, names: Sequence[str]) -> Path:
     """The first file of ``names`` at a place: ``hf-hub:owner/name``, ``local-dir:PATH``, a directory; a file is itself.
 
+    After a colon, any place may say which of the models in its file is meant; so does then what is returned.
+
     Raises:
         UserError: there is none, or the hub cannot be reached; with what was tried.
     """
     if place.startswith(HUB):
-        return _fetch(place.removeprefix(HUB), names)
-    path = Path(place.removeprefix(LOCAL))
+        repo, _, model = place.removeprefix(HUB).partition(":")
+        return _of(_fetch(repo, names), model or None)
+    path, wanted = split(place.removeprefix(LOCAL))
     if path.is_dir():
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             ours = "; of our own models, make a whole one with tools/export.py --to full" if TIMM[0] in names else ""
             raise UserError(f"{path} holds none of {', '.join(names)}{ours}")
-        return found[0].resolve()
+        return _of(found[0], wanted)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    return path.resolve()
+    return _of(path, wanted)
+
+
+def _of(path: Path, model: str | None) -> Path:
+    """A file, absolute; links stay, since names end in what a file is and parts lie beside their index."""
+    return path.absolute().with_name(f"{path.name}:{model}") if model is not None else path.absolute()
 
 
 def _fetch(repo: str, names: Sequence[str]) -> Path:
@@ -56,7 +67,7 @@ def _fetch(repo: str, names: Sequence[str]) -> Path:
     repo, _, revision = repo.partition("@")
     for name in names:
         try:
-            return Path(hf_hub_download(repo, name, revision=revision or None, local_files_only=True))
+            return _download(repo, name, revision=revision or None, local_files_only=True)
         except LocalEntryNotFoundError:
             continue
         except ValueError as error:
@@ -64,12 +75,20 @@ def _fetch(repo: str, names: Sequence[str]) -> Path:
     for name in names:
         try:  # one question that is not asked again, as the hub's own download does for half a minute
             get_hf_file_metadata(hf_hub_url(repo, name, revision=revision or None), timeout=PATIENCE)
-            return Path(hf_hub_download(repo, name, revision=revision or None))
+            return _download(repo, name, revision=revision or None)
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # a network and a cache raise anything
             raise _unreachable(f"{HUB}{repo} ({name})", error) from error
     raise UserError(f"{HUB}{repo} holds none of {', '.join(names)}; {INSTEAD}")
+
+
+def _download(repo: str, name: str, **how: Any) -> Path:
+    """A file of a hub repository; with an index, the parts that it names."""
+    path = Path(hf_hub_download(repo, name, **how))
+    for part in parts.named(path) if name.endswith(parts.ENDING) else ():
+        hf_hub_download(repo, part, **how)
+    return path
 
 
 def fetch_url(url: str) -> Path:

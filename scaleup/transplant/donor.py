@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scaleup import config as config_file
 from scaleup import tensors
+from scaleup.choice import tell
 from scaleup.directory import FULL, read_report, trained_on
 from scaleup.errors import UserError
 from scaleup.places import TubeSpec
@@ -73,11 +74,12 @@ def read(path: str | Path) -> Donor:
     config: Mapping[str, Any] | None = config_file.read(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
-    found, beside = tensors.read(file)
-    found = {_public(name): tensor for name, tensor in found.items()}
+    held = tensors.File(file)
+    tell(held.path, held.said)
+    found = {_public(name): tensor for name, tensor in zip(held.mapped, held.copies(held.mapped), strict=True)}
     if LIGHTNING[0] in found:
         config = LIGHTNING_CONFIG
-    config = config or _config_beside(file, beside)
+    config = config or _config_beside(held.path, held.beside)
     kernels = _lightning(found) if LIGHTNING[0] in found else _own(config, found, file)
     for kernel in kernels:
         if not (kernel.weight.isfinite().all() and kernel.bias.isfinite().all()):

@@ -1,0 +1,141 @@
+"""Weights in the layouts of transformers under timm's names: ViT, DeiT, MAE, CLIP, SigLIP, DINOv2, DINOv3.
+
+The names of the tensors tell the layout. A name that is not known stays as it is, so that whoever loads the tensors
+refuses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+TOWERS = ("vision_model", "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "model.vision_model")
+TOWER = re.compile(rf"(?P<tower>(?:(?:{'|'.join(map(re.escape, TOWERS))})[.])?)embeddings[.]patch_embeddings?[.]")
+RENAMED = [  # of a tensor of the vision tower, all that match, in this order
+    (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
+    (r"^embeddings\.(position_embeddings|position_embedding\.weight)$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings?\.(projection\.)?", "patch_embed.proj."),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.mask_token$", "mask_token"),
+    (r"^(encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\2."),
+    (r"\.(attention\.attention|attention|self_attn)\.(query|q_proj)\.", ".attn.q."),
+    (r"\.(attention\.attention|attention|self_attn)\.(key|k_proj)\.", ".attn.k."),
+    (r"\.(attention\.attention|attention|self_attn)\.(value|v_proj)\.", ".attn.v."),
+    (r"^(blocks\.\d+)\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.(intermediate\.dense|mlp\.weights_in)\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.(output\.dense|mlp\.weights_out|mlp\.down_proj)\.", r"\1.mlp.fc2."),
+    (r"^(blocks\.\d+)\.(layernorm_before|layer_norm1)\.", r"\1.norm1."),
+    (r"^(blocks\.\d+)\.(layernorm_after|layer_norm2)\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.layer_scale([12])\.lambda1$", r"\1.ls\2.gamma"),
+    (r"^(layernorm|post_layernorm)\.", "norm."),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^head\.probe$", "attn_pool.latent"),
+    (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
+    (r"^head\.attention\.in_proj_(weight|bias)$", r"attn_pool.qkv.\1"),
+    (r"^head\.layernorm\.", "attn_pool.norm."),
+    (r"^head\.mlp\.", "attn_pool.mlp."),
+]
+OPEN_CLIP = [  # from timm's names to those of open_clip's own towers
+    (r"^cls_token$", "class_embedding"),
+    (r"^pos_embed$", "positional_embedding"),
+    (r"^patch_embed\.proj\.", "conv1."),
+    (r"^norm_pre\.", "ln_pre."),
+    (r"^norm\.", "ln_post."),
+    (r"^blocks\.", "transformer.resblocks."),
+    (r"\.norm([12])\.", r".ln_\1."),
+    (r"\.attn\.qkv\.", ".attn.in_proj_"),
+    (r"\.attn\.proj\.", ".attn.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+]
+
+
+def convert(tensors: dict[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors under timm's names, and those beside the vision tower; as they are where they are in no such layout.
+
+    Args:
+        own: the names of the model that they are for.
+    """
+    match = next((found for name in tensors if (found := TOWER.match(name))), None)
+    if match is None:
+        return tensors, {}
+    tower = match["tower"]
+    inside = {_renamed(name[len(tower) :], RENAMED): t for name, t in tensors.items() if name.startswith(tower)}
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(tower)}
+    outside |= {name: inside.pop(name) for name in ("mask_token", "embeddings.position_ids") if name in inside}
+    _reshape_embeddings(inside)
+    _join_gates(inside, own)
+    for before in sorted({name.rpartition(".attn.")[0] for name in inside if ".attn.q." in name}):
+        outside |= _join_attention(inside, before, own)
+    _split_pool(inside)
+    if "blocks.0.gamma_1" in own:
+        inside = {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): tensor for name, tensor in inside.items()}
+    return inside, outside
+
+
+def convert_for_open_clip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The same under the names of open_clip's own towers."""
+    inside, outside = convert(tensors, ())
+    if inside is tensors:
+        return tensors, {}
+    for name in {"cls_token", "pos_embed"} & inside.keys():
+        inside[name] = inside[name].squeeze()
+    return {_renamed(name, OPEN_CLIP): tensor for name, tensor in inside.items()}, outside
+
+
+def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _reshape_embeddings(inside: dict[str, Tensor]) -> None:
+    """Class token (1, 1, D) and positions (1, N, D); beside registers, the class token carries its own position."""
+    for name in {"cls_token", "pos_embed"} & inside.keys():
+        inside[name] = inside[name].reshape(1, -1, inside[name].shape[-1])
+    if {"reg_token", "cls_token", "pos_embed"} <= inside.keys():
+        first, inside["pos_embed"] = inside["pos_embed"].split([1, inside["pos_embed"].shape[1] - 1], dim=1)
+        inside["cls_token"] = inside["cls_token"] + first
+
+
+def _join_gates(inside: dict[str, Tensor], own: Collection[str]) -> None:
+    """The two halves of a SwiGLU's first layer as the model has them: apart, or one tensor with the gate first."""
+    for name in [name for name in inside if ".mlp.up_proj." in name]:
+        up, gate = inside.pop(name), inside.pop(name.replace("up_proj", "gate_proj"), None)
+        if gate is None:
+            inside[name.replace("up_proj", "fc1")] = up
+        elif (apart := name.replace("up_proj", "fc1_x")) in own:
+            inside |= {apart: up, name.replace("up_proj", "fc1_g"): gate}
+        else:
+            inside[name.replace("up_proj", "fc1")] = torch.cat([gate, up])
+
+
+def _join_attention(inside: dict[str, Tensor], block: str, own: Collection[str]) -> dict[str, Tensor]:
+    """Queries, keys and values of a block as one tensor; returns the biases that are zero and that the model lacks."""
+    kinds = [f"{block}.attn.{kind}" for kind in "qkv"]
+    if all(f"{kind}.weight" in inside for kind in kinds):
+        inside[f"{block}.attn.qkv.weight"] = torch.cat([inside.pop(f"{kind}.weight") for kind in kinds])
+    biases = {kind: f"{kind}.bias" for kind in kinds if f"{kind}.bias" in inside}
+    if len(biases) == 3:
+        inside[f"{block}.attn.qkv.bias"] = torch.cat([inside.pop(name) for name in biases.values()])
+        return {}
+    left = {}
+    for kind, name in biases.items():  # DINOv3 has none of the keys
+        tensor = inside.pop(name)
+        if f"{kind}_bias" in own or tensor.is_meta or tensor.any():
+            inside[f"{kind}_bias"] = tensor
+        else:
+            left[name] = tensor
+    return left
+
+
+def _split_pool(inside: dict[str, Tensor]) -> None:
+    """Queries of an attention pool apart from keys and values."""
+    for kind in ("weight", "bias"):
+        if (joined := inside.pop(f"attn_pool.qkv.{kind}", None)) is not None:
+            query, rest = joined.split([len(joined) // 3, len(joined) - len(joined) // 3])
+            inside |= {f"attn_pool.q.{kind}": query, f"attn_pool.kv.{kind}": rest}
