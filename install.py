@@ -2,8 +2,8 @@
 
     python install.py FOLDER [CONSTRAINTS]
 
-FOLDER becomes a virtual environment, and FOLDER/installed is there once it is complete. CONSTRAINTS is a file of versions;
-without it the newest are installed.
+FOLDER becomes a virtual environment, and FOLDER/installed is there once it is complete. CONSTRAINTS is a file of
+versions; without it the newest are installed.
 """
 
 import subprocess
@@ -54,7 +54,7 @@ def report(lines: deque, folder: Path, ended: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (nothing has checked it yet)
         sys.exit("scaleup needs Python 3.10 or newer. With another: make PYTHON=python3.12")
     try:
         sys.exit(main(Path(sys.argv[1]), sys.argv[2:3]))

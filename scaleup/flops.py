@@ -1,4 +1,4 @@
-"""torch's counter of FLOPs with formulas of our own for fused attention: which of them torch has depends on its release."""
+"""torch's counter of FLOPs, with formulas of our own for fused attention: torch has others in each release."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ KINDS = (
     "fused_attention_overrideable",
 )
 ATTENTION = {
-    getattr(torch.ops.aten, name): flops
+    operation: flops
     for kind in KINDS
-    for name, flops in {f"_scaled_dot_product_{kind}": forward, f"_scaled_dot_product_{kind}_backward": backward}.items()
-    if hasattr(torch.ops.aten, name)
+    for end, flops in (("", forward), ("_backward", backward))
+    if (operation := getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}", None))  # some lack some
 }
