@@ -15,6 +15,7 @@ from pathlib import Path
 
 EVERY = 10  # seconds between two signs of progress
 SHOWN = 40  # lines of a pip that failed
+START = time.monotonic()
 
 
 def main(folder: Path, constraints: list[str]) -> int:
@@ -23,7 +24,8 @@ def main(folder: Path, constraints: list[str]) -> int:
     if not done.exists() and (code := subprocess.call([sys.executable, "-m", "venv", "--clear", str(folder)])):
         return code
     done.unlink(missing_ok=True)  # until all is there; what is interrupted may lack files and begins anew
-    pip = [python, "-m", "pip", "install", *(word for file in constraints for word in ("--constraint", file))]
+    pip = [python, "-m", "pip", "install", "--progress-bar", "off"]  # a bar is no line
+    pip += [word for file in constraints for word in ("--constraint", file)]
     for wanted in (["--upgrade", "pip"], ["--editable", ".[dev]"]):
         if code := run([*pip, *wanted], folder):
             print(f"{folder} is not complete. The same command starts again.", file=sys.stderr)
@@ -47,10 +49,9 @@ def run(command: list[str], folder: Path) -> int:
 
 
 def report(lines: deque, folder: Path, ended: threading.Event) -> None:
-    start = time.monotonic()
     while not ended.wait(EVERY):
         packages = len(list(folder.glob("lib/*/site-packages/*.dist-info")))
-        print(f"{time.monotonic() - start:5.0f} s, {packages:3} packages: {lines[-1][:80]}", flush=True)
+        print(f"{time.monotonic() - START:5.0f} s, {packages:3} packages: {lines[-1][:80]}", flush=True)
 
 
 if __name__ == "__main__":
