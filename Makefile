@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
+COMPILE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --all-extras --no-header --no-annotate pyproject.toml
 
-.PHONY: demo test test-slow families lint clean
+.PHONY: demo test test-slow test-lowest test-newest families lint lock clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
@@ -24,10 +25,28 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+lock: .venv-uv/bin/uv  # the newest of everything: make lock UPGRADE=--upgrade
+	$(COMPILE) --universal --python-version 3.10 $(UPGRADE) --output-file constraints.txt
+
+test-lowest: .venv-lowest/installed  # with the lowest releases that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest tests/unit -n $(JOBS) --dist worksteal
+
+test-newest: .venv-newest/installed  # with the newest; those of today after rm -r .venv-newest
+	.venv-newest/bin/python -m pytest tests/unit -n $(JOBS) --dist worksteal
+
+.venv/installed: constraints.txt pyproject.toml
+	@$(PYTHON) install.py .venv constraints.txt
+
+.venv-lowest/installed: .venv-uv/bin/uv pyproject.toml
+	$(COMPILE) --resolution lowest-direct --python $(PYTHON) --output-file .venv-uv/lowest.txt
+	@$(PYTHON) install.py .venv-lowest .venv-uv/lowest.txt
+
+.venv-newest/installed: pyproject.toml
+	@$(PYTHON) install.py .venv-newest
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv --clear .venv-uv
+	.venv-uv/bin/python -m pip install -qq uv
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-* runs build *.egg-info

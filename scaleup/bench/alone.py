@@ -10,10 +10,10 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup.bench.turns import timed
 from scaleup.errors import UserError
+from scaleup.flops import counter
 from scaleup.transplant.measure import peak_bytes
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def measured(make: Callable[..., Side], arguments: tuple, steps: int) -> dict[st
 
 
 def gflops(work: Callable[[], Any]) -> float:
-    """Of matrix products, convolutions and attention, by torch's own counter."""
-    with FlopCounterMode(display=False) as counter:
+    """Of matrix products, convolutions and attention, by torch's counter."""
+    with counter() as counted:
         work()
-    return counter.get_total_flops() / GIGA
+    return counted.get_total_flops() / GIGA

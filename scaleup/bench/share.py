@@ -8,10 +8,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup.adapter import Adapt
 from scaleup.bench.turns import rotated, timed
+from scaleup.flops import counter
 from scaleup.kernels import Fast
 from scaleup.model import TubeViT
 from scaleup.training import engine
@@ -35,9 +35,9 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, A
     trunk = model.trunk
     assert trunk is not None
     library = Trunk(model.tokenizer, trunk.blocks)
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         tokens = library(x, [depth])[depth].h  # (B, N, D)
-    product, flops = products(tokens), counter.get_total_flops()
+    product, flops = products(tokens), counted.get_total_flops()
     sides = {
         "trunk": timed(lambda: trunk(x, [depth])),
         "library": timed(lambda: library(x, [depth])),

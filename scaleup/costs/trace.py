@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
+
+from scaleup.flops import counter
 
 M = TypeVar("M", bound=nn.Module)
 BATCHES = (2, 3)  # what is measured at two batch sizes is known at all; at 1 some copies are views
@@ -35,7 +36,7 @@ def empty_tensor(*shape: int) -> Tensor:
 
 
 class Trace(TorchDispatchMode):
-    """Counts FLOPs as torch's own counter does, operation by operation; a multiplication and an addition are two.
+    """Counts FLOPs as :func:`scaleup.flops.counter` does, operation by operation.
 
     ``alive`` holds, after each allocation, the bytes of all tensors made inside and not yet freed: what autograd keeps
     for the backward pass, gradients, and what an operation gives before the next takes it. ``gradients`` holds how many
@@ -48,13 +49,14 @@ class Trace(TorchDispatchMode):
         self.alive: list[int] = [0]
         self.gradients: list[int] = [0]
         self._storages: Any = WeakIdKeyDictionary()
+        self._formulas = counter().flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
             self._storages.setdefault(tensor.untyped_storage())
         out = func(*args, **kwargs)
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
+        if (count := self._formulas.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         for tensor in _tensors(out):
             self._hold(tensor.untyped_storage())

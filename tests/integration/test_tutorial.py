@@ -27,7 +27,7 @@ CLASSES = {"clips": ("video", "mp4", ["grow", "turn"]), "images": ("image", "png
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A clone, as far as it is needed, with two classes of clips and of images, and a backbone with weights."""
-    for name in ("tools", "recipes", "pyproject.toml"):
+    for name in ("tools", "recipes", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     for folder, (modality, ending, names) in CLASSES.items():
         for number in range(2 * (6 + 2)):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup import checkpoint, costs
 from scaleup.costs.parts import by_part
 from scaleup.costs.sketch import Sketch
 from scaleup.errors import UserError
+from scaleup.flops import counter
 from scaleup.model import fresh
 from scaleup.recipe import Arm, Recipe, sweep_arms
 from scaleup.training import models as models_of_runs
@@ -28,15 +28,15 @@ def measured(recipe: Recipe, modality: str) -> tuple[dict[str, int], int]:
     model = run.models["full"]
     clip = normalise(natural_clip(8, (32, 32), recipe.data.batch), model.config)
     pixels = clip if modality == "video" else clip[:, :, 0]
-    with FlopCounterMode(display=False) as trunk:
+    with counter() as trunk:
         taps = run.feed.trunk(pixels, [1, 3])  # type: ignore[union-attr]
     inputs = {0: pixels, **taps}
     found = {}
     for name, trainer in run.trainers.items():
-        with FlopCounterMode(display=False) as counter:
+        with counter() as counted:
             logits = trainer.engine(inputs[run.models[name].frozen_depth], list(run.models[name].arm.heads))
             trainer.engine.step(torch.stack([each.sum() for each in logits.values()]).sum(), 1.0)
-        found[name] = counter.get_total_flops()
+        found[name] = counted.get_total_flops()
     return found, trunk.get_total_flops()
 
 

@@ -1,4 +1,4 @@
-"""The FLOPs that are planned against torch's own counter around the real modules, at real shapes."""
+"""The FLOPs that are planned against a counter around the real modules, at real shapes."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup import costs, recipe
+from scaleup.flops import counter
 from scaleup.recipe import Recipe
 from scaleup.training.models import outlines
 from scaleup.training.run import Run
@@ -39,22 +40,22 @@ def test_a_real_step_of_vit_b_takes_what_is_planned(tiny_path: Path) -> None:
     vit_b = read(tiny_path, "vit_b", 9, 32, 224)
     run = Run(vit_b, {"model": vit_b.arm})
     fed: Any = next(iter(run.feed))
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         run.step(0, fed)
-    assert planned(vit_b) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert planned(vit_b) == pytest.approx(counted.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize(("name", "frozen", "frames", "side"), [("vit_l", 18, 64, 336), ("vit_h", 24, 32, 224)])
 def test_the_modules_of_larger_models_take_what_is_planned(
     tiny_path: Path, name: str, frozen: int, frames: int, side: int
 ) -> None:
-    """On the meta device, where nothing is computed, and counted all the same."""
+    """On the meta device, where nothing is computed and attention is products, which every torch counts by itself."""
     large = read(tiny_path, name, frozen, frames, side)
     model = outlines(large, {"model": large.arm})["model"]
     assert model.trunk is not None
     model.arm.kernels = model.trunk.kernels = "lean"
     x = torch.empty(large.data.batch, 3, frames, side, side, device="meta")
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counted:
         pooled = model.arm.features(model.arm_inputs(x))
         sum(head(pooled).sum() for head in model.arm.heads.values()).backward()
-    assert planned(large) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert planned(large) == pytest.approx(counted.get_total_flops(), rel=0.1)
