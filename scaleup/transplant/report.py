@@ -44,14 +44,14 @@ def remarks(tubes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     said = []
     if strong:
         said.append(
-            f"tokens are far stronger than the backbone's own patches: {', '.join(strong)}; the frozen blocks add "
-            "little to such tokens, and their positions drown in them: try --match-scale too, which gives them the "
-            "strength of patches"
+            f"tokens are far stronger than the backbone's own patches: {', '.join(strong)}; frozen blocks change such "
+            "tokens little, and positions count for little in them. Keep them so at first: on real weights "
+            "--match-scale made late blocks learn motion more slowly (docs/figures.md)"
         )
     if weak:
         said.append(
-            f"tokens are far weaker than the backbone's own patches: {', '.join(weak)}; what the frozen blocks add, "
-            "and positions, drown such tokens: try --match-scale too, which gives them the strength of patches"
+            f"tokens are far weaker than the backbone's own patches: {', '.join(weak)}; positions and what frozen "
+            "blocks add outweigh what such tokens saw. Compare with --match-scale, which makes them as strong as patches"
         )
     return said
 

@@ -64,7 +64,7 @@ def test_a_head_at_chance_is_named_once_and_no_longer_noted_when_it_has_risen() 
 
 
 def test_luck_names_no_head_that_learns_and_hides_none_that_does_not() -> None:
-    for chance in (1 / 2, 1 / 8, 1 / 100, 0.9):
+    for chance in (1 / 2, 1 / 8, 1 / 50, 0.9):
         margin, named = min(chance, 1 - chance) / 4, []
         for accuracy in (chance, chance + 2 * margin):
             runs = [recent(shares={"videos": {"motion": chance}}) for _ in range(40)]
