@@ -32,6 +32,10 @@ class Mix(NamedTuple):
         mixed[there] = x[there][self.order]
         return mixed
 
+    def dominant(self, labels: Tensor) -> Tensor:
+        """Labels (B,) of the samples that the greater part of each mixed one is of."""
+        return labels if self.share >= 0.5 else labels[self.order]
+
 
 def draw_mix(train: Train, shape: torch.Size, seed: int, step: int) -> Mix | None:
     """The mix of a batch of ``shape`` (B, 3, [T,] H, W), a function of (seed, step) alone; None where there is none.

@@ -11,6 +11,7 @@ from scaleup.environment import environment
 from scaleup.files import write_text
 from scaleup.model import TubeViT
 from scaleup.training.models import sizes
+from scaleup.training.recent import Recent
 from scaleup.training.step import ArmTrainer
 
 RESULT = "result.json"
@@ -20,11 +21,12 @@ def is_complete(out: Path) -> bool:
     return (out / RESULT).is_file()
 
 
-def arms(trainers: Mapping[str, ArmTrainer], out: str) -> dict[str, Any]:
+def arms(trainers: Mapping[str, ArmTrainer], recent: Mapping[str, Recent], out: str) -> dict[str, Any]:
     """``{"arms", "environment"}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm
     diverged."""
     found = {name: {**sizes(trainer.model), **trainer.result()} for name, trainer in trainers.items()}
     for name, arm in found.items():
+        arm["at_chance"] = recent[name].at_chance
         arm["directory"] = str(Path(out) / name) if arm["diverged"] is None else None
     lost = any(arm["diverged"] is not None for arm in found.values())
     return {"arms": found, "environment": environment()} | ({"exit": 1} if lost else {})

@@ -19,6 +19,7 @@ from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.frozen import settle, settle_kernels
 from scaleup.training.metrics import Metrics
 from scaleup.training.models import models
+from scaleup.training.recent import Recent, line
 from scaleup.training.step import ArmTrainer, settled_mean, whole_step
 from scaleup.training.stop import Stop, exit_code
 from scaleup.training.validation import Validation
@@ -40,12 +41,13 @@ def run(
     Returns:
         ``{"out", "steps", "trunk_seconds", "trunk", "kernels", "arms": {name: {"directory", "frozen_depth",
         "frozen_parameters", "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha", "steps",
-        "ended", "diverged", "best_step", "valid_accuracy"}}}``, also written to ``result.json``. Seconds are means over
-        the steps after the first few, the loss is the mean over the last tenth of them; alpha is None without a gate,
-        and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
+        "ended", "diverged", "best_step", "valid_accuracy", "at_chance"}}}``, also written to ``result.json``. Seconds
+        are means over the steps after the first few, the loss is the mean over the last tenth of them; alpha is None
+        without a gate, and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
         :func:`scaleup.training.frozen.settle`. An arm took ``steps``, and ``ended`` as
         :class:`scaleup.training.standing.Standing` says. Where arms are validated, a model is what it was after
-        ``best_step``, with ``valid_accuracy``. An arm that ``diverged`` at a step has no directory, and ``"exit"`` is
+        ``best_step``, with ``valid_accuracy``. ``at_chance`` has the heads that learn nothing, see
+        :class:`scaleup.training.recent.Recent`. An arm that ``diverged`` at a step has no directory, and ``"exit"`` is
         then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and the exit code
         that says why.
 
@@ -106,6 +108,8 @@ class Run:
         self.settled = self._settled(trunk)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.steps = max(trainer.steps for trainer in self.trainers.values())
+        shares, batch = sources.most_frequent(recipe), recipe.data.batch
+        self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.validation = valid and Validation(recipe, valid, self.models.values(), self.world)
         self.trunk_seconds: list[float] = []
@@ -147,7 +151,7 @@ class Run:
                 self._judge(entry["arms"])
                 if metrics is not None:
                     metrics.log(entry)
-                advance(1, " ".join(f"{name} {arm['loss']:.3f}" for name, arm in entry["arms"].items()))
+                advance(1, line(self.recent[name] for name in entry["arms"]))
                 reason = stop.reason() if stop is not None else 0
                 if saved is not None and (reason or not self.running or (every and self.done % every == 0)):
                     self.save(saved, metrics)
@@ -190,12 +194,15 @@ class Run:
         for name, trainer in self.trainers.items():
             trainer.restore(checkpoint.tensors(name), checkpoint.state["standings"][name])
 
-    def remember(self, entries: list[dict[str, Any]]) -> None:
-        """Count steps into the result, from their lines of metrics."""
+    def remember(self, entries: list[dict[str, Any]]) -> list[str]:
+        """Count steps into the result, from their lines of metrics; returns what is to be said of heads at chance."""
+        said = []
         for entry in entries:
             self.trunk_seconds.append(entry["trunk_seconds"])
             for name, arm in entry["arms"].items():
                 self.trainers[name].remember(arm)
+                said += self.recent[name].add(entry["step"], entry["dataset"], arm["heads"])
+        return said
 
     def step(self, step: int, fed: Fed) -> dict[str, Any]:
         """One update of every arm that has not ended; returns the step's line of metrics. An arm of a sweep
@@ -216,21 +223,30 @@ class Run:
             if (fault := trainer.fault(step, entry["arms"][name])) is not None:
                 self._lose(trainer, step, fault)
                 del entry["arms"][name]
-        self.remember([entry])
+        for sentence in self.remember([entry]):
+            self._say(sentence)
         return entry
 
     def _lose(self, trainer: ArmTrainer, step: int, fault: str) -> None:
         if len(self.trainers) == 1 and self.trainers.keys() != self.recipe.arms.keys():
             raise UserError(fault)
         trainer.end("diverged", step)
+        self._say(fault + ("; the other arms go on" if self.running else ""))
+
+    def _say(self, sentence: str) -> None:
         if self.world.rank == 0:
-            print(fault + ("; the other arms go on" if self.running else ""), file=sys.stderr)
+            print(sentence, file=sys.stderr)
 
     def result(self) -> dict[str, Any]:
         """What :func:`run` returns."""
         seconds = settled_mean(self.trunk_seconds)
         trunk = {"trunk_seconds": seconds, "trunk": self.settled, "kernels": self.kernels}
-        return {"out": self.recipe.out, "steps": self.steps, **trunk, **result.arms(self.trainers, self.recipe.out)}
+        return {
+            "out": self.recipe.out,
+            "steps": self.steps,
+            **trunk,
+            **result.arms(self.trainers, self.recent, self.recipe.out),
+        }
 
 
 def _refuse_uneven(recipe: Recipe, ranks: int) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from scaleup.data.datasets import open_datasets
 from scaleup.data.index import index_bytes
 from scaleup.data.shards import Shards, list_sha256
 from scaleup.data.taps import CachedSet, in_cache
@@ -42,6 +45,19 @@ def lists(recipe: Recipe) -> dict[str, dict[str, Any]]:
         about = {"shards": each.shards.rstrip("/").rsplit("/", 1)[-1], "modality": made.modality}
         found[name] = about | {"samples": len(made.keys), "list_sha256": list_sha256(made.keys)}
     return found
+
+
+def most_frequent(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Of each training set and head, the share of the class that most samples have."""
+    data = recipe.data if recipe.trunk.cache is None else in_cache(recipe.data, recipe.trunk.cache)
+    return {
+        name: {head: _largest(shards.labels[label]) for head, label in data.train[name].heads.items()}
+        for name, shards in open_datasets(data).items()
+    }
+
+
+def _largest(labels: np.ndarray) -> float:
+    return float(np.bincount(labels).max() / len(labels))
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:

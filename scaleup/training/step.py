@@ -73,7 +73,8 @@ class ArmTrainer:
         logits = self.engine(inputs, list(labels))
         losses = {head: head_loss(logits[head], labels[head], mix, self.smoothing, rows) for head in labels}
         loss = torch.stack(list(losses.values())).mean()
-        entry = self._measured(loss, losses, logits, {head: each[rows] for head, each in labels.items()})
+        right = {head: (each if mix is None else mix.dominant(each))[rows] for head, each in labels.items()}
+        entry = self._measured(loss, losses, logits, right)
         entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
         return entry | alphas(self.model.arm.gate) | {"seconds": now(self.world.device) - began}
 
@@ -136,7 +137,8 @@ class ArmTrainer:
         }
 
     def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Loss, and loss and accuracy of each head: means over the batches of all ranks."""
+        """Loss, and loss and accuracy of each head: means over the batches of all ranks. A mixed sample is right where
+        the greater part of it is named."""
         right = [(logits[head].argmax(dim=1) == labels[head]).float().mean() for head in labels]
         values = torch.stack([loss.detach(), *(value.detach() for value in losses.values()), *right])
         mean, *rest = self.world.mean(values).tolist()

@@ -126,4 +126,8 @@ def _outcome(arm: dict[str, Any]) -> str:
     alpha += f" (largest {arm['alpha_largest']:.4f})" if "alpha_largest" in arm else ""
     early = f", ended early after {arm['steps']} steps" if arm["ended"] == "early" else ""
     best = "" if arm["best_step"] is None else f", accuracy {arm['valid_accuracy']:.2%} after step {arm['best_step']}"
-    return f", {arm['arm_seconds']:.4f} s a step, loss {arm['loss']:.4f}{alpha}{early}{best}"
+    still = "".join(
+        f", {head} still at chance ({found['accuracy']:.1%} where the most frequent class has {found['chance']:.1%})"
+        for head, found in arm.get("at_chance", {}).items()
+    )
+    return f", {arm['arm_seconds']:.4f} s a step, loss {arm['loss']:.4f}{alpha}{early}{best}{still}"

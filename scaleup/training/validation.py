@@ -48,7 +48,7 @@ class Validation:
         for name, arm in due.items():
             arm.validated(found[name]["accuracy"], steps)
         if due and self.world.rank == 0:
-            told = (f"{name} {found[name]['accuracy']:.2%} ({arm.standing})" for name, arm in due.items())
+            told = (f"{name} {_told(found[name])} ({arm.standing})" for name, arm in due.items())
             print(f"accuracy after step {steps}: {', '.join(told)}", file=sys.stderr)
         return found
 
@@ -78,3 +78,9 @@ class Validation:
         heads = {head: {key: each[key] for key in ("top1", "top5", "loss")} for head, each in score["heads"].items()}
         accuracy = statistics.fmean(each["top1"] for each in heads.values())
         return {"accuracy": accuracy, "samples": score["samples"], "heads": heads}
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """The accuracy of an arm, and of each of its heads where it has several."""
+    heads = ", ".join(f"{head} {each['top1']:.2%}" for head, each in found["heads"].items())
+    return f"{found['accuracy']:.2%}" + (f" = {heads}" if len(found["heads"]) > 1 else "")

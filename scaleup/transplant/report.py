@@ -9,6 +9,8 @@ from scaleup.backbones import Backbone
 from scaleup.model import TubeViT
 from scaleup.transplant.donor import Donor
 
+FAR = 5  # times as strong as the backbone's own patches, or as weak, from which tokens are remarked on
+
 
 def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool, match: str) -> dict[str, Any]:
     """The fate of every tensor of both parents: moved, folded, aligned, kept, new or left, by numbers and by name."""
@@ -34,6 +36,26 @@ def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool, m
     return {"summary": summary, "tensors": {f"{parent}/{name}": what for parent, name, what, _ in rows}}
 
 
+def remarks(tubes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What to know of tubes whose tokens are far stronger or far weaker than the backbone's own patches."""
+    ratios = {name: tube["rms_adapted"] / tube["rms_backbone"] for name, tube in tubes.items()}
+    strong = [f"{name} ({ratio:.0f} times)" for name, ratio in ratios.items() if ratio > FAR]
+    weak = [f"{name} (1/{1 / ratio:.0f})" for name, ratio in ratios.items() if ratio < 1 / FAR]
+    said = []
+    if strong:
+        said.append(
+            f"tokens are far stronger than the backbone's own patches: {', '.join(strong)}; frozen blocks change such "
+            "tokens little, and positions count for little in them. Keep them so at first: on real weights "
+            "--match-scale made late blocks learn motion more slowly (docs/figures.md)"
+        )
+    if weak:
+        said.append(
+            f"tokens are far weaker than the backbone's own patches: {', '.join(weak)}; positions and what frozen "
+            "blocks add outweigh what such tokens saw. Compare with --match-scale, which makes them as strong as patches"
+        )
+    return said
+
+
 def lines(report: Mapping[str, Any]) -> list[str]:
     """The report for people."""
     gate, made = report["gate"], "seconds" in report
@@ -57,6 +79,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             if report["match_scale"]:
                 line += f", scaled to {tube['rms_adapted']:.3g}"
         text.append(line)
+    text += [f"  {remark}" for remark in report.get("remarks", ())]
     if "align" in report:
         found = report["align"]
         line = (

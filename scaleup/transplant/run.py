@@ -22,7 +22,7 @@ from scaleup.transplant.align import Alignment, fit
 from scaleup.transplant.donor import Donor, read
 from scaleup.transplant.kernels import adapted_config, move, randomise_tubes, scale_tubes
 from scaleup.transplant.plan import Options
-from scaleup.transplant.report import account
+from scaleup.transplant.report import account, remarks
 
 
 def transplant(
@@ -117,6 +117,7 @@ def _measure(
         scale_tubes(model, {n: rms / measure.rms(measure.tube_tokens(model, n, clip)) for n, rms in wanted.items()})
     for name in tokens:
         report["tubes"][name]["rms_adapted"] = measure.rms(measure.tube_tokens(model, name, clip))
+    report["remarks"] = remarks(report["tubes"])
     images = measure.normalise(clip[:1], model.config)[:, :, 0]
     taps = model.arm_inputs(images)  # one pass of the trunk serves all that is asked of the arm
     report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large, images, taps)

@@ -11,7 +11,7 @@ from torch import nn
 
 from scaleup import recipe, tensors
 from scaleup.backbones import ALIASES, Backbone, resolve
-from scaleup.backbones.build import build
+from scaleup.backbones.build import build, extended
 from scaleup.errors import UserError
 from scaleup.model import fresh
 
@@ -62,6 +62,44 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     build(NAME, KWARGS, (32, 24), None, 1)
     assert torch.equal(torch.get_rng_state(), state)
     assert digest(1) == digest(1) != digest(2)
+
+
+def digest(name: str, **words: Any) -> str:
+    return tensors.fingerprint(build(name, KWARGS | words, (32, 24), None, 1).hashes())
+
+
+def test_fresh_weights_are_those_of_fan_in_unless_the_recipe_says_otherwise() -> None:
+    assert digest(NAME) == digest(NAME, weight_init="jax")
+    torch.manual_seed(1)
+    own = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(32, 24), **KWARGS)
+    assert digest(NAME, weight_init="") == tensors.fingerprint(tensors.hashes(own.state_dict())) != digest(NAME)
+
+
+WIDE = {"timm:deit_small_patch16_224": {"num_heads": 2}, "timm:eva02_tiny_patch14_224": {"num_heads": 2}}
+WIDE |= {"timm:vit_small_patch16_rope_224": {"num_heads": 2}, NAME: {"num_heads": 2}}
+WIDE |= {"open_clip:ViT-B-32": {"head_width": 12}, "open_clip:ViT-B-16-SigLIP": {"num_heads": 2}}
+
+
+def spread(blocks: nn.Module) -> dict[str, float]:
+    """Of each matrix the standard deviation times the root of its fan-in; 1 keeps a signal as strong as it is."""
+    matrices = {name: tensor for name, tensor in blocks.named_parameters() if tensor.dim() == 2}
+    return {name: (tensor.std() * tensor.shape[1] ** 0.5).item() for name, tensor in matrices.items()}
+
+
+@pytest.mark.parametrize("width", [24, 192])
+@pytest.mark.parametrize("name", WIDE)
+def test_fresh_blocks_start_fan_in_at_every_width(name: str, width: int) -> None:
+    own = name == "open_clip:ViT-B-32"  # the others are timm's, also that inside open_clip
+    words = {"width" if own else "embed_dim": width, "layers" if own else "depth": 2} | WIDE[name]
+    found = spread(nn.ModuleList(build(name, words, None, None, 1).blocks))
+    assert len(found) >= 8 and all(0.5 < each < 1.3 for each in found.values()), found
+
+
+def test_blocks_that_are_added_start_fan_in(tmp_path: Path) -> None:
+    save_file(trained().state_dict(), tmp_path / "vit.safetensors")
+    grown = extended(build(NAME, KWARGS, (32, 24), str(tmp_path / "vit.safetensors")), 2, 1)
+    found = spread(nn.ModuleList(grown.blocks[2:]))
+    assert len(found) == 8 and all(0.5 < each < 1.3 for each in found.values()), found
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -17,6 +17,8 @@ from scaleup import recipe
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.transplant import Options, transplant
+from scaleup.transplant.kernels import scale_tubes
+from scaleup.transplant.report import lines
 
 FOLDS = {"none": 48, "two": 24, "four": 12, "three": 16, "cut": 18, "narrow": 60}  # widths of small models for 48
 PIXELS = torch.rand(2, 3, 16, 32, 40, generator=torch.Generator().manual_seed(0))
@@ -190,6 +192,23 @@ def test_scales_match_on_request(tmp_path: Path) -> None:
         factor = (tokens / before).median()
         torch.testing.assert_close(tokens, before * factor, rtol=1e-3, atol=1e-4)  # one factor, no more
         assert matched["tubes"][name]["token_max_abs_diff"] < 2e-5
+
+
+@pytest.mark.parametrize(("factor", "said"), [(40, ["far stronger"]), (1, []), (1 / 40, ["far weaker"])])
+def test_tokens_far_from_the_strength_of_patches_are_remarked_on(factor: float, said: list, tmp_path: Path) -> None:
+    small, large = parents(tmp_path)
+    clip = PIXELS
+    found = transplant(str(small), str(large), tmp_path / "found", Options(), clip)["tubes"]
+    model = scaleup.load(small)
+    scale_tubes(model, {n: factor * tube["rms_backbone"] / tube["rms_source"] for n, tube in found.items()})
+    model.save_pretrained(small, overwrite=True)
+    report = transplant(str(small), str(large), tmp_path / "out", Options(), clip)
+    assert [words for words in ("far stronger", "far weaker") if words in " ".join(report["remarks"])] == said
+    times = {40: "long (40 times), wide (40 times)", 1 / 40: "long (1/40), wide (1/40)"}
+    assert all(times[factor] in each and "--match-scale" in each for each in report["remarks"])
+    assert all(f"  {each}" in lines(report) for each in report["remarks"])
+    matched = transplant(str(small), str(large), tmp_path / "matched", Options(match_scale=True), clip)
+    assert matched["remarks"] == []
 
 
 @torch.no_grad()
