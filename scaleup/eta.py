@@ -41,14 +41,14 @@ class Rate:
 
     def seconds(self) -> float | None:
         """Of a step; None before there is one to go by."""
-        stretches = list(self._recent) or [self._first]
-        if stretches[0] is None:
+        stretches = list(self._recent) or ([self._first] if self._first else [])
+        if not stretches:
             return None
         size = -(-len(stretches) // GROUPS)
         groups = [stretches[begin : begin + size] for begin in range(0, len(stretches), size)]
         return median(sum(s for s, _ in group) / sum(n for _, n in group) for group in groups)
 
-    def eta(self, left: int) -> str:
+    def eta(self, left: float) -> str:
         """``"eta 0:02:15"`` for so many steps; empty before there is anything to go by."""
         seconds = self.seconds()
         return "" if seconds is None else f"eta {timedelta(seconds=round(left * seconds))}"
