@@ -51,7 +51,7 @@ def remarks(tubes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if weak:
         said.append(
             f"tokens are far weaker than the backbone's own patches: {', '.join(weak)}; positions and what frozen "
-            "blocks add outweigh what such tokens saw. Compare with --match-scale, which makes them as strong as patches"
+            "blocks add outweigh what such tokens saw. Compare with --match-scale, which makes them as strong"
         )
     return said
 
