@@ -200,16 +200,17 @@ def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
 
 THREADS = """
 import atexit, os, sys
-from pathlib import Path
-def gloo():
-    return any("gloo" in Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task"))
-atexit.register(lambda: print(gloo(), flush=True))  # what is registered first runs last
+import torch
+torch.ones(2) @ torch.ones(2)
+before = len(os.listdir("/proc/self/task"))
+def more():  # threads of gloo have no name of their own in every release of torch
+    return len(os.listdir("/proc/self/task")) > before
+atexit.register(lambda: print(more(), flush=True))  # what is registered first runs last
 from scaleup.evaluate import processes
 from scaleup.training.engine import start
-import torch
 {"start": start, "processes": processes}[sys.argv[1]]()
 torch.distributed.all_reduce(torch.ones(2))
-print(gloo())
+print(more())
 """
 
 

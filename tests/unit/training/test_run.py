@@ -162,7 +162,7 @@ def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) ->
     ],
 )
 def test_what_cannot_work_is_said(tiny: Tiny, changes: list[str], said: str) -> None:
-    recipe = tiny(*changes) if changes != ["out="] else tiny("out=''")
+    recipe = replace(tiny(), out="") if changes == ["out="] else tiny(*changes)
     with pytest.raises(UserError, match=said):
         run(recipe, {"model": recipe.arm})
 
