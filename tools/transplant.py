@@ -21,7 +21,7 @@ def arguments():
     made.add_argument(
         "--weights",
         default="pretrained",
-        help="the backbone's weights: a file, a directory, hf-hub:owner/name; FILE:teacher for one of several models in it",
+        help="the backbone's weights: a file, a directory, hf-hub:owner/name; FILE:teacher for one of its models",
     )
     made.add_argument("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
     made.add_argument("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
