@@ -12,14 +12,16 @@ def arguments():
         __doc__,
         "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26",
     )
-    made.add_argument("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt")
+    made.add_argument("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt (or FILE:MODEL)")
     made.add_argument(
         "backbone",
         help="vit_h, clip_h, dinov3_l, ..., timm:NAME, open_clip:NAME/TAG, hf-hub:owner/name, a directory or a file",
     )
     made.add_argument("--out", type=Path, help="directory to write")
     made.add_argument(
-        "--weights", default="pretrained", help="the backbone's weights: a file, a directory, hf-hub:owner/name"
+        "--weights",
+        default="pretrained",
+        help="the backbone's weights: a file, a directory, hf-hub:owner/name; FILE:teacher for one of its models",
     )
     made.add_argument("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
     made.add_argument("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
