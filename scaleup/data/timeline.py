@@ -17,9 +17,9 @@ DEFAULT_RATE = 25.0
 class Clock:
     """Stamps of frames, in the order in which they are shown, to the seconds at which they are shown.
 
-    A frame comes after the one before it, by more than ``MIN_GAP`` and at most ``MAX_GAP``. A stamp that says so is believed; a frame without
-    such a stamp comes one ``period`` after the one before it. Where the stamps go on from one that was not believed,
-    they are believed again, from there: two pieces of a joined video follow one another.
+    A frame comes after the one before it, by more than ``MIN_GAP`` and at most ``MAX_GAP``. A stamp that says so is
+    believed; a frame without such a stamp comes one ``period`` after the one before it. Where the stamps go on from
+    one that was not believed, they are believed again, from there: two pieces of a joined video follow one another.
     """
 
     def __init__(self, period: float) -> None:
@@ -48,7 +48,9 @@ class Clock:
                 self._second, self._offsets = stamp + offset, [offset]
                 return True
         # The frame before was put a period after its own before, and that was too long.
-        return stamp > self._stamp + MIN_GAP and any(0 <= self._second - stamp - o < self._period for o in self._offsets[:1])
+        return stamp > self._stamp + MIN_GAP and any(
+            0 <= self._second - stamp - o < self._period for o in self._offsets[:1]
+        )
 
 
 class Stamps:
