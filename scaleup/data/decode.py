@@ -122,6 +122,9 @@ def shown_frames(
     if found is None:
         with _video(data) as (stream, packets):
             opened(stream)
+            times, _ = Timeline(stream, packets).seconds(_first_stamp(stream, packets))  # the first may be damaged
+            wanted = _wanted_times(times, frames, fps, starts)
+            seconds, places = np.unique(wanted, return_inverse=True)
             found = _met(stream, packets, seconds, take)
     return [found[place] for place in places.ravel()]
 

@@ -16,20 +16,24 @@ class Extent:
     def __init__(self, stream: av.VideoStream) -> None:
         self._stream, self._base, self._period = stream, float(stream.time_base or 0), period(stream)
         self._count, self._begin, self._end = 0, 0.0, -math.inf
+        self._unstamped = 0  # packets; each lasts a period
 
     def add(self, packet: av.Packet) -> None:
         self._count += 1
-        if packet.pts is not None:
-            second = packet.pts * self._base
-            self._begin = min(self._begin, second)
-            self._end = max(self._end, second + max(self._period, (packet.duration or 0) * self._base))
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None:
+            self._unstamped += 1
+            return
+        second = stamp * self._base
+        self._begin = min(self._begin, second)
+        self._end = max(self._end, second + max(self._period, (packet.duration or 0) * self._base))
 
     def missing(self) -> tuple[float, str]:
         """The share of the stated length that is missing at the end, and a sentence that says so.
 
         A header is not believed where as many packets are there as it counts, or where they could not last so long.
         """
-        stated, length = _stated(self._stream), self._end - self._begin
+        stated, length = _stated(self._stream), self._end - self._begin + self._unstamped * self._period
         if not stated or self._count == self._stream.frames or stated > self._count * MAX_GAP:
             return 0.0, ""
         if not -math.inf < length < stated - 2 * self._period:

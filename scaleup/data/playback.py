@@ -31,11 +31,14 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The stream of moving pictures that a player shows: the default one; of several, the largest.
 
     Raises:
-        BadSample: there is sound alone, perhaps with a cover.
+        BadSample: there is sound alone, perhaps with a cover; or nothing that can be decoded.
     """
     moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not moving:
         raise BadSample("no video stream")
+    moving = [stream for stream in moving if stream.codec_context is not None]
+    if not moving:
+        raise BadSample("FFmpeg has no decoder for its video stream")
     return max(moving, key=lambda s: (s.frames != 1, bool(s.disposition & Disposition.default), s.width * s.height))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import av
 import numpy as np
 
+MIN_GAP = 1e-4  # seconds from one frame to the next; clips tell none apart that are nearer
 MAX_GAP = 660.0  # seconds that one frame may stay on screen; a GIF can ask for 655
 RATES = 0.1, 300.0  # frames a second that a header may state; without such a rate it is taken to be DEFAULT_RATE
 DEFAULT_RATE = 25.0
@@ -16,9 +17,9 @@ DEFAULT_RATE = 25.0
 class Clock:
     """Stamps of frames, in the order in which they are shown, to the seconds at which they are shown.
 
-    A frame comes after the one before it, by at most ``MAX_GAP``. A stamp that says so is believed; a frame without
-    such a stamp comes one ``period`` after the one before it. Where the stamps go on from one that was not believed,
-    they are believed again, from there: two pieces of a joined video follow one another.
+    A frame comes after the one before it, by more than ``MIN_GAP`` and at most ``MAX_GAP``. A stamp that says so is
+    believed; a frame without such a stamp comes one ``period`` after the one before it. Where the stamps go on from
+    one that was not believed, they are believed again, from there: two pieces of a joined video follow one another.
     """
 
     def __init__(self, period: float) -> None:
@@ -43,11 +44,13 @@ class Clock:
 
     def _believed(self, stamp: float) -> bool:
         for offset in self._offsets:
-            if 0 < stamp + offset - self._second <= MAX_GAP:
+            if MIN_GAP < stamp + offset - self._second <= MAX_GAP:
                 self._second, self._offsets = stamp + offset, [offset]
                 return True
         # The frame before was put a period after its own before, and that was too long.
-        return stamp > self._stamp and any(0 <= self._second - stamp - o < self._period for o in self._offsets[:1])
+        return stamp > self._stamp + MIN_GAP and any(
+            0 <= self._second - stamp - o < self._period for o in self._offsets[:1]
+        )
 
 
 class Stamps:
@@ -109,7 +112,7 @@ class Timeline:
     def _believable(self) -> bool:
         """Whether a :class:`Clock` would believe them all, and they are decoded at ascending times."""
         gaps = np.diff(np.sort(self._shown[~self._hidden]))
-        if not ((gaps > 0) & (gaps <= MAX_GAP)).all():  # NaN: no
+        if not ((gaps > MIN_GAP) & (gaps <= MAX_GAP)).all():  # NaN: no
             return False
         return bool((np.diff(self._decoded[~np.isnan(self._decoded)]) >= 0).all())
 

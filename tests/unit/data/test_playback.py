@@ -136,6 +136,31 @@ def test_a_video_that_ends_early_is_named_by_all(tmp_path, container):
     assert notes_of(most)[0].startswith("ends early: 9.") and set(everyone(most).values()) == {None}
 
 
+@pytest.mark.parametrize(("container", "codec", "first"), [("webm", "libvpx-vp9", 6), ("mp4", "mpeg4", 1)])
+def test_a_clip_does_not_begin_before_a_damaged_key_frame_is_over(container, codec, first):
+    video = numbered(16, FPS, container=container, codec=codec, options={"g": "6", "crf": "4", "bf": "0"})
+    with av.open(io.BytesIO(video)) as file:
+        key = bytes(next(file.demux(video=0)))
+    video = video.replace(key, b"\xff" * len(key), 1)
+    assert numbers(decode_clip(video, 8, FPS)) == list(range(first, first + 8))
+    assert numbers(next(clips(io.BytesIO(video), Input(frames=8, size=[32, 32], fps=FPS), 1))[1])[0] == first
+
+
+def test_packets_before_second_zero_without_stamps_are_there():
+    """Matroska's blocks may come before its clusters; FFmpeg then gives them no time."""
+    video = bytearray(numbered(16, 8, container="matroska", options={"bf": "0", "crf": "4"}))
+    place = video.index(bytes.fromhex("1f43b675"))
+    for time in range(0, 2000, 125):
+        place = video.index(b"\x81" + time.to_bytes(2, "big"), place)
+        video[place + 1 : place + 3] = (time - 1000).to_bytes(2, "big", signed=True)
+    assert set(everyone(bytes(video)).values()) == {None}
+
+
+def test_a_video_without_a_decoder_is_named_by_all():
+    video = moving(4).replace(b"avc1", b"none").replace(b"avcC", b"none")
+    assert set(everyone(video).values()) == {"FFmpeg has no decoder for its video stream"}
+
+
 def two_streams(first, second, dispositions=(None, None), container="matroska"):
     """Two streams of one colour each: (colour, size, number of frames)."""
     buffer = io.BytesIO()

@@ -12,7 +12,7 @@ from videos import numbered, numbers
 from scaleup.data.decode import check, decode_clip
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.stream import clips, frames
-from scaleup.data.timeline import MAX_GAP, Clock, Stamps, period
+from scaleup.data.timeline import DEFAULT_RATE, MAX_GAP, Clock, Stamps, period
 from scaleup.recipe import Input
 
 FPS = 10
@@ -38,6 +38,7 @@ def seconds(stamps, period=1.0):
         ([0, 1, 2, 0, 1, 2.5], [0, 1, 2, 3, 4, 5.5]),
         ([None, None, None], [0, 1, 2]),
         ([0, 1, None, None, 4], [0, 1, 2, 3, 4]),
+        ([0, 1e-5, 2e-5, 3e-5], [0, 1, 2, 3]),
         ([0, 1, None, 2, 3], [0, 1, 2, 2, 3]),  # it never runs ahead of the stamps for long
     ],
 )
@@ -120,6 +121,18 @@ def test_times_that_cannot_be_true(case):
     assert any("cannot be true" in note for note in notes)
     again = encoded(video, "mkv", "video", Encoding(again=True))[1]
     assert numbers(decode_clip(again, 16, FPS)) == list(range(16))
+
+
+def test_frames_that_are_all_shown_within_a_moment():
+    """An MP4 whose ticks are far too short: its rate is out of bounds as well."""
+    video, notes = bytearray(numbered(16, FPS, options={"bf": "0", "crf": "4"})), []
+    place = video.index(b"mdhd") + 16
+    video[place : place + 4] = (2**31 - 1).to_bytes(4, "big")
+    check(bytes(video), "video", notes.append)
+    assert notes == ["the times of 15 of 16 frames cannot be true; they are set by its rate"]
+    assert numbers(decode_clip(bytes(video), 16, DEFAULT_RATE)) == list(range(16))
+    found = clips(io.BytesIO(video), Input(frames=16, size=[32, 32], fps=DEFAULT_RATE), 1.0)
+    assert [numbers(clip) for _, clip in found] == [list(range(16))]
 
 
 @pytest.mark.parametrize("delay", [0.3, 10, 120, 600])
