@@ -31,6 +31,8 @@ from scaleup.words import IsText
 
 NULL = ("", "~", "null", "Null", "NULL")  # YAML's words for no value, of text too
 
+KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # a.b or a[b]
+
 
 def compose(
     path: Path,
@@ -67,6 +69,9 @@ def compose(
 
 def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes: list[str]) -> None:
     """Add one change from outside, or a sentence on why it is none."""
+    if not KEY.fullmatch(key):
+        mistakes.append(f"{key!r} is no setting's key; one is names with dots between them, such as train.steps")
+        return
     if "${" in value or value == "???":
         mistakes.append(f"{key}: {value!r} stands for another value, which is allowed in files alone; write that out")
         return

@@ -252,7 +252,7 @@ class Reader:
             value = float(value[:-1]) / 100
         try:
             typed = OmegaConf.to_container(OmegaConf.merge(_alone(schema, key), {key: value}))
-        except OmegaConfBaseException:
+        except (OmegaConfBaseException, TypeError):  # which it raises of a mapping for a list
             self.mistakes.append(limits.mistake(at, value))
             return _BAD
         assert isinstance(typed, dict)

@@ -26,6 +26,9 @@ LEGACY_PICKLES = 5  # at the start of a checkpoint that is no archive; the bytes
 HARMLESS = {  # of Python's own, what settings hold that are saved as calls
     *("argparse", "collections", "datetime", "decimal", "enum", "fractions", "functools", "pathlib", "random", "types"),
     *("typing", "uuid", "zoneinfo", "builtins.frozenset", "builtins.range", "builtins.slice"),
+    *("array", "ipaddress", "logging.getLogger", "platform.uname_result", "re._compile", "signal.Signals"),
+    *("time.struct_time", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"),
+    "numpy._core.multiarray.scalar",
 }
 KNOWN = re.compile(  # what torch reads itself
     r"""torch[.](\w+|(_utils|_tensor|storage|nn[.]parameter)[.]\w+) | collections[.](OrderedDict|Counter)
@@ -35,12 +38,14 @@ KNOWN = re.compile(  # what torch reads itself
 
 
 def is_suspect(name: str) -> bool:
-    """Whether a file that has ``module.name`` called is refused: a function of Python's own, which settings never need.
+    """Whether a file that has ``module.name`` called is refused: what settings never need, which are functions of
+    Python's own and, of torch and numpy, those for users (what rebuilds their objects is called ``_reconstruct``).
 
     Nothing is called either way. A file that tries it is not to be trusted with the rest.
     """
-    module = name.partition(".")[0]
-    return module in sys.stdlib_module_names and not {module, name} & HARMLESS
+    module, own = name.partition(".")[0], name.rpartition(".")[2]
+    suspect = module in sys.stdlib_module_names or module in ("torch", "numpy") and own[:1].islower()
+    return suspect and not {module, name} & HARMLESS
 
 
 class _Kind(type):
@@ -61,6 +66,8 @@ class _StandIn(metaclass=_Kind):
     """In place of a class: a subclass for each that a file names."""
 
     def __new__(cls, *args: Any) -> Any:
+        if args:  # a tuple, a text or a number of a class of its own, which may be a key
+            return object.__new__(cls)
         return Counter()  # of the mappings that torch fills, the one that takes attributes too
 
     def __setstate__(self, state: Any) -> None:

@@ -13,6 +13,7 @@ from scaleup.errors import UserError, nearest
 MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them
 NO_LABEL = {"", "-1", "-1.0", "nan"}
 NO_NUMBER = {"none", "null", "na", "n/a"}  # no label where labels are numbers; else they may be words like any other
+SEVERAL = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
 NUMBER_FIRST = re.compile(r"\"?(?P<number>\d+)\"?(?:\s*[,;:\t]\s*|\s+)(?P<name>.+)")
 NUMBER_LAST = re.compile(r"(?P<name>.+?)\s*[,;\t]\s*\"?(?P<number>\d+)\"?")
 HEADER = {
@@ -27,6 +28,7 @@ HEADER = {
     "class_name",
     "label_name",
     "names",
+    *("", "idx", "class_idx", "class_index", "label_idx", "label_index"),
 }
 
 
@@ -56,14 +58,25 @@ def _of_json(content: Any) -> dict[str, int]:
 
 
 def _of_lines(lines: list[str]) -> dict[str, int]:
-    """Names and their numbers; a first line that names the columns is none."""
+    """Names and their numbers; a first line that names the columns is none, nor are lines that begin with ``# ``."""
+    lines = [line for line in lines if not line.startswith("# ")]
     begin = 1 if lines and {word.strip("\"' ").lower() for word in re.split(r"[\s,;:]+", lines[0])} <= HEADER else 0
-    for pattern in (NUMBER_FIRST, NUMBER_LAST):
-        pairs = [pattern.fullmatch(line) for line in lines[begin:]]
-        if pairs and all(pairs):
-            return _once((_unquoted(pair["name"]), int(pair["number"])) for pair in pairs if pair)
+    if numbered := _numbered(lines[begin:]):
+        return _once(numbered)
+    numbered = _numbered(lines[1:]) if lines and re.search(r"[,;\t]", lines[0]) else []
+    if numbered and min(number for _, number in numbered) < 2:  # so the first line is a header of other words
+        return _once(numbered)
     plain = lines[begin:] if begin and len(lines[0].split(",")) == 1 and len(lines) > 1 else lines
     return _once((_unquoted(name), number) for number, name in enumerate(plain))
+
+
+def _numbered(lines: list[str]) -> list[tuple[str, int]]:
+    """Names and their numbers if all lines have both, else nothing."""
+    for pattern in (NUMBER_FIRST, NUMBER_LAST):
+        pairs = [pattern.fullmatch(line) for line in lines]
+        if all(pairs):
+            return [(_unquoted(pair["name"]), int(pair["number"])) for pair in pairs if pair]
+    return []
 
 
 def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[str, int]:
@@ -99,8 +112,9 @@ def class_names(labels: Iterable[str]) -> list[str]:
     found = {label for label in labels if label.lower() not in NO_LABEL}
     words = {label for label in found if not _is_number(label)}
     numbers = {number for label in found if (number := number_of(label)) is not None}
-    if numbers and all(word.lower() in NO_NUMBER for word in words):
-        return [str(number) for number in range(min(max(numbers) + 1, MAX_CLASSES))]
+    several = {word for word in words if SEVERAL.fullmatch(word)}
+    if (numbers or several) and all(word.lower() in NO_NUMBER for word in words - several):
+        return [str(number) for number in range(min(max(numbers, default=-1) + 1, MAX_CLASSES))]
     return sorted(found, key=lambda label: (number_of(label) is None, number_of(label) or 0, label))
 
 
@@ -116,4 +130,6 @@ def unknown(label: str, names: list[str]) -> str:
     """Why ``label`` is no class."""
     if label.lower() in NO_LABEL:
         return f"label '{label}' is none of the {len(names)} classes but stands for no label"
+    if SEVERAL.fullmatch(label):
+        return f"label '{label[:200]}' is several labels; a sample has one"
     return f"label '{label[:200]}' is none of the {len(names)} classes{nearest(label[:200], names)}"

@@ -74,7 +74,7 @@ def left_out(entry: os.DirEntry[str]) -> str:
     try:
         mode = entry.stat().st_mode
     except OSError as error:
-        return _broken(Path(entry.path), error)
+        return broken(Path(entry.path), error)
     if stat.S_ISDIR(mode) and entry.is_symlink() and _leads_back(entry.path):
         return "links to a folder that it lies in"
     return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else NO_FILE
@@ -83,7 +83,8 @@ def left_out(entry: os.DirEntry[str]) -> str:
 NO_FILE = "is no file but a pipe, a socket or a device"
 
 
-def _broken(path: Path, error: OSError) -> str:
+def broken(path: Path, error: OSError) -> str:
+    """Why what an error is about cannot be read."""
     if not path.is_symlink():
         return f"cannot be read: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from scaleup.data.archives import is_tar, packed_as
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
@@ -137,17 +138,26 @@ def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
     for row in read_rows(source):
         path = _as_here(row.path, root)
         base = Path("/") if path.startswith("/") else root  # an absolute path is meant as it stands
-        reason = row.reason or _elsewhere(path) or ("" if row.label else "has no label")
+        reason = row.reason or _elsewhere(path) or ("" if row.label else "has no label") or _absent(root / path)
         yield _item(base, path.lstrip("/"), row.label, reason)
 
 
 def _as_here(path: str, root: Path) -> str:
     """With the slashes of this system, and with the ending of the only file that is called so."""
+    if path.startswith("file:///"):
+        path = unquote(path.removeprefix("file://"))
     if "\\" in path and "/" not in path and not (root / path).exists():
         path = path.replace("\\", "/")
     known = [] if is_media(path) else [f"{path}.{ending}" for endings in EXTENSIONS.values() for ending in endings]
     there = [name for name in known if (root / name).is_file()]
     return there[0] if len(there) == 1 else path
+
+
+def _absent(path: Path) -> str:
+    """Why a path without an ending is no file to read; empty where it has one."""
+    if is_media(path.name) or path.suffix or path.is_file():
+        return ""
+    return "is a folder; a list names files" if path.is_dir() else "is not there, with or without an ending"
 
 
 def _elsewhere(path: str) -> str:

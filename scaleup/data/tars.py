@@ -15,7 +15,7 @@ from scaleup.data.archives import is_tar, packed_as
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.failures import Failure, by_reason
-from scaleup.data.folders import hidden
+from scaleup.data.folders import NO_FILE, broken, hidden
 from scaleup.data.index import file_sha256, index_of, write_index
 from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
@@ -51,11 +51,12 @@ def index_tars(
     """
     source = Path(source)
     refuse_existing(source / "index.json", overwrite)
-    tars = tars_of(source)
-    packed = {path.name: how for path in sorted(source.iterdir()) if (how := packed_as(path))}
-    if packed and not tars:
-        name, how = next(iter(packed.items()))
-        raise UserError(f"'{source / name}' is {how}")
+    unread = {path.name: f"is {how}" for path in sorted(source.iterdir()) if (how := packed_as(path))}
+    unread |= {path.name: reason for path in tars_of(source) if (reason := _unreadable(path))}
+    tars = [path for path in tars_of(source) if path.name not in unread]
+    if unread and not tars:
+        name, reason = next(iter(unread.items()))
+        raise UserError(f"'{source / name}' {reason}")
     modality = _modality(tars)
     scanned = []
     for found in parallel(partial(_scan, modality=modality, label=label), tars, processes):
@@ -66,7 +67,7 @@ def index_tars(
     failures = [each for found in scanned for each in found.pop("failures")]
     notes = [note for found in scanned for note in found.pop("notes")]
     failures += _numbered(scanned, names)
-    failures += [failed_as(name, "", f"is {how}") for name, how in packed.items()]
+    failures += [failed_as(name, "", reason) for name, reason in unread.items()]
     if not any(found["samples"] for found in scanned):
         raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason']}{_beside(source)}")
     index = index_of(modality, {"label": names}, scanned, failures, notes)
@@ -76,6 +77,17 @@ def index_tars(
 
 def tars_of(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if is_tar(path) and not hidden(path.name))
+
+
+def _unreadable(path: Path) -> str:
+    """Why a file cannot be read; empty where it can."""
+    if path.exists() and not path.is_file():
+        return NO_FILE
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return broken(path, error)
+    return ""
 
 
 def _beside(source: Path) -> str:
@@ -169,7 +181,7 @@ def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 def label_text(contents: dict[str, bytes], label: str | None) -> str:
     """The label of a sample, as text; BadSample if it has none."""
-    ending = label or ("cls" if "cls" in contents else "label")
+    ending = label.removeprefix(".") if label else ("cls" if "cls" in contents else "label")
     if ending in contents:
         text = contents[ending][:MAX_TEXT].decode("utf-8-sig", "replace").strip()
     elif "json" in contents:

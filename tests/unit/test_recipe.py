@@ -289,6 +289,9 @@ def test_no_value_is_still_no_value(good: Path) -> None:
         ("train.steps=[", "train.steps: '[' is not a value as YAML has them"),
         ("train.steps=12:30", "train.steps: '12:30' is not a whole number of at least 1"),
         ("=3", "'=3' is not key=value"),
+        ("[=3", "'[' is no setting's key"),
+        ("train..steps=3", "'train..steps' is no setting's key"),
+        ("model.input.size[0]=64", "model.input.size: {'0': 64} is not a list [height, width]"),
     ],
 )
 def test_words_that_cannot_be_taken_as_they_are_written_are_refused(good: Path, change: str, said: str) -> None:

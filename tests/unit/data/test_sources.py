@@ -52,7 +52,7 @@ def test_a_list_of_paths_and_numbers(tmp_path):
         ("clips/one.mp4", "class 7"),
         ("clips/with spaces in it.mp4", "class 0"),
         ("clips/two.mp4::3", "line 3 has '::' between path and label, the others spaces"),
-        ("plain", "no video file by its ending"),
+        ("plain", "is not there, with or without an ending"),
         ("clips/no_label.mp4", "line 6 has no label after the path"),
         ("../outside.mp4", "its path leaves the folder of the files"),
         ("clips/one.mp4", "is listed before"),

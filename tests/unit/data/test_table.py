@@ -94,6 +94,8 @@ LABELS = {  # of a list: labels in it, the classes, what each label becomes
     "floats": (["3.0", "03", "nan", "1"], ["0", "1", "2", "3"], ["3", "3", None, "1"]),
     "odd numbers": (["2", "-2", "1.5", "none"], ["0", "1", "2"], ["2", None, None, None]),
     "words": (["walk", "none", "-1", "Run"], ["Run", "none", "walk"], ["walk", "none", None, "Run"]),
+    "several": (["2", "0,1", "1, 2", "0"], ["0", "1", "2"], ["2", None, None, "0"]),
+    "words with numbers": (['"0,1"', "walk"], ["0,1", "walk"], ["0,1", "walk"]),
     "mixed": (["10", "9", "walk"], ["9", "10", "walk"], ["10", "9", "walk"]),
 }
 
@@ -101,7 +103,7 @@ LABELS = {  # of a list: labels in it, the classes, what each label becomes
 @pytest.mark.parametrize("case", LABELS)
 def test_what_labels_mean(tmp_path, case):
     labels, classes, meant = LABELS[case]
-    (tmp_path / "list.csv").write_text("".join(f"{n}.mp4,{label}\n" for n, label in enumerate(labels)))
+    (tmp_path / "list.csv").write_text("".join(f"{n}.mp4\t{label}\n" for n, label in enumerate(labels)))
     listing = read_source(tmp_path / "list.csv")
     assert listing.classes == classes
     assert [item.label if not item.reason else None for item in listing.items] == meant
@@ -118,12 +120,22 @@ def test_paths_of_other_systems(tmp_path):
     for name in ("clips/a.mp4", "17.webm", "back\\slash.mp4"):
         (tmp_path / name).write_bytes(b"x")
     text = "clips\\a.mp4,x\nC:\\data\\b.mp4,x\n17,x\nhttps://host/c.mp4,x\nback\\slash.mp4,x\n/abs/d.mp4,x\n"
+    text += "file:///abs/e%20f.mp4,x\n"
     (tmp_path / "list.csv").write_text(text)
     items = read_source(tmp_path / "list.csv").items
-    here = [tmp_path / name for name in ("clips/a.mp4", "17.webm", "back\\slash.mp4", "/abs/d.mp4")]
+    here = [tmp_path / name for name in ("clips/a.mp4", "17.webm", "back\\slash.mp4", "/abs/d.mp4", "/abs/e f.mp4")]
     assert [item.path for item in items if not item.reason] == here
     said = [item.reason for item in items if item.reason]
     assert "is one of Windows" in said[0] and "is an address" in said[1] and len(said) == 2
+
+
+def test_why_a_path_without_an_ending_is_no_file(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "list.csv").write_text("video_id,class\nframes,run\n17,run\n18,walk\n")
+    with pytest.raises(
+        UserError, match="17: is not there, with or without an ending .and 1 more.*frames: is a folder; a list"
+    ):
+        read_source(tmp_path / "list.csv")
 
 
 CLASSES = {
@@ -139,6 +151,11 @@ CLASSES = {
     "tabs": ("0\trun\n1\ta walk\n", ["run", "a walk"]),
     "quotes": ('"0","run"\n"1","say ""a"", b"\n', ["run", 'say "a", b']),
     "colons": ("0: run\n1: walk\n", ["run", "walk"]),
+    "header of other words": ("action,number\nrun,0\na walk,1\n", ["run", "a walk"]),
+    "header of a table": (",name\n0,run\n1,walk\n", ["run", "walk"]),
+    "header of an index": ("class_index class_name\n0 run\n1 walk\n", ["run", "walk"]),
+    "comment": ("# of the first split\nrun\nwalk\n", ["run", "walk"]),
+    "name before one with a number": ("run, fast\n3 point turn\n", ["run, fast", "3 point turn"]),
 }
 
 

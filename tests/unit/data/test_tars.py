@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import os
 import subprocess
 import tarfile
 
@@ -208,6 +209,18 @@ def test_numbers_are_labels_however_they_are_written(tmp_path, label):
     shards = index_tars(tmp_path, processes=1)
     assert shards.classes == {"label": ["0", "1", "2", "3"]} and shards.labels["label"].tolist() == [3]
     assert [each["source"] for each in shards.failures] == ["0.tar: b"]
+
+
+def test_tars_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "0.tar").symlink_to("gone.tar")
+    os.mkfifo(tmp_path / "1.tar")
+    with pytest.raises(UserError, match="0.tar' links to 'gone.tar', which is not there"):
+        index_tars(tmp_path, processes=1)
+    write_tar(tmp_path / "2.tar", [("a.jpg", picture(0)), ("a.cls", b"0")])
+    assert index_tars(tmp_path, ".cls", processes=1).labels["label"].tolist() == [0]
+    failures = json.loads((tmp_path / "index.json").read_text())["failures"]
+    assert [each["source"] for each in failures] == ["0.tar", "1.tar"]
+    assert "is no file but a pipe" in failures[1]["reason"]
 
 
 @pytest.mark.parametrize("label", ["3", "3.0", '"3"', '"3.0"'])
