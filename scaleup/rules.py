@@ -66,6 +66,7 @@ NAME = Rule("a name made of letters, digits, '_' and '-'", is_name)
 SHARDS = Rule("a directory of shards or its address", lambda value: "://" in value or Path(value).is_dir())
 HEADS = Rule("a mapping of head names to label names", lambda value: all(map(is_name, value)))
 GATE = one_of(False, True, "channel")
+KINDS = {"str": "a text", "bool": "true or false"}  # in words; other settings have rules
 RULES: dict[str, Rule] = {
     "seed": whole(0),
     "model.backbone.fresh_blocks": whole(0),
@@ -247,7 +248,8 @@ class Reader:
 
     def _leaf(self, schema: type, key: str, value: Any, at: str, rule: str) -> Any:
         """One value: OmegaConf converts it to the type of its field, its rule says what is allowed."""
-        limits = RULES.get(rule) or Rule(f"of the type {schema.__annotations__[key]}", lambda value: True)
+        kind = schema.__annotations__[key]
+        limits = RULES.get(rule) or Rule(KINDS.get(kind, f"of the type {kind}"), lambda value: True)
         if schema.__annotations__[key] == "float" and isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
             value = float(value[:-1]) / 100
         try:
