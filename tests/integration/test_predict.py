@@ -19,6 +19,7 @@ from PIL import Image
 import scaleup
 from scaleup import checkpoint
 from scaleup.data.augment import eval_views
+from scaleup.data.pictures import Pictures, whole
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
@@ -184,16 +185,17 @@ def test_a_video_without_pictures_and_one_shorter_than_a_clip(model: Path, tmp_p
     result = json.loads(done.stdout)
     assert [each["reason"] for each in result["failures"]] == ["no video stream"]
     loaded = scaleup.load(model)
-    pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for _, frame in frames(str(tmp_path / "short.mp4"))]
+    convert = Pictures(whole())
+    shown = [torch.from_numpy(convert(frame)) for _, frame in frames(str(tmp_path / "short.mp4"), convert.opened)]
     found = {each["class"]: each["probability"] for each in result["files"][0]["top"]}
 
     def distance(repeated: int) -> float:
-        clip = torch.stack([*pictures, *[pictures[repeated]] * 5]).permute(3, 0, 1, 2)  # 3 of 8
+        clip = torch.stack([*shown, *[shown[repeated]] * 5], dim=1)  # 3 of 8
         expected = loaded(loaded.preprocess(clip[None])).softmax(-1)[0].tolist()
         named = dict(zip(loaded.config["heads"]["motion"], expected, strict=True))
         return max(abs(named[name] - value) for name, value in found.items())
 
-    assert distance(-1) < 5e-3 and distance(-1) < 0.3 * distance(0)  # colours are converted otherwise here
+    assert distance(-1) < 1e-5 < 1e-3 < distance(0)
 
 
 def _sound() -> bytes:
