@@ -26,13 +26,14 @@ def model(frozen: int) -> TubeViT:
     return fresh(described, HEADS, 0).with_arm(frozen, frozen > 0, HEADS).eval()
 
 
+@pytest.mark.parametrize("target", [0, 1, 2])
 @pytest.mark.parametrize("frozen", [0, 2])
-def test_relevance_is_what_a_token_adds(frozen: int) -> None:
+def test_relevance_is_what_a_token_adds(frozen: int, target: int) -> None:
     """Against finite differences: moving one token from the mean of all changes the logarithm by its relevance."""
     made, x = model(frozen), torch.randn(1, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0))
     if made.arm.gate is not None:
         made.arm.gate.alpha.data.fill_(0.5)
-    found = token_relevance(made, x, "motion", 2)
+    found = token_relevance(made, x, "motion", target)
     z0 = made.tokenizer(x)
     taps = made.trunk(x, [frozen])[frozen] if made.trunk is not None else Taps(z0, z0)
 
@@ -42,11 +43,11 @@ def test_relevance_is_what_a_token_adds(frozen: int) -> None:
         h = taps.h.detach().double()
         mean = h[:, 1:].mean(1)
         h[:, token] = mean + scale * (h[:, token] - mean)
-        return arm(Taps(exact, h), "motion").log_softmax(-1)[0, 2].item()
+        return arm(Taps(exact, h), "motion").log_softmax(-1)[0, target].item()
 
     slow = [(value(token, 1 + 1e-5) - value(token, 1 - 1e-5)) / 2e-5 for token in range(1, taps.h.shape[1])]
     assert found.tolist() == pytest.approx(np.maximum(slow, 0), abs=1e-5)
-    assert 0 < int((found > 1e-5).sum()) < len(found)
+    assert max(slow) - min(slow) > 1e-3  # tokens differ, so that the comparison says something
 
 
 def test_every_pixel_gets_the_mean_of_the_tokens_that_cover_it() -> None:
