@@ -14,16 +14,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup import cli
-from scaleup.data.batch import Batch, Failure
+from scaleup.cli import tool
+from scaleup.data.batches import Batch, Failure
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
-from scaleup.model import TubeViT
+from scaleup.model.runtime import settle, settle_kernels
+from scaleup.model.trunk import arm_inputs
+from scaleup.model.tubevit import TubeViT
 from scaleup.recipe import Input, Trunk
 from scaleup.training.engine import World, leave
-from scaleup.training.frozen import settle, settle_kernels
-from scaleup.trunk import arm_inputs
 
 T = TypeVar("T")
 
@@ -40,14 +40,14 @@ def evaluate(
     """Top-1, top-5 and cross entropy of each head of each model, probabilities averaged over the views.
 
     Args:
-        models: one model, or the arms of one sweep (:func:`scaleup.checkpoint.load_run`), which share a trunk pass;
-            they stay on the device, in the precision and with the kernels that they are evaluated with.
+        models: one model, or the arms of one sweep (:func:`scaleup.model.pretrained.load_run`), which share a trunk
+            pass; they stay on the device, in the precision and with the kernels that they are evaluated with.
         heads: head -> label of the shards; by default every head that has a label's name and classes.
         trunk: how frozen blocks are kept; None for float32 on the device.
 
     Returns:
         For each model what :func:`scores` says, ``"shards"`` (their name), ``"modality"``, ``"labels"`` (by head), and
-        ``"trunk"``, see :func:`scaleup.training.frozen.settle`.
+        ``"trunk"``, see :func:`scaleup.model.runtime.settle`.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer
@@ -93,7 +93,7 @@ class Once:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank that have samples."""
-        with cli.progress(self.title, self.share) as advance:
+        with tool.progress(self.title, self.share) as advance:
             for batch in self.batches:
                 self.keys += batch.keys
                 self.failures += batch.failures

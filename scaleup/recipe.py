@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scaleup.compose import compose
+from scaleup.common.files import write_text
+from scaleup.config.compose import compose
+from scaleup.config.grid import expand
+from scaleup.config.rules import Reader, is_text
 from scaleup.errors import UserError
-from scaleup.files import write_text
-from scaleup.grid import expand
-from scaleup.rules import Reader, is_text
 
 
 @dataclass
@@ -189,11 +189,11 @@ class Recipe:
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, changed by ``overrides`` such as ``arm.frozen_depth=24``, or ``scale=desk`` where it offers
-    variants (:mod:`scaleup.compose`).
+    variants (:mod:`scaleup.config.compose`).
 
     Raises UserError with every mistake of the recipe and of the overrides, one a line.
     """
-    from scaleup.contradictions import contradictions  # of recipes, which are described here
+    from scaleup.config.contradictions import contradictions  # of recipes, which are described here
 
     reader = Reader()
     taken = [item.name for item in fields(Recipe)]

@@ -1,31 +1,31 @@
 #!/usr/bin/env python
 """List every plain ViT that timm and open_clip register: size, positions, licence, and which tubes fit. No weights."""
 
-from scaleup import cli
+from scaleup.cli import tool
 
 
 def arguments():
-    made = cli.parser(__doc__, 'tools/backbones.py "*dinov3*"\n  tools/backbones.py --markdown > docs/backbones.md')
+    made = tool.parser(__doc__, 'tools/backbones.py "*dinov3*"\n  tools/backbones.py --markdown > docs/backbones.md')
     made.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'timm:*huge*' (default: all)")
     made.add_argument("--markdown", action="store_true", help="print the page docs/backbones.md")
     return made
 
 
 def run(args):
-    from scaleup.backbones import table
+    from scaleup.outputs import backbone_table
 
-    names = table.names(args.pattern)
-    with cli.progress("building", len(names)) as advance:
-        found = table.table(names, advance)
-    return table.as_json(found) if args.json else found
+    names = backbone_table.names(args.pattern)
+    with tool.progress("building", len(names)) as advance:
+        found = backbone_table.table(names, advance)
+    return backbone_table.as_json(found) if args.json else found
 
 
 def show(found):
-    from scaleup.backbones import page
+    from scaleup.outputs import backbone_page
 
-    print(page.markdown(found) if args.markdown else page.text(found), end="")
+    print(backbone_page.markdown(found) if args.markdown else backbone_page.text(found), end="")
 
 
 if __name__ == "__main__":
     args = arguments().parse_args()
-    cli.main(run, args, show)
+    tool.main(run, args, show)

@@ -6,12 +6,12 @@ import signal
 import sys
 import traceback
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.errors import UserError
 
 
 def arguments():
-    made = cli.parser(__doc__, "tools/bench.py tokenizer\n  tools/bench.py step --backbone vit_b --full --json")
+    made = tool.parser(__doc__, "tools/bench.py tokenizer\n  tools/bench.py step --backbone vit_b --full --json")
     figures = made.add_subparsers(dest="figure", required=True)
     tokenizer = figures.add_parser("tokenizer", help="our tubes against conv3d with the same kernels")
     tokenizer.add_argument("--widths", type=int, nargs="+", default=[192, 768, 1280])
@@ -72,7 +72,7 @@ def arguments():
 
 
 def run(args):
-    from scaleup import bench
+    import bench
 
     options = {key: value for key, value in vars(args).items() if key not in ("figure", "json", "local_rank")}
     signal.signal(signal.SIGTERM, terminate)
@@ -92,7 +92,7 @@ def terminate(*_):
 
 def partial(error):
     """What was measured before ``error``, as a result; where that is nothing, and nobody interrupted, the error."""
-    from scaleup.bench.turns import machine, so_far
+    from bench.turns import machine, so_far
 
     measured, signalled = so_far(), isinstance(error, KeyboardInterrupt)
     if not signalled and not measured["rows"]:
@@ -125,4 +125,4 @@ def show(result):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

@@ -7,15 +7,16 @@ off is kept: the same command goes on from there.
 import argparse
 from typing import Any
 
-from scaleup import cli, recipe
-from scaleup.amounts import bytes_of
+from scaleup import recipe
+from scaleup.cli import tool
+from scaleup.common.units import bytes_of
 from scaleup.errors import UserError
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
     limit, chosen = bytes_of(args.limit, "--limit") if args.limit else None, args.depths or depths(read)
-    from scaleup.cache.make import make  # after what may be wrong: its imports take seconds
+    from scaleup.training.cache_run import make  # after what may be wrong: its imports take seconds
 
     return make(read, chosen, args.out, args.views, args.precision, limit, args.overwrite)
 
@@ -49,7 +50,7 @@ at_least_one.__name__ = "number of at least 1"
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = cli.parser(
+    made = tool.parser(
         __doc__,
         "tools/cache.py recipes/demo/control.yaml --views 4 --out runs/cache\n"
         "  tools/sweep.py recipes/demo/control.yaml trunk.cache=runs/cache out=runs/cached",
@@ -75,4 +76,4 @@ def arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_intermixed_args(), show)
+    tool.main(run, arguments().parse_intermixed_args(), show)

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.data.index import read_index
 from scaleup.data.verify import verify
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def check(path: str) -> dict[str, Any]:
     index = read_index(path, changed=True)
-    with cli.progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
+    with tool.progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
         notes: list[str] = []
         problems = verify(path, advance, noted=notes.append)
     failures = index.get("failures", [])
@@ -44,8 +44,8 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
+    parser = tool.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
     parser.add_argument(
         "shards", help="a shard directory or a cache, or its address, such as https://host/train or s3://bucket/train"
     )
-    cli.main(run, parser.parse_args(), show)
+    tool.main(run, parser.parse_args(), show)

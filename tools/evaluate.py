@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.errors import UserError
 
 
 def arguments():
-    made = cli.parser(__doc__, "tools/evaluate.py runs/vit_h/model data/k600-val --views 4x3 --record")
+    made = tool.parser(__doc__, "tools/evaluate.py runs/vit_h/model data/k600-val --views 4x3 --record")
     made.add_argument("model", help="model directory, hub id, or the run directory of a sweep (all arms in one pass)")
     made.add_argument("shards", help="shard directory")
     made.add_argument("--views", default="4x3", help="temporal x spatial crops, e.g. 1x1, 4x3, 10x10 (default 4x3)")
@@ -31,10 +31,10 @@ def run(args):
         raise UserError(f"--record writes into the directory of a model, and '{args.model}' is none of this machine")
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     strides = {tube: numbers(text) for tube, text in map(pair, args.strides or ())}
-    from scaleup.checkpoint import load, load_run, trunk_of  # after the arguments: these imports take seconds
     from scaleup.evaluate import evaluate
+    from scaleup.evaluation.evaluation_record import record
+    from scaleup.model.pretrained import load, load_run, trunk_of  # after the arguments: these imports take seconds
     from scaleup.recipe import Trunk
-    from scaleup.record import record
 
     many = (Path(args.model) / "recipe.yaml").is_file()
     trunk = trunk_of(args.model) if many else Trunk()
@@ -44,7 +44,7 @@ def run(args):
     for model in models.values():
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
-    for name, result in results.items() if args.record and cli.leads else ():
+    for name, result in results.items() if args.record and tool.leads else ():
         how = {"strides": strides, "precision": result["trunk"].get("precision", "float32")}
         record(Path(args.model, name) if many else Path(args.model), models[name], result, how)
     return {"arms": results} if many else results["model"]
@@ -77,4 +77,4 @@ def show(result):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

@@ -3,14 +3,14 @@
 
 from pathlib import Path
 
-from scaleup import cli
+from scaleup.cli import tool
 
 EXAMPLE = """tools/export.py runs/vit_h/model --to full --out exported/vit_h
   tools/export.py runs/vit_h/model --to onnx --out exported/vit_h_onnx"""
 
 
 def arguments():
-    made = cli.parser(__doc__, EXAMPLE)
+    made = tool.parser(__doc__, EXAMPLE)
     made.add_argument("model", help="model directory or hub id")
     made.add_argument("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
     made.add_argument("--out", type=Path, required=True)
@@ -23,7 +23,7 @@ def arguments():
 
 
 def run(args):
-    from scaleup.export import export
+    from scaleup.outputs.export import export
 
     return export(args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames)
 
@@ -39,4 +39,4 @@ def show(result):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.data.encode import PILLOW, Encoding
 from scaleup.data.failures import by_reason
 from scaleup.data.pack import pack
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def shapes(args: argparse.Namespace) -> dict[str, Shards]:
     videos, images = counts(args.videos), counts(args.images)
-    with cli.progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
+    with tool.progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
         return make_shapes(
             wanted(args.out),
             videos,
@@ -49,7 +49,7 @@ def shapes(args: argparse.Namespace) -> dict[str, Shards]:
 def tars(args: argparse.Namespace) -> Shards:
     if args.out and Path(args.out).resolve() != Path(args.source).resolve():
         raise UserError(f"tars are used in place, their index belongs in '{args.source}'; leave out --out {args.out}")
-    with cli.progress("tars", len(tars_of(Path(args.source)))) as advance:
+    with tool.progress("tars", len(tars_of(Path(args.source)))) as advance:
         return index_tars(args.source, args.label, args.classes, args.overwrite, args.processes, advance)
 
 
@@ -60,7 +60,7 @@ def packed(args: argparse.Namespace) -> Shards:
             raise UserError(f"--out {out} would take the place of '{given}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
     listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
-    with cli.progress("packing", len(listing.items)) as advance:
+    with tool.progress("packing", len(listing.items)) as advance:
         return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
 
@@ -116,7 +116,7 @@ def at_least(low: float, kind: type = int) -> Any:
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = cli.parser(__doc__, "tools/make_shards.py k400/val.csv --root k400/val --out data/k400-val --short 256")
+    made = tool.parser(__doc__, "tools/make_shards.py k400/val.csv --root k400/val --out data/k400-val --short 256")
     made.add_argument("source", help="what there is, see above")
     made.add_argument("--out", help="the directory to write")
     made.add_argument("--overwrite", action="store_true", help="replace what exists")
@@ -149,4 +149,4 @@ def arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """What a run would cost, before anything of it is built: tokens, parameters, FLOPs, memory, cache and time."""
 
-from scaleup import cli, recipe
-from scaleup.amounts import bytes_of
+from scaleup import recipe
+from scaleup.cli import tool
+from scaleup.common.units import bytes_of
 
 
 def arguments():
-    made = cli.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24GiB --gflops 20000")
+    made = tool.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24GiB --gflops 20000")
     made.add_argument("recipe", help="YAML file that describes a run or a sweep")
     made.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.frozen_depth=9")
     made.add_argument("--memory", metavar="SIZE", help="of each device, e.g. 24GiB (default: this machine's)")
@@ -20,16 +21,16 @@ def run(args):
     read = recipe.load(args.recipe, args.changes)
     arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
     available = bytes_of(args.memory, "--memory") if args.memory else None
-    from scaleup import costs  # after what may be wrong: its imports take seconds
+    from scaleup.sweeps import costs  # after what may be wrong: its imports take seconds
 
     return costs.plan(read, arms, args.ranks, available, args.gflops, args.views)
 
 
 def show(result):
-    from scaleup.costs import page
+    from scaleup.sweeps import plan_text
 
-    print(page.text(result), end="")
+    print(plan_text.text(result), end="")
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_intermixed_args(), show)
+    tool.main(run, arguments().parse_intermixed_args(), show)

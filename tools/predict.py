@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Labels for images and videos: files, folders, patterns, addresses, or a video stream on stdin (-)."""
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.errors import UserError
 
 EXAMPLE = """tools/predict.py runs/vit_h clips/ "photos/*.jpg" --top 3
@@ -10,7 +10,7 @@ EXAMPLE = """tools/predict.py runs/vit_h clips/ "photos/*.jpg" --top 3
 
 
 def arguments():
-    made = cli.parser(__doc__, EXAMPLE)
+    made = tool.parser(__doc__, EXAMPLE)
     made.add_argument("model", help="model directory or hub id")
     made.add_argument("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
     made.add_argument("--head", help="which head answers (default: the model's one)")
@@ -24,8 +24,8 @@ def arguments():
 
 def run(args):
     sources = asked(args)
-    from scaleup.checkpoint import load  # after what may be wrong with the arguments: its imports take seconds
-    from scaleup.predict import Predictor, draw, predict
+    from scaleup.evaluation.predict import Predictor, draw, predict
+    from scaleup.model.pretrained import load  # after what may be wrong with the arguments: its imports take seconds
 
     predictor = Predictor(load(args.model, args.base), args.head, args.top, args.hop, args.batch)
     result = predict(predictor, sources)
@@ -37,7 +37,7 @@ def run(args):
 
 def asked(args):
     """The sources one by one; UserError where an argument is wrong."""
-    from scaleup import film
+    from scaleup.evaluation import picture_file
     from scaleup.media import STDIN, expanded
 
     for option in ("top", "hop", "batch"):
@@ -45,7 +45,7 @@ def asked(args):
             raise UserError(f"--{option} {value} is not above 0")
     sources = expanded(args.sources)
     if args.overlay:
-        film.refuse_name(args.overlay)
+        picture_file.refuse_name(args.overlay)
         if len(sources) != 1 or sources == [STDIN]:
             raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
     return sources
@@ -63,4 +63,4 @@ def show(result):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from scaleup import cli
-from scaleup.files import refuse_existing
+from scaleup.cli import tool
+from scaleup.common.files import refuse_existing
 
 
 def arguments():
-    made = cli.parser(
+    made = tool.parser(
         __doc__, "tools/probe.py runs/demo/adapted runs/demo/data/videos-train runs/demo/data/videos-test"
     )
     made.add_argument("model", help="model directory or hub id")
@@ -34,23 +34,23 @@ def arguments():
 def run(args):
     if args.out:
         refuse_existing(args.out, args.overwrite)
-    from scaleup import curve
-    from scaleup.checkpoint import load  # after the arguments: these imports take seconds
-    from scaleup.probe import probe
+    from scaleup.evaluation import depth_curve
+    from scaleup.evaluation.probe import probe
+    from scaleup.model.pretrained import load  # after the arguments: these imports take seconds
     from scaleup.recipe import Trunk
 
     model, kept = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
     result = probe(model, args.train, args.test, args.head, args.depths, args.views, args.batch, args.workers, kept)
-    if args.out and cli.leads:
-        curve.write(result, args.out, args.overwrite)
+    if args.out and tool.leads:
+        depth_curve.write(result, args.out, args.overwrite)
     return result
 
 
 def show(result):
-    from scaleup import curve
+    from scaleup.evaluation import depth_curve
 
-    print("\n".join(curve.lines(result)))
+    print("\n".join(depth_curve.lines(result)))
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

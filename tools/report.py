@@ -3,7 +3,7 @@
 
 import time
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.errors import UserError
 
 EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-val --probe runs/probe
@@ -11,7 +11,7 @@ EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-v
 
 
 def arguments():
-    made = cli.parser(__doc__, EXAMPLE)
+    made = tool.parser(__doc__, EXAMPLE)
     made.add_argument("runs", nargs="+", metavar="run", help="run directory")
     made.add_argument("--out", required=True, help="the page")
     made.add_argument("--shards", help="shards on which complete runs are compared class by class")
@@ -24,7 +24,7 @@ def arguments():
 def run(args):
     if args.watch is not None and args.watch < 1:
         raise UserError(f"--watch {args.watch} is not at least 1 second")
-    from scaleup import report  # takes seconds
+    from scaleup.outputs import report  # takes seconds
 
     while args.watch is not None:
         states = report.write(args.runs, args.out, args.shards, args.watch, args.probe)["runs"].values()
@@ -41,4 +41,4 @@ def show(result):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_args(), show)
+    tool.main(run, arguments().parse_args(), show)

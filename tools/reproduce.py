@@ -7,11 +7,11 @@ How long it takes is said first, after a rehearsal of every kind of run that is 
 
 from pathlib import Path
 
-from scaleup import cli
+from scaleup.cli import tool
 
 
 def arguments():
-    made = cli.parser(__doc__, "tools/reproduce.py table9 --seeds 0 1 2 --out runs/paper")
+    made = tool.parser(__doc__, "tools/reproduce.py table9 --seeds 0 1 2 --out runs/paper")
     made.add_argument("tables", nargs="+", metavar="TABLE", help="table6, table7a, ... or all")
     made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all recipes, e.g. train.steps=100")
     made.add_argument("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
@@ -23,7 +23,7 @@ def arguments():
 
 
 def run(args):
-    from scaleup import reproduce
+    import reproduce
 
     tables = [each for each in args.tables if "=" not in each]
     changes = [each for each in args.tables if "=" in each] + args.changes
@@ -36,7 +36,7 @@ def run(args):
 
 
 def show(result):
-    from scaleup import reproduce
+    import reproduce
 
     if "plan" in result:
         print(reproduce.said(reproduce.Left(**result["plan"])))
@@ -45,4 +45,4 @@ def show(result):
 
 
 if __name__ == "__main__":
-    cli.main(run, arguments().parse_intermixed_args(), show)
+    tool.main(run, arguments().parse_intermixed_args(), show)

@@ -1,9 +1,9 @@
 """Train one model: a small one jointly on images and videos, or the late layers of an adapted one."""
 
-from scaleup.training import tool
+from scaleup.cli import train_and_sweep
 
 if __name__ == "__main__":
-    tool.main(
+    train_and_sweep.main(
         __doc__,
         "tools/train.py recipes/demo/small.yaml train.steps=300 out=runs/small",
         lambda recipe: {"model": recipe.arm},

@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from scaleup import cli
+from scaleup.cli import tool
 from scaleup.errors import UserError
 
 
 def arguments():
-    made = cli.parser(
+    made = tool.parser(
         __doc__,
         "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26",
     )
@@ -57,7 +57,8 @@ def arguments():
 def run(args):
     if args.out is None and not args.dry_run:
         raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
-    from scaleup.transplant import Options, transplant  # takes seconds
+    from scaleup.transplants.choices import Options
+    from scaleup.transplants.transplant import transplant  # takes seconds
 
     options = Options(
         weights=None if args.random_init else args.weights,
@@ -78,11 +79,11 @@ def run(args):
 
 
 def show(report):
-    from scaleup.transplant.report import lines
+    from scaleup.transplants.account import lines
 
     print("\n".join(lines(report)))
 
 
 if __name__ == "__main__":
     args = arguments().parse_args()
-    cli.main(run, args, show)
+    tool.main(run, args, show)

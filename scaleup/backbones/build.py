@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from scaleup.backbones import Backbone, open_clip, timm
+from scaleup.backbones import open_clip, timm
+from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.loading import load
-from scaleup.backbones.names import locate
-from scaleup.backbones.undrawn import Undrawn
-from scaleup.backbones.weights import HUB, files_of, find, is_path
-from scaleup.choice import listed, tell
+from scaleup.backbones.locate import locate
+from scaleup.backbones.meta_init import Undrawn
+from scaleup.backbones.weight_source import HUB, files_of, find, is_path
+from scaleup.common.model_choice import listed, tell
+from scaleup.common.tensors import File
 from scaleup.errors import UserError
-from scaleup.tensors import File
 
 MOST_BLOCKS, MOST = 1000, 10**6  # of what a model's configuration may ask for
 LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scaleup.common.tensors import File
 from scaleup.errors import UserError
-from scaleup.tensors import File
 
 OWN = ("tubes.", "positions.", "heads.", "gate.")  # tensors of our own models that are not the backbone's
 SHOWN = 3  # differences of a kind that an error names

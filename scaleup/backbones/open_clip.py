@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone, layouts, plain, refuse_size, timm, weights
+from scaleup.backbones import layouts, plain, timm, weight_source
+from scaleup.backbones.backbone import Backbone, refuse_size
 from scaleup.errors import UserError, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
@@ -171,7 +172,9 @@ def public(name: str) -> Path:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise UserError(f"'open_clip:{name}' does not say which weights; give open_clip:{model}/TAG: {', '.join(tags)}")
     repo, _, file = open_clip.get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
-    return weights.find(f"{weights.HUB}{repo}", (f"{Path(file).stem}.safetensors", file) if file else weights.OPEN_CLIP)
+    return weight_source.find(
+        f"{weight_source.HUB}{repo}", (f"{Path(file).stem}.safetensors", file) if file else weight_source.OPEN_CLIP
+    )
 
 
 def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

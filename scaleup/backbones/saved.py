@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from scaleup.backbones.timm import create
-from scaleup.files import let_read
+from scaleup.common.files import let_read
 
 
 def save(

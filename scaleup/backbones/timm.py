@@ -14,7 +14,8 @@ from timm.models import get_pretrained_cfg
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone, layouts, refuse_size, rotary, weights
+from scaleup.backbones import layouts, rotary, weight_source
+from scaleup.backbones.backbone import Backbone, refuse_size
 from scaleup.backbones.plain import MASKED, refuse_unless_plain
 from scaleup.errors import UserError, nearest
 
@@ -155,10 +156,10 @@ def public(name: str) -> Path:
     _refuse_unknown(name)
     cfg = get_pretrained_cfg(name)
     if cfg is not None and cfg.hf_hub_id:
-        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else weights.TIMM
-        return weights.find(f"{weights.HUB}{cfg.hf_hub_id}", names)
+        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else weight_source.TIMM
+        return weight_source.find(f"{weight_source.HUB}{cfg.hf_hub_id}", names)
     if cfg is not None and cfg.url:
-        return weights.fetch_url(str(cfg.url))
+        return weight_source.fetch_url(str(cfg.url))
     near = nearest(name, timm.list_pretrained())
     raise UserError(f"timm has no public weights of {name!r}{near}; give others with --weights, or --random-init")
 

@@ -1,0 +1,1 @@
+"""Shards of images and videos: written, checked, decoded, and put together as batches."""

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scaleup.common.files import write_text
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
-from scaleup.files import write_text
 
 FORMAT = "scaleup-shards-1"
 

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from scaleup import recipe
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
-from scaleup.data.batch import Batch, Failure, Samples, batches, input_bytes, together
-from scaleup.data.datasets import check_heads, open_datasets
+from scaleup.data.batches import Batch, Failure, Samples, batches, input_bytes, together
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
+from scaleup.data.training_sets import check_heads, open_datasets
 from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 

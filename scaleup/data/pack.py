@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from scaleup.common.files import refuse_existing, take_place
 from scaleup.data.decode import BadSample
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.failures import Failure, failure
 from scaleup.data.folders import NO_FILE
 from scaleup.data.index import index_of, write_index, write_json
 from scaleup.data.parallel import parallel
-from scaleup.data.partial import clear, finished, partial_directory
 from scaleup.data.shards import Sample, Shards, write_shard
 from scaleup.data.sources import Item, Listing, extension_of
+from scaleup.data.unfinished import clear, finished, partial_directory
 from scaleup.errors import UserError
-from scaleup.files import refuse_existing, take_place
 
 Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
 Read = tuple[str, bytes, list[str]] | str  # ending, bytes and what is odd about it, or why it cannot be a sample

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from scaleup.common.processes import follow
 from scaleup.errors import UserError
-from scaleup.processes import follow
 
 T = TypeVar("T")
 R = TypeVar("R")

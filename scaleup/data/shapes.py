@@ -22,10 +22,10 @@ import av
 import numpy as np
 from PIL import Image
 
+from scaleup.common.files import new_directory
 from scaleup.data.parallel import parallel
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
-from scaleup.files import new_directory
 
 FPS = 15
 SPLITS = ("train", "val", "test")

@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from scaleup.common.files import new_directory
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.index import file_sha256, index_of, read_index, write_index
 from scaleup.data.storage import Directory, Storage, storage
 from scaleup.errors import UserError
-from scaleup.files import new_directory
 
-MEDIA = {**EXTENSIONS, "taps": ("safetensors",)}  # what shards hold: files, or taps of a trunk (scaleup.data.taps)
+MEDIA = {
+    **EXTENSIONS,
+    "taps": ("safetensors",),
+}  # what shards hold: files, or taps of a trunk (scaleup.data.token_records)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.failures import by_reason, failure, printable
 from scaleup.data.folders import hidden, walk
-from scaleup.data.table import is_media, read_rows
-from scaleup.data.texts import read_json, read_lines
+from scaleup.data.lists import is_media, read_rows
+from scaleup.data.text_files import read_json, read_lines
 from scaleup.errors import UserError, nearest
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -134,7 +134,7 @@ def _misplaced(name: str, folders: Collection[str]) -> str:
 
 
 def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
-    """Lines of a path and a label (:mod:`scaleup.data.table`); the path may stand second, and may lack its ending."""
+    """Lines of a path and a label (:mod:`scaleup.data.lists`); the path may stand second, and may lack its ending."""
     for row in read_rows(source):
         path = _as_here(row.path, root)
         base = Path("/") if path.startswith("/") else root  # an absolute path is meant as it stands

@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scaleup.common.files import refuse_existing
 from scaleup.data.archives import is_tar, packed_as
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.failures import Failure, by_reason
 from scaleup.data.folders import NO_FILE, broken, hidden
 from scaleup.data.index import file_sha256, index_of, write_index
-from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Shards
+from scaleup.data.tar_members import Members, failed_as, grouped
 from scaleup.errors import UserError, nearest
-from scaleup.files import refuse_existing
 
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
 MAX_TEXT = 2**24  # bytes of a member with a label

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 from scaleup.data.decode import BadSample, check
 from scaleup.data.index import file_sha256, read_index
-from scaleup.data.members import Members, failed_as, grouped
 from scaleup.data.parallel import parallel
 from scaleup.data.playback import Noted, unnoted
 from scaleup.data.shards import MEDIA
 from scaleup.data.storage import storage
+from scaleup.data.tar_members import Members, failed_as, grouped
 from scaleup.errors import UserError
 
 
@@ -132,9 +132,9 @@ def _sample(
 
 def _check(data: bytes, modality: str, noted: Noted) -> None:
     if modality == "taps":
-        from scaleup.data import taps  # takes seconds, which files do not need
+        from scaleup.data import token_records  # takes seconds, which files do not need
 
-        taps.check(data)
+        token_records.check(data)
     else:
         check(data, modality, noted)
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from scaleup import causes
-from scaleup.amounts import said
+from scaleup.common import causes
+from scaleup.common.processes import end_with_python, follow
+from scaleup.common.units import said
 from scaleup.errors import UserError
-from scaleup.processes import end_with_python, follow
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 PREFETCH = 2  # results of a process that wait for their turn

@@ -1,0 +1,1 @@
+"""Training of one arm or several on one trunk; token caches."""

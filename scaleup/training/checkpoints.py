@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from scaleup.common.files import new_directory, sync
 from scaleup.data.shards import file_sha256
 from scaleup.errors import UserError
-from scaleup.files import new_directory, sync
 
 MANIFEST, STATE = "manifest.json", "state.json"
 

@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scaleup.cache.identity import made_of, refuse_other
-from scaleup.data.batch import Batch
+from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
-from scaleup.data.taps import CachedSet, cached_loader, cached_sets, raised
-from scaleup.model import TubeViT
-from scaleup.positions import Context
+from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, raised
+from scaleup.model.positions import Context
+from scaleup.model.trunk import Inputs, Taps, arm_inputs
+from scaleup.model.tubevit import TubeViT
 from scaleup.recipe import Input, Recipe
+from scaleup.training.cache_identity import made_of, refuse_other
 from scaleup.training.engine import World
-from scaleup.training.mix import Mix, draw_mix
-from scaleup.trunk import Inputs, Taps, arm_inputs
+from scaleup.training.mixing import Mix, draw_mix
 
 
 class Fed(NamedTuple):

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaleup.environment import environment
-from scaleup.files import write_text
-from scaleup.model import TubeViT
-from scaleup.training.models import sizes
-from scaleup.training.recent import Recent
-from scaleup.training.step import ArmTrainer
+from scaleup.common.environment import environment
+from scaleup.common.files import write_text
+from scaleup.model.tubevit import TubeViT
+from scaleup.training.arm_trainer import ArmTrainer
+from scaleup.training.head_progress import Recent
+from scaleup.training.run_models import sizes
 
 RESULT = "result.json"
 
@@ -36,7 +36,7 @@ def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path, data
     """Write the models of arms that did not diverge, and then the result, which says that the run is complete.
 
     Args:
-        data: what they were trained on, see :func:`scaleup.training.sources.lists`.
+        data: what they were trained on, see :func:`scaleup.training.run_inputs.lists`.
     """
     trunk = {"seconds": result["trunk_seconds"], **result["trunk"]}
     for name, arm in result["arms"].items():

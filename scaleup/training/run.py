@@ -9,18 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scaleup import cli
-from scaleup.clock import now
+from scaleup.cli import tool
+from scaleup.common.clock import now
 from scaleup.errors import UserError
+from scaleup.model.runtime import settle, settle_kernels
 from scaleup.recipe import Arm, Recipe, Trunk
-from scaleup.training import directory, engine, result, sources
+from scaleup.training import engine, result, run_directory, run_inputs
+from scaleup.training.arm_trainer import ArmTrainer, settled_mean, whole_step
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
-from scaleup.training.frozen import settle, settle_kernels
-from scaleup.training.metrics import Metrics
-from scaleup.training.models import models
-from scaleup.training.recent import Recent, line
-from scaleup.training.step import ArmTrainer, settled_mean, whole_step
+from scaleup.training.head_progress import Recent, line
+from scaleup.training.log import Metrics
+from scaleup.training.run_models import models
 from scaleup.training.stop import Stop, exit_code
 from scaleup.training.validation import Validation
 
@@ -44,32 +44,32 @@ def run(
         "ended", "diverged", "best_step", "valid_accuracy", "at_chance"}}}``, also written to ``result.json``. Seconds
         are means over the steps after the first few, the loss is the mean over the last tenth of them; alpha is None
         without a gate, and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
-        :func:`scaleup.training.frozen.settle`. An arm took ``steps``, and ``ended`` as
-        :class:`scaleup.training.standing.Standing` says. Where arms are validated, a model is what it was after
+        :func:`scaleup.model.runtime.settle`. An arm took ``steps``, and ``ended`` as
+        :class:`scaleup.training.arm_state.Standing` says. Where arms are validated, a model is what it was after
         ``best_step``, with ``valid_accuracy``. ``at_chance`` has the heads that learn nothing, see
-        :class:`scaleup.training.recent.Recent`. An arm that ``diverged`` at a step has no directory, and ``"exit"`` is
-        then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and the exit code
-        that says why.
+        :class:`scaleup.training.head_progress.Recent`. An arm that ``diverged`` at a step has no directory, and
+        ``"exit"`` is then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and
+        the exit code that says why.
 
     Raises:
         UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
             diverges that is no sweep's, or another rank no longer answers.
     """
-    resumes, out = directory.goes_on(recipe, overwrite), Path(recipe.out)
+    resumes, out = run_directory.goes_on(recipe, overwrite), Path(recipe.out)
     world = engine.start()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
     with ExitStack() as stack:
         stack.enter_context(world.together())
         if leads:
-            stack.enter_context(directory.held(out))
-            resumes = directory.goes_on(recipe, overwrite)  # it may have ended in the meantime
+            stack.enter_context(run_directory.held(out))
+            resumes = run_directory.goes_on(recipe, overwrite)  # it may have ended in the meantime
         checkpoint = world.first(saved.newest() if resumes and leads else None)
         training = Run(recipe, arms, checkpoint)
         stack.callback(training.close)
         if leads and not resumes:
-            directory.begin(recipe, overwrite)
-            stack.enter_context(directory.held(out))
+            run_directory.begin(recipe, overwrite)
+            stack.enter_context(run_directory.held(out))
         if leads and resumes:
             saved.clear(training.done)
             _say_resumed(training, checkpoint)
@@ -95,9 +95,9 @@ class Run:
         self.world = engine.start()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
-        self.sources, self.lists = sources.digests(recipe), sources.lists(recipe)
+        self.sources, self.lists = run_inputs.digests(recipe), run_inputs.lists(recipe)
         if checkpoint is not None:
-            sources.refuse_changed(checkpoint.state.get("sources", {}), self.sources)
+            run_inputs.refuse_changed(checkpoint.state.get("sources", {}), self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
         trunk, kernels = recipe.trunk, recipe.train.kernels
@@ -108,7 +108,7 @@ class Run:
         self.settled = self._settled(trunk)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.steps = max(trainer.steps for trainer in self.trainers.values())
-        shares, batch = sources.most_frequent(recipe), recipe.data.batch
+        shares, batch = run_inputs.most_frequent(recipe), recipe.data.batch
         self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.validation = valid and Validation(recipe, valid, self.models.values(), self.world)
@@ -142,7 +142,7 @@ class Run:
             0, or the reason of ``stop`` for which the run ended before its last step.
         """
         every, feed, reason = self.recipe.train.save_every, iter(self.feed), 0
-        with cli.progress("training", self.steps) as advance:
+        with tool.progress("training", self.steps) as advance:
             advance(self.done)
             while self.running and not reason:
                 self.feed.depths = sorted({arm.model.frozen_depth for arm in self.running.values()} - {0})

@@ -17,10 +17,11 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from scaleup import recipe, tensors
-from scaleup.backbones import Backbone
+from scaleup import recipe
+from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
-from scaleup.model import TubeViT, assemble, describe
+from scaleup.common import tensors
+from scaleup.model.tubevit import TubeViT, assemble, describe
 
 SMALL: dict[str, Any] = {"embed_dim": 64, "depth": 2, "num_heads": 4}
 TUBES = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 from families import Stored, images
 
-from scaleup import tensors
+from scaleup.common import tensors
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ import pytest
 import timm
 
 from scaleup.backbones.build import build
-from scaleup.backbones.table import table
 from scaleup.errors import UserError
+from scaleup.outputs.backbone_table import table
 
 REASONS = {
     "its windows are cut from a grid": ["swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr"],

@@ -7,7 +7,7 @@ import torch
 from clip import StoredClip
 from families import FAMILIES, Family, Stored
 
-from scaleup.export.program import Whole, traced
+from scaleup.outputs.programs import Whole, traced
 
 NAMES = [
     "open_clip:ViT-H-14",

@@ -11,7 +11,7 @@ from families import AMPLITUDE, FRAME_STRIDE, FRAMES, ROTARY, TUBES, Stored, vid
 from timm.layers import RotaryEmbeddingDinoV3, RotaryEmbeddingMixed
 from torch import Tensor, nn
 
-from scaleup.model import TubeViT
+from scaleup.model.tubevit import TubeViT
 
 
 def starts(tube: str, axis: int, length: int) -> list[int]:

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+import demo
 import scaleup
-from scaleup import demo
 
 ROW = {
     "name",

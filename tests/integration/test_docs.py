@@ -16,8 +16,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
-from scaleup import cli
-from scaleup.compose import combinations
+from scaleup.cli import tool
+from scaleup.config.compose import combinations
 from scaleup.recipe import Arm, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
         read.append(args)
         sys.exit(0)
 
-    monkeypatch.setattr(cli, "main", stop)
+    monkeypatch.setattr(tool, "main", stop)
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")

@@ -11,16 +11,16 @@ import pytest
 import started
 import torch
 
-from scaleup.checkpoint import load, load_run, save
 from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate, view_features
-from scaleup.export import export
-from scaleup.model import fresh
+from scaleup.model.pretrained import load, load_run, save
+from scaleup.model.tubevit import fresh
+from scaleup.outputs import run_records
+from scaleup.outputs.export import export
 from scaleup.recipe import Input, Recipe, sweep_arms
-from scaleup.report import facts
 from scaleup.training.run import run
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "evaluate.py")
@@ -130,7 +130,7 @@ def test_arms_in_one_pass_give_what_each_gives_alone(swept: Path, shards: Path) 
 
 def test_kernels_are_chosen_once_for_all_arms(swept: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = iter(["fast"])
-    monkeypatch.setattr("scaleup.training.frozen.choose", lambda *_: next(chosen))
+    monkeypatch.setattr("scaleup.model.runtime.choose", lambda *_: next(chosen))
     models = load_run(swept)
     evaluate(models, shards, "1x1")
     parts = [part for model in models.values() for part in (model.trunk, model.arm) if part is not None]
@@ -181,7 +181,7 @@ def test_a_recorded_evaluation_stands_on_the_card_and_in_the_report(swept: Path,
         card = (swept / arm / "README.md").read_text()
         for score in result["heads"].values():
             assert f"| {100 * score['top1']:.2f} | {100 * score['top5']:.2f} | 12 | `{result['list_sha256']}` |" in card
-    scores = facts.read(swept).scores
+    scores = run_records.read(swept).scores
     assert scores.words == f"test, 1x1 views, list {Shards.open(shards).list_sha256[:12]}"
     assert scores.arms == {arm: {h: s["top1"] for h, s in each["heads"].items()} for arm, each in arms.items()}
     for source in ("hub/id", shards / "index.json"):

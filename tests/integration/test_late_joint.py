@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 import scaleup
 from scaleup import recipe
-from scaleup.cache.make import make
 from scaleup.data.shapes import make_shapes
 from scaleup.evaluate import evaluate
-from scaleup.model import fresh
+from scaleup.model.tubevit import fresh
 from scaleup.recipe import load, sweep_arms
+from scaleup.training.cache_run import make
 from scaleup.training.run import run
-from scaleup.transplant import Options, transplant
+from scaleup.transplants.choices import Options
+from scaleup.transplants.transplant import transplant
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/sweeps/joint.yaml"

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from scaleup import launcher, recipe
+from scaleup import recipe
 from scaleup.errors import UserError
-from scaleup.groups import groups
-from scaleup.machines import spread
 from scaleup.recipe import Recipe, sweep_arms
-from scaleup.sweep import parted, sweep
+from scaleup.sweeps import launcher
+from scaleup.sweeps.groups import groups
+from scaleup.sweeps.machines import spread
+from scaleup.sweeps.sweep import parted, sweep
 from scaleup.training.run import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from scaleup import costs, recipe
-from scaleup.checkpoint import load_run
+from scaleup import recipe
 from scaleup.errors import UserError
+from scaleup.model.pretrained import load_run
 from scaleup.recipe import Arm, Recipe, sweep_arms
-from scaleup.sweep import sweep
+from scaleup.sweeps import costs
+from scaleup.sweeps.sweep import sweep
 from scaleup.training.run import Run, run
 
 Tiny = Callable[..., Recipe]

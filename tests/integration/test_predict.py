@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 import scaleup
-from scaleup import checkpoint
 from scaleup.data.augment import eval_views
 from scaleup.data.pictures import Pictures, whole
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
 from scaleup.media import expanded
-from scaleup.model import fresh
+from scaleup.model import pretrained
+from scaleup.model.tubevit import fresh
 from scaleup.recipe import Recipe
 
 predicted = partial(started.tool, "predict")
@@ -32,7 +32,7 @@ predicted = partial(started.tool, "predict")
 
 @pytest.fixture
 def model(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
-    return checkpoint.save(
+    return pretrained.save(
         fresh(tiny("model.input.fps=15").model, {"motion": CLASSES["video"]["motion"]}, 0), tmp_path / "model"
     )
 

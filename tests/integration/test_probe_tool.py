@@ -10,10 +10,10 @@ import pytest
 import started
 from PIL import Image
 
-from scaleup.checkpoint import load, save
 from scaleup.data.shapes import CLASSES
-from scaleup.model import fresh
-from scaleup.probe import probe
+from scaleup.evaluation.probe import probe
+from scaleup.model.pretrained import load, save
+from scaleup.model.tubevit import fresh
 from scaleup.recipe import Recipe
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "probe.py")

@@ -15,12 +15,13 @@ import timm
 import torch
 
 import scaleup
-from scaleup import checkpoint
-from scaleup.adapter import Adapt
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
-from scaleup.export import export, program
-from scaleup.model import fresh
+from scaleup.model import pretrained
+from scaleup.model.adapter import Adapt
+from scaleup.model.tubevit import fresh
+from scaleup.outputs import programs
+from scaleup.outputs.export import export
 from scaleup.recipe import Recipe
 
 tool = partial(started.tool, "export")
@@ -32,7 +33,7 @@ def saved(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
     described = tiny("model.positions.kind=backbone", "model.tubes.long.fold=[1,2,1]").model
     model = fresh(described, {}, 0).with_arm(2, True, CLASSES["video"])
     model.arm.gate.alpha.data += 0.5  # type: ignore[union-attr]
-    return checkpoint.save(model, tmp_path / "saved")
+    return pretrained.save(model, tmp_path / "saved")
 
 
 def samples(count: int, *shape: int) -> torch.Tensor:
@@ -110,7 +111,7 @@ def test_one_program_for_every_length_of_a_span(
 ) -> None:
     """Places of tubes are not evenly spaced, and at some lengths the last token is moved back inside."""
     described = tiny(f"model.positions.kind={kind}", f"model.tubes.long.fold={fold}").model
-    checkpoint.save(fresh(described, CLASSES["video"], 0), tmp_path / "saved")
+    pretrained.save(fresh(described, CLASSES["video"], 0), tmp_path / "saved")
     result = export(tmp_path / "saved", "torch", tmp_path / "out", frames=["8-13"])
     assert result["video_8-13_max_rel_diff"] < 1e-5
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
@@ -148,7 +149,7 @@ def test_onnxruntime_reads_every_length_of_a_span(saved: Path, tmp_path: Path) -
 def test_spans_that_do_not_fit_are_refused_with_the_reason(
     tiny: Callable[..., Recipe], tmp_path: Path, frames: str, reason: str
 ) -> None:
-    checkpoint.save(fresh(tiny("model.tubes.long.fold=[2,1,1]").model, {}, 0), tmp_path / "saved")
+    pretrained.save(fresh(tiny("model.tubes.long.fold=[2,1,1]").model, {}, 0), tmp_path / "saved")
     with pytest.raises(UserError, match=re.escape(reason)):
         export(tmp_path / "saved", "torch", tmp_path / "out", frames=[frames])
     assert not (tmp_path / "out").exists()
@@ -175,13 +176,13 @@ def test_a_program_is_compiled_ahead_of_time(saved: Path, tmp_path: Path) -> Non
 def test_a_program_that_differs_is_an_error_and_nothing_stays(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = program.FORMS["torch"]
+    honest = programs.FORMS["torch"]
 
     def careless(path: Path, names: list[str]) -> Callable:
         run = honest.read(path, names)
         return lambda pixels: {name: value + 0.01 * (name == "motion") for name, value in run(pixels).items()}
 
-    monkeypatch.setitem(program.FORMS, "torch", honest._replace(read=careless))
+    monkeypatch.setitem(programs.FORMS, "torch", honest._replace(read=careless))
     with pytest.raises(UserError, match=r"differs from it by .* of its size; allowed is 0\.0001"):
         export(saved, "torch", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"saved"}
@@ -191,22 +192,22 @@ def test_weights_beside_a_program_are_part_of_its_size(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ONNX keeps those of models above 2 GB."""
-    honest = program.FORMS["torch"]
+    honest = programs.FORMS["torch"]
 
     def write(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
         honest.write(traced, path, names)
         path.with_name(f"{path.name}.data").write_bytes(bytes(1000))
 
-    monkeypatch.setitem(program.FORMS, "torch", honest._replace(write=write))
+    monkeypatch.setitem(programs.FORMS, "torch", honest._replace(write=write))
     sizes = export(saved, "torch", tmp_path / "out")["program_bytes"]
     assert sizes == {name: (tmp_path / "out" / f"{name}.pt2").stat().st_size + 1000 for name in ("image", "video")}
 
 
 def test_an_adapter_is_merged_into_a_program(saved: Path, tmp_path: Path) -> None:
-    model = checkpoint.load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
+    model = pretrained.load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
     for parameter in model.arm.parameters():
         parameter.data += 0.1 * parameter.requires_grad
-    checkpoint.save(model, tmp_path / "adapted")
+    pretrained.save(model, tmp_path / "adapted")
     export(tmp_path / "adapted", "torch", tmp_path / "out")
     pixels = samples(2, 8, 32, 32)
     found = torch.export.load(tmp_path / "out" / "video.pt2").module()(pixels)
@@ -219,7 +220,7 @@ def test_timm_loads_the_image_model(tiny: Callable[..., Recipe], tmp_path: Path)
     described = tiny("model.positions.kind=backbone", "model.input.mean=[0.4,0.5,0.6]").model
     model = fresh(described, {}, 0).with_arm(2, False, CLASSES["video"])
     model.arm.blocks["2"].mlp.fc1.weight.data *= 1.1  # type: ignore[union-attr,operator]
-    checkpoint.save(model, tmp_path / "saved")
+    pretrained.save(model, tmp_path / "saved")
     result = export(tmp_path / "saved", "timm", tmp_path / "out")
     assert result["image_max_abs_diff"] == 0 and result["seconds"]["image"] > 0 < result["eager_seconds"]["image"]
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -234,7 +235,7 @@ def test_what_timm_cannot_hold_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=r"cannot hold this model: its gate is open \(tanh\(alpha\) = 0\.462\)"):
         export(saved, "timm", tmp_path / "out")
-    checkpoint.save(fresh(tiny().model, {}, 0), tmp_path / "small")
+    pretrained.save(fresh(tiny().model, {}, 0), tmp_path / "small")
     with pytest.raises(UserError, match=r"cannot hold this model: its positions \(cosine\) are not the backbone's own"):
         export(tmp_path / "small", "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -13,14 +13,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from scaleup import costs, report
-from scaleup.checkpoint import load_run
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
+from scaleup.model.pretrained import load_run
+from scaleup.outputs import class_report, report, run_records, svg_plots
+from scaleup.outputs.confusion import confused, confusions, recall
 from scaleup.recipe import Arm, Recipe, sweep_arms
-from scaleup.report import classes, facts, plots
-from scaleup.report.confusion import confused, confusions, recall
-from scaleup.sweep import sweep
+from scaleup.sweeps import costs
+from scaleup.sweeps.sweep import sweep
 from scaleup.training.run import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
@@ -37,7 +37,7 @@ def swept(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
 
 
 def shards_of(run: Path) -> str:
-    return facts.read(run).recipe.data.train["videos"].shards
+    return run_records.read(run).recipe.data.train["videos"].shards
 
 
 def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_words_for_confusions() -> None:
 def test_a_running_mean_is_over_a_twentieth_of_the_steps() -> None:
     values = np.random.default_rng(0).random(100).tolist()
     slow = [np.mean(values[max(0, step - 4) : step + 1]) for step in range(100)]
-    assert plots._smoothed(values) == pytest.approx(slow)
-    drawn = plots.lines("loss <1>", "loss", {"a": ([0, 1], [1.0, 2.0]), "empty": ([], [])})
+    assert svg_plots._smoothed(values) == pytest.approx(slow)
+    drawn = svg_plots.lines("loss <1>", "loss", {"a": ([0, 1], [1.0, 2.0]), "empty": ([], [])})
     assert drawn is not None and ElementTree.fromstring(drawn).get("aria-label") == "loss <1>"
-    assert plots.lines("nothing", "loss", {"empty": ([], [])}) is None
+    assert svg_plots.lines("nothing", "loss", {"empty": ([], [])}) is None
 
 
 def test_what_is_no_run_is_named_with_those_near(swept: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def parted(tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_sweep_in_parts_shows_the_curves_of_all_of_them(parted: Path, tmp_path: Path) -> None:
-    found = facts.read(parted)
+    found = run_records.read(parted)
     assert found.state == "complete, 2 steps" and list(found.arms) == ["full", "last", "gated", "depth2_lr1e-3"]
     assert all(found.series(arm, "loss")[0] == [0, 1] for arm in found.arms)
     report.write([parted], tmp_path / "page.html")
@@ -184,7 +184,7 @@ def test_a_sweep_in_parts_that_is_unfinished_says_what_there_is(parted: Path, tm
     ]
     assert "How many tokens see each pixel" in page  # the arms that are complete are there
     (second / "metrics.jsonl").unlink()
-    assert facts.read(parted).stands("gated") == "not begun"
+    assert run_records.read(parted).stands("gated") == "not begun"
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Pat
         path = swept / arm / "report.json"
         entry = {"on": on, "heads": {"motion": {"top1": 0.5}}}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluations": [entry]}))
-        scores = facts.read(swept).scores
+        scores = run_records.read(swept).scores
         assert scores.words.startswith("test, 4x3 views" if count == 3 else "validation") and len(scores.arms) == 3
     assert scores.arms["full"] == {"motion": 0.5}
 
@@ -248,7 +248,7 @@ def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:
         np.eye(25, dtype=int) * 4,
     )
     after[7] = np.roll(after[7], 1)
-    page = "".join(classes._of_head("motion", {"before": before, "after": after}, names))
+    page = "".join(class_report._of_head("motion", {"before": before, "after": after}, names))
     table, everything = page.split("<details>")
     assert table.index("<td>c07</td>") < table.index("<td>c00</td>") and "-100.0" in table
     assert table.count("<tr>") == 21 and everything.count("<tr>") == 26 and "all 25 classes" in everything

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.reproduce import page, publish, reproduce, tasks, work
-from scaleup.reproduce.desk import Desk
-from scaleup.reproduce.rehearsal import Speed
-from scaleup.reproduce.table import RANDOM, Row, Source, Table
+from reproduce import page, publish, reproduce, tasks, work
+from reproduce.desk import Desk
+from reproduce.rehearsal import Speed
+from reproduce.table import RANDOM, Row, Source, Table
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = ["train.steps=2", "train.warmup=1", "data.batch=4", "data.workers=0"]
@@ -61,7 +61,7 @@ def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path, monke
 def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, monkeypatch, capfd):
     rows = (*(Row(name, 80.0, Source("table9", arm=name)) for name in ("last1", "fc")), Row("before", None))
     table = Table("Table 0", rows, (), images=True)
-    monkeypatch.setattr("scaleup.reproduce.TABLES", {"table0": table})
+    monkeypatch.setattr("reproduce.TABLES", {"table0": table})
     monkeypatch.setattr(work, "FACTORS", (1.0,))
     monkeypatch.setattr(tasks, "rehearse", lambda _, sources: {s: Speed(s.recipe, s.arm, 0.1, 0.1) for s in sources})
     found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=32)["table0"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from scaleup.checkpoint import load
 from scaleup.evaluate import evaluate
+from scaleup.model.pretrained import load
 from scaleup.recipe import Recipe
 from scaleup.training.run import run
 

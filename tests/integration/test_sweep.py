@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scaleup.checkpoint import load, load_run
+from scaleup.checkpoint.tensor_names import named_tensors
 from scaleup.errors import UserError
-from scaleup.names import named_tensors
+from scaleup.model.pretrained import load, load_run
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training.run import models, run
 

@@ -9,7 +9,7 @@ import torch
 
 import scaleup
 from scaleup import recipe
-from scaleup.data.datasets import classes_of
+from scaleup.data.training_sets import classes_of
 from scaleup.recipe import Recipe
 from scaleup.training.run import run
 

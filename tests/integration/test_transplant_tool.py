@@ -15,8 +15,9 @@ import scaleup
 from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.errors import UserError
-from scaleup.model import fresh
-from scaleup.transplant import Options, transplant
+from scaleup.model.tubevit import fresh
+from scaleup.transplants.choices import Options
+from scaleup.transplants.transplant import transplant
 
 ROOT = Path(__file__).parents[2]
 TINY = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 
 import scaleup
-from scaleup.bench.stream import one_step
-from scaleup.bench.transplant import small_model
-from scaleup.bench.turns import python
+from bench.stream import one_step
+from bench.transplant import small_model
+from bench.turns import python
 
 TOOLS = Path(__file__).parents[2] / "tools"
 GIB = 2**30

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 import started
 
-from scaleup.checkpoint import save
 from scaleup.data.shapes import CLASSES
-from scaleup.model import fresh
+from scaleup.model.pretrained import save
+from scaleup.model.tubevit import fresh
 from scaleup.recipe import Recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaleup.places import TubeSpec
-from scaleup.positions import Relative, cosine, sample_grid
+from scaleup.model.places import TubeSpec
+from scaleup.model.positions import Relative, cosine, sample_grid
 
 
 def slow_cosine(coordinates: list[tuple[float, ...]], dim: int) -> Tensor:

@@ -9,8 +9,8 @@ import torchao.quantization  # noqa: F401
 
 from scaleup import recipe
 from scaleup.training import engine
-from scaleup.training.models import models
-from scaleup.training.step import ArmTrainer
+from scaleup.training.arm_trainer import ArmTrainer
+from scaleup.training.run_models import models
 
 
 def status(key: str) -> int:

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scaleup import config, costs, recipe
+from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.compose import combinations
+from scaleup.checkpoint import config_json
+from scaleup.config.compose import combinations
 from scaleup.data.shards import Sample, write_shards
-from scaleup.model import TubeViT
+from scaleup.model.tubevit import TubeViT
 from scaleup.recipe import Recipe
-from scaleup.training.models import outlines
-from scaleup.transplant.channels import plan_channels
-from scaleup.transplant.donor import Donor, Kernel
-from scaleup.transplant.kernels import adapted_config
+from scaleup.sweeps import costs
+from scaleup.training.run_models import outlines
+from scaleup.transplants.channels import plan_channels
+from scaleup.transplants.donor import Donor, Kernel
+from scaleup.transplants.move import adapted_config
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))
@@ -69,7 +71,7 @@ def adapt(small: list[str], large: str, kwargs: Mapping[str, object], gate_at: i
     kind = "cosine" if "pos_embed" in kwargs else "backbone"
     described = adapted_config(donor, backbone, plans, 0, {"kind": kind, "amplitude": 1.0}, gate_at)
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(config.check(described, str(out))))
+    (out / "config.json").write_text(json.dumps(config_json.check(described, str(out))))
 
 
 def rows(path: Path, scale: str) -> list[list[str]]:

@@ -13,13 +13,15 @@ from test_model import IMAGES, VIDEOS, adapted, pointers
 from torch import Tensor, nn
 
 import scaleup
-from scaleup import checkpoint, recipe, tensors
-from scaleup.adapter import KINDS, Adapt, adapted_layers
+from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.config import check
+from scaleup.checkpoint.config_json import check
+from scaleup.checkpoint.tensor_names import named_tensors
+from scaleup.common import tensors
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, fresh
-from scaleup.names import named_tensors
+from scaleup.model import pretrained
+from scaleup.model.adapter import KINDS, Adapt, adapted_layers
+from scaleup.model.tubevit import TubeViT, fresh
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -188,7 +190,7 @@ def test_peft_puts_the_adapter_on_timms_own_model(kind: str, tmp_path: Path) -> 
     """More layers than peft lists one by one, and early blocks that must stay as they are."""
     model, vit = trained(kind, frozen_depth=2, depth=9)
     before = vit(IMAGES)
-    checkpoint.save(model, tmp_path / "out")
+    pretrained.save(model, tmp_path / "out")
     directory = tmp_path / "out" / "adapter"
     found = peft.PeftModel.from_pretrained(vit, str(directory)).eval()
     assert torch.equal(found(IMAGES), model.forward_features(IMAGES))
@@ -203,7 +205,7 @@ def test_peft_puts_the_adapter_on_timms_own_model(kind: str, tmp_path: Path) -> 
 def test_peft_puts_the_adapter_on_open_clips_own_tower(kind: str, tmp_path: Path) -> None:
     template = family("open_clip:ViT-B-32").eval()
     model = scattered(template.with_arm(1, False, {}, adapt=Adapt(kind)), ".default").eval()
-    checkpoint.save(model, tmp_path / "out")
+    pretrained.save(model, tmp_path / "out")
     tower = build("open_clip:ViT-B-32", CLIP, (32, 32)).source.eval()
     tower.load_state_dict(
         {name: tensor for name, tensor in named_tensors(template).items() if name in tower.state_dict()}
@@ -239,14 +241,14 @@ def reloadable(kind: str, frozen_depth: int, directory: Path) -> TubeViT:
 @pytest.mark.parametrize(("to", "frozen_depth"), [("delta", 2), ("full", 2), ("full", 0)])
 def test_a_model_with_an_adapter_comes_back_bit_for_bit(kind: str, to: str, frozen_depth: int, tmp_path: Path) -> None:
     model = reloadable(kind, frozen_depth, tmp_path)
-    checkpoint.save(model, tmp_path / "out", to)
+    pretrained.save(model, tmp_path / "out", to)
     found = scaleup.load(tmp_path / "out")
     ours, theirs = model.state_dict(), found.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(found(VIDEOS), model(VIDEOS))
     assert found.config == model.config and found.config["adapter"] == {"kind": kind, "rank": 3, "alpha": 2.0}
     assert [t.requires_grad for t in found.parameters()] == [t.requires_grad for t in model.parameters()]
-    checkpoint.save(found, tmp_path / "again", to)
+    pretrained.save(found, tmp_path / "again", to)
     files = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {str(name) for name in files} >= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert all((tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in files)
@@ -254,14 +256,14 @@ def test_a_model_with_an_adapter_comes_back_bit_for_bit(kind: str, to: str, froz
 
 def test_a_tensor_is_stored_once(tmp_path: Path) -> None:
     model = reloadable("lora", 2, tmp_path)
-    checkpoint.save(model, tmp_path / "out", "full")
+    pretrained.save(model, tmp_path / "out", "full")
     whole, beside = (
         load_file(tmp_path / "out" / name) for name in ("model.safetensors", "adapter/adapter_model.safetensors")
     )
     assert "a lora adapter on the blocks above" in (tmp_path / "out" / "README.md").read_text()
     assert len(whole) + len(beside) == len(model.state_dict()) and len(beside) == 2 * 4 * 2
     assert load_file(tmp_path / "base.safetensors").keys() < whole.keys()  # under the library's own names
-    checkpoint.save(model, tmp_path / "delta")
+    pretrained.save(model, tmp_path / "delta")
     kept = load_file(tmp_path / "delta" / "delta.safetensors")
     assert {name.split(".")[0] for name in kept} == {"tubes", "gate", "heads"}
 
@@ -278,7 +280,7 @@ def test_a_tensor_is_stored_once(tmp_path: Path) -> None:
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(to: str, change: dict | None, words: str, tmp_path: Path) -> None:
-    checkpoint.save(reloadable("lora", 2, tmp_path), tmp_path / "out", to)
+    pretrained.save(reloadable("lora", 2, tmp_path), tmp_path / "out", to)
     path = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
     state = load_file(path)
     path.unlink()
@@ -290,7 +292,7 @@ def test_an_adapter_that_does_not_fit_is_refused(to: str, change: dict | None, w
 
 
 def test_an_adapter_that_no_config_knows_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(reloadable("lora", 2, tmp_path), tmp_path / "out", "full")
+    pretrained.save(reloadable("lora", 2, tmp_path), tmp_path / "out", "full")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": None}))
     with pytest.raises(UserError, match="unexpected base_model.model.blocks"):
@@ -317,7 +319,7 @@ def test_an_adapter_that_cannot_be_is_named(value: Any, words: str) -> None:
 
 def test_a_model_from_before_there_were_adapters_loads(tmp_path: Path) -> None:
     model = reloadable("none", 2, tmp_path)
-    checkpoint.save(model, tmp_path / "out", "full")
+    pretrained.save(model, tmp_path / "out", "full")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "adapter"}))
     assert torch.equal(scaleup.load(tmp_path / "out")(VIDEOS), model(VIDEOS))
@@ -325,7 +327,7 @@ def test_a_model_from_before_there_were_adapters_loads(tmp_path: Path) -> None:
 
 def test_a_head_and_a_tube_may_be_called_as_peft_calls_adapters(tmp_path: Path) -> None:
     template, _ = adapted(2)
-    checkpoint.save(template.with_arm(2, True, {"default": ["a", "b"]}, adapt=Adapt("lora")), tmp_path / "out", "full")
+    pretrained.save(template.with_arm(2, True, {"default": ["a", "b"]}, adapt=Adapt("lora")), tmp_path / "out", "full")
     assert "heads.default.weight" in load_file(tmp_path / "out" / "model.safetensors")
 
 

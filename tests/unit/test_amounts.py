@@ -1,6 +1,6 @@
 import pytest
 
-from scaleup.amounts import bytes_of
+from scaleup.common.units import bytes_of
 from scaleup.errors import UserError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaleup.bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
-from scaleup.bench.turns import alternated, compared, goal, python
+from bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
+from bench.turns import alternated, compared, goal, python
 from scaleup.errors import UserError
 
 
@@ -109,7 +109,7 @@ def test_a_process_that_measures_ends_with_an_interrupt() -> None:
     """``alone`` would wait for it."""
     root = Path(__file__).parents[2]
     code = (
-        "import os, signal, threading, time\nfrom scaleup.bench.alone import alone\n"
+        "import os, signal, threading, time\nfrom bench.alone import alone\n"
         "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\nalone(time.sleep, 600)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)

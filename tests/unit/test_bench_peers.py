@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaleup.bench import peers_page
-from scaleup.bench.alone import Side, alone, gflops, measured
-from scaleup.bench.ours import tubevit
-from scaleup.bench.peers import CACHED, LIVE, losses, peers, row, under_fastest
-from scaleup.bench.sides import CLASSES, PEERS, TINY
+from bench import peers_page
+from bench.alone import Side, alone, gflops, measured
+from bench.ours import tubevit
+from bench.peers import CACHED, LIVE, losses, peers, row, under_fastest
+from bench.sides import CLASSES, PEERS, TINY
 from scaleup.errors import UserError
-from scaleup.training.models import tokens
+from scaleup.training.run_models import tokens
 
 pytest.importorskip("transformers")
 TOOL = Path(__file__).parents[2] / "tools" / "bench.py"

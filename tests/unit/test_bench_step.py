@@ -4,10 +4,10 @@ from functools import partial
 
 import torch
 
-from scaleup.bench.saving import Steps, savings
-from scaleup.bench.share import trunk_share
-from scaleup.bench.turns import goal, rotated
-from scaleup.model import TubeViT, fresh
+from bench.saving import Steps, savings
+from bench.share import trunk_share
+from bench.turns import goal, rotated
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Backbone, Input, Model, Positions, Recipe, Tube
 
 

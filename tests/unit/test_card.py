@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from scaleup.card import card
-from scaleup.model import TubeViT, fresh
+from scaleup.checkpoint.card import card
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Backbone, Input, Model, Tube
 
 SHA = "ab" * 32

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import scaleup
 from scaleup import recipe as recipes
-from scaleup.checkpoint import load_run
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, fresh
+from scaleup.model.pretrained import load_run
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Recipe, sweep_arms
 from scaleup.training.run import run
 

@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import scaleup
-from scaleup import checkpoint, directory, recipe, tensors
+from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.checkpoint import load, save
-from scaleup.config import check
+from scaleup.checkpoint import model_directory
+from scaleup.checkpoint.config_json import check
+from scaleup.common import tensors
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, assemble, describe
+from scaleup.model import pretrained
+from scaleup.model.pretrained import load, save
+from scaleup.model.tubevit import TubeViT, assemble, describe
 
 KWARGS = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "drop_path_rate": 0.1}
 VIDEOS = torch.randn(1, 3, 8, 16, 24)
@@ -76,7 +79,12 @@ def test_a_model_comes_back_bit_for_bit(kind: str, positions: str, base: Path, t
     assert_same(found, model)
     assert found.config == model.config and found.report == {"tokens": 12} and not found.training
     assert [t.requires_grad for t in found.parameters()] == [t.requires_grad for t in model.parameters()]
-    files = {"config.json", "report.json", "README.md", directory.FULL if kind == "full" else directory.DELTA}
+    files = {
+        "config.json",
+        "report.json",
+        "README.md",
+        model_directory.FULL if kind == "full" else model_directory.DELTA,
+    }
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     save(found, tmp_path / "again", kind if kind == "full" else None)
     again, first = tmp_path / "again", tmp_path / "out"
@@ -90,7 +98,7 @@ def test_by_default_a_delta_is_written_where_there_is_something_to_differ_from(
 ) -> None:
     model = made(None, frozen_depth)
     model.save_pretrained(tmp_path / "out")
-    assert (tmp_path / "out" / directory.DELTA).exists() == (frozen_depth > 0)
+    assert (tmp_path / "out" / model_directory.DELTA).exists() == (frozen_depth > 0)
     assert_same(load(tmp_path / "out"), model)
 
 
@@ -98,18 +106,21 @@ def test_a_delta_holds_nothing_that_the_base_has(base: Path, tmp_path: Path) -> 
     model = made(base)
     own = {"tubes.long.weight", "tubes.long.bias", "gate.alpha", "heads.motion.weight", "heads.motion.bias"}
     save(model, tmp_path / "new", "delta")
-    assert load_file(tmp_path / "new" / directory.DELTA).keys() == own
+    assert load_file(tmp_path / "new" / model_directory.DELTA).keys() == own
     model.arm.tail.norm.bias.data[0] += 1e-6
     model.arm.blocks["3"].mlp.fc1.weight.data[0, 0] += 1e-6
     save(model, tmp_path / "trained", "delta")
-    assert load_file(tmp_path / "trained" / directory.DELTA).keys() == own | {"norm.bias", "blocks.3.mlp.fc1.weight"}
+    assert load_file(tmp_path / "trained" / model_directory.DELTA).keys() == own | {
+        "norm.bias",
+        "blocks.3.mlp.fc1.weight",
+    }
     assert_same(load(tmp_path / "trained"), model)
 
 
 def test_a_full_directory_holds_every_tensor_under_the_librarys_name(base: Path, tmp_path: Path) -> None:
     model = made(base)
     save(model, tmp_path / "out", "full")
-    found = load_file(tmp_path / "out" / directory.FULL)
+    found = load_file(tmp_path / "out" / model_directory.FULL)
     public = load_file(base)
     assert {name for name in public if not name.startswith("head.")} < found.keys()
     assert all(torch.equal(found[name], public[name]) for name in found.keys() & public.keys())
@@ -191,7 +202,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypat
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(pretrained, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
         save(made(None), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

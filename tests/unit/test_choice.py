@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.choice import choose
+from scaleup.common.model_choice import choose
 from scaleup.errors import UserError
 
 VIT = ("patch_embed.proj.weight", "cls_token", "blocks.0.attn.qkv.weight")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from scaleup import recipe
-from scaleup.compose import combinations
+from scaleup.config.compose import combinations
 from scaleup.errors import UserError
 from scaleup.recipe import Recipe
 

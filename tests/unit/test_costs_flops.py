@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaleup import costs, recipe
-from scaleup.flops import counter
+from scaleup import recipe
+from scaleup.common.flops import counter
 from scaleup.recipe import Recipe
-from scaleup.training.models import outlines
+from scaleup.sweeps import costs
 from scaleup.training.run import Run
+from scaleup.training.run_models import outlines
 
 TUBES = """
   tubes:

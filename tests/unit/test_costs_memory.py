@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scaleup import costs, recipe
+from scaleup import recipe
+from scaleup.sweeps import costs
 
 PEAK = Path(__file__).with_name("costs_peak.py")
 PAPER = """

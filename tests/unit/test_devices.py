@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scaleup.backbones.build import build
-from scaleup.model import assemble, describe
-from scaleup.positions import KINDS
+from scaleup.model.positions import KINDS
+from scaleup.model.tubevit import assemble, describe
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 TUBE = {"kernel": [8, 4, 4], "stride": [8, 8, 8], "offset": [0, 0, 0], "fold": [2, 1, 1]}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scaleup import environment
+from scaleup.common import environment
 
 
 def test_what_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaleup.eta import Rate
+from scaleup.common.eta import Rate
 
 
 class Work:

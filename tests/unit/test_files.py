@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import pytest
 
-from scaleup import files
+from scaleup.common import files
+from scaleup.common.files import locked, new_directory, sync
 from scaleup.errors import UserError
-from scaleup.files import locked, new_directory, sync
 
 
 def names(directory: Path) -> list[str]:
@@ -76,7 +76,7 @@ def test_a_kill_before_the_end_leaves_the_old_directory(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     code = (
-        "import os, signal, sys; from scaleup.files import new_directory\n"
+        "import os, signal, sys; from scaleup.common.files import new_directory\n"
         "with new_directory(sys.argv[1], overwrite=True) as d:\n"
         "    (d / 'new').write_text('new'); os.kill(os.getpid(), signal.SIGKILL)"
     )

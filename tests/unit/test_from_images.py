@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from scaleup import recipe
-from scaleup.checkpoint import load, named_tensors
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, fresh
+from scaleup.model.pretrained import load, named_tensors
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Backbone, Model, Tube
 
 HEADS = {"shape": ["disc", "ring"], "motion": ["left", "right", "up"]}

@@ -4,10 +4,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from scaleup import recipe
+from scaleup.config.grid import expand
+from scaleup.config.rules import is_name
 from scaleup.errors import UserError
-from scaleup.grid import expand
 from scaleup.recipe import Arm, Recipe
-from scaleup.rules import is_name
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 
 import scaleup
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, fresh
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Backbone, Input, Model, Tube
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
-from scaleup import kernels
-from scaleup.kernels import Fast, choose, computed
+from scaleup.model import kernels
+from scaleup.model.kernels import Fast, choose, computed
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from scaleup import recipe
-from scaleup.arm import Gate
 from scaleup.backbones.build import build
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, assemble, describe
-from scaleup.tokenizer import Preprocess
+from scaleup.model.arm import Gate
+from scaleup.model.tokenizer import Preprocess
+from scaleup.model.tubevit import TubeViT, assemble, describe
 
 KWARGS = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 VARIANTS: dict[str, dict[str, Any]] = {

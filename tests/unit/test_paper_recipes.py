@@ -10,10 +10,11 @@ from pathlib import Path
 import paper_plans as paper
 import pytest
 
-from scaleup import costs, recipe
-from scaleup.model import TubeViT
+from scaleup import recipe
+from scaleup.model.tubevit import TubeViT
 from scaleup.recipe import Recipe
-from scaleup.training.models import tokens
+from scaleup.sweeps import costs
+from scaleup.training.run_models import tokens
 
 SIDE = 0.05  # of hours that are beside the products of blocks: tokenizer, heads
 

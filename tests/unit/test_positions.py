@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from scaleup import recipe
-from scaleup.model import TubeViT, fresh
-from scaleup.places import TubeSpec
-from scaleup.positions import KINDS, Learned, Relative, cosine, sample_grid
+from scaleup.model.places import TubeSpec
+from scaleup.model.positions import KINDS, Learned, Relative, cosine, sample_grid
+from scaleup.model.tubevit import TubeViT, fresh
 
 KWARGS = {"patch_size": 8, "embed_dim": 26, "depth": 2, "num_heads": 2}
 TUBES = {

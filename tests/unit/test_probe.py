@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from scaleup import curve
-from scaleup import probe as measuring
 from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, fresh
-from scaleup.probe import Reader, probe
+from scaleup.evaluation import depth_curve
+from scaleup.evaluation import probe as measuring
+from scaleup.evaluation.probe import Reader, probe
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Input, Recipe
 
 TRAIN, TEST, DAMAGED, BATCH = 50, 30, 7, 8
@@ -200,7 +200,7 @@ def test_tokens_are_pooled_without_the_prefix_and_beside_its_first() -> None:
 )
 def test_the_suggestion_is_where_accuracy_stops_rising(accuracies: list[float], depth: int) -> None:
     rows = [{"depth": n, "accuracy": a, "standard_error": 0.03} for n, a in enumerate(accuracies)]
-    assert curve.suggested(rows) == depth
+    assert depth_curve.suggested(rows) == depth
 
 
 def test_mistakes_are_sentences(model: TubeViT, splits: tuple[Path, Path], tmp_path: Path) -> None:

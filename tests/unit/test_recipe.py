@@ -5,11 +5,11 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from scaleup import recipe
-from scaleup.compose import combinations, compose
-from scaleup.config import Config
+from scaleup.checkpoint.config_json import Config
+from scaleup.config.compose import combinations, compose
+from scaleup.config.rules import RULES
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Recipe
-from scaleup.rules import RULES
 
 OF_ALL = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in OF_ALL.rglob("*.yaml") if "paper" not in path.parts)  # those: test_paper_recipes.py

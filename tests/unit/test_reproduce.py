@@ -7,18 +7,18 @@ from dataclasses import make_dataclass, replace
 
 import pytest
 
-from scaleup import reproduce
+import reproduce
+from reproduce import DOCS, tasks, work
+from reproduce.desk import Desk, _beginnings
+from reproduce.judge import judge
+from reproduce.page import claims, document
+from reproduce.rehearsal import Speed
+from reproduce.runs import arm_name, identity
+from reproduce.table import RANDOM, Claim, Row, Source, Table
+from reproduce.tables import STAGES, TABLES, TRANSPLANTS
+from reproduce.tasks import Left
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Backbone, Model, Recipe, Train, Tube
-from scaleup.reproduce import DOCS, tasks, work
-from scaleup.reproduce.desk import Desk, _beginnings
-from scaleup.reproduce.judge import judge
-from scaleup.reproduce.page import claims, document
-from scaleup.reproduce.rehearsal import Speed
-from scaleup.reproduce.runs import arm_name, identity
-from scaleup.reproduce.table import RANDOM, Claim, Row, Source, Table
-from scaleup.reproduce.tables import STAGES, TABLES, TRANSPLANTS
-from scaleup.reproduce.tasks import Left
 
 
 def seeds(*values):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaleup.ridge import Moments, Ridge
+from scaleup.common.ridge import Moments, Ridge
 
 ROWS, D, E = 40, 5, 3
 

@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from omegaconf import OmegaConf
 
-from scaleup import tensors
+from scaleup.common import tensors
 from scaleup.errors import UserError
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)

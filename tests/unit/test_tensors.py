@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scaleup import tensors
+from scaleup.common import tensors
 from scaleup.errors import UserError
 
 STATE = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.tensor([1, 2, 3], dtype=torch.bfloat16)}

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from test_model import IMAGES, VIDEOS, adapted
 from torch import Tensor, nn
 
-from scaleup import placement
+from scaleup.backbones import placement
 from scaleup.backbones.build import build
+from scaleup.backbones.placement import BlockFile, lent, materialised
 from scaleup.errors import UserError
-from scaleup.placement import BlockFile, lent, materialised
-from scaleup.positions import Relative
-from scaleup.precision import COMPUTED_IN, cast, drift, fastest
-from scaleup.trunk import Trunk, on_meta, recast
+from scaleup.model.positions import Relative
+from scaleup.model.precision import COMPUTED_IN, cast, drift, fastest
+from scaleup.model.trunk import Trunk, on_meta, recast
 
 DEPTHS = [1, 3]
 

@@ -16,10 +16,11 @@ import torch
 
 from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.checkpoint import load, save
 from scaleup.errors import UserError
-from scaleup.model import TubeViT, assemble, describe
-from scaleup.transplant import Options, transplant
+from scaleup.model.pretrained import load, save
+from scaleup.model.tubevit import TubeViT, assemble, describe
+from scaleup.transplants.choices import Options
+from scaleup.transplants.transplant import transplant
 
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 TRIALS = 170  # of each kind of file, three kinds

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scaleup import tensors
+from scaleup.common import tensors
 from scaleup.errors import UserError
 
 STATE = {

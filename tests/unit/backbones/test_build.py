@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from scaleup import recipe, tensors
-from scaleup.backbones import ALIASES, Backbone, resolve
+from scaleup import recipe
+from scaleup.backbones.backbone import ALIASES, Backbone, resolve
 from scaleup.backbones.build import build, extended
+from scaleup.common import tensors
 from scaleup.errors import UserError
-from scaleup.model import fresh
+from scaleup.model.tubevit import fresh
 
 NAME = "timm:vit_tiny_patch16_224"
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -7,9 +7,9 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from scaleup.adapter import Adapt
 from scaleup.backbones.class_token import fits, pools_first
-from scaleup.model import TubeViT, fresh
+from scaleup.model.adapter import Adapt
+from scaleup.model.tubevit import TubeViT, fresh
 from scaleup.recipe import Backbone, Input, Model, Positions, Tube
 
 VIT, EVA, ROPE = "timm:vit_tiny_patch16_224", "timm:eva02_tiny_patch14_224", "timm:vit_pe_core_tiny_patch16_384"

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scaleup.backbones import Backbone
+from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.errors import UserError
 

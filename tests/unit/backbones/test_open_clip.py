@@ -13,12 +13,13 @@ import timm
 import torch
 from torch import Tensor
 
-from scaleup import recipe, tensors
-from scaleup.backbones import Backbone
+from scaleup import recipe
+from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
-from scaleup.checkpoint import load
+from scaleup.common import tensors
 from scaleup.errors import UserError
-from scaleup.model import fresh
+from scaleup.model.pretrained import load
+from scaleup.model.tubevit import fresh
 
 NAMES = [*clips.TOWERS, *clips.TIMM]
 

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scaleup.backbones.build import build
-from scaleup.checkpoint import load
 from scaleup.errors import UserError
-from scaleup.transplant import Options, transplant
+from scaleup.model.pretrained import load
+from scaleup.transplants.choices import Options
+from scaleup.transplants.transplant import transplant
 
 NAME, KWARGS = "timm:vit_tiny_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 SIZE, PROBE = (32, 32), "blocks.0.attn.qkv.weight"
@@ -187,7 +188,7 @@ def test_half_precision_and_shared_tensors(tmp_path: Path) -> None:
 
 def test_a_delta_knows_which_model_of_the_file_it_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scaleup import recipe
-    from scaleup.model import fresh
+    from scaleup.model.tubevit import fresh
 
     tubes = {"long": recipe.Tube([4, 4, 4], [4, 8, 8])}
     settings = recipe.Model(recipe.Backbone(NAME, KWARGS), input=recipe.Input(8, [32, 32]), tubes=tubes)
@@ -212,8 +213,8 @@ def test_a_delta_knows_which_model_of_the_file_it_is_on(tmp_path: Path, monkeypa
 
 def test_tubes_come_from_the_average_of_a_small_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from scaleup import recipe
-    from scaleup.model import fresh
-    from scaleup.transplant import donor
+    from scaleup.model.tubevit import fresh
+    from scaleup.transplants import donor
 
     tubes = {"long": recipe.Tube([4, 4, 4], [4, 8, 8])}
     settings = recipe.Model(recipe.Backbone(NAME, KWARGS), input=recipe.Input(8, [32, 32]), tubes=tubes)

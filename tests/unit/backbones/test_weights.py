@@ -17,10 +17,10 @@ from timm.models import save_for_hf
 from torch import nn
 
 from scaleup import recipe
-from scaleup.backbones import weights
+from scaleup.backbones import weight_source
 from scaleup.backbones.build import build
 from scaleup.errors import UserError
-from scaleup.model import fresh
+from scaleup.model.tubevit import fresh
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -188,7 +188,7 @@ def peak(reset: bool = False) -> int:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not say")
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_weights_are_never_in_memory_twice(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaleup.tensors.STRETCH", 2**24)
+    monkeypatch.setattr("scaleup.common.tensors.STRETCH", 2**24)
     kwargs, path = {"embed_dim": 768, "depth": 6, "num_heads": 2}, tmp_path / f"vit{suffix}"
     state = timm.create_model("test_vit", **kwargs).state_dict() | {"text": torch.zeros(2**25)}
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
@@ -245,7 +245,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(hub: Hub, monkeypatch: pytest.
 
     threading.Thread(target=refuse, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(weights, "hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.getsockname()[1]}/file")
+    monkeypatch.setattr(
+        weight_source, "hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.getsockname()[1]}/file"
+    )
     with pytest.raises(UserError, match=r"hf-hub:timm/test_vit.r160_in1k \(model.safetensors\) is not in the cache"):
         build("timm:test_vit", {}, None, "pretrained")
     server.close()

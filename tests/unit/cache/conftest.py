@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from scaleup import recipe
-from scaleup.cache.make import make
 from scaleup.recipe import Recipe
+from scaleup.training.cache_run import make
 
 
 @pytest.fixture(scope="session")

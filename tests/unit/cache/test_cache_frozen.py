@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from scaleup import checkpoint
 from scaleup import recipe as recipes
-from scaleup.cache.make import make
-from scaleup.checkpoint import load
-from scaleup.export import export
-from scaleup.model import fresh
+from scaleup.model import pretrained
+from scaleup.model.pretrained import load
+from scaleup.model.trunk import on_meta
+from scaleup.model.tubevit import fresh
+from scaleup.outputs.export import export
 from scaleup.recipe import Recipe, sweep_arms
+from scaleup.training.cache_run import make
 from scaleup.training.run import Run, run
-from scaleup.transplant import Options, transplant
-from scaleup.trunk import on_meta
+from scaleup.transplants.choices import Options
+from scaleup.transplants.transplant import transplant
 
 ARMS = "arms: {last: {frozen_depth: 2}, gated: {frozen_depth: 1, gate: true}}\n"
 
@@ -25,7 +26,7 @@ def loaded(frozen_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """A recipe that begins from the model in ``tmp_path / KIND``, a delta or all of it."""
     described = recipes.load(frozen_path, ["model.positions.kind=backbone"]).model
     for name, seed in (("small", 1), ("large", 2)):
-        checkpoint.save(fresh(described, {}, seed), tmp_path / name)
+        pretrained.save(fresh(described, {}, seed), tmp_path / name)
     transplant(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "delta", Options(gate_at=2))
     export(tmp_path / "delta", "full", tmp_path / "full")
     text = frozen_path.read_text()

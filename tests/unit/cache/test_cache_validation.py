@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.cache.make import make
 from scaleup.recipe import Recipe
+from scaleup.training.cache_run import make
 from scaleup.training.run import run
 
 KEYS = ("steps", "ended", "best_step", "valid_accuracy")

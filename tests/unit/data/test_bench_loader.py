@@ -4,11 +4,11 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from bench import videos
 from scaleup import recipe
-from scaleup.bench import videos
 from scaleup.data.decode import decode_clip
 
-bench = import_module("scaleup.bench.loader")  # the package has a function of that name
+bench = import_module("bench.loader")  # the package has a function of that name
 
 
 @pytest.fixture

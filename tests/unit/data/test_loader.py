@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from scaleup import recipe
-from scaleup.data.datasets import check_heads, classes_of
 from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample, write_shards
+from scaleup.data.training_sets import check_heads, classes_of
 from scaleup.errors import UserError
 
 INPUT = recipe.Input(frames=4, size=[16, 16], fps=15)

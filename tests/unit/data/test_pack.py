@@ -15,7 +15,7 @@ from PIL import Image
 from videos import numbered, numbers
 
 from scaleup.data import pack as packing
-from scaleup.data import partial
+from scaleup.data import unfinished
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.pack import pack
@@ -181,7 +181,7 @@ def at_work(source):
 
 
 def test_two_processes_do_not_write_the_same(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(partial, "PATIENCE", 0)
+    monkeypatch.setattr(unfinished, "PATIENCE", 0)
     listing = read_source(folder)
 
     def meanwhile(_):

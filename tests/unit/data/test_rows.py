@@ -1,8 +1,8 @@
 import pytest
 
 from scaleup.data.classes import read_classes
+from scaleup.data.lists import Row, read_rows
 from scaleup.data.sources import read_source
-from scaleup.data.table import Row, read_rows
 from scaleup.errors import UserError
 
 ROWS = {  # lists, and the pairs of path and label in them

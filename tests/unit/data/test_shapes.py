@@ -19,7 +19,7 @@ from scaleup.data.shapes import (
 )
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.model import fresh
+from scaleup.model.tubevit import fresh
 from scaleup.recipe import Backbone, Frames, Input, Model, Positions, Tube
 
 

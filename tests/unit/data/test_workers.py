@@ -14,7 +14,7 @@ from scaleup.data.workers import in_workers, stacked
 from scaleup.errors import UserError
 from scaleup.recipe import Arm, Valid
 from scaleup.training.engine import World
-from scaleup.training.models import models
+from scaleup.training.run_models import models
 from scaleup.training.validation import Validation
 
 

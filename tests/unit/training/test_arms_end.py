@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from scaleup.checkpoint import load, load_run
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import write_shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
+from scaleup.model.pretrained import load, load_run
 from scaleup.recipe import Arm, Recipe
-from scaleup.training import step
+from scaleup.training import arm_trainer
+from scaleup.training.arm_state import Standing
 from scaleup.training.run import Run, run
-from scaleup.training.standing import Standing
-from scaleup.training.state import weights
 from scaleup.training.validation import Validation
+from scaleup.training.zero_state import weights
 
 Tiny = Callable[..., Recipe]
 WILD = {"lr": 1e30, "clip": 0.0}
@@ -283,7 +283,7 @@ def test_an_arm_that_diverges_is_lost_alone(
 
 def test_arms_that_all_diverge_leave_a_result(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first step already: a gradient that is no number is seen before it becomes a model."""
-    monkeypatch.setattr(step.Engine, "step", lambda *_: float("nan"))
+    monkeypatch.setattr(arm_trainer.Engine, "step", lambda *_: float("nan"))
     recipe = tiny()
     result = run(recipe, {"one": recipe.arm, "other": recipe.arm})
     assert [arm["diverged"] for arm in result["arms"].values()] == [0, 0] and result["exit"] == 1

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaleup.training.metrics import Metrics
+from scaleup.training.log import Metrics
 
 
 def entry(step: int) -> dict:

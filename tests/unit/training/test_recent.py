@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scaleup.recipe import Recipe
-from scaleup.training.mix import Mix
-from scaleup.training.recent import Recent, line
+from scaleup.training.head_progress import Recent, line
+from scaleup.training.mixing import Mix
 from scaleup.training.run import Run
 
 SHARES = {"videos": {"shape": 1 / 8, "motion": 1 / 8}, "images": {"size": 1 / 4}}

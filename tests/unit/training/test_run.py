@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from scaleup import recipe as recipes
 from scaleup.errors import UserError
+from scaleup.model.trunk import Taps
 from scaleup.recipe import Recipe, sweep_arms
-from scaleup.training import state
-from scaleup.training.directory import held
+from scaleup.training import zero_state
 from scaleup.training.run import Run, run
-from scaleup.trunk import Taps
+from scaleup.training.run_directory import held
 
 Tiny = Callable[..., Recipe]
 
@@ -227,7 +227,7 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
 def test_a_resumed_trunk_keeps_the_precision_that_was_measured(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured again, another could be the fastest."""
     recipe, fastest = tiny("trunk.precision=auto"), iter(["bfloat16", "float32"])
-    monkeypatch.setattr("scaleup.training.frozen.fastest", lambda *_: (next(fastest), {}))
+    monkeypatch.setattr("scaleup.model.runtime.fastest", lambda *_: (next(fastest), {}))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     run(recipe, arms, stop_after=0)
     assert run(recipe, arms)["trunk"]["precision"] == "bfloat16"
@@ -283,9 +283,9 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
 def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny) -> None:
     recipe = tiny()
     trainer = Run(recipe, {"model": recipe.arm}).trainers["model"]
-    tensors = state.gather(trainer.engine, trainer.world)
+    tensors = zero_state.gather(trainer.engine, trainer.world)
     with pytest.raises(UserError, match="the checkpoint is of another model: tail.norm.weight"):
-        state.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
+        zero_state.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
 
 
 STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
@@ -341,7 +341,7 @@ def test_checkpointed_activations_change_no_bit(
 ) -> None:
     """Dropout draws the same when a block is computed again."""
     calls: list[object] = []
-    monkeypatch.setattr("scaleup.arm.checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k))
+    monkeypatch.setattr("scaleup.model.arm.checkpoint", lambda *a, **k: calls.append(a) or checkpoint(*a, **k))
     changes = [f"train.zero_stage={stage}", f"train.offload={offload}"]
     late = replace(tiny().arm, frozen_depth=1, gate=True)
     arms = {"full": tiny().arm, "lora": replace(late, adapt="lora"), "low": replace(late, precision="bfloat16")}

@@ -8,7 +8,7 @@ import pytest
 from scaleup.data.index import read_index, write_index
 from scaleup.errors import UserError
 from scaleup.recipe import Model, Recipe, load
-from scaleup.training import sources
+from scaleup.training import run_inputs
 from scaleup.training.run import run
 
 Tiny = Callable[..., Recipe]
@@ -53,14 +53,14 @@ def test_a_run_does_not_go_on_from_another_model(own: Tiny, tmp_path: Path) -> N
 
 
 def test_large_files_are_read_in_pieces_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PIECE", 10)
+    monkeypatch.setattr(run_inputs, "PIECE", 10)
     file, content = tmp_path / "a.safetensors", bytes(range(250)) * 4
     file.write_bytes(content)
-    digest = sources._files(file).hexdigest()
+    digest = run_inputs._files(file).hexdigest()
     for place in (0, 995, 528):  # in the first piece, in the last, in one between
         file.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
-        assert sources._files(file).hexdigest() != digest
+        assert run_inputs._files(file).hexdigest() != digest
     file.write_bytes(content + b"\0")
-    assert sources._files(file).hexdigest() != digest
+    assert run_inputs._files(file).hexdigest() != digest
     file.write_bytes(content)
-    assert sources._files(file).hexdigest() == digest
+    assert run_inputs._files(file).hexdigest() == digest

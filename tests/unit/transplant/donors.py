@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from scaleup import recipe
-from scaleup.model import TubeViT, fresh
+from scaleup.model.tubevit import TubeViT, fresh
 
 TUBES = {
     "long": recipe.Tube([8, 4, 4], [8, 8, 8]),

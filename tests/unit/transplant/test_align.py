@@ -16,13 +16,14 @@ from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
-from scaleup.export import export
-from scaleup.places import TubeSpec
-from scaleup.report import maps
-from scaleup.transplant import Options, transplant
-from scaleup.transplant.align import pairs
-from scaleup.transplant.donor import Kernel, read
-from scaleup.transplant.report import lines
+from scaleup.model.places import TubeSpec
+from scaleup.outputs import token_maps
+from scaleup.outputs.export import export
+from scaleup.transplants.account import lines
+from scaleup.transplants.align import pairs
+from scaleup.transplants.choices import Options
+from scaleup.transplants.donor import Kernel, read
+from scaleup.transplants.transplant import transplant
 
 D, MEAN, STD = 48, [0.2, 0.5, 0.6], [0.3, 0.2, 0.4]  # width of the large model; what the small one is fed
 GENERATOR = torch.Generator().manual_seed(0)
@@ -275,7 +276,7 @@ def test_what_makes_no_sense_is_refused(options: dict, images: Tensor | None, wo
 def test_a_page_draws_the_kernels_of_all_places(tmp_path: Path) -> None:
     """A kernel of 8 frames at 2 places, and one of 2 frames: 16 and 4 frames of which each has a column of its own."""
     model, _ = made(tmp_path, fold=(1, 2))
-    drawn = maps.kernels(model)
+    drawn = token_maps.kernels(model)
     assert list(drawn) == ["patches", "long", "wide"] and all("8 of 48 channels" in drawn[name] for name in drawn)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from scaleup.errors import UserError
-from scaleup.places import TubeSpec
-from scaleup.transplant.channels import plan_channels, preferred_folds
-from scaleup.transplant.donor import Kernel
+from scaleup.model.places import TubeSpec
+from scaleup.transplants.channels import plan_channels, preferred_folds
+from scaleup.transplants.donor import Kernel
 
 SPEC = TubeSpec("long", (8, 8, 8), (16, 32, 32))
 SIZE = (32, 224, 224)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scaleup.errors import UserError
-from scaleup.places import TubeSpec
-from scaleup.transplant.donor import LIGHTNING_TUBES, Donor, read
-from scaleup.tubes import resize_kernel
+from scaleup.model.places import TubeSpec
+from scaleup.model.tubes import resize_kernel
+from scaleup.transplants.donor import LIGHTNING_TUBES, Donor, read
 
 
 def assert_same(donor: Donor, wanted: dict[str, tuple[Tensor, Tensor]]) -> None:

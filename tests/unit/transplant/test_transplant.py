@@ -16,9 +16,10 @@ import scaleup
 from scaleup import recipe
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
-from scaleup.transplant import Options, transplant
-from scaleup.transplant.kernels import scale_tubes
-from scaleup.transplant.report import lines
+from scaleup.transplants.account import lines
+from scaleup.transplants.choices import Options
+from scaleup.transplants.move import scale_tubes
+from scaleup.transplants.transplant import transplant
 
 FOLDS = {"none": 48, "two": 24, "four": 12, "three": 16, "cut": 18, "narrow": 60}  # widths of small models for 48
 PIXELS = torch.rand(2, 3, 16, 32, 40, generator=torch.Generator().manual_seed(0))

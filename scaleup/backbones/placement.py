@@ -1,0 +1,123 @@
+"""Frozen blocks that wait on the host or in a file and come to the device one by one, the next while one computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from scaleup.common import tensors
+
+
+class BlockFile(NamedTuple):
+    """A safetensors file that holds blocks: for ``3.attn.qkv.weight`` the tensor's name in the file."""
+
+    path: str
+    names: Mapping[str, str]
+
+    def read(self, index: int, name: str) -> Tensor:
+        """A tensor of block number ``index``, as the file has it."""
+        return tensors.read_tensor(self.path, self.names[f"{index}.{name}"])
+
+    def fill(self, index: int, block: nn.Module) -> None:
+        """Give block number ``index`` the tensors that it has on the meta device, in float32."""
+        missing = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
+        read = {name: self.read(index, name).float() for name in missing}
+        block.load_state_dict(read, strict=False, assign=True)
+
+
+def materialised(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
+    """A float32 copy of a block, with all of it in memory."""
+    made = copy.deepcopy(blocks[index])
+    if file is not None:
+        file.fill(index, made)
+    return made
+
+
+def in_turn(
+    blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype
+) -> Iterator[Callable[..., Tensor]]:
+    """Blocks ready to be called, one after the other; those that are elsewhere are fetched one ahead.
+
+    A block on the meta device is read from ``file`` in precision ``dtype``, one on the host is copied to ``device``.
+    """
+    if all(_is_on(block, device) for block in blocks):
+        yield from blocks
+        return
+    fetch = partial(_fetched, blocks, device, file, dtype)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(fetch, 0)
+        for index, block in enumerate(blocks):
+            fetched = ahead.result()
+            if index + 1 < len(blocks):
+                ahead = pool.submit(fetch, index + 1)
+            yield block if fetched is None else partial(_called, block, fetched)
+
+
+def _is_on(block: nn.Module, device: torch.device) -> bool:
+    return all(parameter.device == device for parameter in block.parameters())
+
+
+def _fetched(
+    blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype, index: int
+) -> dict[str, Tensor] | None:
+    """All tensors of a block on the device; None where they are there already."""
+    block = blocks[index]
+    if _is_on(block, device):
+        return None
+    held: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    if any(tensor.is_meta for tensor in held.values()):
+        assert file is not None
+        read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in held.items()}
+        held = {name: tensor.to(dtype) for name, tensor in read.items()}
+    return _copied(held, device)
+
+
+def _copied(held: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors on the device, copied beside what it computes."""
+    if device.type == "cpu":
+        return dict(held)
+    stream, computing = torch.Stream(device), torch.accelerator.current_stream(device)
+    with stream:
+        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
+    stream.synchronize()
+    for tensor in copies.values():
+        tensor.record_stream(computing)  # its memory is not given to the next copy before the block has computed
+    return copies
+
+
+def _called(block: nn.Module, held: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
+    return functional_call(block, held, (h,), context)
+
+
+@contextmanager
+def lent(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
+    """For a while, blocks on the meta device fetch their float32 tensors whenever they are called, by whomever."""
+    handles = []
+    for index, block in enumerate(blocks):
+        empty = {name: tensor for name, tensor in block.state_dict().items() if tensor.is_meta}
+        if empty and file is not None:
+            handles += [
+                block.register_forward_pre_hook(partial(_filled, file, index)),
+                block.register_forward_hook(partial(_emptied, empty)),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _filled(file: BlockFile, index: int, block: nn.Module, _: Any) -> None:
+    file.fill(index, block)
+
+
+def _emptied(empty: Mapping[str, Tensor], block: nn.Module, *_: Any) -> None:
+    block.load_state_dict(empty, strict=False, assign=True)

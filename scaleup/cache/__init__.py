@@ -1,1 +1,0 @@
-"""Token cache: what the trunk makes of every sample, kept in shards, so that it is computed once and never again."""

@@ -1,0 +1,1 @@
+"""Model directories on disk: config.json, names of tensors, the model card. It knows no module."""

@@ -1,0 +1,125 @@
+"""The model card of a model directory, in the Hugging Face hub's conventions: metadata in YAML, and words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from scaleup.backbones.weight_source import HUB
+from scaleup.checkpoint.model_directory import stages, trained_on
+from scaleup.model.arm import alphas
+from scaleup.model.tubevit import TubeViT
+
+USE = """```python
+import scaleup
+model = scaleup.load("{this directory}")
+logits = model(x)  # x: (B, 3, T, H, W) or (B, 3, H, W), see model.preprocess
+```
+"""
+
+
+def card(model: TubeViT, kind: str, size: int) -> str:
+    """What the model is, made of, trained on and able to do, and how to load it.
+
+    Args:
+        kind: ``"delta"`` or ``"full"``.
+        size: how many numbers the directory holds.
+    """
+    parts = {
+        "Trained on": _table(("shards", "samples", "sha256 of the list"), _trained_on(model.report)),
+        "Accuracy": _table(
+            ("shards", "views", "head", "top-1 %", "top-5 %", "samples", "list"), _accuracy(model.report)
+        ),
+        "Use": USE,
+    }
+    described = "".join(f"\n## {title}\n\n{content}" for title, content in parts.items() if content)
+    return f"---\n{_metadata(model)}\n---\n{_facts(model, kind, size)}{described}"
+
+
+def _metadata(model: TubeViT) -> str:
+    backbone = model.config["backbone"]
+    results = [
+        EvalResult(
+            task_type=f"{entry['on']['modality']}-classification",
+            dataset_type=entry["on"]["shards"],
+            dataset_name=entry["on"]["shards"],
+            dataset_args={key: entry["on"][key] for key in ("views", "list_sha256")},
+            metric_type="accuracy",
+            metric_name=f"{name} of {head}",
+            metric_value=round(100 * score[key], 2),
+        )
+        for entry in model.report.get("evaluations", ())
+        for head, score in entry["heads"].items()
+        for key, name in (("top1", "top-1"), ("top5", "top-5"))
+    ]
+    data = ModelCardData(
+        library_name="scaleup",
+        pipeline_tag="video-classification",
+        tags=["tubevit", "image-classification"],
+        license=backbone["license"] if backbone["license"] != "not stated" else "unknown",
+        base_model=_hub_id(backbone),
+        model_name=f"TubeViT on {backbone['name']}" if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _hub_id(backbone: Mapping[str, Any]) -> str | None:
+    """The repository of the base on the hub, where it is one: a file of somebody's own has none."""
+    library, _, name = backbone["name"].partition(":")
+    weights = backbone["weights"] or ""
+    if weights.startswith(HUB):
+        return weights.removeprefix(HUB).partition("@")[0]
+    return f"timm/{name}" if weights == "pretrained" and library == "timm" and "." in name else None
+
+
+def _facts(model: TubeViT, kind: str, size: int) -> str:
+    config, backbone = model.config, model.config["backbone"]
+    tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube['kernel']))}" for name, tube in config["tubes"].items())
+    heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config["heads"].items())
+    lines = [f"{config['frozen_depth']} of {model.depth} blocks frozen, gate: {_gate(model)}"]
+    if config["adapter"]:
+        lines += [f"a {config['adapter']['kind']} adapter on the blocks above, in `adapter/`, for peft"]
+    lines += [f"tubes: {tubes or 'none'}", f"heads: {heads or 'none'}", *_parents(model)]
+    needs = f" It needs the base weights with sha256 `{backbone['sha256']}`." if kind == "delta" else ""
+    lines += [f"this directory is a **{kind}** of {size:,} numbers.{needs}"]
+    input = config["input"]
+    title = f"A TubeViT on `{backbone['name']}`: images {input['size']} and clips of {input['frames']} frames.\n\n"
+    return title + "".join(f"- {line}\n" for line in lines)
+
+
+def _gate(model: TubeViT) -> str:
+    gate = model.arm.gate
+    if gate is None:
+        return "no"
+    values = {name.replace("_", " "): value for name, value in alphas(gate).items() if value is not None}
+    many = "one alpha for each channel, mean " if len(values) > 1 else ""
+    return f"yes, {many}" + ", ".join(f"{name} {value:+.4f}" for name, value in values.items())
+
+
+def _parents(model: TubeViT) -> Iterator[str]:
+    found: Mapping[str, Any] = next((stage["parents"] for stage in stages(model.report) if "parents" in stage), {})
+    for role, parent in found.items():
+        sha256 = f", sha256 `{parent['sha256']}`" if parent.get("sha256") else ""
+        yield f"{'tubes of' if role == 'small' else role}: `{parent['name']}`{sha256}"
+
+
+def _trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for each, what in trained_on(report):
+        yield f"{each['shards']} ({each['modality']}s{what})", f"{each['samples']:,}", f"`{each['list_sha256']}`"
+
+
+def _accuracy(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for entry in report.get("evaluations", ()):
+        on = entry["on"]
+        for head, score in entry["heads"].items():
+            shares = (f"{100 * score[key]:.2f}" for key in ("top1", "top5"))
+            yield on["shards"], on["views"], head, *shares, f"{entry['samples']:,}", f"`{on['list_sha256']}`"
+
+
+def _table(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
+    cells = ([str(each).replace("|", r"\|") for each in row] for row in rows)
+    lines = [f"| {' | '.join(row)} |\n" for row in cells]
+    return f"| {' | '.join(header)} |\n|{'---|' * len(header)}\n{''.join(lines)}" if lines else ""

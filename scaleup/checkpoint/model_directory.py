@@ -1,0 +1,72 @@
+"""Model directories: where they are, and the files in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scaleup.backbones.weight_source import HUB, find
+from scaleup.checkpoint import config_json
+from scaleup.common import tensors
+from scaleup.errors import UserError
+from scaleup.model import adapter
+
+FULL, DELTA = "model.safetensors", "delta.safetensors"
+
+
+def local(source: str | Path) -> Path:
+    """The model directory that ``source`` names, fetched where that is a hub id; UserError if there is none."""
+    directory = Path(source)
+    if directory.is_dir():
+        return directory
+    if str(source).count("/") != 1 or directory.exists():
+        raise UserError(f"{source} is no model directory; allowed are a directory and a hub id (owner/name)")
+    place = f"{HUB}{source}"
+    try:
+        directory = find(place, ["config.json"]).parent
+        find(place, [FULL, DELTA])
+        if config_json.read(directory)["adapter"]:
+            for name in (adapter.CONFIG, adapter.WEIGHTS):
+                find(place, [f"{adapter.DIRECTORY}/{name}"])
+        return directory
+    except UserError as error:
+        raise UserError(f"there is no directory {source}; as a hub id, {error}") from error
+
+
+def read_tensors(directory: Path, waiting: Collection[str] = ()) -> dict[str, Tensor]:
+    """All tensors of a model directory, those of its adapter too; those of ``waiting`` mapped, not read."""
+    path = next((directory / name for name in (FULL, DELTA) if (directory / name).exists()), None)
+    if path is None:
+        raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
+    beside = directory / adapter.DIRECTORY / adapter.WEIGHTS
+    file = tensors.File(path)
+    wanted = [name for name in file.mapped if name not in waiting]
+    found = file.mapped | dict(zip(wanted, file.copies(wanted), strict=True))
+    return found | (tensors.read(beside)[0] if beside.exists() else {})
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """What was measured when a model was made; empty where nothing was written down."""
+    path = directory / "report.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+
+
+def stages(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The report of a model, and of each that it began from."""
+    while report:
+        yield report
+        report = report.get("began_from")
+
+
+def trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The data of a model and of each that it began from; what the tubes had learnt from elsewhere is said to be so."""
+    for stage in stages(report):
+        yield from ((each, "") for each in stage.get("data", {}).values())
+        yield from ((each, ", by the tubes") for each in stage.get("parents", {}).get("small", {}).get("data", ()))

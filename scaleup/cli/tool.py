@@ -1,0 +1,118 @@
+"""What every tool shares: errors as one sentence and exit code 2, ``--json``, progress with an ETA."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scaleup.common import causes, processes
+from scaleup.common.eta import Rate
+
+leads = os.environ.get("RANK", "0") == "0"  # of several processes, the first speaks for all
+console = Console(stderr=True)  # stdout belongs to results
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose ``--help`` ends with ``example`` and that knows ``--json``."""
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers add it; unused
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    return made
+
+
+def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:
+    """Run a tool: ``run(args)`` returns the result, ``show(result)`` prints it for people.
+
+    Exit codes: 0, or the result's ``"exit"`` where it is a dict; 2 after an error whose cause is known; 130 after
+    Ctrl-C; 1 after any other. Whatever failed, the process ends at once, and with it those that it began.
+    """
+    try:
+        with _stdout_kept_clean():
+            result = run(args)
+        if args.json and leads:
+            print(json.dumps(result))
+        elif leads:
+            show(result)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        code = 1
+        try:
+            code = _told(error)
+        finally:
+            processes.leave(code)
+    sys.exit(result.get("exit", 0) if isinstance(result, dict) else 0)
+
+
+def _told(error: BaseException) -> int:
+    """Say what failed; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    if said := causes.sentence(error):
+        return _fail(f"error: {said}", 2)
+    traceback.print_exception(error)
+    return 1
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What libraries write to stdout, from Python or C++, goes to stderr: stdout belongs to the result."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr with elapsed and remaining time; yields ``advance(steps=1, note="")``.
+
+    Off a terminal one plain line stands for every tenth part, so that logs stay short. Steps that an earlier run did
+    are given in the first call.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}"),
+        TextColumn("{task.fields[note]}"),
+    )
+    rate, tenth = Rate(), max(1, total // 10)
+    with Progress(*columns, console=console, disable=not (console.is_terminal and leads)) as bars:
+        task = bars.add_task(title, total=total, eta="", note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            before = bars.tasks[0].completed
+            rate.count(steps)
+            done = before + steps
+            eta = rate.eta(total - done)
+            bars.update(task, advance=steps, eta=eta, note=note)
+            if leads and not console.is_terminal and int(before // tenth) != int(done // tenth):
+                print(f"{title}: {done:.0f}/{total} {eta} {note}".rstrip(), file=sys.stderr)
+
+        yield advance

@@ -1,0 +1,185 @@
+"""Which model of a checkpoint is taken: trainers keep weights, their running average and a teacher side by side.
+
+A name says where a tensor is: ``state_dict_ema/module.norm.weight`` is the tensor ``module.norm.weight`` of the mapping
+``state_dict_ema``. The place of a model is what stands before the names of all its tensors.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from scaleup.cli.tool import leads
+from scaleup.errors import UserError, nearest
+
+Place = tuple[str, ...]
+
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # of a module anywhere in a model
+PREFIXES = {"module", "model", "net", "network", "backbone", "student", "teacher", "ema", "model_ema", "ema_model"}
+MAPPINGS = PREFIXES | {  # where trainers keep the tensors
+    *("state_dict", "state_dict_ema", "model_state_dict", "ema_state_dict", "model_ema_state_dict", "encoder"),
+    *("target_encoder", "params", "params_ema", "weights", "model_weights", "network_state_dict", "net_state_dict"),
+}
+PATCHES = re.compile(  # how the name of a ViT's patch embedding or class token ends; it tells where the model begins
+    r"""(?:^|[./])(?:
+    (?:(?:tokenizer[.])?stem[.]|visual[.]trunk[.])?patch_embed[.]proj(?:ection)?[.]weight
+    |(?:(?:tokenizer[.])?stem[.]|visual[.])?class_embedding
+    |(?:(?:vision_model|vit|deit|dinov2|dinov2_with_registers|dinov3_vit|beit|ijepa)[.])?embeddings[.]
+        (?:patch_embeddings[.](?:projection[.])?weight|patch_embedding[.]weight|class_embedding)
+    |preprocessor[.]patchifier[.]proj[.]weight
+    |beit3[.]vision_embed[.]proj[.]weight
+    |radio_model[.]model[.]patch_generator[.]embedder[.]weight
+    )$""",
+    re.VERBOSE,
+)
+NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|loss|criterion|metric|averaged|step|epoch|^opt$", re.IGNORECASE)
+EMA = re.compile(r"(^|_)ema(_|$)")
+TIMM = ("state_dict_ema", "model_ema", "state_dict")  # in the order in which timm's own loader takes them
+LATER = {"target": 1, "target_encoder": 1, "momentum_encoder": 1, "student": 2, "predictor": 3, "decoder": 3}
+REST = "rest"  # the model whose names have nothing before them, beside others
+SHOWN = 4  # names that a sentence lists
+
+
+class Chosen(NamedTuple):
+    """``names``: the model's tensors by their own names -> their names in the file; ``said``: what else the file holds,
+    in words, or nothing."""
+
+    names: dict[str, str]
+    said: str
+
+
+def choose(file: Path, sizes: Mapping[str, int], wanted: str | None) -> Chosen:
+    """The tensors of one model of a file.
+
+    Args:
+        sizes: the number of elements of each tensor.
+        wanted: which model, as the user says it; None for the one that is to be preferred.
+
+    Raises:
+        UserError: there is no such model, or several that cannot be told apart.
+    """
+    names = _places(file, sizes)
+    models = _models(names)
+    place = _preferred(file, models) if wanted is None else _wanted(file, names, models, wanted)
+    deeper = [each for each in models if len(each) > len(place) and _in(each, place)]
+    taken = [name for name in names if _in(name, place) and not any(_in(name, each) for each in deeper)]
+    beside = [
+        name for name in names if not any(_in(name, each) for each in (*models, place)) and sizes[names[name]] > 1
+    ]
+    said = [_taking(models, place) if wanted is None else "", _left(beside, place)]
+    own = {".".join(name[len(place) :]): names[name] for name in taken}
+    return Chosen(own, "; ".join(each for each in said if each))
+
+
+def _places(file: Path, names: Iterable[str]) -> dict[Place, str]:
+    """Names as places, without what wraps single modules."""
+    found: dict[Place, str] = {}
+    for name in names:
+        *words, last = re.split("[./]", name)
+        words = [word for word in words if word not in WRAPPERS]
+        words = [word for i, word in enumerate(words) if word != "module" or i == 0 or not words[i - 1].isdigit()]
+        if (place := (*words, last)) in found:
+            raise UserError(
+                f"{file} holds tensors of two models: {found[place]} and {name} become one name; give just one"
+            )
+        found[place] = name
+    return found
+
+
+def _in(name: Place, place: Place) -> bool:
+    return name[: len(place)] == place
+
+
+def _models(names: Mapping[Place, str]) -> list[Place]:
+    """Where models begin: before patch embeddings; where there are none, within what trainers wrap around a model."""
+    dotted = (".".join(name) for name in names)
+    begins = [name[: match.start()] for name in dotted if (match := PATCHES.search(name))]
+    if begins:
+        return [tuple(begin.split(".")) if begin else () for begin in dict.fromkeys(begins)]
+    found: list[Place] = []
+    waiting: list[Place] = [()]
+    while waiting:
+        place = waiting.pop(0)
+        inner = _wraps(names, place)
+        waiting += [(*place, word) for word in inner]
+        found += [] if inner else [place]
+    return found
+
+
+def _wraps(names: Mapping[Place, str], place: Place) -> list[str]:
+    """What trainers wrap around a model, of the words that follow a place."""
+    after = {
+        name[len(place)]: there for name, there in names.items() if _in(name, place) and len(name) > len(place) + 1
+    }
+    return [word for word, there in after.items() if word in PREFIXES or (word in MAPPINGS and f"{word}/" in there)]
+
+
+def _preferred(file: Path, models: Collection[Place]) -> Place:
+    ranks = {place: _rank(place) for place in models}
+    best = [place for place in models if ranks[place] == min(ranks.values())]
+    if len(best) > 1:
+        count, labels = "two" if len(best) == 2 else len(best), _labels(best)
+        raise UserError(f"{file} holds tensors of {count} models, {listed(labels)}; give just one: {file}:{labels[0]}")
+    return best[0]
+
+
+def _rank(place: Place) -> tuple[int, int]:
+    """The lower, the sooner it is taken: an average before a teacher before weights before a student."""
+    kinds = [word in place for word in TIMM[:2]]
+    kinds += [any(EMA.search(word) for word in place), "teacher" in place, TIMM[2] in place, True]
+    return max((LATER.get(word, 0) for word in place), default=0), kinds.index(True)
+
+
+def _wanted(file: Path, names: Mapping[Place, str], models: Collection[Place], wanted: str) -> Place:
+    words = tuple(re.split("[./]", wanted))
+    found = [place for place in models if words in [place[i : i + len(words)] for i in range(len(place))]]
+    if wanted == REST and () in models:
+        return ()
+    if not found and any(_in(name, words) and len(name) > len(words) for name in names):
+        inner = {name[len(words) :]: there for name, there in names.items() if _in(name, words) and name != words}
+        found = [(*words, *place) for place in _models(inner)]
+    if not found:
+        labels = _labels(models)
+        raise UserError(f"{file} holds no {wanted!r}; allowed are {listed(labels)}{nearest(wanted, labels)}")
+    return _preferred(file, found)
+
+
+def _labels(models: Collection[Place]) -> list[str]:
+    """The shortest words that tell the places apart."""
+    starts = [[place[:n] for n in range(1, len(place) + 1)] for place in models]
+    alone = [
+        next((s for s in of if sum(s in other for other in starts) == 1), of[-1] if of else (REST,)) for of in starts
+    ]
+    return [".".join(words) for words in alone]
+
+
+def _taking(models: Collection[Place], place: Place) -> str:
+    labels = dict(zip(models, _labels(models), strict=True))
+    if len(models) == 1:
+        return f"holds {labels[place]}, which is taken" if _rank(place)[1] < 4 or _rank(place)[0] else ""
+    other = next(label for each, label in labels.items() if each != place)
+    why = ", as timm does" if {*TIMM, "encoder"} & {*place} else ""
+    return f"holds {listed(labels.values())}; taking {labels[place]}{why}; choose with FILE:{other}"
+
+
+def _left(beside: Iterable[Place], place: Place) -> str:
+    """What of the file is no model's: its names as far as they differ from a place."""
+    tops = (name[: next((n for n, word in enumerate(name, 1) if place[n - 1 : n] != (word,)), None)] for name in beside)
+    found = dict.fromkeys(".".join(top) for top in tops if not NO_WEIGHTS.search(".".join(top)))
+    return f"{listed(found)} left out" if found else ""
+
+
+def tell(file: Path, *said: str) -> None:
+    """Say on stderr, in one line, what a file holds beside what was taken."""
+    if leads and any(said):
+        print(f"{file.name}: {'; '.join(each for each in said if each)}", file=sys.stderr)
+
+
+def listed(words: Iterable[str]) -> str:
+    """``a, b and 3 more``."""
+    words = list(words)
+    shown = words[:SHOWN] + ([f"{len(words) - SHOWN} more"] if len(words) > SHOWN else [])
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -1,0 +1,195 @@
+"""Tensors in files: read without running code, told apart by hashes of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from scaleup.common import pickles, sharded
+from scaleup.common.model_choice import choose, listed
+from scaleup.errors import UserError
+
+STRETCH = 2**26  # bytes that are copied before a file is mapped anew
+
+
+class File:
+    """Weights in a file, whose tensors are mapped, not read: a ``.safetensors`` file, a torch checkpoint, or the index
+    of several; of a file with several models, one (``FILE:teacher``).
+
+    ``mapped`` are the tensors by name, without what trainers and wrappers put around a model; ``names`` are the same
+    tensors' names in the file; ``beside`` is what is written beside them (metadata); ``said`` is what else the
+    file holds, in words. In place, tensors are not aligned, on which the last bits of what is computed
+    with them depend: compute with :meth:`copies`.
+
+    Raises:
+        UserError: the file is not there, is no checkpoint, is damaged, would run code, or does not hold one model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, wanted = split(path)
+        _refuse_other_files(self.path)
+        found, self.beside = self._map()
+        if not found:
+            raise UserError(f"{path} holds no tensors by name{_objects(self.path)}")
+        self.names, self.said = choose(self.path, {name: tensor.numel() for name, tensor in found.items()}, wanted)
+        self.mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
+
+    def copies(self, names: Iterable[str], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """Tensors in memory of their own, one after the other.
+
+        Pages of a mapped file count as memory while it is mapped: it is mapped anew from time to time.
+        """
+        mapped, taken = self.mapped, STRETCH
+        for name in names:
+            if taken >= STRETCH and self._maps:
+                found, taken = self._map()[0], 0
+                mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
+            taken += mapped[name].nbytes
+            yield mapped[name].to(dtype or mapped[name].dtype, copy=True)
+
+    @property
+    def safe(self) -> bool:
+        return self.path.name.removesuffix(sharded.ENDING).endswith(".safetensors")
+
+    @property
+    def _maps(self) -> bool:  # old torch checkpoints cannot be mapped, they are in memory
+        return self.safe or sharded.is_index(self.path) or is_zipfile(self.path)
+
+    def _map(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return _map_parts(self.path) if sharded.is_index(self.path) else _map_one(self.path)
+
+
+def split(place: str | Path) -> tuple[Path, str | None]:
+    """A file or directory, and which of the models in it is meant: ``FILE:teacher``. What is there by its name wins."""
+    head, colon, model = str(place).rpartition(":")
+    if colon and os.path.exists(head) and not os.path.exists(place):  # noqa: PTH110 - false for impossible names
+        return Path(head), model
+    return Path(place), None
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a :class:`File`, each in memory of its own, and what is written beside them."""
+    file = File(path)
+    return dict(zip(file.mapped, file.copies(file.mapped), strict=True)), file.beside
+
+
+def read_tensor(path: str | Path, name: str) -> Tensor:
+    """One tensor of a safetensors file, or of an index of several, in memory of its own: aligned, wherever it is."""
+    path = Path(path)
+    with safe_open(sharded.read(path)[name] if sharded.is_index(path) else path, framework="pt") as file:
+        return file.get_tensor(name).clone()
+
+
+def _refuse_other_files(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if re.match(rb"\s*<[!?a-z]{2}", start, re.IGNORECASE):  # "<" alone may begin the length of a header
+        raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
+    if len(start) < 64 and not sharded.is_index(path):
+        raise UserError(f"{path} has {len(start)} bytes: it is no checkpoint")
+
+
+def _map_parts(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    places, found = sharded.read(index), {}
+    for part in dict.fromkeys(places.values()):
+        _refuse_other_files(part)
+        found[part] = _map_one(part)[0]
+    sharded.refuse_misplaced(index, places, found)
+    return {name: found[part][name] for name, part in places.items()}, {}
+
+
+def _map_one(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return _map_safetensors(path) if path.suffix == ".safetensors" else _map_torch(path)
+
+
+def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def _map_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        content = pickles.load(path, maps=is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is no plain checkpoint of tensors, and loading it could run code; nothing was run"
+            f"{_objects(path)}"
+        ) from error
+    except Exception as error:  # damaged bytes make torch raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "TorchScript" in reason:
+            raise UserError(
+                f"{path} is a program (TorchScript), not a checkpoint; save its state_dict alone"
+            ) from error
+        raise UserError(f"{path} is not a whole torch checkpoint ({reason}){_objects(path)}") from error
+    beside = pickles.entries(content)
+    if beside is None:
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict{_objects(path)}")
+    return _by_name(beside), beside
+
+
+def _by_name(content: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of nested mappings, the mappings' own names before theirs: ``state_dict/module.norm.weight``."""
+    found, waiting, seen = {}, [("", content)], set()
+    while waiting:
+        before, mapping = waiting.pop(0)
+        for name, value in mapping.items():
+            if isinstance(value, Tensor):
+                found[before + name] = value
+            elif (inner := pickles.entries(value)) and id(value) not in seen:
+                seen.add(id(value))  # a file may hold a mapping twice, or within itself
+                waiting.append((f"{before}{name}/", inner))
+    return found
+
+
+def _objects(path: Path) -> str:
+    """A clause on the objects in a torch checkpoint that are neither tensors nor known."""
+    named = [] if path.suffix in (".safetensors", ".json") else pickles.foreign(path)
+    shown = [name for name in named if pickles.is_suspect(name)] or named
+    if not shown:
+        return ""
+    return (
+        f"; beside tensors it holds {listed(shown)}: save the weights alone, with "
+        "torch.save(model.state_dict(), FILE), where it was written"
+    )
+
+
+def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """sha256 of each tensor's type, shape and bytes."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing releases the interpreter's lock
+        return dict(zip(tensors, pool.map(_hash, tensors.values()), strict=True))
+
+
+def hashes_in(path: str | Path, names: Mapping[str, str], dtype: torch.dtype) -> dict[str, str]:
+    """:func:`hashes` of tensors in a safetensors file, read one at a time as ``dtype``: name -> name in the file."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda name: _hash(read_tensor(path, name).to(dtype)), names.values())
+        return dict(zip(names, found, strict=True))
+
+
+def _hash(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint(digests: Mapping[str, str]) -> str:
+    """One sha256 for a set of tensors: of their sorted names and hashes."""
+    lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,179 @@
+"""The content of a recipe file: what it is based on, the variants it offers, and changes from outside.
+
+A recipe may stand on another and offer variants of itself, in groups of which one each is chosen::
+
+    base: b.yaml                       # beside this file; what stands here is merged over it
+    variants:
+      scale:                           # scale=desk on the command line; the first is the default
+        paper: {}
+        desk: {model: {input: {size: [32, 32]}}}
+
+A variant may have variants of its own, and a group may stand in several places: its choice holds in all of them.
+Later wins: base, the file itself, its variants in their order, changes from outside. An entry of a mapping of names (a
+tube, a training set, an arm) that is null is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scaleup.config import yaml_words
+from scaleup.config.yaml_words import IsText
+from scaleup.errors import UserError, nearest
+
+NULL = ("", "~", "null", "Null", "NULL")  # YAML's words for no value, of text too
+
+KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # a.b or a[b]
+
+
+def compose(
+    path: Path,
+    overrides: Sequence[str],
+    taken: Collection[str],
+    mistakes: list[str],
+    is_text: IsText = lambda _: False,
+) -> Any:
+    """The content of the file at ``path`` with the variants and changes of ``overrides`` (key=value), plain.
+
+    Args:
+        taken: keys of a recipe, which no group may have.
+        mistakes: a sentence is added for each override that is none.
+        is_text: which settings are taken as they are written; all others are YAML.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or there is no such variant.
+    """
+    pairs = [change.partition("=") for change in overrides]
+    mistakes += [f"{change!r} is not key=value" for change in overrides if change.find("=") < 1]
+    with _readable(path):
+        content = _file(path, ())
+        groups = set(_groups(content, str(path)))
+        if both := sorted(groups & set(taken)):
+            raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, a setting of every recipe")
+        choices = {key: value for key, _, value in pairs if key in groups}
+        changes = _config({})
+        for key, equals, value in pairs:
+            if key and equals and key not in groups:
+                _change(changes, key, value, is_text, mistakes)
+        chosen = OmegaConf.merge(_chosen(content, choices, str(path)), changes)
+        return yaml_words.settled(OmegaConf.to_container(chosen, resolve=True), is_text)
+
+
+def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes: list[str]) -> None:
+    """Add one change from outside, or a sentence on why it is none."""
+    if not KEY.fullmatch(key):
+        mistakes.append(f"{key!r} is no setting's key; one is names with dots between them, such as train.steps")
+        return
+    if "${" in value or value == "???":
+        mistakes.append(f"{key}: {value!r} stands for another value, which is allowed in files alone; write that out")
+        return
+    literal = value not in NULL and is_text(re.findall(r"[^.\[\]]+", key))
+    try:
+        OmegaConf.update(changes, key, value if literal else yaml_words.read(value))
+    except YAMLError:
+        mistakes.append(f"{key}: {value!r} is not a value as YAML has them: a number, a text, [a list], {{a: mapping}}")
+
+
+def combinations(path: Path) -> list[dict[str, str]]:
+    """Every choice of variants that the file at ``path`` offers, ``{group: name}``, the default first.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    with _readable(path):
+        content = _file(path, ())
+        list(_groups(content, str(path)))  # refuses what is none
+        return _combinations(content, {})
+
+
+def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
+    made = [chosen]
+    for group, variants in _named(content.get("variants")).items():
+        made = [
+            deeper
+            for each in made
+            for name, changes in _named(variants).items()
+            if each.get(group, name) == name
+            for deeper in _combinations(changes or {}, each | {group: name})
+        ]
+    return made
+
+
+def _config(content: Any) -> Any:
+    return OmegaConf.create(content, flags={"allow_objects": True}) if isinstance(content, dict) else content
+
+
+def _named(entries: Any) -> dict[str, Any]:
+    """The entries of a mapping, or of nothing, by names as they are given from outside: in YAML 4 is a number."""
+    return {str(name): entry for name, entry in (entries or {}).items()}
+
+
+def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
+    """The content of a file over that of its base."""
+    if not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
+        raise UserError(f"no recipe at {str(path)!r}{near}" + (f"; {str(above[-1])!r} is based on it" if above else ""))
+    if path.resolve() in above:
+        raise UserError(f"the recipe {str(path)!r} is based on itself")
+    with _readable(path):
+        content = _config(yaml_words.read(path.read_text(encoding="utf-8")) or {})
+        if not isinstance(content, DictConfig):
+            raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
+        base = content.pop("base", None)
+        if base is None:
+            return content
+        merged = OmegaConf.merge(_file(path.parent / str(base), (*above, path.resolve())), content)
+        assert isinstance(merged, DictConfig)
+        return merged
+
+
+def _groups(content: Any, where: str) -> Iterator[str]:
+    """The name of every group of variants, those within variants too.
+
+    Raises:
+        UserError: variants are not mappings all the way.
+    """
+    groups = content.get("variants") or {}
+    if not isinstance(groups, DictConfig | dict) or not all(map(_mappings, groups.values())):
+        raise UserError(f"the recipe {where!r}: variants: {groups} is not a mapping of groups to names to settings")
+    for group, variants in groups.items():
+        yield str(group)
+        for changes in variants.values():
+            yield from _groups(changes or {}, where)
+
+
+def _mappings(variants: Any) -> bool:
+    """Whether these are variants: at least one name, each with settings or nothing."""
+    if not isinstance(variants, DictConfig) or not variants:
+        return False
+    return all(changes is None or isinstance(changes, DictConfig) for changes in variants.values())
+
+
+def _chosen(content: DictConfig, choices: Mapping[str, str], where: str) -> DictConfig:
+    """``content`` with the chosen variant of each group merged over it."""
+    for group, changes in _named(content.pop("variants", None)).items():
+        variants = _named(changes)
+        name = choices.get(group, next(iter(variants)))
+        if name not in variants:
+            raise UserError(f"{group}={name}: {where!r} has {', '.join(variants)}{nearest(name, variants)}")
+        content = OmegaConf.merge(content, _chosen(variants[name] or OmegaConf.create(), choices, where))  # type: ignore[assignment]
+    return content
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Inside, what YAML and OmegaConf complain of is a sentence about the file at ``path``."""
+    try:
+        yield
+    except UserError:  # is one already
+        raise
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
+        raise UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error

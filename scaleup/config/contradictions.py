@@ -1,0 +1,90 @@
+"""Mistakes of a recipe that no single value shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from scaleup.config.grid import expand
+from scaleup.recipe import Arm, Model, Recipe, Train, Trunk, schedule
+
+
+def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
+    """A clause for each; ``given`` is what was written, without defaults."""
+    yield from _in_model(recipe.model, given)
+    yield from _in_trunk(recipe.trunk, loaded=recipe.model.load is not None)
+    yield from _in_training(recipe)
+    yield from _in_names(recipe)
+    for at, arm in _arms(recipe).items():
+        yield from _in_arm(at, arm, recipe)
+        yield from _in_time(at, arm, recipe.train)
+
+
+def _in_model(model: Model, given: Any) -> Iterator[str]:
+    if model.load is not None:
+        others = [key for key in given["model"] if key != "load"]
+        yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
+    if model.backbone.weights is None and model.inflate:
+        yield "model.inflate: True takes the patches of an image model, model.backbone.weights names none"
+    if model.backbone.weights is None and (count := model.backbone.fresh_blocks):
+        yield (
+            f"model.backbone.fresh_blocks: {count} are added to a model that has weights, model.backbone.weights names "
+            "none; of one at random change the depth in model.backbone.kwargs"
+        )
+
+
+def _in_trunk(trunk: Trunk, loaded: bool) -> Iterator[str]:
+    if trunk.placement == "disk" and not loaded:
+        yield "trunk.placement: disk needs a model that is loaded (model.load), whose backbone has a file to read from"
+    if trunk.placement == "disk" and trunk.precision == "int8":
+        yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
+
+
+def _in_training(recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    if train.warmup > train.steps:
+        yield f"train.warmup: {train.warmup} is more than train.steps, {train.steps}"
+    if train.valid_every and recipe.data.valid is None:
+        yield f"train.valid_every: {train.valid_every} needs a set to validate on, data.valid"
+    for kind in [kind for kind in ("mixup", "cutmix") if recipe.trunk.cache and getattr(train, kind)]:
+        yield f"train.{kind}: pixels are mixed before the trunk, and a cache (trunk.cache) holds what comes after it"
+    if train.offload and train.zero_stage == 0:
+        yield "train.offload: True needs ZeRO, train.zero_stage is 0"
+
+
+def _in_names(recipe: Recipe) -> Iterator[str]:
+    for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
+        yield f"arms.{name}: the name is taken, a run keeps its {name} there"
+    listed = _changed(recipe.arm, recipe.arms)
+    for name, arm in _changed(recipe.arm, expand(recipe.grid)).items():
+        if same := [other for other in listed if other == name or listed[other] == arm]:
+            yield f"grid.{name}: is there as arms.{same[0]} already"
+
+
+def _arms(recipe: Recipe) -> dict[str, Arm]:
+    """All arms, by where their settings are."""
+    named = {f"arms.{name}": arm for name, arm in _changed(recipe.arm, recipe.arms).items()}
+    named |= {f"grid.{name}": arm for name, arm in _changed(recipe.arm, expand(recipe.grid)).items()}
+    return named or {"arm": recipe.arm}
+
+
+def _changed(arm: Arm, changes: Mapping[str, dict[str, Any]]) -> dict[str, Arm]:
+    return {name: replace(arm, **each) for name, each in changes.items()}
+
+
+def _in_arm(at: str, arm: Arm, recipe: Recipe) -> Iterator[str]:
+    if arm.gate and arm.frozen_depth == 0:
+        yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"
+    if recipe.trunk.cache and arm.frozen_depth == 0:
+        yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, and a cache (trunk.cache) has none"
+
+
+def _in_time(at: str, arm: Arm, train: Train) -> Iterator[str]:
+    steps, warmup = schedule(arm, train)
+    if steps > train.steps:
+        yield f"{at}.steps: {steps} is more than train.steps, {train.steps}"
+    if warmup > steps and (arm.steps, arm.warmup) != (None, None):
+        yield f"{at}.warmup: {warmup} is more than {at}.steps, {steps}"
+    if arm.patience and not train.valid_every:
+        yield f"{at}.patience: {arm.patience} counts validations, train.valid_every is 0"

@@ -1,0 +1,1 @@
+"""What a model knows: accuracy, depth profiles, predictions, and where it looks."""

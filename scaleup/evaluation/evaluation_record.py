@@ -1,0 +1,38 @@
+"""What an evaluation found, kept in the directory of the model that it is of, and shown on its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scaleup.checkpoint.card import card
+from scaleup.checkpoint.model_directory import DELTA, FULL
+from scaleup.common import tensors
+from scaleup.common.files import write_text
+from scaleup.model import adapter
+from scaleup.model.tubevit import TubeViT
+
+SET = ("shards", "modality", "list_sha256", "views", "labels")  # of a result, what it was measured on
+
+
+def record(directory: Path, model: TubeViT, result: Mapping[str, Any], how: Mapping[str, Any]) -> None:
+    """Add a result of :func:`scaleup.evaluate.evaluate` to ``report.json`` of a model directory, and to its card.
+
+    It takes the place of an earlier one on the same set in the same way.
+
+    Args:
+        how: what else tells two evaluations apart: other strides, the precision of frozen blocks.
+    """
+    path = directory / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    on = {key: result[key] for key in SET} | dict(how)
+    entry = {"on": on, "samples": result["samples"], "failures": len(result["failures"]), "heads": result["heads"]}
+    others = [each for each in report.get("evaluations", []) if each["on"] != on]
+    model.report = report | {"evaluations": [*others, entry]}
+    write_text(path, json.dumps(model.report, indent=2) + "\n")
+    kind = "full" if (directory / FULL).exists() else "delta"
+    files = [directory / (FULL if kind == "full" else DELTA), directory / adapter.DIRECTORY / adapter.WEIGHTS]
+    size = sum(each.numel() for file in files if file.exists() for each in tensors.File(file).mapped.values())
+    write_text(directory / "README.md", card(model, kind, size))

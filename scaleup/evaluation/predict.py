@@ -1,0 +1,149 @@
+"""Labels for images and videos as people have them (:mod:`scaleup.media`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scaleup.cli import tool
+from scaleup.data.augment import eval_views
+from scaleup.data.decode import BadSample
+from scaleup.data.playback import Noted, unnoted
+from scaleup.data.stream import clips
+from scaleup.errors import UserError
+from scaleup.evaluation import overlay, picture_file
+from scaleup.media import STDIN, content, expanded, kind
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import Input
+
+
+class Predictor:
+    """A model, and how its answers are told.
+
+    Args:
+        head: which of its heads answers; may be left out where there is one.
+        top: how many classes are named.
+        hop: seconds between the beginnings of two clips of a video; None: a clip's length.
+        batch: clips at a time.
+    """
+
+    def __init__(self, model: TubeViT, head: str | None, top: int, hop: float | None, batch: int) -> None:
+        self.head = model.head_name(head)
+        self.classes: list[str] = model.config["heads"][self.head]
+        self.input = Input(**model.config["input"])
+        self.hop = self.input.frames / self.input.fps if hop is None else hop
+        self.model, self.top, self.batch = model.eval(), min(top, len(self.classes)), batch
+
+    def image(self, media: bytes) -> dict[str, Any]:
+        """``{"modality", "top"}`` of an image file's content; raises BadSample."""
+        (probabilities,) = self.probabilities(eval_views(media, "image", self.input, 1, 1))
+        return {"modality": "image", "top": self.named(probabilities)}
+
+    def video(
+        self,
+        source: str | BinaryIO,
+        told: Callable[[dict[str, Any]], None] | None = None,
+        noted: Noted = unnoted,
+    ) -> dict[str, Any]:
+        """``{"modality", "top", "clips"}``: probabilities are averaged over the clips, each ``{"second", "top"}``.
+
+        Args:
+            told: is called with each clip's answer as soon as it is known; then clips are not waited for.
+            noted: is told at the end what is odd about the video.
+
+        Raises:
+            BadSample: it cannot be decoded.
+        """
+        rows, total, found = [], torch.zeros(len(self.classes)), clips(source, self.input, self.hop, noted)
+        while some := list(islice(found, 1 if told else self.batch)):
+            seconds, pixels = zip(*some, strict=True)
+            for second, probabilities in zip(seconds, self.probabilities(torch.stack(pixels)), strict=True):
+                total += probabilities
+                rows.append({"second": second, "top": self.named(probabilities)})
+                if told is not None:
+                    told(rows[-1])
+        return {"modality": "video", "top": self.named(total / len(rows)), "clips": rows}
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, T, h, w) or (B, 3, h, w) -> (B, C), on the CPU."""
+        device = next(self.model.parameters()).device
+        return self.model(self.model.preprocess(pixels.to(device)), self.head).softmax(-1).cpu()
+
+    def named(self, probabilities: Tensor) -> list[dict[str, Any]]:
+        """The likeliest classes of probabilities (C,)."""
+        best = probabilities.topk(self.top)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [{"class": self.classes[index], "probability": value} for index, value in pairs]
+
+
+def predict(predictor: Predictor, sources: Sequence[str]) -> dict[str, Any]:
+    """What is in each source; one that cannot be read is named on stderr, and the others go on.
+
+    Returns:
+        ``{"head", "files": [{"source", "modality", "top": [{"class", "probability"}], "clips"}], "failures":
+        [{"source", "reason"}], "exit"}``; exit is 1 where something failed.
+    """
+    names = expanded(sources)
+    files, failures = [], []
+    for name in _tracked(names):
+        try:
+            files.append({"source": name, **_answer(predictor, name)})
+        except BadSample as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failures.append({"source": name, "reason": str(error)})
+    return {"head": predictor.head, "files": files, "failures": failures, "exit": int(bool(failures))}
+
+
+def draw(predictor: Predictor, source: str, path: str) -> None:
+    """Write what the model looks at in one image or video to ``path``: a .png, or a .mp4.
+
+    Raises:
+        UserError: the source cannot be read, or the name of the file ends otherwise.
+    """
+    try:
+        picture_file.write(_drawn(predictor, source), path, predictor.input.fps)
+    except BadSample as error:
+        raise UserError(f"no overlay of {source!r}: {error}") from None
+
+
+def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
+    """Pictures (T, h, w, 3) of each clip, of the last those that were in none before."""
+    input, shown = predictor.input, 0
+    if kind(source) == "image":
+        pixels = eval_views(content(source), "image", input, 1, 1)[0]
+        yield overlay.overlay(predictor.model, pixels, predictor.head)
+        return
+    for second, pixels in clips(source, input, input.frames / input.fps):
+        before = shown - round(second * input.fps)
+        yield overlay.overlay(predictor.model, pixels, predictor.head)[before:]
+        shown += input.frames - before
+
+
+def _answer(predictor: Predictor, name: str) -> dict[str, Any]:
+    if kind(name) == "image":
+        return predictor.image(content(name))
+
+    def noted(note: str) -> None:
+        print(f"{name}: {note}", file=sys.stderr)
+
+    source, told = (sys.stdin.buffer, _told) if name == STDIN else (name, None)
+    return predictor.video(source, told, noted)
+
+
+def _told(clip: dict[str, Any]) -> None:
+    best = clip["top"][0]
+    print(f"{clip['second']:8.2f} s  {best['class']} {best['probability']:.1%}", file=sys.stderr)
+
+
+def _tracked(names: list[str]) -> Iterator[str]:
+    with tool.progress("predicting", len(names)) as advance:
+        for name in names:
+            yield name
+            advance(1, name)

@@ -1,0 +1,244 @@
+"""Depth profile: what a linear classifier reads from the frozen model after each block, in one pass of the trunk.
+
+Ridge regression onto one-hot targets, fitted in closed form from sums over the training samples, its penalty chosen by
+generalized cross validation on these alone (:mod:`scaleup.common.ridge`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from scaleup.checkpoint.tensor_names import public_name
+from scaleup.cli import tool
+from scaleup.common import tensors
+from scaleup.common.ridge import Affine, Moments, Ridge
+from scaleup.data.shards import Shards
+from scaleup.errors import UserError, nearest
+from scaleup.evaluate import Once, processes
+from scaleup.evaluation.depth_curve import suggested
+from scaleup.model.runtime import settle
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import Input, Trunk
+from scaleup.training.engine import World
+
+POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
+SCORED = 1000  # training samples that train_accuracy is taken on, lest memory grow with their number
+ROW = ("depth", "train_accuracy", "accuracy", "standard_error", "penalty")
+PROBED = ("backbone", "input", "frames", "tubes", "interpolate", "positions")  # what of config.json makes the tokens
+
+Features = dict[int, Tensor]  # depth -> (B, F)
+Scored = tuple[Features, dict[str, Tensor]]  # and the labels: label -> (B,)
+
+
+class Fit(NamedTuple):
+    """The classifiers of all labels at one depth, side by side, and the penalty of each."""
+
+    scores: Affine
+    penalties: list[float]
+
+
+def probe(
+    model: TubeViT,
+    train: str | Path,
+    test: str | Path,
+    labels: Sequence[str] | None = None,
+    depths: Sequence[int] | None = None,
+    views: str = "1x1",
+    batch: int = 16,
+    workers: int = 1,
+    trunk: Trunk | None = None,
+) -> dict[str, Any]:
+    """Accuracy of a linear classifier by depth: 0 is z0, which enters block 1; s is the output of block s.
+
+    Args:
+        labels: of both shard directories, all served by one pass; by default all of the training shards.
+        depths: by default all, 0 to the model's own.
+        views: clips x crops of a sample, whose features are averaged.
+        trunk: how the blocks are kept; None for float32 on the device.
+
+    Returns:
+        ``{"labels": {label: {"classes", "chance", "rows": [{"depth", "train_accuracy", "accuracy", "standard_error",
+        "penalty"}], "suggested_depth"}}, "train", "test": {"shards", "samples", "failures", "list_sha256", "views"},
+        "train_scored", "pool", "model", "trunk", "seconds"}``; accuracies are shares of 1, and that of the training
+        samples is taken on ``train_scored`` of them. For ``trunk`` see :func:`scaleup.model.runtime.settle`.
+
+    Raises:
+        UserError: a label, its classes or a depth do not fit, a split has samples of one class alone or none that can
+            be read, the model has an adapter, or an open gate below a depth that is asked for, or another rank no
+            longer answers.
+    """
+    began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), processes()
+    classes, chosen = _classes(*opened, labels), _depths(model, depths)
+    frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
+    about = _about(frozen)
+    with world.together():
+        settled = settle([frozen], trunk or Trunk(), world)
+        reader = Reader(frozen, chosen, world.device)
+        how = Input(**model.config["input"]), views, batch, workers, world
+        learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
+        moments, kept = _read(reader, learnt, classes)
+        train_summary = _summary(learnt)
+        fits = _fits(moments, classes, world)
+        train_shares, scored = _shares(fits, kept, classes, world)
+        test_shares, samples = _shares(fits, ((reader(each.pixels), each.labels) for each in tested), classes, world)
+        test_summary = _summary(tested)
+    return {
+        "labels": _curves(fits, classes, train_shares, test_shares, samples),
+        "train": train_summary,
+        "test": test_summary,
+        "train_scored": scored,
+        "pool": POOL,
+        "model": about,
+        "trunk": settled,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _curves(
+    fits: Mapping[int, Fit], classes: Mapping[str, int], train: Tensor, test: Tensor, samples: int
+) -> dict[str, Any]:
+    """The curve of each label, of shares (depths, labels) of both splits."""
+    errors, curves = (test * (1 - test) / samples).sqrt(), {}
+    for k, (label, count) in enumerate(classes.items()):
+        columns = list(fits), train[:, k].tolist(), test[:, k].tolist(), errors[:, k].tolist()
+        penalties = [fit.penalties[k] for fit in fits.values()]
+        rows = [dict(zip(ROW, row, strict=True)) for row in zip(*columns, penalties, strict=True)]
+        curves[label] = {"classes": count, "chance": 1 / count, "rows": rows, "suggested_depth": suggested(rows)}
+    return curves
+
+
+class Reader:
+    """What classifiers read: the pooled tokens of several depths of a frozen model, in one pass of its trunk."""
+
+    def __init__(self, model: TubeViT, depths: Sequence[int], device: torch.device) -> None:
+        assert model.trunk is not None
+        self.trunk, self.preprocess, self.depths, self.device = model.trunk, model.preprocess, depths, device
+        self.prefix = model.tokenizer.num_prefix_tokens
+        self.width = model.tokenizer.embed_dim * (1 + min(self.prefix, 1))
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """uint8 views (B, V, 3, ...) -> features (B, F) of each depth."""
+        x = self.preprocess(pixels.flatten(0, 1).to(self.device))
+        taps = self.trunk(x, {*self.depths} - {0} or {1})
+        tokens = {0: next(iter(taps.values())).z0} | {depth: tap.h for depth, tap in taps.items()}
+        return {depth: self.pool(tokens[depth]).unflatten(0, pixels.shape[:2]).mean(1) for depth in self.depths}
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, P+N, D) -> the mean of the tokens beside the first of the prefix, where there is one: (B, F)."""
+        return torch.cat([tokens[:, self.prefix :].mean(1), tokens[:, : min(self.prefix, 1)].flatten(1)], dim=1)
+
+
+def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[int, Moments], list[Scored]]:
+    """The sums over the training samples, and the features and labels of some batches, evenly spread."""
+    where = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which has no float64
+    moments = {depth: Moments(reader.width, sum(classes.values()), where) for depth in reader.depths}
+    every, kept = -(-len(once.shards) // SCORED), list[Scored]()
+    for number, batch in enumerate(once):
+        targets = torch.cat([one_hot(batch.labels[label], count) for label, count in classes.items()], dim=1)
+        features = reader(batch.pixels)
+        for depth, sums in moments.items():
+            sums.add(features[depth], targets)
+        if number % every == 0:
+            kept.append((features, batch.labels))
+    return moments, kept
+
+
+def _fits(moments: Mapping[int, Moments], classes: Mapping[str, int], world: World) -> dict[int, Fit]:
+    """For each depth the classifiers of all labels, every label with the penalty that suits it best."""
+    fits = {}
+    with tool.progress("fitting", len(moments)) as advance:
+        for depth, sums in moments.items():
+            _add_up(sums.gram, world)
+            ridge = Ridge(sums)
+            candidates = ridge.penalties()
+            errors = ridge.gcv(candidates).split(list(classes.values()), dim=1)
+            best = [candidates[each.sum(1).argmin()] for each in errors]
+            penalty = torch.cat([each.expand(count) for each, count in zip(best, classes.values(), strict=True)])
+            fits[depth] = Fit(ridge.solve(penalty), [each.item() for each in best])
+            advance()
+    return fits
+
+
+def _shares(
+    fits: Mapping[int, Fit], batches: Iterable[Scored], classes: Mapping[str, int], world: World
+) -> tuple[Tensor, int]:
+    """Share of the samples of all ranks that each classifier is right about (depths, labels), and their number."""
+    hits = torch.zeros(len(fits) + 1, len(classes), dtype=torch.int64)  # the last row: all samples
+    for features, labels in batches:
+        for row, (depth, fit) in enumerate(fits.items()):
+            scores = fit.scores(features[depth]).split(list(classes.values()), dim=1)
+            right = [each.argmax(1).cpu() == labels[label] for label, each in zip(classes, scores, strict=True)]
+            hits[row] += torch.stack(right).sum(1)
+        hits[-1] += len(right[0])
+    _add_up(hits, world)
+    return hits[:-1].double() / hits[-1], int(hits[-1, 0])
+
+
+def _add_up(tensor: Tensor, world: World) -> None:
+    """The sum over all ranks, in place."""
+    if world.size > 1:
+        on_host = tensor.cpu()
+        dist.all_reduce(on_host)
+        tensor.copy_(on_host)
+
+
+def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
+    """Label -> number of its classes; UserError where the two splits do not fit each other or teach nothing."""
+    for label in labels or train.classes:
+        for shards in (train, test):
+            names = shards.classes
+            if label not in names:
+                raise UserError(
+                    f"'{shards.path}' has no label {label!r}; it has {', '.join(names)}{nearest(label, names)}"
+                )
+            found = {names[label][number] for number in shards.labels[label]}
+            if len(found) < 2:
+                only = f"samples of class {found.pop()!r} alone" if found else "no samples"
+                raise UserError(f"label {label!r} of '{shards.path}' has {only}; a classifier needs two classes")
+        ours, theirs = train.classes[label], test.classes[label]
+        if ours != theirs:
+            differ = sorted(set(ours) ^ set(theirs))
+            how = f"{differ[0]!r} is in one of them alone" if differ else "they come in another order"
+            raise UserError(f"label {label!r} has other classes in '{test.path}' than in '{train.path}': {how}")
+    return {label: len(train.classes[label]) for label in labels or train.classes}
+
+
+def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
+    chosen = sorted(set(range(model.depth + 1) if depths is None else depths))
+    for depth in chosen:
+        if not 0 <= depth <= model.depth:
+            raise UserError(
+                f"depth {depth} does not fit a model of {model.depth} blocks; allowed are 0 to {model.depth}"
+            )
+    gate, below = model.arm.gate, model.frozen_depth
+    if gate is not None and gate.alpha.any() and chosen[-1] > below:
+        raise UserError(
+            f"the gate of this model is open (alpha {gate.alpha.abs().max().item():.3g}), and what a trunk without it "
+            f"gives above depth {below} is not this model's; allowed are depths 0 to {below}, or the model that its "
+            "run began from"
+        )
+    return chosen
+
+
+def _about(model: TubeViT) -> dict[str, Any]:
+    """What was probed: sha256 of the tensors of tokenizer and blocks, and what of the config makes their output."""
+    assert model.trunk is not None
+    state = model.trunk.state_dict()
+    digests = tensors.hashes({name: tensor for name, tensor in state.items() if not tensor.is_meta})
+    digests |= {name: model.base[public_name(f"trunk.{name}", model)] for name in state.keys() - digests.keys()}
+    return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: model.config[key] for key in PROBED}}
+
+
+def _summary(once: Once) -> dict[str, Any]:
+    found = once.summary()
+    if not found["samples"]:
+        raise UserError(f"none of the {len(once.shards)} samples of '{once.shards.path}' can be read")
+    return {"shards": str(once.shards.path)} | found

@@ -1,0 +1,1 @@
+"""TubeViT: tubes, positions, tokenizer, trunk, arms; saved and loaded."""

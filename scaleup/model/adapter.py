@@ -1,0 +1,161 @@
+"""Adapters on late blocks: a few numbers beside weights that stay frozen (LoRA, DoRA, (IA)^3), by peft, in its format.
+
+LoRA: Hu et al., 2021; DoRA: Liu et al., 2024; (IA)^3: Liu et al., 2022. All begin as the identity.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scaleup.common.files import let_read
+from scaleup.errors import UserError
+from scaleup.model.arm import generator_of
+
+KINDS = ("lora", "dora", "ia3")
+DIRECTORY, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # before the library's own names in a PEFT directory
+NAME = ".default"  # how peft calls an adapter without a name of its own
+
+
+class Adapt(NamedTuple):
+    """How late blocks learn: ``full``, ``none``, or by an adapter of one of KINDS; rank and alpha: LoRA and DoRA."""
+
+    kind: str = "full"
+    rank: int = 8
+    alpha: float = 16.0
+
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        """The entry in ``config.json``."""
+        return self._asdict() if self.kind in KINDS else None
+
+
+FULL = Adapt()
+
+
+class Targets(NamedTuple):
+    """Linear layers of a family's blocks, by the last part of their names; only such as are called as modules."""
+
+    lora: tuple[str, ...]  # LoRA and DoRA: all of attention and MLP
+    scaled: tuple[str, ...]  # (IA)^3 scales what these give: keys and values (queries too where they come in one)
+    fed: tuple[str, ...]  # (IA)^3 scales what these are given: the hidden layer of the MLP
+
+
+_SEPARATE = Targets(
+    ("qkv", "q_proj", "k_proj", "v_proj", "proj", "fc1", "fc1_g", "fc1_x", "fc2"), ("qkv", "k_proj", "v_proj"), ("fc2",)
+)
+_FUSED = Targets(("in_proj", "out_proj", "attn_out_proj", "mlp_out_proj"), ("in_proj",), ("out_proj", "mlp_out_proj"))
+TARGETS = {  # class of a block -> its targets
+    "Block": _SEPARATE,
+    "ParallelThingsBlock": _SEPARATE,
+    "EvaBlock": _SEPARATE,
+    "ParallelScalingBlock": _FUSED,
+    "DiffParallelScalingBlock": _FUSED,
+    # torch's own attention reads the weights of its layers and calls none of them: the MLP alone
+    "ResidualAttentionBlock": Targets(("c_fc", "c_proj"), (), ("c_proj",)),
+    "CustomResidualAttentionBlock": Targets(("out_proj", "c_fc", "c_proj"), (), ("c_proj",)),
+}
+
+
+def inject(blocks: nn.ModuleDict, adapt: Adapt, seed: int) -> None:
+    """Put fresh adapters on blocks; what is drawn depends on seed and name alone. The blocks' own weights freeze.
+
+    Raises:
+        UserError: there are no blocks, or they are of a class without targets.
+    """
+    from peft import inject_adapter_in_model  # seconds to import
+
+    names = _targets(blocks, adapt.kind)
+    inject_adapter_in_model(_peft_config(adapt, *names), blocks)
+    assert sorted(adapted_layers(blocks)) == sorted(set(names[0]))
+    for name, parameter in blocks.named_parameters():
+        if ".lora_A." in name:  # as peft draws it; lora_B is 0
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator_of(f"blocks.{name}", seed))
+
+
+def _targets(blocks: nn.ModuleDict, kind: str) -> tuple[list[str], list[str]]:
+    """Names of the layers that get an adapter, and of those among them whose input it scales."""
+    if not blocks:
+        raise UserError(f"there is no block above the trunk for a {kind} adapter; choose a smaller frozen_depth")
+    targets, fed = [], []
+    for index, block in blocks.items():
+        if (known := TARGETS.get(type(block).__name__)) is None:
+            allowed = f"adapters fit {', '.join(TARGETS)}"
+            raise UserError(
+                f"it is not known which layers of a {type(block).__name__} take a {kind} adapter; {allowed}"
+            )
+        wanted = known.scaled + known.fed if kind == "ia3" else known.lora
+        for name, layer in block.named_modules():
+            last = name.rpartition(".")[2]
+            if isinstance(layer, nn.Linear) and last in wanted and _is_called(block, name):
+                targets.append(f"{index}.{name}")
+                fed += [f"{index}.{name}"] if last in known.fed else []
+    return targets, fed
+
+
+def _is_called(block: nn.Module, name: str) -> bool:
+    """Whether a layer is called as a module: where EVA adds biases to qkv, it reads the weight and calls nothing."""
+    attention = block.get_submodule(name.rpartition(".")[0])
+    added = getattr(attention, "q_bias", None) is not None and not attention.qkv_bias_separate
+    return not (added and name.endswith("qkv"))
+
+
+def _peft_config(adapt: Adapt, targets: list[str], fed: list[str]) -> Any:
+    from peft import IA3Config, LoraConfig
+
+    if adapt.kind == "ia3":
+        return IA3Config(target_modules=targets, feedforward_modules=fed)
+    alpha: Any = adapt.alpha  # peft takes fractions too
+    return LoraConfig(r=adapt.rank, lora_alpha=alpha, target_modules=targets, use_dora=adapt.kind == "dora")
+
+
+def adapted_layers(blocks: nn.Module) -> dict[str, Any]:
+    """The layers of blocks that have an adapter, by name."""
+    return {name: module for name, module in blocks.named_modules() if hasattr(module, "get_base_layer")}
+
+
+def is_own(name: str) -> bool:
+    """Whether a tensor of an adapted block is the adapter's."""
+    return NAME in name
+
+
+def public_name(name: str) -> str:
+    """A block's tensor on disk: as peft names it where it is the adapter's, else as if there were no adapter."""
+    if not is_own(name):
+        return name.replace(".base_layer.", ".")
+    layer, _, rest = name.partition(NAME)
+    return PREFIX + layer + ("" if layer.endswith("lora_magnitude_vector") else rest)
+
+
+@torch.no_grad()
+def merge(blocks: nn.ModuleDict) -> None:
+    """Fold adapters into the weights of their layers, which must be shared with no other model."""
+    for name, layer in adapted_layers(blocks).items():
+        layer.merge()
+        blocks.set_submodule(name, layer.get_base_layer())
+    blocks.requires_grad_(True)
+
+
+def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, tensors: Mapping[str, Tensor]) -> None:
+    """Write a PEFT directory, which ``peft.PeftModel.from_pretrained`` puts on the library's own model.
+
+    Args:
+        prefix: what the library puts before a block's number.
+        tensors: the adapter's, under their names on disk.
+    """
+    layers = {prefix + name: layer for name, layer in adapted_layers(blocks).items()}
+    fed = [name for name, layer in layers.items() if getattr(layer, "is_feedforward", False)]
+    content = _peft_config(adapt, list(layers), fed).to_dict() | {"inference_mode": True}
+    content = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+    directory.mkdir(exist_ok=True)
+    (directory / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    save_file(dict(tensors), directory / WEIGHTS, {"format": "pt"})
+    let_read(directory / WEIGHTS)  # safetensors writes for the owner alone

@@ -1,0 +1,135 @@
+"""What trains: the gate of Equation 8, the late blocks, norm and pool, and a head for each dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scaleup.backbones.class_token import first_token, fits, pools_first
+from scaleup.errors import UserError
+from scaleup.model.kernels import computed
+from scaleup.model.tokenizer import Tokenizer, size_of
+from scaleup.model.trunk import Taps
+from scaleup.model.tubes import module_name
+
+Heads = Mapping[str, list[str]]  # head -> names of its classes
+
+
+class Gate(nn.Module):
+    """Equation 8: h + tanh(alpha) z0, closed at first (alpha = 0).
+
+    alpha is one number, the paper's, or ``channels`` of them: one for each channel of the tokens.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(channels))
+
+    @classmethod
+    def of(cls, kind: bool | str, embed_dim: int) -> Gate | None:
+        """What ``gate`` means in a recipe or a ``config.json``, for tokens of this width; None: no gate."""
+        return cls(embed_dim if kind == "channel" else 1) if kind else None
+
+    def forward(self, h: Tensor, z0: Tensor) -> Tensor:
+        return h + self.alpha.tanh().to(z0.dtype) * z0
+
+    def begin_as(self, other: Gate) -> None:
+        """Let through what another gate does; its one alpha may become that of every channel.
+
+        Raises:
+            UserError: the other one has an alpha for each channel, and this one has not.
+        """
+        if len(other.alpha) > len(self.alpha):
+            raise UserError(
+                f"the gate of this model has an alpha for each of {len(other.alpha)} channels, and an arm can only "
+                "train that further; allowed are gate: channel, and gate: false"
+            )
+        with torch.no_grad():
+            self.alpha.copy_(other.alpha)
+
+
+def alphas(gate: Gate | None) -> dict[str, float | None]:
+    """What is logged of a gate: ``alpha``; where each channel has one their mean, and ``alpha_largest`` in size."""
+    if gate is None:
+        return {"alpha": None}
+    mean: dict[str, float | None] = {"alpha": gate.alpha.mean().item()}
+    return mean if len(gate.alpha) == 1 else mean | {"alpha_largest": gate.alpha.abs().max().item()}
+
+
+class Arm(nn.Module):
+    """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
+
+    ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels``
+    says how products are computed (:mod:`scaleup.model.kernels`).
+    """
+
+    grad_checkpointing, kernels = False, "library"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        gate: Gate | None,
+        first: int,
+        blocks: list[nn.Module],
+        tail: Any,
+        heads: Heads,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.gate = gate
+        self.blocks = nn.ModuleDict({str(first + index): block for index, block in enumerate(blocks)})
+        self.tail = tail
+        self.heads = nn.ModuleDict()
+        for name, classes in heads.items():
+            self.heads[module_name("a head", name)] = nn.Linear(tail.embed_dim, len(classes))
+
+    def features(self, inputs: Tensor | Taps) -> Tensor:
+        """Taps, or pixels where nothing is frozen, -> pooled features (B, D)."""
+        if isinstance(inputs, Tensor):
+            assert self.tokenizer is not None
+            z0 = self.tokenizer(inputs)
+            inputs = Taps(z0, z0, self.tokenizer.context(size_of(inputs)))
+        h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
+        for index, block in self.blocks.items():
+            call, context = self._call(index, block), inputs.context.at(int(index))
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                h = checkpoint(call, h, use_reentrant=False, **context)  # type: ignore[call-overload]
+            else:
+                h = call(h, **context)
+        return self.tail(h)
+
+    def _call(self, index: str, block: nn.Module) -> Callable[..., Tensor]:
+        """How a block is called: the last one for the class token alone where the tail reads no other."""
+        last = index == list(self.blocks)[-1]
+        alone = last and self.kernels != "library" and pools_first(self.tail) and fits(block)
+        return computed(partial(first_token, block) if alone else block, self.kernels)
+
+    def train(self, mode: bool = True) -> Arm:
+        """Blocks of which nothing trains stay in eval mode, as the trunk does."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.blocks.parameters()):
+            self.blocks.train(False)
+        return self
+
+    def forward(self, inputs: Tensor | Taps, head: str) -> Tensor:
+        """Logits of one head: (B, C)."""
+        return self.heads[head](self.features(inputs))
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """Random numbers that depend on (seed, name) alone, so that an arm begins alike in whichever company it trains."""
+    return torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
+
+
+def init_head(head: nn.Module, name: str, seed: int) -> None:
+    """Fan-in initialisation of a classifier from (seed, name) alone, zero bias."""
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        drawn = torch.randn(head.weight.shape, generator=generator_of(name, seed))
+        head.weight.copy_(drawn * head.in_features**-0.5)
+        head.bias.zero_()

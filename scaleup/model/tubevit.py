@@ -1,0 +1,244 @@
+"""The model: tokenizer, trunk (frozen) and arm (what trains). One class for small joint models and adapted ViTs.
+
+x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z0, blocks[s:], norm, pool, heads
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scaleup.backbones.backbone import Backbone
+from scaleup.backbones.build import build, extended
+from scaleup.backbones.placement import BlockFile, materialised
+from scaleup.checkpoint.config_json import FORMAT
+from scaleup.errors import UserError, nearest
+from scaleup.model import adapter
+from scaleup.model.adapter import FULL, Adapt
+from scaleup.model.arm import Arm, Gate, Heads, init_head
+from scaleup.model.inflation import inflate
+from scaleup.model.tokenizer import Preprocess, Tokenizer
+from scaleup.model.trunk import Taps, Trunk, arm_inputs, on_meta
+from scaleup.recipe import Model
+
+
+class TubeViT(nn.Module):
+    """An image ViT that understands videos. Frozen below block ``frozen_depth``; what trains is in ``arm``.
+
+    Args:
+        config: plain dict, the content of ``config.json``.
+        tokenizer, blocks, tail: the parts; all blocks, frozen or not.
+        block_prefix: what the backbone's library puts before a block's number in the names of its tensors.
+        file: where the weights of those frozen blocks are that are on the meta device.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tokenizer: Tokenizer,
+        blocks: list[nn.Module],
+        tail: nn.Module,
+        block_prefix: str = "blocks.",
+        file: BlockFile | None = None,
+    ) -> None:
+        super().__init__()
+        self.block_prefix = block_prefix
+        depth, frozen = len(blocks), config["frozen_depth"]
+        if not 0 <= frozen <= depth:
+            raise UserError(f"frozen_depth {frozen} does not fit a model of {depth} blocks; allowed are 0 to {depth}")
+        if config["gate"] and not frozen:
+            raise UserError("a gate needs frozen blocks below it; with frozen_depth 0 set gate: false")
+        self.config, self.depth, self.frozen_depth = config, depth, frozen
+        self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
+        self.report: dict[str, Any] = {}  # what was measured when the model was made
+        self.preprocess = Preprocess(**config["input"])
+        self.trunk = Trunk(tokenizer, blocks[:frozen], file) if frozen else None
+        own_tokenizer = None if frozen else tokenizer
+        gate = Gate.of(config["gate"], tokenizer.embed_dim)
+        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config["heads"])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.trunk.tokenizer if self.trunk is not None else self.arm.tokenizer  # type: ignore[return-value]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks, frozen ones first."""
+        return [*(self.trunk.blocks if self.trunk is not None else ()), *self.arm.blocks.values()]
+
+    def tokenize(self, x: Tensor) -> Tensor:
+        """z0 (B, P+N, D) of normalised images (B, 3, H, W) or videos (B, 3, T, H, W); prefix tokens first."""
+        return self.tokenizer(self._checked(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pooled features (B, D)."""
+        return self.arm.features(self.arm_inputs(self._checked(x)))
+
+    def forward(self, x: Tensor, head: str | None = None) -> Tensor:
+        """Logits (B, C) of a head, which may be left out where there is just one."""
+        name = self.head_name(head)
+        return self.arm.heads[name](self.forward_features(x))
+
+    def arm_inputs(self, x: Tensor) -> Tensor | Taps:
+        """What the arm is fed for x: the trunk's taps, or x itself where nothing is frozen."""
+        return arm_inputs(self.trunk, x, [self.frozen_depth])[self.frozen_depth]
+
+    def with_arm(
+        self, frozen_depth: int, gate: bool | str, heads: Heads, seed: int = 0, adapt: Adapt = FULL
+    ) -> TubeViT:
+        """The same model frozen elsewhere; what is frozen is shared with this one (no copy), what trains is its own.
+
+        Heads that this model has with the same classes are copied, and so is its adapter; others are drawn from (seed,
+        name) alone, so that an arm begins alike in whichever company it trains. This model serves as the template and
+        must not be trained.
+
+        Raises:
+            UserError: the depth does not fit, or the adapter or the gate, or this model has another one.
+        """
+        self._refuse_other_adapter(frozen_depth, adapt)
+        config = copy.deepcopy(self.config) | {
+            "frozen_depth": frozen_depth,
+            "gate": gate,
+            "adapter": adapt.adapter,
+            "heads": {name: list(classes) for name, classes in heads.items()},
+        }
+        tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
+        file = self.trunk.file if self.trunk is not None else None
+        late = [self._in_memory(index) for index in range(self.depth)[frozen_depth:]]
+        blocks = [*self.blocks[:frozen_depth], *self._copied(late, adapt)]
+        made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix, file)
+        made.base = self.base
+        made.report = {name: each for name, each in self.report.items() if name != "evaluations"}  # it is another model
+        if adapt.adapter and not self.config["adapter"]:
+            adapter.inject(made.arm.blocks, adapt, seed)
+        for name, parameter in made.arm.named_parameters():
+            parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or adapter.is_own(name))
+        for name, head in made.arm.heads.items():
+            if self.config["heads"].get(name) == config["heads"][name]:
+                head.load_state_dict(self.arm.heads[name].state_dict())
+            else:
+                init_head(head, name, seed)
+        if made.arm.gate is not None and self.arm.gate is not None:
+            made.arm.gate.begin_as(self.arm.gate)
+        return made
+
+    def _refuse_other_adapter(self, frozen_depth: int, adapt: Adapt) -> None:
+        own = self.config["adapter"]
+        if own is not None and (own, self.frozen_depth) != (adapt.adapter, frozen_depth):
+            raise UserError(
+                f"this model has a {own['kind']} adapter (rank {own['rank']}, alpha {own['alpha']:g}) above "
+                f"{self.frozen_depth} frozen blocks, and an arm can only train that one further; merge it to begin "
+                "anew (tools/export.py --merge)"
+            )
+
+    def _in_memory(self, index: int) -> nn.Module:
+        """A block with its weights, which may be in a file."""
+        if self.trunk is None or index >= self.frozen_depth or not on_meta(self.blocks[index]):
+            return self.blocks[index]
+        return materialised(self.trunk.blocks, index, self.trunk.file)
+
+    def place(self, device: torch.device, placement: str = "device") -> TubeViT:
+        """Move to a device all but the frozen blocks that wait on the host or in a file."""
+        self.arm.to(device)
+        if self.trunk is not None:
+            self.trunk.place(device, placement)
+        return self
+
+    @staticmethod
+    def _copied(blocks: list[nn.Module], adapt: Adapt) -> list[nn.Module]:
+        """Late blocks of an arm's own, which share the parameters that stay frozen."""
+        shared = [] if adapt.kind == "full" else [pair for block in blocks for pair in block.named_parameters()]
+        return copy.deepcopy(blocks, {id(tensor): tensor for name, tensor in shared if not adapter.is_own(name)})
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a model directory; see :func:`scaleup.model.pretrained.save`."""
+        from scaleup.model.pretrained import (
+            save,  # checkpoint reads models, so it is imported by what it reads only here
+        )
+
+        save(self, directory, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> TubeViT:
+        """A model directory or a hub id -> the model in eval mode; see :func:`scaleup.model.pretrained.load`."""
+        from scaleup.model.pretrained import load
+
+        return load(source, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub, as ``owner/name``; see :func:`scaleup.checkpoint.hub.push`."""
+        from scaleup.checkpoint.hub import push
+
+        return push(self, repo_id, **options)
+
+    def head_name(self, head: str | None) -> str:
+        """The head that is meant, which may be left out where there is just one; UserError if it is not there."""
+        heads = list(self.arm.heads)
+        if head is None and len(heads) == 1:
+            return heads[0]
+        if head not in heads:
+            asked = "no head was named" if head is None else f"there is no head {head!r}"
+            raise UserError(
+                f"{asked}; this model has {', '.join(map(repr, heads)) or 'none'}{nearest(head or '', heads)}"
+            )
+        return head
+
+    def _checked(self, x: Tensor) -> Tensor:
+        height, width = self.preprocess.size
+        if x.dim() not in (4, 5) or x.shape[1] != 3 or x.shape[-2:] != (height, width):
+            allowed = f"(B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
+            raise UserError(f"input of shape {tuple(x.shape)}; allowed are {allowed}")
+        return x
+
+
+def describe(backbone: Backbone, seed: int, **parts: Any) -> dict[str, Any]:
+    """The content of ``config.json``; ``parts`` are its keys input, frames, tubes, positions and so on."""
+    entry = {key: getattr(backbone, key) for key in ("name", "kwargs", "weights", "license")}
+    return {
+        "format": FORMAT,
+        "backbone": entry | {"seed": seed, "sha256": None},
+        "interpolate": None,
+        "frozen_depth": 0,
+        "gate": False,
+        "adapter": None,
+        "heads": {},
+    } | parts
+
+
+def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
+    """The model that a recipe describes, everything that is not loaded drawn from ``seed``."""
+    entry, positions = recipe.backbone, recipe.positions
+    kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
+    backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
+    if entry.fresh_blocks:
+        backbone = extended(backbone, entry.fresh_blocks, seed)
+    described = describe(
+        backbone,
+        seed,
+        tubes={name: asdict(tube) for name, tube in recipe.tubes.items()},
+        interpolate=recipe.interpolate,
+        heads={name: list(classes) for name, classes in heads.items()},
+        **{key: asdict(getattr(recipe, key)) for key in ("input", "frames", "positions")},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = assemble(described, backbone, seed)
+    if recipe.inflate:
+        inflate(model.tokenizer.tubes, backbone)
+    return model
+
+
+def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:
+    """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
+    tokenizer = Tokenizer(config, backbone)
+    model = TubeViT(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, backbone.block_file())
+    for name, head in model.arm.heads.items():
+        init_head(head, name, seed)
+    if config["adapter"]:
+        adapter.inject(model.arm.blocks, Adapt(**config["adapter"]), seed)
+    return model

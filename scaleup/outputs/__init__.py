@@ -1,0 +1,1 @@
+"""What leaves the toolkit: exported models, report pages, tables."""

@@ -1,0 +1,175 @@
+"""A model as programs that need no code of ours: torch.export, ONNX, and compiled ahead of time (AOTInductor)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scaleup.errors import UserError
+from scaleup.model.tubevit import TubeViT
+from scaleup.outputs.parity import difference, largest, medians
+from scaleup.outputs.program_lengths import Ends, programs
+from scaleup.transplants.measure import natural_clip
+
+BATCH = torch.export.Dim("batch", min=1, max=4096)
+Outputs = dict[str, Tensor]
+
+
+class Whole(nn.Module):
+    """From pixels as they are decoded to the logits of every head, or to pooled features where there is none.
+
+    uint8 (B, 3, T, h, w) or (B, 3, h, w) -> {head: (B, C)} or {"features": (B, D)}
+    """
+
+    def __init__(self, model: TubeViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Outputs:
+        features = self.model.forward_features(self.model.preprocess(pixels))
+        return {name: head(features) for name, head in self.model.arm.heads.items()} or {"features": features}
+
+
+class Form(NamedTuple):
+    """A kind of program: how its file ends, how it is written, and how it is read and run."""
+
+    ending: str
+    write: Callable[[torch.export.ExportedProgram, Path, list[str]], None]
+    read: Callable[[Path, list[str]], Callable[[Tensor], Outputs]]
+
+
+def write(
+    model: TubeViT, form: Form, directory: Path, frames: Sequence[int | str] = ()
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Write the programs ``image`` and ``video`` and ``labels.json`` into a directory, and run what was written.
+
+    The number of samples is free, the size is that of the model.
+
+    Args:
+        frames: other lengths of clips, ``64``, and spans of lengths, ``"32-128"``; each gets a program of its own,
+            ``video_64`` and ``video_32-128``.
+
+    Returns:
+        The largest difference of image and video from the model, for two samples and for one, at both ends of a span,
+        in shares of the largest output; and ``{"program_bytes": {"image", "video"}, "model_bytes", "seconds": {"image",
+        "video"}, "eager_seconds"}``: their size and the model's, and what one sample (the longest) takes, here and in
+        the model.
+    """
+    whole = Whole(model.eval())
+    differences, sizes = dict[str, float](), dict[str, int]()
+    seconds, eager = dict[str, float](), dict[str, float]()
+    asked = programs(model, frames)
+    for name, ends in asked.items():
+        clips = [_pixels(model, length) for length in sorted(set(ends))] if ends else [_pixels(model, 1)[:, :, 0]]
+        path, longest = directory / f"{name}{form.ending}", clips[-1]
+        with torch.no_grad():
+            names = list(whole(longest))  # and tables of positions are kept from now on: programs have them as numbers
+            form.write(traced(whole, longest, ends), path, names)
+            run = form.read(path, names)
+            inputs = (x for clip in clips for x in (clip, clip[:1]))
+            differences[name] = largest(difference(whole(x), run(x), True) for x in inputs)
+            seconds[name], eager[name] = medians(partial(run, longest[:1]), partial(whole, longest[:1]))
+            files = directory.glob(f"{path.name}*")  # ONNX keeps the weights of large models beside it
+            sizes[name] = sum(file.stat().st_size for file in files)
+    (directory / "labels.json").write_text(json.dumps(description(model, asked), indent=2) + "\n")
+    held = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
+
+
+def traced(whole: Whole, pixels: Tensor, ends: Ends | None) -> torch.export.ExportedProgram:
+    """The program of a model: for one length of clips, or for all of a span, of which ``pixels`` are the longest.
+
+    Raises:
+        UserError: the model cannot be traced.
+    """
+    free: dict[int, Any] = {0: BATCH}
+    if ends and ends[0] < ends[1]:
+        free[2] = torch.export.Dim("frames", min=ends[0], max=ends[1])
+    try:  # what cannot be proven of a free number of frames, the program checks when it runs
+        return torch.export.export(
+            whole, (pixels,), dynamic_shapes=(free,), prefer_deferred_runtime_asserts_over_guards=2 in free
+        )
+    except torch._dynamo.exc.UserError as error:
+        reason = " ".join(str(error).split("\n")[:2])
+        raise UserError(f"torch.export cannot trace this model: {reason}") from error
+
+
+def _pixels(model: TubeViT, length: int) -> Tensor:
+    """Two clips as they are decoded: uint8 (2, 3, T, h, w)."""
+    return (natural_clip(length, model.preprocess.size, count=2) * 255).round().byte()
+
+
+def description(model: TubeViT, asked: Mapping[str, Ends | None]) -> dict[str, Any]:
+    """What somebody who runs a program must know."""
+    shapes = {name: ["batch", 3, *_said(ends), *model.preprocess.size] for name, ends in asked.items()}
+    return {
+        "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
+        "heads": model.config["heads"],
+    }
+
+
+def _said(ends: Ends | None) -> list[int | str]:
+    """The frames of a shape: none of an image, a number, or ``"32-128"``."""
+    if ends is None:
+        return []
+    return [ends[0] if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"]
+
+
+def _write_torch(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    torch.export.save(traced, path)
+
+
+def _read_torch(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--to onnx needs the package {error.name!r}: pip install 'scaleup[onnx]'") from error
+    made = torch.onnx.export(traced, verbose=False, input_names=["pixels"], output_names=names)
+    assert made is not None
+    made.save(path)
+
+
+def _read_onnx(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("--to onnx is checked with 'onnxruntime': pip install 'scaleup[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor) -> Outputs:
+        found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        return dict(zip(names, map(torch.from_numpy, found), strict=True))
+
+    return run
+
+
+def _write_compiled(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    try:
+        torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+    except Exception as error:  # a compiler that is not there, or does not know this machine
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--to aoti could not compile here: {reason}") from error
+
+
+def _read_compiled(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
+    return torch._inductor.aoti_load_package(str(path))
+
+
+FORMS = {
+    "torch": Form(".pt2", _write_torch, _read_torch),
+    "onnx": Form(".onnx", _write_onnx, _read_onnx),
+    "aoti": Form(".pt2", _write_compiled, _read_compiled),
+}

@@ -1,0 +1,161 @@
+"""What a run directory says of a run, complete or not, in one part or in many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from omegaconf import OmegaConf
+
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Recipe, load, resolved, schedule, sweep_arms
+from scaleup.training.log import read_lines
+from scaleup.training.result import RESULT
+
+Series = tuple[list[int], list[float]]  # steps and values
+SINGLE = "model"  # what the arm of a run is called that is no sweep's
+
+
+class Scores(NamedTuple):
+    """Top-1 by arm and head, as shares of 1, and in words what it was measured on."""
+
+    words: str
+    arms: dict[str, dict[str, float]]
+
+
+@dataclass
+class Facts:
+    """A run: its resolved recipe, its lines of metrics (those of all its parts), and its result where it is complete.
+
+    ``made`` is what results say of each arm that has ended; ``places`` are its directory and those of its parts.
+    """
+
+    name: str
+    directory: Path
+    recipe: Recipe
+    places: list[Path]
+    entries: list[dict[str, Any]]
+    made: dict[str, dict[str, Any]]
+    result: dict[str, Any] | None
+
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        """The arms in the order of the recipe, those too that have not begun."""
+        named = sweep_arms(self.recipe) if self.recipe.arms or self.recipe.grid else {}
+        single = SINGLE in self.made or any(SINGLE in entry["arms"] for entry in self.entries)
+        return named if named and not (single and SINGLE not in named) else {SINGLE: self.recipe.arm}
+
+    @property
+    def state(self) -> str:
+        """In words: complete, or how far it has come."""
+        if self.result is not None:
+            return f"complete, {self.result['steps']} steps"
+        parts = self.places[1:]
+        if not parts:
+            taken = max((entry["step"] + 1 for entry in self.entries), default=0)
+            return f"unfinished: {taken} of {self.recipe.train.steps} steps so far"
+        done = sum((part / RESULT).exists() for part in parts)
+        steps = f"{sum(map(self.taken, self.arms))} of {sum(map(self.planned, self.arms))} steps of all arms"
+        return f"unfinished: {done} of {len(parts)} parts are complete, {steps} so far"
+
+    def taken(self, arm: str) -> int:
+        """Steps that an arm has taken so far."""
+        return max((entry["step"] + 1 for entry in self.entries if arm in entry["arms"]), default=0)
+
+    def planned(self, arm: str) -> int:
+        return schedule(self.arms[arm], self.recipe.train)[0]
+
+    def stands(self, arm: str) -> str:
+        """How an arm ended, or how far it is."""
+        if arm in self.made:
+            return self.made[arm].get("ended", "complete")
+        return f"step {self.taken(arm)} of {self.planned(arm)}" if self.taken(arm) else "not begun"
+
+    def series(self, arm: str, *path: str) -> Series:
+        """The value at a path of an arm's entries, where there is one, by step."""
+        found = [(entry["step"], _at(entry["arms"].get(arm, {}), path)) for entry in self.entries]
+        kept = [(step, value) for step, value in found if isinstance(value, int | float)]
+        return [step for step, _ in kept], [float(value) for _, value in kept]
+
+    def seconds(self, arm: str) -> float | None:
+        """Of a step if the arm were alone: the trunk and the arm, the mean of the later half."""
+        entries = [entry for entry in self.entries if arm in entry["arms"]]
+        late = [entry["trunk_seconds"] + entry["arms"][arm]["seconds"] for entry in entries[len(entries) // 2 :]]
+        return sum(late) / len(late) if late else None
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Of the evaluation that was recorded for most arms (the latest of several); where that leaves out arms that
+        were validated, of the best validation of each."""
+        kept = {arm: self._evaluations(arm) for arm in self.arms}
+        sets = [entry["on"] for entries in kept.values() for entry in entries]
+        valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
+        if not sets or max(map(sets.count, sets)) < len(valid):
+            return Scores("validation, one view, at its best", {a: _top1(each) for a, each in valid.items()})
+        on = [each for each in sets if sets.count(each) == max(map(sets.count, sets))][-1]
+        words = f"{on['shards']}, {on['views']} views, list {on['list_sha256'][:12]}"
+        return Scores(words, {a: _top1(each) for a, all_ in kept.items() for each in all_ if each["on"] == on})
+
+    def _evaluations(self, arm: str) -> list[dict[str, Any]]:
+        """What tools/evaluate.py recorded of an arm."""
+        reports = [place / arm / "report.json" for place in self.places]
+        found = next((path for path in reports if path.is_file()), None)
+        return json.loads(found.read_text()).get("evaluations", []) if found else []
+
+    def _validated(self, arm: str) -> dict[str, Any] | None:
+        valid = [entry["arms"][arm]["valid"] for entry in self.entries if "valid" in entry["arms"].get(arm, {})]
+        return max(valid, key=lambda each: each["accuracy"], default=None)
+
+    @property
+    def yaml(self) -> str:
+        """The resolved recipe."""
+        return OmegaConf.to_yaml(resolved(self.recipe))
+
+    @property
+    def heads(self) -> Iterator[str]:
+        """Every head that was trained, once."""
+        yield from dict.fromkeys(
+            head for entry in self.entries for arm in entry["arms"].values() for head in arm.get("heads", ())
+        )
+
+
+def _top1(measured: dict[str, Any]) -> dict[str, float]:
+    return {head: score["top1"] for head, score in measured["heads"].items()}
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def read(run: str | Path) -> Facts:
+    """The facts of a run directory.
+
+    Raises:
+        UserError: it is none, or what it holds cannot be read.
+    """
+    run = Path(run)
+    if not (run / "recipe.yaml").is_file():
+        near = ", ".join(str(path.parent) for path in sorted(run.glob("*/recipe.yaml"))[:5])
+        raise UserError(
+            f"'{run}' is not the directory of a run, it has no recipe.yaml" + (f"; below it: {near}" * bool(near))
+        )
+    recipe = load(run / "recipe.yaml")
+    places = [run, *sorted(path.parent for path in run.glob("parts/**/recipe.yaml"))]
+    places = [place for place in places if place == run or not (place / "parts").exists()]
+    entries = [entry for place in places for entry in read_lines(place / "metrics.jsonl")]
+    results = [_result(place / RESULT) for place in places]
+    made = {name: arm for result in reversed(results) if result for name, arm in result["arms"].items()}
+    return Facts(run.resolve().name, run, recipe, places, entries, made, results[0])
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text())) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error

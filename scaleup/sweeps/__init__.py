@@ -1,0 +1,1 @@
+"""Sweeps of many arms: their cost, their parts, several machines."""

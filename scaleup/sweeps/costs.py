@@ -1,0 +1,149 @@
+"""What a run costs before anything of it is built: tokens, parameters, FLOPs, memory and time.
+
+The modules themselves are run on tensors without content (:mod:`scaleup.sweeps.trace`), so that what is counted is what
+is computed: blocks that are frozen, adapted, checkpointed, or computed for the class token alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Recipe
+from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
+from scaleup.sweeps.plan_text import in_gib
+from scaleup.sweeps.rate import mean_of_sample, measured, seconds
+from scaleup.sweeps.sketch import Sketch
+from scaleup.training.run_models import sizes, tokens
+
+
+def plan(
+    recipe: Recipe,
+    arms: dict[str, Arm],
+    ranks: int = 1,
+    available: int | None = None,
+    gflops: float | None = None,
+    views: int = 1,
+) -> dict[str, Any]:
+    """All that is known of a run before it begins, fit for JSON.
+
+    Args:
+        available: bytes of each device; None for what this machine's has.
+        gflops: 10^9 operations that each device does in a second; None to measure a matrix product here.
+        views: of each sample in a token cache.
+
+    Returns:
+        ``{"steps", "batch", "ranks", "tokens": {"image", "video", "prefix", "tubes": {name: count}}, "arms": {name:
+        {"frozen_depth", "frozen_parameters", "trained_parameters", "weight_bytes", "gradient_bytes", "flops":
+        {modality: {"forward", "step"}}}}, "flops": {modality: {"trunk", "forward", "step"}}, "memory": {part: bytes},
+        "available", "fits", "largest_batch", "waves", "cache", "time", "warnings"}``. FLOPs are of one sample, those
+        of ``flops`` for all arms together; ``memory`` as of :func:`memory`; ``waves`` are the groups in which the arms
+        fit, empty where one does not fit alone; ``cache`` is None where an arm freezes nothing.
+    """
+    sketch = Sketch(recipe, arms)
+    available = own_memory() if available is None else available
+    rate, flops = gflops or measured(), _flops(sketch)
+    held = _held(sketch, arms, ranks)
+    largest = largest_batch(sketch, arms, available, ranks)
+    fits = held["total"] <= available
+    try:
+        groups = [list(wave) for wave in _waves(sketch, available, ranks)]
+    except UserError:
+        groups = []
+    return {
+        "steps": recipe.train.steps,
+        "batch": recipe.data.batch,
+        "ranks": ranks,
+        "tokens": _tokens(sketch),
+        "arms": {name: _arm(sketch, name) for name in arms},
+        "flops": flops,
+        "memory": held,
+        "available": available,
+        "fits": fits,
+        "largest_batch": largest,
+        "waves": groups,
+        "cache": sketch.cache_bytes(views),
+        "time": {"gflops": rate, "measured": gflops is None, **seconds(sketch, flops, rate * 1e9 * ranks)},
+        "warnings": [] if fits else [_too_large(held["total"], available, largest, recipe.data.batch)],
+    }
+
+
+def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
+    """Operations of a step of each arm by itself, with the trunk below it: of ``data.batch`` samples, the mean over the
+    datasets by their weights."""
+    sketch = Sketch(recipe, arms)
+    return {name: recipe.data.batch * mean_of_sample(sketch, _of_sample(sketch, name)) for name in arms}
+
+
+def memory(recipe: Recipe, arms: dict[str, Arm], ranks: int = 1) -> dict[str, int]:
+    """Bytes on each device at the fullest moment of a step, by part: trunk, arms, optimizer, gradients, activations,
+    batch, and their ``total``; see :mod:`scaleup.sweeps.memory` for what is not counted."""
+    return _held(Sketch(recipe, arms), arms, ranks)
+
+
+def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
+    """Arms in as few groups as fit into ``available`` bytes of a device, in order of frozen depth, deepest first.
+
+    Raises:
+        UserError: an arm does not fit alone.
+    """
+    return _waves(Sketch(recipe, arms), available, ranks)
+
+
+def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:
+    made: list[dict[str, Arm]] = []
+    for name, arm in sorted(sketch.arms.items(), key=lambda pair: -pair[1].frozen_depth):
+        if made and _held(sketch, [*made[-1], name], ranks)["total"] <= available:
+            made[-1][name] = arm
+            continue
+        if (needed := _held(sketch, [name], ranks)["total"]) > available:
+            raise UserError(
+                f"arm {name!r} alone needs {in_gib(needed)} of a device and {in_gib(available)} are available; "
+                "lower data.batch, raise train.accumulate or frozen_depth, or set grad_checkpointing"
+            )
+        made.append({name: arm})
+    return made
+
+
+def _held(sketch: Sketch, names: Collection[str], ranks: int) -> dict[str, int]:
+    return by_part(sketch, names, sketch.recipe.data.batch, ranks)
+
+
+def _tokens(sketch: Sketch) -> dict[str, Any]:
+    model = next(iter(sketch.models.values()))
+    size, prefix = sketch.size("video"), model.tokenizer.num_prefix_tokens
+    tubes = {spec.name: spec.tokens(size) for spec in model.tokenizer.specs(size)}
+    return {"image": tokens(model, 1), "video": tokens(model, size[0]), "prefix": prefix, "tubes": tubes}
+
+
+def _arm(sketch: Sketch, name: str) -> dict[str, Any]:
+    passes = {kind: sketch.arm(name, kind, 2) for kind in sketch.modalities}
+    return sizes(sketch.models[name]) | {
+        "weight_bytes": weights_of_arms(sketch, [name]),
+        "gradient_bytes": trained(sketch, name),
+        "flops": {kind: {"forward": each.forward_flops // 2, "step": each.flops // 2} for kind, each in passes.items()},
+    }
+
+
+def _of_sample(sketch: Sketch, name: str) -> dict[str, int]:
+    return {k: (sketch.trunk([name], k, 2).flops + sketch.arm(name, k, 2).flops) // 2 for k in sketch.modalities}
+
+
+def _flops(sketch: Sketch) -> dict[str, dict[str, int]]:
+    """Of one sample, through the trunk and all arms."""
+    found = {}
+    for kind in sketch.modalities:
+        trunk, arms = sketch.trunk(sketch.arms, kind, 2), [sketch.arm(name, kind, 2) for name in sketch.arms]
+        forward, step = sum(arm.forward_flops for arm in arms), sum(arm.flops for arm in arms)
+        found[kind] = {
+            "trunk": trunk.flops // 2,
+            "forward": (trunk.flops + forward) // 2,
+            "step": (trunk.flops + step) // 2,
+        }
+    return found
+
+
+def _too_large(needed: int, available: int, largest: int, batch: int) -> str:
+    advice = f"the largest batch that fits is {largest}, data.batch is {batch}" if largest else "not one sample fits"
+    return f"the run needs {in_gib(needed)} of each device, which has {in_gib(available)}; {advice}"

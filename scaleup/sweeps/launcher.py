@@ -1,0 +1,92 @@
+"""submitit, and the only place that submits to it: jobs as processes of this machine, or of SLURM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scaleup.errors import UserError
+from scaleup.sweeps.job import Job
+
+WHERE = ("local", "slurm")
+YEAR = 365 * 24 * 60  # minutes; local jobs end after two of them where submitit is not told otherwise
+AGAIN = 1000  # times that a job whose time is up is queued again
+
+
+class Launcher:
+    """Submits jobs, whose logs and pickles are in ``folder``; no job reads a pickle that was there before.
+
+    Args:
+        slurm: options of ``sbatch`` with '_' for '-'; ``time`` must be there, in minutes.
+
+    Raises:
+        UserError: submitit is not installed, SLURM is not here, or it has no time.
+    """
+
+    def __init__(self, where: str, folder: Path, slurm: Mapping[str, str]) -> None:
+        self.where, self.submitit = where, _submitit()
+        for old in folder.glob("*.pkl"):
+            old.unlink()
+        if where == "local":
+            self.executor = self.submitit.LocalExecutor(folder)
+            self.executor.update_parameters(timeout_min=YEAR)
+        else:
+            self.executor = self._slurm(folder, slurm)
+
+    def submit(self, job: Job) -> Any:
+        """Returns submitit's job. A local one does not hear the terminal's Ctrl-C until it trains, and can save.
+
+        Raises:
+            UserError: it is refused.
+        """
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+        try:
+            return self.executor.submit(job)
+        except (OSError, RuntimeError) as error:  # submitit's own are RuntimeErrors
+            raise UserError(f"{self.where} takes no job: {' '.join(str(error).split())}") from error
+        finally:
+            signal.signal(signal.SIGINT, heard)
+
+    def result(self, job: Any) -> dict[str, Any]:
+        """What a job that is done returned, or ``{"error": ...}``; its pickles go."""
+        found = {"error": "it ended without a result"} if job.exception() else job.results()[0]
+        for pickle in job.paths.folder.glob(f"{job.job_id}_*.pkl"):
+            pickle.unlink()
+        return found
+
+    def end(self, job: Any) -> None:
+        """Ask a job to save and end."""
+        if self.where == "slurm":
+            job.cancel(check=False)
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's own way leaves a second, too little to save
+
+    def _slurm(self, folder: Path, options: Mapping[str, str]) -> Any:
+        if not options.get("time", "").isdigit():
+            raise UserError(
+                f"--slurm time={options.get('time', '')} is no time; a job needs one in whole minutes, such as time=180"
+            )
+        try:
+            executor = self.submitit.SlurmExecutor(folder, max_num_timeout=AGAIN)
+        except RuntimeError as error:
+            raise UserError(
+                "--where slurm finds no srun here; start it on a machine from which jobs are sent"
+            ) from error
+        typed = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+        known = {key: typed.pop(key) for key in list(typed) if key in executor._valid_parameters()}
+        executor.update_parameters(**{"job_name": "scaleup"} | known, additional_parameters=typed)
+        return executor
+
+
+def _submitit() -> ModuleType:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--where needs submitit; install it with: pip install 'scaleup[cluster]'") from error
+    return submitit

@@ -1,0 +1,155 @@
+"""A sweep on several machines at once: each part of it a job, with a trunk as shallow as its arms allow."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaleup.cli import tool
+from scaleup.errors import UserError
+from scaleup.recipe import Arm, Recipe
+from scaleup.sweeps.costs import own_memory
+from scaleup.sweeps.groups import groups
+from scaleup.sweeps.job import Job
+from scaleup.sweeps.launcher import Launcher
+from scaleup.sweeps.sweep import PARTS, Part, collect, parted, summary
+from scaleup.training import run_directory
+from scaleup.training.engine import World
+from scaleup.training.result import is_complete
+from scaleup.training.stop import Stop, exit_code
+
+TAIL = 1 << 20  # bytes at the end of metrics in which their last line is looked for
+
+
+def spread(
+    recipe: Recipe,
+    arms: dict[str, Arm],
+    where: str,
+    machines: int,
+    slurm: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    stop_after: float | None = None,
+    memory: int | None = None,
+) -> dict[str, Any]:
+    """Train ``arms`` as :func:`scaleup.sweeps.sweep.sweep` does, in a part for each of ``machines``.
+
+    All machines see the output.
+
+    Parts that were begun go on as they are, ``machines`` of them at a time. Logs, and the pickles by which submitit
+    hands over jobs, are in a directory beside the output: ``OUT.jobs``.
+
+    Args:
+        where: ``"local"``: processes of this machine, one for each GPU if it has some; ``"slurm"``: jobs of SLURM.
+        slurm: see :class:`scaleup.sweeps.launcher.Launcher`.
+
+    Returns:
+        As :func:`scaleup.sweeps.sweep.sweep`. Where jobs failed ``{"out", "steps", "failed": [{"part", "arms", "error",
+        "log"}], "exit": 1}``; what the others trained stays, and the same call goes on.
+
+    Raises:
+        UserError: as :func:`scaleup.sweeps.sweep.sweep` and :class:`scaleup.sweeps.launcher.Launcher`, or jobs cannot
+            be submitted.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"--where {where} starts jobs of its own; start it without torchrun or deepspeed")
+    run_directory.goes_on(recipe, overwrite)  # what is wrong with the output is said before a job is thought of
+    out = Path(recipe.out)
+    launcher = Launcher(where, out.with_name(out.name + ".jobs"), slurm or {})
+    parts = parted(recipe, arms, overwrite, lambda: groups(recipe, arms, machines), least=1)
+    if not parts:
+        raise UserError(f"{recipe.out!r} holds a run that was begun on one machine; go on with it without --where")
+    with run_directory.held(out):
+        fleet = Fleet(launcher, recipe, min(machines, len(parts)), stop_after, memory)
+        reason = fleet.train([part for part in parts if not is_complete(part.out)])
+        for part in parts:
+            if is_complete(part.out):
+                collect(part, out)
+        if all(is_complete(part.out) for part in parts):
+            return summary(recipe, arms, parts)
+    return {"out": recipe.out, "steps": recipe.train.steps} | _ended(fleet.outcomes, reason)
+
+
+class Fleet:
+    """Jobs that train parts of a sweep, at most so many at a time; ``outcomes`` is what those that ended came to."""
+
+    def __init__(
+        self, launcher: Launcher, recipe: Recipe, machines: int, stop_after: float | None, memory: int | None
+    ) -> None:
+        self.launcher, self.recipe, self.machines, self.stop_after = launcher, recipe, machines, stop_after
+        local = launcher.where == "local"
+        self.devices = _devices() if local else []
+        sharing = math.ceil(machines / max(1, len(self.devices))) if local else 1
+        self.memory = own_memory() // sharing if memory is None and local else memory
+        self.outcomes: list[dict[str, Any]] = []
+
+    def train(self, parts: list[Part]) -> int:
+        """Train parts until they have ended; returns for which signal they were asked to end, if for one."""
+        waiting, running, reason = list(parts), dict[int, tuple[Part, Any]](), 0
+        total = self.recipe.train.steps * sum(len(part.arms) for part in parts)
+        with Stop(World(0, 1, torch.device("cpu")), None) as stop, tool.progress("steps of arms", total) as advance:
+            taken = 0
+            try:
+                while waiting or running:
+                    for slot in range(self.machines):
+                        if waiting and slot not in running:
+                            running[slot] = waiting[0], self._submit(waiting.pop(0), slot)
+                    time.sleep(1)
+                    if not reason and (reason := stop.reason()):
+                        waiting.clear()
+                        self._end(running)
+                    for slot in [slot for slot, (_, job) in running.items() if job.done()]:
+                        part, job = running.pop(slot)
+                        about = {"part": str(part.out), "arms": list(part.arms), "log": str(job.paths.stderr)}
+                        self.outcomes.append(about | self.launcher.result(job))
+                    before, taken = taken, max(taken, sum(_taken(part.out) for part in parts))
+                    advance(taken - before, f"{len(running)} jobs, {len(waiting)} to come")
+            finally:
+                self._end(running)
+        return reason
+
+    def _submit(self, part: Part, slot: int) -> Any:
+        device = self.devices[slot % len(self.devices)] if self.devices else None
+        job = self.launcher.submit(Job(part.recipe(self.recipe), part.arms, self.stop_after, self.memory, device))
+        print(f"{part.out}: {', '.join(part.arms)}; log: {job.paths.stderr}", file=sys.stderr)
+        return job
+
+    def _end(self, running: Mapping[int, tuple[Part, Any]]) -> None:
+        for _, job in running.values():
+            self.launcher.end(job)
+
+
+def _devices() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return visible.split(",") if visible else []
+
+
+def _ended(outcomes: list[dict[str, Any]], reason: int) -> dict[str, Any]:
+    """What to say of a sweep that is not complete; a job that was asked to end before it trained has no result."""
+    if not reason and (failed := [each for each in outcomes if "error" in each]):
+        return {"failed": failed, "exit": 1}
+    stopped = min((each["stopped"] for each in outcomes if "stopped" in each), default=0)
+    return {"stopped": stopped, "exit": exit_code(reason) if reason else max(each.get("exit", 0) for each in outcomes)}
+
+
+def _taken(out: Path) -> int:
+    """Steps that the arms of a part have taken so far, or of its own parts."""
+    try:
+        last = [_last_line(path) for path in (*out.glob("metrics.jsonl"), *out.glob(f"{PARTS}/*/metrics.jsonl"))]
+        return sum((entry["step"] + 1) * len(entry["arms"]) for entry in last if entry)
+    except OSError:  # a job puts its directory there at this moment
+        return 0
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        whole = file.read().rpartition(b"\n")[0]
+    return json.loads(whole.rpartition(b"\n")[2] or b"{}")

@@ -1,0 +1,145 @@
+"""Bytes on a device at the fullest moment of a step.
+
+Counted are tensors: weights, moments of the optimizer, gradients and the copies of them that DeepSpeed sends to other
+ranks, pixels, and every tensor that lives between two operations of a pass. Not counted: Python, the libraries and the
+context of an accelerator, scratch memory inside one operation, batches that loader processes have ready, and what an
+allocator keeps of freed memory: on a CPU, where training has glibc keep all of it, holes between tensors in which the
+next does not fit.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from scaleup.checkpoint.model_directory import DELTA
+from scaleup.model.places import Size
+from scaleup.model.precision import COMPUTED_IN
+from scaleup.recipe import Train
+from scaleup.sweeps.sketch import Sketch, device, tensors
+
+BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
+MOST = 2**16  # samples of a micro-batch that are tried
+MOMENTS, MASTER = 2, 1  # of Adam; under ZeRO also a copy of what trains
+
+
+def own_memory() -> int:
+    """Bytes that the device has."""
+    if device().type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.get_device_module(device()).mem_get_info()[1]
+
+
+class Moment(NamedTuple):
+    """What is held at one moment of a step beside weights, optimizer and batch."""
+
+    gradients: int
+    activations: int
+
+
+def by_part(sketch: Sketch, names: Collection[str], batch: int, ranks: int = 1) -> dict[str, int]:
+    """Bytes on each device for arms trained together, ``batch`` samples a step over all ranks, videos if there are."""
+    fullest = max(_moments(sketch, names, batch, ranks), key=sum)
+    parts = {
+        "trunk": trunk_bytes(sketch, names),
+        "arms": weights_of_arms(sketch, names),
+        "optimizer": sum(_optimizer(trained(sketch, name), sketch.recipe.train, ranks) for name in names),
+        "gradients": fullest.gradients,
+        "activations": fullest.activations,
+        "batch": 0 if sketch.recipe.trunk.cache else batch // ranks * _pixels(sketch.size(sketch.largest)),
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def largest_batch(sketch: Sketch, names: Collection[str], available: int, ranks: int = 1) -> int:
+    """Samples of a step, over all ranks, that fit into so many bytes of each device; 0 where not one does."""
+    unit = ranks * sketch.recipe.train.accumulate
+
+    def total(micro: int) -> int:
+        return by_part(sketch, names, micro * unit, ranks)["total"]
+
+    return unit * bisect.bisect(range(1, MOST + 1), available, key=total)
+
+
+def _pixels(size: Size) -> int:
+    """Bytes of a sample as it is read, and normalised."""
+    return 3 * math.prod(size) * (1 + 4)
+
+
+def trained(sketch: Sketch, name: str) -> int:
+    """Bytes of an arm's parameters that train, and of their gradients."""
+    return sum(parameter.nbytes for parameter in sketch.models[name].arm.parameters() if parameter.requires_grad)
+
+
+def trunk_bytes(sketch: Sketch, names: Collection[str]) -> int:
+    """Weights of the tokenizer and the frozen blocks; of those that wait elsewhere two at a time are on the device."""
+    trunk, settings = sketch.deepest(names).trunk, sketch.recipe.trunk
+    if trunk is None:
+        return 0
+    waits = settings.placement == "disk" or (settings.placement == "host" and device().type != "cpu")
+    computed = 0 if settings.cache and sketch.recipe.model.load else 2 if waits else None
+    blocks = list(trunk.blocks)[:computed]
+    own = _bytes([trunk.tokenizer]) + sum(_frozen(block, settings.precision) for block in blocks)
+    return own + (0 if waits or _known(sketch) or settings.precision in ("float32", "auto") else _bytes(blocks))
+
+
+def _known(sketch: Sketch) -> bool:
+    """Whether a file has the float32 content of frozen blocks; else it is kept for saving when they are cast."""
+    return (Path(sketch.recipe.model.load or "") / DELTA).exists()
+
+
+def _frozen(block: nn.Module, precision: str) -> int:
+    """Bytes of a frozen block: int8 keeps matrices so, with a scale for each row, and all else in bfloat16."""
+    if precision != "int8":
+        return sum(t.numel() for t in tensors([block]).values()) * COMPUTED_IN.get(precision, torch.float32).itemsize
+    matrices = [layer.weight for layer in block.modules() if isinstance(layer, nn.Linear)]
+    return 2 * sum(t.numel() for t in tensors([block]).values()) - sum(w.numel() - 2 * len(w) for w in matrices)
+
+
+def _bytes(modules: Collection[nn.Module]) -> int:
+    return sum(tensor.nbytes for tensor in tensors(modules).values())
+
+
+def weights_of_arms(sketch: Sketch, names: Collection[str]) -> int:
+    """Weights of arms, those that adapters leave frozen once for all that share them, and not where the trunk has the
+    very same."""
+    held = tensors([sketch.models[name].arm for name in names])
+    trunk, settings = sketch.deepest(names).trunk, sketch.recipe.trunk
+    if trunk is not None and (settings.precision, settings.placement) == ("float32", "device"):
+        held = {key: tensor for key, tensor in held.items() if key not in tensors([trunk])}
+    return sum(tensor.nbytes for tensor in held.values())
+
+
+def _optimizer(weights: int, train: Train, ranks: int) -> int:
+    """Bytes on a device of the moments of what trains, under ZeRO of a rank's part and the copy that is updated."""
+    if train.zero_stage == 0:
+        return MOMENTS * weights
+    return 0 if train.offload and device().type != "cpu" else (MOMENTS + MASTER) * weights // ranks
+
+
+def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> Iterator[Moment]:
+    """Moments of a step that may be the fullest: in the trunk, in each arm's passes, at each arm's update."""
+    train = sketch.recipe.train
+    micro = batch // ranks // train.accumulate
+    trunk = sketch.trunk(names, sketch.largest, micro)
+    every = sum(trained(sketch, name) for name in names) if train.accumulate > 1 else 0
+    waiting = every // ranks if train.zero_stage == 2 else every  # of earlier micro-batches
+    yield Moment(waiting, int(trunk.alive.max()) + (sketch.scores() if trunk.flops else 0))
+    for name in names:
+        arm, own = sketch.arm(name, sketch.largest, micro), trained(sketch, name)
+        if train.zero_stage:  # gradients go to a bucket one by one, and from there to their rank
+            bucket = min(own, BUCKET) if device().type == "cpu" else BUCKET
+            yield Moment(waiting + bucket, trunk.kept + int((arm.alive - arm.gradients).max()))
+            yield Moment(waiting + 2 * own // ranks, trunk.kept)
+        else:
+            fullest = arm.alive.argmax()
+            gradients = int(arm.gradients[fullest])
+            yield Moment(waiting + gradients, trunk.kept + int(arm.alive[fullest]) - gradients)
+            yield Moment((waiting or own) + (min(own, BUCKET) if ranks > 1 else 0), trunk.kept)

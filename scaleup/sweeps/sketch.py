@@ -1,0 +1,169 @@
+"""The models of a run without their weights, and what a pass of the trunk and a step of each arm take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scaleup.data.token_records import in_cache
+from scaleup.data.training_sets import open_datasets
+from scaleup.model.kernels import LARGEST, SMALLEST
+from scaleup.model.places import Size
+from scaleup.model.precision import COMPUTED_IN
+from scaleup.model.trunk import Taps, Trunk
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import Arm, Recipe
+from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
+from scaleup.training import cache_size
+from scaleup.training.arm_trainer import Classifier
+from scaleup.training.run_models import outlines, tokens
+
+SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
+
+
+def device() -> torch.device:
+    """What the run would train on, on this machine."""
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return here or torch.device("cpu")
+
+
+class Sketch:
+    """Passes are found by running the modules themselves on tensors without content, once for arms that are alike."""
+
+    def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
+        self.recipe, self.arms, self.models = recipe, arms, outlines(recipe, arms)
+        cache = recipe.trunk.cache
+        self.datasets = open_datasets(recipe.data if cache is None else in_cache(recipe.data, cache))
+        self.modalities = sorted({shards.modality for shards in self.datasets.values()})
+        self.largest = self.modalities[-1]  # a video is larger than an image
+        exact = recipe.train.kernels == "library"
+        self.kernels = "library" if exact else "lean"  # fast takes as many operations; see :meth:`scores`
+        self._passes: dict[Any, Callable[[int], Pass]] = {}
+
+    def scores(self) -> int:
+        """Bytes of the attention's scores that the trunk holds at a time where products may be ``fast``, before and
+        after softmax."""
+        model = next(iter(self.models.values()))
+        count = tokens(model, model.preprocess.frames)
+        small = self.recipe.train.kernels == "auto" and count * model.tokenizer.embed_dim < SMALLEST
+        if small or self.recipe.train.kernels not in ("auto", "fast") or device().type != "cpu":
+            return 0
+        parts: Any = model.blocks[0].modules()
+        heads = next(part.num_heads for part in parts if hasattr(part, "num_heads"))
+        return 2 * 4 * count**2 * min(heads, max(1, LARGEST // count**2))
+
+    def deepest(self, names: Collection[str]) -> TubeViT:
+        """The model whose trunk serves all of ``names``."""
+        return max((self.models[name] for name in names), key=lambda model: model.frozen_depth)
+
+    def size(self, modality: str) -> Size:
+        """(T, H, W) of an input."""
+        preprocess = next(iter(self.models.values())).preprocess
+        return (preprocess.frames if modality == "video" else 1, *preprocess.size)
+
+    def trunk(self, names: Collection[str], modality: str, batch: int) -> Pass:
+        """One pass of the trunk that serves arms; what it keeps is what arms read. Nothing where nothing is frozen."""
+        model, depths = self.deepest(names), sorted({self.models[name].frozen_depth for name in names} - {0})
+        if model.trunk is None or self.recipe.trunk.cache is not None:
+            count = 4 * tokens(model, self.size(modality)[0]) * model.tokenizer.embed_dim
+            kept = batch * count * (len(depths) + 1 if depths else 0)
+            return Pass(0, 0, np.array([kept]), np.zeros(1, int), kept)
+        trunk, key = model.trunk, ("trunk", *depths, modality)
+        if key not in self._passes:
+            trunk.kernels = self.kernels
+            made = empty(_cast(trunk, self.recipe.trunk.precision))
+            self._passes[key] = affine(lambda batch: _forward(made, depths, _pixels(self.size(modality), batch)))
+        return self._passes[key](batch)
+
+    def arm(self, name: str, modality: str, batch: int) -> Pass:
+        """Forward and backward of an arm from what the trunk gives."""
+        settings, model = self.arms[name], self.models[name]
+        key = (modality, *(getattr(settings, setting) for setting in SETTINGS))
+        if key not in self._passes:
+            model.arm.kernels = self.kernels
+            self._passes[key] = affine(lambda batch: _step(model, settings, self.size(modality), batch))
+        return self._passes[key](batch)
+
+    def cache_bytes(self, views: int) -> dict[str, Any] | None:
+        """``{"views", "bytes": {precision: bytes}}`` of a token cache for all arms; None where one freezes nothing."""
+        depths = sorted({model.frozen_depth for model in self.models.values()})
+        if 0 in depths:
+            return None
+        model = next(iter(self.models.values()))
+        sizes = {
+            precision: sum(
+                cache_size.cache_bytes(
+                    shards, len(cache_size.blank_record(model, shards.modality, depths, precision)), views
+                )
+                for shards in self.datasets.values()
+            )
+            for precision in ("bfloat16", "int8")
+        }
+        return {"views": views, "bytes": sizes}
+
+
+def _pixels(size: Size, batch: int) -> torch.Tensor:
+    return empty_tensor(batch, 3, *(size if size[0] > 1 else size[1:]))
+
+
+def _cast(trunk: Trunk, precision: str) -> Trunk:
+    """The trunk as it computes in a precision; int8 weights are computed with as bfloat16."""
+    made = copy.deepcopy(trunk)
+    if precision != "auto":
+        made.precision = precision
+        made.blocks.to(COMPUTED_IN[precision])
+    return made
+
+
+def _forward(trunk: Trunk, depths: list[int], pixels: torch.Tensor) -> Pass:
+    with _apart(), Trace() as trace:
+        taps = trunk(pixels, depths)
+    assert taps
+    return Pass(trace.flops, trace.flops, np.array(trace.alive), np.array(trace.gradients), trace.held)
+
+
+def _step(model: TubeViT, settings: Arm, size: Size, batch: int) -> Pass:
+    module = Classifier(empty(model.arm), settings.precision).train()
+    module.arm.grad_checkpointing = settings.grad_checkpointing
+    inputs = _inputs(model, size, batch)
+    with _apart(), Trace() as trace:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                trace.watch(parameter)
+        logits = module(inputs, list(module.arm.heads))
+        classes = torch.zeros(batch, dtype=torch.long)
+        loss = torch.stack([F.cross_entropy(each, classes) for each in logits.values()]).mean()
+        forward, kept = trace.flops, trace.held
+        loss.backward()
+    return Pass(forward, trace.flops, np.array(trace.alive), np.array(trace.gradients), kept)
+
+
+def _inputs(model: TubeViT, size: Size, batch: int) -> torch.Tensor | Taps:
+    if model.trunk is None:
+        return _pixels(size, batch)
+    tokenizer = empty(model.trunk.tokenizer)
+    shape = (batch, tokens(model, size[0]), tokenizer.embed_dim)
+    return Taps(empty_tensor(*shape), empty_tensor(*shape), tokenizer.context(size))
+
+
+@contextmanager
+def _apart():
+    """Inside, attention of torch's own layers is computed by operations that can be counted, as it is in training."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def tensors(modules: Collection[nn.Module]) -> dict[int, torch.Tensor]:
+    """The parameters and buffers of modules, each once."""
+    return {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}

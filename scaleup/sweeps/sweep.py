@@ -1,0 +1,160 @@
+"""A sweep of any number of arms: one run where memory holds them all, else in parts, each of them a run of its own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+
+from scaleup import recipe as recipes
+from scaleup.common.files import move, new_directory
+from scaleup.recipe import Arm, Recipe
+from scaleup.sweeps import costs
+from scaleup.training import engine, run_directory
+from scaleup.training.result import RESULT, is_complete, note
+from scaleup.training.run import run
+
+PARTS = "parts"
+Groups = list[dict[str, Arm]]
+
+
+class Part(NamedTuple):
+    """Arms that train together, in a run directory of their own until they are complete."""
+
+    out: Path
+    arms: dict[str, Arm]
+
+    def recipe(self, sweep: Recipe) -> Recipe:
+        return replace(sweep, out=str(self.out), arms={name: asdict(arm) for name, arm in self.arms.items()}, grid={})
+
+
+def sweep(
+    recipe: Recipe,
+    arms: dict[str, Arm],
+    overwrite: bool = False,
+    stop_after: float | None = None,
+    memory: int | None = None,
+) -> dict[str, Any]:
+    """Train ``arms`` as :func:`scaleup.training.run.run` does, in as few parts as fit, one after another.
+
+    A part is the run ``recipe.out/parts/01``; when it is complete its models are moved up into ``recipe.out``. Parts
+    that were begun stay as they are when the sweep goes on; where nothing was saved, they are planned anew.
+
+    Args:
+        memory: bytes that a run may fill on each device; by default all that it has.
+
+    Returns:
+        What :func:`run` does; of several parts with ``"parts"``, the names of the arms of each, and with seconds of the
+        trunk that are the sum over them. Of a sweep that ended early also ``"part"``, such as ``"2 of 3"``.
+
+    Raises:
+        UserError: as :func:`run`, or an arm does not fit alone.
+    """
+    end = None if stop_after is None else time.monotonic() + stop_after
+    world, out = engine.start(), Path(recipe.out)
+    leads = world.rank == 0
+    with world.together(), ExitStack() as stack:
+        parts = world.first(parted(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
+        if not parts:
+            return run(recipe, arms, overwrite, stop_after)
+        if leads:
+            stack.enter_context(run_directory.held(out))
+        for number, part in enumerate(parts, 1):
+            if not world.first(is_complete(part.out)):
+                if leads:
+                    print(f"part {number} of {len(parts)}: {', '.join(part.arms)}", file=sys.stderr)
+                left = None if end is None else end - time.monotonic()
+                result = sweep(part.recipe(recipe), part.arms, not begun(part.out), left, memory)
+                _free()
+                if "stopped" in result:
+                    return result | {"out": recipe.out, "part": f"{number} of {len(parts)}"}
+            if leads:
+                collect(part, out)
+        return world.first(summary(recipe, arms, parts) if leads else {})
+
+
+def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
+    """Arms that fit together, for this number of ranks."""
+    return costs.waves(recipe, arms, memory or costs.own_memory(), engine.start().size)
+
+
+def parted(
+    recipe: Recipe, arms: dict[str, Arm], overwrite: bool, split: Callable[[], Groups], least: int = 2
+) -> list[Part]:
+    """The parts of a sweep that goes on, or that begins and is ``split`` into ``least`` or more; else none: it is a
+    single run.
+
+    Raises:
+        UserError: what stands in the output is not for this recipe to replace or to go on with.
+    """
+    out = Path(recipe.out)
+    with run_directory.held(out):
+        if run_directory.goes_on(recipe, overwrite) and begun(out):
+            found = sorted((out / PARTS).glob("*/recipe.yaml"))
+            return [Part(path.parent, {name: arms[name] for name in OmegaConf.load(path).arms}) for path in found]
+        groups = split()
+        if len(groups) < least:
+            return []
+        run_directory.begin(recipe, overwrite=True)
+        return _begin(recipe, groups)
+
+
+def begun(out: Path) -> bool:
+    """Whether something would be lost if the run in ``out`` began anew."""
+    return any((out / name).exists() for name in ("checkpoints", PARTS, RESULT))
+
+
+def _begin(recipe: Recipe, groups: Groups) -> list[Part]:
+    """Make the directories of all parts, or none."""
+    place = Path(recipe.out) / PARTS
+    parts = [Part(place / f"{number:02d}", group) for number, group in enumerate(groups, 1)]
+    with new_directory(place) as half:
+        for part in parts:
+            (half / part.out.name).mkdir()
+            recipes.save(run_directory.settled(part.recipe(recipe)), half / part.out.name / "recipe.yaml")
+    return parts
+
+
+def collect(part: Part, out: Path) -> None:
+    """Move the models of a complete part up into the directory of the sweep."""
+    for name in part.arms:
+        if (part.out / name).exists():
+            move(part.out / name, out / name)
+
+
+def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> dict[str, Any]:
+    """The results of all parts as one, which is written down and says that the sweep is complete."""
+    out = Path(recipe.out)
+    results = [json.loads((part.out / RESULT).read_text()) for part in parts]
+    found = {name: arm for each in results for name, arm in each["arms"].items()}
+    for name, arm in found.items():
+        arm["directory"] = arm["directory"] and str(out / name)  # None of an arm that diverged
+    drift = {depth: moved for each in results for depth, moved in each["trunk"].get("drift", {}).items()}
+    trunk: dict[str, Any] = next((each["trunk"] for each in results if each["trunk"]), {})
+    result = results[0] | {
+        "out": recipe.out,
+        "steps": max(each["steps"] for each in results),
+        "trunk_seconds": sum(each["trunk_seconds"] for each in results),
+        "trunk": trunk | ({"drift": drift} if trunk else {}),
+        "parts": [list(part.arms) for part in parts],
+        "arms": {name: found[name] for name in arms},
+    }
+    result |= {"exit": 1} if any("exit" in each for each in results) else {}
+    note(result, out)
+    return result
+
+
+def _free() -> None:
+    """Give back what a part held on the device: engines refer to themselves."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

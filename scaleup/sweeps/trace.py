@@ -1,0 +1,115 @@
+"""Real modules run on tensors without content: what is computed is counted, and what is held at each moment."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from scaleup.common.flops import counter
+
+M = TypeVar("M", bound=nn.Module)
+BATCHES = (2, 3)  # what is measured at two batch sizes is known at all; at 1 some copies are views
+EMPTY = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def empty(module: M) -> M:
+    """A copy of a module on the meta device whose tensors have no content and count as the CPU's, so that attention is
+    fused and autocast works."""
+    made = copy.deepcopy(module)
+    with EMPTY:
+        return made.to_empty(device="cpu")
+
+
+def empty_tensor(*shape: int) -> Tensor:
+    with EMPTY:
+        return torch.empty(shape)
+
+
+class Trace(TorchDispatchMode):
+    """Counts FLOPs as :func:`scaleup.common.flops.counter` does, operation by operation.
+
+    ``alive`` holds, after each allocation, the bytes of all tensors made inside and not yet freed: what autograd keeps
+    for the backward pass, gradients, and what an operation gives before the next takes it. ``gradients`` holds how many
+    of them are gradients of parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.held, self.of_gradients = 0, 0, 0
+        self.alive: list[int] = [0]
+        self.gradients: list[int] = [0]
+        self._storages: Any = WeakIdKeyDictionary()
+        self._formulas = counter().flop_registry
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for tensor in _tensors((args, kwargs)):
+            self._storages.setdefault(tensor.untyped_storage())
+        out = func(*args, **kwargs)
+        if (count := self._formulas.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        for tensor in _tensors(out):
+            self._hold(tensor.untyped_storage())
+        return out
+
+    def _hold(self, storage: Any) -> None:
+        if storage not in self._storages:
+            self._storages[storage] = None
+            self.held += storage.nbytes()
+            weakref.finalize(storage, self._free, storage.nbytes())
+            self.alive.append(self.held)
+            self.gradients.append(self.of_gradients)
+
+    def _free(self, size: int) -> None:
+        self.held -= size
+
+    def watch(self, parameter: Tensor) -> None:
+        """Count the gradient of a parameter among ``gradients`` once it is there."""
+
+        def arrived(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            self.of_gradients += parameter.grad.nbytes
+
+        parameter.register_post_accumulate_grad_hook(arrived)
+
+
+def _tensors(nested: Any) -> list[Tensor]:
+    """Those without content; the few with, such as where tubes lie, are small, and some are made only once."""
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, FakeTensor)]
+
+
+class Pass(NamedTuple):
+    """What a pass takes for a batch: FLOPs of its forward and of all of it; bytes held at each moment and at the end;
+    how many of them are gradients."""
+
+    forward_flops: int
+    flops: int
+    alive: np.ndarray
+    gradients: np.ndarray
+    kept: int
+
+    def peak(self) -> int:
+        """Number of the moment at which most is held."""
+        return int(self.alive.argmax())
+
+
+def affine(run: Callable[[int], Pass]) -> Callable[[int], Pass]:
+    """What ``run(batch)`` finds, for every batch, from two of them: each figure is one per sample and a rest."""
+    first, second = (run(batch) for batch in BATCHES)
+    assert len(first.alive) == len(second.alive), "a batch is computed in other steps than another"
+
+    def at(batch: int) -> Pass:
+        pairs: Any = zip(first, second, strict=True)
+        return Pass(*(one + (batch - BATCHES[0]) * (two - one) for one, two in pairs))
+
+    return at

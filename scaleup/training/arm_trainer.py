@@ -1,0 +1,164 @@
+"""One training step of one arm, its loss on a batch and one update; and how the arm stands after it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scaleup.common.clock import now
+from scaleup.model.arm import Arm, alphas
+from scaleup.model.trunk import Taps
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import Arm as Settings
+from scaleup.recipe import Recipe, schedule
+from scaleup.training import zero_state
+from scaleup.training.arm_state import Standing
+from scaleup.training.engine import Engine, World
+from scaleup.training.mixing import WHOLE, Mix, head_loss
+from scaleup.training.schedule import lr_factor
+
+
+class Classifier(nn.Module):
+    """An arm as an engine sees it: one pass gives the logits of several heads.
+
+    In ``bfloat16`` the products of the pass are; parameters, their gradients and the logits stay float32.
+    """
+
+    def __init__(self, arm: Arm, precision: str) -> None:
+        super().__init__()
+        self.arm, self.low = arm, precision == "bfloat16"
+
+    def forward(self, inputs: Tensor | Taps, heads: list[str]) -> dict[str, Tensor]:
+        with torch.autocast(next(self.arm.parameters()).device.type, torch.bfloat16, enabled=self.low):
+            pooled = self.arm.features(inputs)  # (B, D)
+            return {head: self.arm.heads[head](pooled).float() for head in heads}
+
+
+class ArmTrainer:
+    """Trains the arm of one model; several can share a batch and the taps of one trunk."""
+
+    def __init__(self, name: str, model: TubeViT, settings: Settings, recipe: Recipe, world: World) -> None:
+        self.name, self.model, self.settings, self.world = name, model, settings, world
+        self.seed, self.smoothing = recipe.seed, recipe.train.label_smoothing
+        self.steps, self.warmup = schedule(settings, recipe.train)
+        self.standing = Standing()
+        self.best: dict[str, Tensor] = {}  # what trains, as it was when validated best; on the first rank
+        model.train()
+        model.arm.grad_checkpointing = settings.grad_checkpointing
+        self.engine = Engine(
+            Classifier(model.arm, settings.precision), settings, recipe.train, recipe.data.batch, world
+        )
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def step(
+        self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None, rows: slice = WHOLE
+    ) -> dict[str, Any]:
+        """One update, with the last of the micro-batches that it needs; returns what is worth logging.
+
+        Args:
+            inputs: of the ``rows`` of this rank's batch; ``labels`` and ``mix`` are of all of it.
+        """
+        began = now(self.world.device)
+        factor = lr_factor(step, self.steps, self.warmup)
+        # Dropout draws alike whether or not other arms train beside this one.
+        source = np.random.SeedSequence((self.seed, step, self.world.rank, rows.start))
+        torch.manual_seed(int(source.generate_state(1)[0]))
+        logits = self.engine(inputs, list(labels))
+        losses = {head: head_loss(logits[head], labels[head], mix, self.smoothing, rows) for head in labels}
+        loss = torch.stack(list(losses.values())).mean()
+        right = {head: (each if mix is None else mix.dominant(each))[rows] for head, each in labels.items()}
+        entry = self._measured(loss, losses, logits, right)
+        entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
+        return entry | alphas(self.model.arm.gate) | {"seconds": now(self.world.device) - began}
+
+    def fault(self, step: int, entry: Mapping[str, Any]) -> str | None:
+        """Why a whole step was one too many, if it was: what it gave is no number. The same on all ranks."""
+        for what, value in (("loss", entry["loss"]), ("gradient's norm", entry["grad_norm"])):
+            if not math.isfinite(value):
+                return (
+                    f"arm {self.name!r} diverged: its {what} is {value} at step {step}; "
+                    f"try a learning rate below {self.settings.lr} or a longer warm-up than {self.warmup} steps"
+                )
+        return None
+
+    def validated(self, accuracy: float, steps: int) -> None:
+        """Note an accuracy after ``steps``, keep the best weights, and end where the patience does."""
+        if self.standing.validated(accuracy, steps) and self.world.rank == 0:
+            weights = zero_state.weights(self.model.arm)
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        if self.standing.waited >= self.settings.patience > 0:
+            self.end("early", steps)
+
+    def end(self, how: str, steps: int) -> None:
+        """Take no step any more. The model is final: on the first rank as it was at its best, where that is known."""
+        self.standing.ended, self.standing.steps = how, steps
+        self.engine.optimizer.state.clear()
+        for name, tensor in zero_state.weights(self.model.arm).items() if self.best else ():
+            tensor.copy_(self.best[name])
+        self.best = {}
+
+    def gather(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, on the first rank; all ranks must call."""
+        return zero_state.gather(self.engine, self.world) | {f"best/{name}": each for name, each in self.best.items()}
+
+    def restore(self, tensors: dict[str, Tensor], standing: Mapping[str, Any]) -> None:
+        """Put back what :meth:`gather` found, and how the arm stood."""
+        zero_state.restore(self.engine, tensors)
+        self.standing = Standing(**standing)
+        if self.world.rank == 0:
+            self.best = {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}
+
+    def remember(self, entry: Mapping[str, Any]) -> None:
+        """Count a whole step into the result."""
+        self.seconds.append(entry["seconds"])
+        self.losses.append(entry["loss"])
+
+    def result(self) -> dict[str, Any]:
+        """What a report says of the arm; the loss is the mean over the last tenth of the steps, None without any."""
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        return {
+            "adapt": self.settings.adapt,
+            "precision": self.settings.precision,
+            "arm_seconds": settled_mean(self.seconds) if last else None,
+            "loss": statistics.fmean(last) if last else None,
+            **alphas(self.model.arm.gate),
+            "steps": self.standing.steps,
+            "ended": self.standing.ended,
+            "diverged": self.standing.steps if self.standing.ended == "diverged" else None,
+            "best_step": self.standing.best_step,
+            "valid_accuracy": self.standing.valid_accuracy,
+        }
+
+    def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Loss, and loss and accuracy of each head: means over the batches of all ranks. A mixed sample is right where
+        the greater part of it is named."""
+        right = [(logits[head].argmax(dim=1) == labels[head]).float().mean() for head in labels]
+        values = torch.stack([loss.detach(), *(value.detach() for value in losses.values()), *right])
+        mean, *rest = self.world.mean(values).tolist()
+        pairs = zip(labels, rest[: len(right)], rest[len(right) :], strict=True)
+        return {"loss": mean, "heads": {head: {"loss": each, "accuracy": share} for head, each, share in pairs}}
+
+
+def whole_step(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is logged of a step, from what was of its micro-batches, which are alike in size."""
+    return {name: _joined(name, [entry[name] for entry in entries]) for name in entries[-1]}
+
+
+def _joined(name: str, values: list[Any]) -> Any:
+    if isinstance(values[-1], dict):
+        return whole_step(values)
+    if name in ("loss", "accuracy"):
+        return statistics.fmean(values)
+    return sum(values) if name.endswith("seconds") else values[-1]
+
+
+def settled_mean(seconds: list[float]) -> float:
+    """The mean without the first few steps, which pay for warming up."""
+    return statistics.fmean(seconds[min(5, len(seconds) // 2) :])

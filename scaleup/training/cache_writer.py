@@ -1,0 +1,152 @@
+"""One dataset through the trunk to shards of taps; tars that are finished stay as they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from scaleup.data.batches import input_bytes
+from scaleup.data.decode import BadSample
+from scaleup.data.index import index_of, write_index, write_json
+from scaleup.data.loader import Augmented
+from scaleup.data.shards import Sample, Shards, write_shard
+from scaleup.data.token_records import lowered, record
+from scaleup.data.unfinished import clear, finished
+from scaleup.data.workers import in_workers, refuse_small_shared
+from scaleup.errors import UserError
+from scaleup.model.trunk import Taps
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import Input, Recipe
+from scaleup.training.cache_size import samples_of_a_tar
+
+
+class Decoded(NamedTuple):
+    """All views of some samples."""
+
+    numbers: list[int]  # of the samples that could be read
+    pixels: Tensor  # uint8 (n * V, 3, [T,] H, W), the views of a sample side by side
+    failures: dict[int, str]  # of those that could not, and why
+
+
+class Views(Dataset):
+    """Batch number -> :class:`Decoded`."""
+
+    def __init__(self, read: Augmented, name: str, views: int, batches: list[range]) -> None:
+        self.read, self.name, self.views, self.batches = read, name, views, batches
+
+    def __getitem__(self, number: int) -> Decoded:
+        found: dict[int, list[Tensor]] = {}
+        failures: dict[int, str] = {}
+        for sample in self.batches[number]:
+            try:
+                found[sample] = [self.read(self.name, sample, view) for view in range(self.views)]
+            except BadSample as error:
+                failures[sample] = str(error)
+        pixels = [view for views in found.values() for view in views]
+        return Decoded(list(found), torch.stack(pixels) if pixels else torch.empty(0), failures)
+
+
+def named(taps: dict[int, Taps]) -> dict[str, Tensor]:
+    """z0 and h at every depth, (B, N, D), as a record calls them."""
+    return {"z0": next(iter(taps.values())).z0} | {f"h{depth}": each.h for depth, each in sorted(taps.items())}
+
+
+class SetWriter:
+    """Writes dataset ``name`` of a recipe to ``directory``.
+
+    Args:
+        made: what the index will say of how the taps came to be.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: TubeViT, name: str, shards: Shards, made: dict[str, Any], directory: Path
+    ) -> None:
+        self.recipe, self.model, self.name, self.shards, self.made = recipe, model, name, shards, made
+        self.directory, self.views, self.bad = directory, made["views"], 0
+        each, count = samples_of_a_tar(made["record_bytes"], self.views), len(shards)
+        self.chunks = [range(begin, min(begin + each, count)) for begin in range(0, count, each)]  # samples of each tar
+        self.batch = max(1, recipe.data.batch // self.views)  # samples that pass the trunk together
+
+    def write(self, advance: Callable[[int], None]) -> None:
+        """Write all shards that are not there yet; ``advance`` is called with the number of samples done."""
+        self.directory.mkdir(exist_ok=True)
+        parts = {number: part for number in range(len(self.chunks)) if (part := finished(self.directory, number))}
+        if parts:
+            print(f"going on: {len(parts)} of {len(self.chunks)} shards of '{self.name}' are finished", file=sys.stderr)
+        advance(sum(len(self.chunks[number]) for number in parts))
+        self.bad = sum(len(part["failures"]) for part in parts.values())
+        left = {number: self._batches(chunk) for number, chunk in enumerate(self.chunks) if number not in parts}
+        decoded = self._decoded([batch for batches in left.values() for batch in batches])
+        for number, batches in left.items():
+            parts[number] = self._shard(number, islice(decoded, len(batches)), advance)
+        self.parts = [parts[number] for number in range(len(self.chunks))]
+
+    def conclude(self) -> None:
+        """Write the index, and remove everything but it and the tars that have samples."""
+        failures = [failure for part in self.parts for failure in part["failures"]]
+        shards = [part["shard"] for part in self.parts if part["shard"]["samples"]]
+        write_index(self.directory, index_of("taps", self.shards.classes, shards, failures) | {"made": self.made})
+        clear(self.directory, {"index.json", *(shard["file"] for shard in shards)})
+
+    def _batches(self, chunk: range) -> list[range]:
+        return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
+
+    def _decoded(self, batches: list[range]) -> Iterator[Decoded]:
+        input = Input(**self.model.config["input"])
+        augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: self.shards})
+        views, workers = Views(augmented, self.name, self.views, batches), self.recipe.data.workers
+        size = input_bytes(input, self.shards.modality) * self.views * max(map(len, batches), default=0)
+        refuse_small_shared(size, len(batches), workers)
+        return in_workers(views, range(len(batches)), workers)
+
+    def _shard(self, number: int, decoded: Iterable[Decoded], advance: Callable[[int], None]) -> dict[str, Any]:
+        """Write one tar and what is to be known of it; this file's being there says that the tar is finished."""
+        failures: list[dict[str, str]] = []
+        entry = write_shard(self.directory / f"{number:06d}.tar", self._samples(decoded, failures, advance))
+        part = {"shard": entry, "failures": failures}
+        write_json(self.directory / f"{number:06d}.json", part)
+        return part
+
+    def _samples(
+        self, decoded: Iterable[Decoded], failures: list[dict[str, str]], advance: Callable[[int], None]
+    ) -> Iterator[Sample]:
+        for numbers, pixels, failed in decoded:
+            failures += [{"source": self.shards.keys[number], "reason": reason} for number, reason in failed.items()]
+            self._refuse_too_many(failed)
+            records = self._records(pixels) if numbers else iter(())
+            for number in numbers:
+                labels = {name: int(values[number]) for name, values in self.shards.labels.items()}
+                for view in range(self.views):
+                    yield Sample(f"{number:08d}-v{view}", "safetensors", next(records), labels)
+            advance(len(numbers) + len(failed))
+
+    def _records(self, pixels: Tensor) -> Iterator[bytes]:
+        model, made = self.model, self.made
+        assert model.trunk is not None
+        x = model.preprocess(pixels.to(next(model.arm.parameters()).device))
+        tokens = named(model.trunk(x, made["depths"]))
+        if not all(each.isfinite().all() for each in tokens.values()):
+            raise UserError(
+                f"the trunk gives tokens of dataset '{self.name}' that are not finite; choose another trunk.precision "
+                f"than {made['trunk']['precision']}, or another model"
+            )
+        kept = {name: each.cpu() for name, each in lowered(tokens, made["precision"]).items()}
+        for row in range(len(pixels)):
+            yield record({name: each[row] for name, each in kept.items()})
+
+    def _refuse_too_many(self, failed: dict[int, str]) -> None:
+        for number, reason in failed.items():
+            print(f"dataset '{self.name}': sample '{self.shards.keys[number]}' left out: {reason}", file=sys.stderr)
+        self.bad += len(failed)
+        if self.bad > min(self.recipe.data.max_bad * len(self.shards), len(self.shards) - 1):
+            raise UserError(
+                f"{self.bad} of the {len(self.shards)} samples of dataset '{self.name}' cannot be read, more than "
+                f"data.max_bad {self.recipe.data.max_bad:g} allows; what is finished is kept"
+            )

@@ -1,0 +1,95 @@
+"""The directory of a run: begun with its recipe, gone on with by the very same recipe, replaced by no accident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from scaleup import recipe as recipes
+from scaleup.common.files import locked, new_directory
+from scaleup.errors import UserError
+from scaleup.recipe import Recipe
+from scaleup.training.result import is_complete
+
+# What may differ when a run goes on, since it changes no weight.
+FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.keep"}
+OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
+
+
+def goes_on(recipe: Recipe, overwrite: bool) -> bool:
+    """Whether an unfinished run of this recipe stands in ``recipe.out``; False where a new one begins there.
+
+    Raises:
+        UserError: no directory is named, or what stands there is not for this recipe to replace or to go on with.
+    """
+    if not recipe.out:
+        raise UserError("the recipe names no directory to write to; set out, for example out=runs/first")
+    out = Path(recipe.out)
+    if not out.exists():
+        return False
+    if not (out / "recipe.yaml").is_file():
+        raise UserError(f"{recipe.out!r} exists and is not the directory of a run, it has no recipe.yaml")
+    if overwrite:
+        return False
+    if differing := _differing(out / "recipe.yaml", recipe):
+        raise UserError(f"{recipe.out!r} exists and holds a run of another recipe: {differing}; {OTHERWISE}")
+    if is_complete(out):
+        raise UserError(f"{recipe.out!r} exists, and its run is complete; {OTHERWISE}")
+    return True
+
+
+@contextmanager
+def held(out: Path, patience: float = 15.0) -> Iterator[None]:
+    """Inside, no other process goes on with the run or replaces it.
+
+    Raises:
+        UserError: after ``patience`` seconds another process still holds it.
+    """
+    with ExitStack() as stack:
+        place = out / "recipe.yaml"
+        if place.is_file() and not locked(stack.enter_context(place.open("r+")), patience):
+            raise UserError(f"another process is at work on the run in '{out}'; wait for it or end it")
+        yield
+
+
+def begin(recipe: Recipe, overwrite: bool) -> None:
+    """Make the directory with its recipe, in the place of what stands there."""
+    with new_directory(recipe.out, overwrite) as directory:
+        recipes.save(settled(recipe), directory / "recipe.yaml")
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe, fit to be read from another directory."""
+    if recipe.model.load and Path(recipe.model.load).is_dir():
+        return replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
+    return recipe
+
+
+def _differing(path: Path, recipe: Recipe) -> str:
+    """The settings in which the recipe at ``path`` is another one, in words; one that the file is older than has its
+    default there."""
+    try:
+        there = _leaves(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        return f"its recipe.yaml cannot be read ({' '.join(str(error).split())})"
+    here = _leaves(settled(recipe))
+    keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
+    return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
+
+
+def _leaves(recipe: Any) -> dict[str, Any]:
+    return flat(OmegaConf.to_container(recipes.resolved(recipe)))
+
+
+def flat(value: Any, at: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by key path."""
+    if not isinstance(value, dict) or not value:
+        return {at: value}
+    return {key: leaf for name, each in value.items() for key, leaf in flat(each, f"{at}.{name}".strip(".")).items()}

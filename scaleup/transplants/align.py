@@ -1,0 +1,111 @@
+"""A linear map from the small model's image tokens to the backbone's, folded into the tubes (not in the paper).
+
+Both models turn the same images into tokens. The map that takes one's to the other's, by ridge regression, takes the
+small model's tubes to where the backbone's own patches live, whatever the two widths are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scaleup.backbones.backbone import Backbone
+from scaleup.common.ridge import Affine, Moments, Ridge
+from scaleup.errors import UserError
+from scaleup.model.places import Size
+from scaleup.transplants.donor import Kernel
+from scaleup.transplants.measure import normalise, rms
+
+HELD_OUT = 8  # every so manyth image is left out of the fit, and the map measured on it
+
+
+class Alignment(NamedTuple):
+    """A map of the small model's tokens, those of some places side by side, and what was measured of it."""
+
+    map: Affine  # (places * d) -> D
+    measured: dict[str, Any]
+
+
+def fit(patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Iterable[Tensor], fold: Size) -> Alignment:
+    """Fit the map on images (B, 3, H, W) in [0, 1], its penalty chosen by generalized cross validation.
+
+    Args:
+        patch: the small model's patch embedding, which reads images normalised as ``given`` says.
+        fold: how many patches (1, h, w) of the small model side by side become one token of the backbone.
+
+    Raises:
+        UserError: there are too few images.
+    """
+    moments, held, count = Moments(fold[1] * fold[2] * len(patch.bias), large.embed_dim), [], 0
+    for batch in images:
+        x, y = pairs(patch, given, large, batch, fold)
+        out = (torch.arange(count, count + len(batch)) + 1) % HELD_OUT == 0
+        moments.add(x[~out].flatten(0, 1), y[~out].flatten(0, 1))
+        held.append((x[out].flatten(0, 1), y[out].flatten(0, 1)))
+        count += len(batch)
+    if count < HELD_OUT:
+        raise UserError(f"{count} images could be read, and --match align needs {HELD_OUT} at least")
+    ridge = Ridge(moments)
+    penalties = ridge.penalties()
+    penalty = penalties[ridge.gcv(penalties).sum(1).argmin()]
+    found, wanted = ridge.solve(penalty), torch.cat([y for _, y in held]).double()
+    mapped = found(torch.cat([x for x, _ in held]))
+    unexplained = (wanted - mapped).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    measured: dict[str, Any] = {"images": count, "held_out": count // HELD_OUT, "rows": int(ridge.count)}
+    measured |= {"penalty": (penalty / ridge.count).item(), "r2": 1 - unexplained.item()}
+    return Alignment(found, measured | {"rms_mapped": rms(mapped), "rms_backbone": rms(wanted)})
+
+
+@torch.no_grad()
+def pairs(
+    patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Tensor, fold: Size
+) -> tuple[Tensor, Tensor]:
+    """Tokens of the same places of images (B, 3, H, W), without positions: the small model's (B, N, h*w*d), its places
+    side by side, and the backbone's (B, N, D).
+
+    A place is what the small model's patch covers, or h x w patches do. The backbone sees it resized to one of its own
+    patches, so that a token of either stands for the same piece of the image.
+    """
+    (ph, pw), (_, fh, fw) = patch.spec.kernel[1:], fold
+    rows, columns = images.shape[2] // (fh * ph), images.shape[3] // (fw * pw)
+    if not rows or not columns:
+        raise UserError(f"{fh}x{fw} patches of {ph}x{pw} pixels do not fit an image of {tuple(images.shape[2:])}")
+    images = images[..., : rows * fh * ph, : columns * fw * pw]
+    small = F.conv2d(_fed(images, given), patch.weight[:, :, 0], patch.bias, stride=(ph, pw))
+    small = small.unflatten(3, (columns, fw)).unflatten(2, (rows, fh))  # (B, d, rows, fh, columns, fw)
+    size = [count * side for count, side in zip((rows, columns), large.patch_size, strict=True)]
+    resized = F.interpolate(images, size, mode="bilinear", antialias=True)
+    wanted = _patch_tokens(large, _fed(resized, {"mean": large.mean, "std": large.std}))
+    return small.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), wanted
+
+
+def _fed(images: Tensor, input: Mapping[str, Any]) -> Tensor:
+    return normalise(images[:, :, None], {"input": input})[:, :, 0]
+
+
+def _patch_tokens(large: Backbone, images: Tensor) -> Tensor:
+    """The backbone's tokens of all patches of images of any size: (B, 3, rows*h, columns*w) -> (B, N, D).
+
+    The patches are laid out anew as images of the size that the backbone takes; its positions are taken off.
+    """
+    h, w = large.patch_size
+    patches = images.unflatten(3, (-1, w)).unflatten(2, (-1, h)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    grid = large.size[0] // h, large.size[1] // w
+    empty = patches.new_zeros(-len(patches) % (grid[0] * grid[1]), 3, h, w)
+    laid = torch.cat([patches, empty]).unflatten(0, (-1, *grid))  # (M, gh, gw, 3, h, w)
+    tokens = large.stem(laid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3))[:, large.num_prefix_tokens :]
+    tokens = (tokens - large.stem.position_grid().flatten(0, 1)).flatten(0, 1)
+    return tokens[: len(patches)].unflatten(0, (len(images), -1))
+
+
+def aligned(weight: Tensor, bias: Tensor, map: Affine, places: int) -> tuple[Tensor, Tensor]:
+    """A kernel (c, 3, t, h, w) and its bias (c,), applied at ``places`` whose channels are concatenated and then
+    mapped, as kernels that are summed: (D, places*3, t, h, w) and (D,). Exact: both are linear."""
+    dropped = places * len(bias) - len(map.weight)  # channels of the last place that the small model does not keep
+    rows = F.pad(map.weight, (0, 0, 0, dropped)).unflatten(0, (places, -1))  # (places, c, D)
+    kernels = torch.einsum("pcd,cithw->dpithw", rows, weight.double()).flatten(1, 2)
+    return kernels.float(), (map.bias + torch.einsum("pcd,c->d", rows, bias.double())).float()

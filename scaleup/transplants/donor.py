@@ -1,0 +1,166 @@
+"""The small model of a transplant, reduced to what moves: the kernel of each tube and how its input was normalised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scaleup.checkpoint import config_json as config_file
+from scaleup.checkpoint.model_directory import FULL, read_report, trained_on
+from scaleup.common import tensors
+from scaleup.common.model_choice import tell
+from scaleup.errors import UserError
+from scaleup.model.places import TubeSpec
+from scaleup.model.tubes import resize_kernel
+
+# The public Lightning reimplementation fixes the paper's main tubes and shares one 8x8x8 kernel between them.
+LIGHTNING = "sparse_tubes_tokenizer.conv_proj_weight", "sparse_tubes_tokenizer.conv_proj_bias"
+LIGHTNING_TUBES = (
+    TubeSpec("tube8x8x8", (8, 8, 8), (16, 32, 32)),
+    TubeSpec("tube16x4x4", (16, 4, 4), (6, 32, 32), (4, 8, 8)),
+    TubeSpec("tube4x12x12", (4, 12, 12), (16, 32, 32), (0, 16, 16)),
+)
+PATCHES = ("patch_embed.proj", "conv1")  # what timm and open_clip call a patch embedding
+LIGHTNING_CONFIG = {
+    "input": {
+        "frames": 32,
+        "size": [224, 224],
+        "fps": 15.0,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "frames": {"stride": 32, "offset": 0},
+}
+
+
+@dataclass
+class Kernel:
+    """A tube as the small model has it: weight (c, 3, t, h, w), bias (c,)."""
+
+    spec: TubeSpec
+    weight: Tensor
+    bias: Tensor
+    parents: tuple[str, ...]  # names of the tensors it was made from
+
+
+@dataclass
+class Donor:
+    """What a transplant takes from the small model; ``patch`` is the kernel of its image tokens, where it has one."""
+
+    name: str
+    kernels: list[Kernel]
+    patch: Kernel | None
+    config: Mapping[str, Any]
+    tensors: dict[str, Tensor]
+    sha256: str
+    data: list[Mapping[str, Any]]  # what it was trained on, where that is known
+
+
+def read(path: str | Path) -> Donor:
+    """Read a small model: one of our directories, its ``.safetensors``, a checkpoint with our names, or a public one.
+
+    Raises:
+        UserError: the file is no checkpoint, holds no tubes, or does not say where its tubes are applied.
+    """
+    path = Path(path)
+    file = path / FULL if path.is_dir() else path
+    config: Mapping[str, Any] | None = config_file.read(path) if path.is_dir() else None
+    if path.is_dir() and not file.exists():
+        raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
+    held = tensors.File(file)
+    tell(held.path, held.said)
+    found = {_public(name): tensor for name, tensor in zip(held.mapped, held.copies(held.mapped), strict=True)}
+    if LIGHTNING[0] in found:
+        config = LIGHTNING_CONFIG
+    config = config or _config_beside(held.path, held.beside)
+    kernels = _lightning(found) if LIGHTNING[0] in found else _own(config, found, file)
+    for kernel in kernels:
+        if not (kernel.weight.isfinite().all() and kernel.bias.isfinite().all()):
+            raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
+    patch = _lightning_patch(found) if LIGHTNING[0] in found else _own_patch(found)
+    data = [each for each, _ in trained_on(read_report(path))] if path.is_dir() else []
+    return Donor(str(path), kernels, patch, config, found, tensors.fingerprint(tensors.hashes(found)), data)
+
+
+def _public(name: str) -> str:
+    """Names inside a training script's model and names on disk are the same but for these prefixes."""
+    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _config_beside(file: Path, beside: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where a bare checkpoint's tubes are applied: from its metadata, or the config.json in its directory."""
+    config = beside.get("config")
+    if isinstance(config, str):
+        try:
+            config = json.loads(config)
+        except ValueError as error:
+            raise UserError(f"{file} carries a config that is not JSON ({error})") from error
+    if config is not None:
+        return config_file.check(config, f"the config in {file}")
+    if (file.parent / "config.json").is_file():
+        return config_file.read(file.parent)
+    raise UserError(f"{file} does not say where its tubes are applied; put the small model's config.json beside it")
+
+
+def _own(config: Mapping[str, Any], found: Mapping[str, Tensor], file: Path) -> list[Kernel]:
+    if not config.get("tubes"):
+        raise UserError(f"{file} is a model without tubes; there is nothing to transplant")
+    specs = [TubeSpec.from_config(name, tube) for name, tube in config["tubes"].items()]
+    return [_own_kernel(spec, found, file) for spec in specs]
+
+
+def _own_kernel(spec: TubeSpec, found: Mapping[str, Tensor], file: Path) -> Kernel:
+    own, shared, bias = f"tubes.{spec.name}.weight", "tubes.shared", f"tubes.{spec.name}.bias"
+    weight = own if own in found else shared
+    if missing := [name for name in (weight, bias) if name not in found]:
+        raise UserError(f"{file} lacks {', '.join(missing)} of the tube {spec.name!r}")
+    kernel = found[own] if own in found else resize_kernel(found[shared], spec.kernel)
+    if kernel.dim() != 5 or tuple(kernel.shape[1:]) != (3, *spec.kernel) or found[bias].shape != kernel.shape[:1]:
+        raise UserError(
+            f"{file}: {weight} is {tuple(kernel.shape)} with a bias {tuple(found[bias].shape)}, where (channels, 3, "
+            f"{', '.join(map(str, spec.kernel))}) and (channels,) belong"
+        )
+    return Kernel(spec, kernel.float(), found[bias].float(), (weight, bias))
+
+
+def _own_patch(found: Mapping[str, Tensor]) -> Kernel | None:
+    """The patch embedding as a tube of one frame; None where it is not one convolution and no more."""
+    name = next((name for name in PATCHES if f"{name}.weight" in found), None)
+    if name is None or found[f"{name}.weight"].dim() != 4 or "patch_embed.norm.weight" in found:
+        return None
+    weight = found[f"{name}.weight"].float()[:, :, None]  # (d, 3, 1, h, w)
+    bias = found.get(f"{name}.bias", torch.zeros(len(weight))).float()
+    size = (1, *weight.shape[3:])
+    return Kernel(TubeSpec("patch", size, size), weight, bias, ())
+
+
+def _lightning_patch(found: Mapping[str, Tensor]) -> Kernel:
+    size = (1, 16, 16)
+    weight, biases = (found[name].float() for name in LIGHTNING)
+    return Kernel(TubeSpec("patch", size, size), F.interpolate(weight, size, mode="trilinear"), biases[-1], ())
+
+
+def _lightning(found: Mapping[str, Tensor]) -> list[Kernel]:
+    weight, biases = (found.get(name, torch.zeros(0)).float() for name in LIGHTNING)
+    if weight.shape[1:] != (3, 8, 8, 8) or biases.shape != (len(LIGHTNING_TUBES) + 1, len(weight)):
+        raise UserError(
+            f"{LIGHTNING[0]} {tuple(weight.shape)} and {LIGHTNING[1]} {tuple(biases.shape)} are not one kernel "
+            f"(D, 3, 8, 8, 8) and four biases (4, D)"
+        )
+    resized = [  # plain interpolation, without our correction of the gain: what that model computes
+        weight if spec.kernel == weight.shape[2:] else F.interpolate(weight, size=spec.kernel, mode="trilinear")
+        for spec in LIGHTNING_TUBES
+    ]
+    return [
+        Kernel(spec, kernel, bias, LIGHTNING)
+        for spec, kernel, bias in zip(LIGHTNING_TUBES, resized, biases[:-1], strict=True)
+    ]

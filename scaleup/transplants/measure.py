@@ -1,0 +1,147 @@
+"""What a transplant claims, measured on the model it made."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scaleup.backbones.backbone import Backbone
+from scaleup.backbones.placement import lent
+from scaleup.common.ridge import Affine
+from scaleup.model.places import TubeSpec
+from scaleup.model.tubevit import TubeViT, assemble
+from scaleup.transplants.donor import Donor, Kernel
+
+
+def natural_clip(frames: int, size: tuple[int, int], count: int = 1, seed: int = 0) -> Tensor:
+    """A made-up clip in [0, 1] with the falling spectrum of natural video: (count, 3, T, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (frames, *size)
+    clip = torch.zeros(count, 3, *shape)
+    for octave in range(6):
+        coarse = [max(2, length >> (5 - octave)) for length in shape]
+        noise = torch.randn(count, 3, *coarse, generator=generator)
+        clip += F.interpolate(noise, size=shape, mode="trilinear") / 2**octave
+    return (0.5 + 0.2 * clip).clamp(0, 1)
+
+
+def normalise(clip: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Pixels in [0, 1] (B, 3, T, H, W) as a model's input."""
+    mean, std = (torch.tensor(config["input"][key])[:, None, None, None] for key in ("mean", "std"))
+    return (clip - mean) / std
+
+
+@torch.no_grad()
+def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: Any) -> float:
+    """Pooled features of the adapted model, gate closed, against the image model's own.
+
+    Args:
+        images: (B, 3, H, W), normalised for the backbone.
+        taps: what the adapted model's arm reads for them.
+    """
+    with lent(large.blocks, large.block_file()):
+        if large.positions is None:
+            wanted = large.features(images)
+        else:  # one of our own models, which adds positions of its own
+            alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
+            wanted = assemble(model.config | alone, large).eval().forward_features(images)
+    return (model.arm.features(taps) - wanted).abs().max().item()
+
+
+def closed_max_abs_diff(model: TubeViT, taps: Any) -> float:
+    """Pooled features with the gate closed against the same arm without a gate."""
+    gate, arm = model.arm.gate, model.arm
+    with torch.no_grad():
+        closed = arm.features(taps)
+        arm.gate = None
+        without = arm.features(taps)
+        arm.gate = gate
+    return (closed - without).abs().max().item()
+
+
+@torch.enable_grad()
+def alpha_grad(model: TubeViT, taps: Any, seed: int = 0) -> float:
+    """|d loss / d alpha| with the gate closed; the loss is a cross entropy of random classes of the pooled features."""
+    assert model.arm.gate is not None
+    trains = [parameter for parameter in model.arm.parameters() if parameter.requires_grad]
+    model.arm.requires_grad_(False)
+    alpha = model.arm.gate.alpha.requires_grad_(True)  # only alpha: no memory for other gradients
+    model.arm.grad_checkpointing = True
+    features = model.arm.features(taps)
+    generator = torch.Generator().manual_seed(seed)
+    classifier = torch.randn(features.shape[1], 10, generator=generator) * features.shape[1] ** -0.5
+    loss = F.cross_entropy(features @ classifier, torch.zeros(len(features), dtype=torch.long))
+    (gradient,) = torch.autograd.grad(loss, alpha)
+    model.arm.grad_checkpointing = False
+    for parameter in trains:
+        parameter.requires_grad_(True)
+    return gradient.abs().item()
+
+
+@torch.no_grad()
+def position_rms(large: Backbone) -> float:
+    """RMS that sines in time should have: that of the backbone's grid, or a quarter of its patches'."""
+    if large.absolute:
+        return rms(large.stem.position_grid())
+    clip = natural_clip(1, large.size)
+    image = normalise(clip, {"input": {"mean": large.mean, "std": large.std}})[:, :, 0]
+    return rms(large.stem(image)[:, large.num_prefix_tokens :]) / 4
+
+
+@torch.no_grad()
+def tube_tokens(model: TubeViT, name: str, clip: Tensor) -> Tensor:
+    """Tokens of one tube before positions, (B, N, D), of pixels in [0, 1]."""
+    return model.tokenizer.tubes[name](normalise(clip, model.config))
+
+
+@torch.no_grad()
+def token_max_abs_diff(
+    kernel: Kernel, donor: Donor, spec: TubeSpec, tokens: Tensor, clip: Tensor, map: Affine | None
+) -> float:
+    """A tube's tokens (B, N, D), channel block by channel block, against the small model's kernel at each place; or,
+    where there is a ``map``, against what it makes of these."""
+    x = normalise(clip, donor.config)
+    blocks = [_at(kernel, x, place) for place in _places(spec, clip)]
+    wanted = torch.stack(blocks, dim=1).unflatten(1, (-1, spec.places_per_token)).flatten(2)  # (B, N, f*c)
+    wanted = map(wanted[..., : len(map.weight)]) if map is not None else wanted[..., : tokens.shape[-1]]
+    return (tokens - wanted).abs().max().item()
+
+
+def _places(spec: TubeSpec, clip: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Where the kernel is applied, token by token, and within a token in the order t, h, w."""
+    axes = [starts.tolist() for starts in spec.places(clip.shape[2:])]  # type: ignore[arg-type]
+    for token in ((t, h, w) for t in axes[0] for h in axes[1] for w in axes[2]):
+        yield from ((t, h, w) for t in token[0] for h in token[1] for w in token[2])
+
+
+def _at(kernel: Kernel, x: Tensor, place: tuple[int, int, int]) -> Tensor:
+    """The small model's kernel at one place: (B, c)."""
+    for dim, (first, length) in enumerate(zip(place, kernel.spec.kernel, strict=True), start=2):
+        x = x.narrow(dim, first, length)
+    return F.linear(x.flatten(1), kernel.weight.flatten(1), kernel.bias)
+
+
+@torch.no_grad()
+def backbone_rms(model: TubeViT, clip: Tensor) -> float:
+    """RMS of the backbone's own patch tokens, positions taken off, over the frames that it sees."""
+    x = normalise(clip, model.config)
+    frame = x[:, :, model.config["frames"]["offset"]]
+    stem = model.tokenizer.stem
+    tokens = stem(frame)[:, model.tokenizer.num_prefix_tokens :] - stem.position_grid().flatten(0, 1)  # type: ignore[operator]
+    return rms(tokens)
+
+
+def rms(values: Tensor) -> float:
+    return values.double().square().mean().sqrt().item()
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

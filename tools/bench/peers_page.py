@@ -1,0 +1,89 @@
+"""The figures of the peers on a page, between two marks: a table, the ratios, and every loss with its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.plots import GIB
+from scaleup.common.files import write_text
+from scaleup.errors import UserError
+
+BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"
+COLUMNS = {  # key of a row -> what stands over it, and what it is divided by
+    "frames": ("frames", 1),
+    "tokens": ("tokens", 1),
+    "trained_parameters": ("train, M", 10**6),
+    "gflop": ("GFLOPs, inference", 1),
+    "train_gflop": ("GFLOPs, step", 1),
+    "infer_seconds": ("seconds, inference", 1),
+    "step_seconds": ("seconds, step", 1),
+    "clips_per_second": ("clips/s, training", 1),
+    "peak_bytes": ("peak memory, GiB", GIB),
+}
+
+
+def parts(page: str) -> tuple[str, str]:
+    """What stands before and after the figures.
+
+    Raises:
+        UserError: there is no such file, or it lacks the marks.
+    """
+    text = Path(page).read_text() if Path(page).is_file() else ""
+    before, begun, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not begun or not ended:
+        raise UserError(f"{page!r} cannot take figures: it has no lines {BEGIN.strip()!r} and {END.strip()!r}")
+    return before, after
+
+
+def rewrite(page: str, found: dict[str, Any]) -> None:
+    """Put new figures in place of the old."""
+    before, after = parts(page)
+    lines = [*_machine(found["machine"]), "", *_table(found["rows"]), "", *_goals(found["goals"]), "", *_losses(found)]
+    write_text(Path(page), before + BEGIN + "\n".join(lines) + "\n" + END + after)
+
+
+def _machine(machine: dict[str, Any]) -> Iterator[str]:
+    size = "Tiny models, to see that the figures can be had" if machine["quick"] else "ViT-B/16 size"
+    yield f"{size}; {machine['system']}, {machine['threads']} threads on {machine['cores']} cores,"
+    yield f"load before the run {machine['load_before']:.1f}."
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield _line(["model", *(name for name, _ in COLUMNS.values())])
+    yield _line(["---"] + ["--:"] * len(COLUMNS))
+    for row in rows:
+        cells = [_number(row[key], unit) for key, (_, unit) in COLUMNS.items()]
+        yield _line([f"**{row['name']}**" if row["ours"] else row["name"], *cells])
+
+
+def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
+    yield _line(["ratio, median over the turns", "goal, at least", "measured", ""])
+    yield _line(["---", "--:", "--:", "---"])
+    for goal in goals:
+        met = "met" if goal["met"] else "not met"
+        yield _line([goal["what"], f"{goal['at_least']}", f"{goal['measured']:.2f}", met])
+
+
+def _losses(found: dict[str, Any]) -> Iterator[str]:
+    yield "Where a peer has less of something than one of ours:" if found["losses"] else "No peer has less of anything."
+    yield ""
+    for loss in found["losses"]:
+        yield f"- {loss['name']}: {sentence(loss)}"
+
+
+def sentence(loss: dict[str, Any]) -> str:
+    """A loss in words."""
+    name, unit = COLUMNS[loss["column"]]
+    figures = f"{_number(loss['measured'], unit)} against {_number(loss['peers'], unit)}"
+    return f"{name}, {figures} of {loss['peer']}: {loss['cause']}"
+
+
+def _number(value: float | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.3g}" if abs(value / unit) < 1000 else f"{value / unit:.0f}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,63 @@
+"""Plots of the benchmarks' rows."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from scaleup.common.files import write_bytes
+
+GIB = 2**30
+
+PANELS = {  # key of a row -> its axis, and what it is divided by
+    "step_seconds": ("seconds of a training step", 1),
+    "infer_seconds": ("seconds of inference", 1),
+    "peak_bytes": ("peak memory, GiB", GIB),
+    "gflop": ("GFLOPs of inference", 1),
+}
+
+
+def bars(rows: list[dict[str, Any]], path: Path) -> None:
+    """A bar for each row in every panel that it has a figure for, ours in another colour."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(
+        1, len(PANELS), figsize=(16, 0.3 * len(rows) + 1.2), sharey=True, layout="constrained"
+    )
+    for panel, (key, (label, unit)) in zip(panels, PANELS.items(), strict=True):
+        shown = [row for row in rows if row[key] is not None]
+        colours = ["tab:blue" if row["ours"] else "tab:orange" for row in shown]
+        drawn = panel.barh([rows.index(row) for row in shown], [row[key] / unit for row in shown], color=colours)
+        panel.bar_label(drawn, fmt="%.3g", padding=2, fontsize=8)
+        panel.set(xlabel=label)
+        panel.margins(x=0.25)
+    panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
+    panels[0].invert_yaxis()
+    _save(figure, path)
+
+
+def curve(rows: list[dict[str, Any]], key: str, label: str, path: Path) -> None:
+    """Seconds of a step and peak memory of rows against what ``key`` of them says."""
+    figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    values = [row[key] for row in rows]
+    for panel, cost in zip(panels, ("step_seconds", "peak_bytes"), strict=True):
+        name, unit = PANELS[cost]
+        panel.plot(values, [row[cost] / unit for row in rows], marker="o")
+        panel.set(xlabel=label, ylabel=name, ylim=(0, None), xticks=values)
+        panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(drawn := io.BytesIO(), dpi=110, format="png")
+    _pyplot().close(figure)
+    write_bytes(path, drawn.getvalue())

@@ -1,0 +1,115 @@
+"""What freezing saves: steps of frozen, cached, shared and full training of one model, in turns in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.turns import rotated, timed
+from scaleup.model.runtime import settle_kernels
+from scaleup.model.trunk import Taps
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import Arm, Recipe
+from scaleup.training import engine
+from scaleup.training.arm_trainer import ArmTrainer
+
+FROZEN, FULL = "frozen", "full"  # three quarters of the blocks frozen, and none
+
+
+def swept(depth: int) -> dict[str, Arm]:
+    """Five gated arms around three quarters of ``depth`` blocks: four depths, and one of them at another rate."""
+    frozen = depth - depth // 4
+    depths = {f"frozen{number}": number for number in (frozen - 1, frozen + 1, frozen + 2)}
+    arms = {name: Arm(number, True, lr=1e-5) for name, number in depths.items()}
+    return {FROZEN: Arm(frozen, True, lr=1e-5), **arms, "faster": Arm(frozen, True, lr=3e-5)}
+
+
+class Steps:
+    """Five arms and a full fine-tuning of one model, and the seconds of their steps on the same random clips."""
+
+    def __init__(self, template: TubeViT, clips: Tensor, recipe: Recipe) -> None:
+        self.arms, heads = swept(template.depth), template.config["heads"]
+        settings = self.arms | {FULL: Arm(lr=1e-5)}
+        self.models = {name: template.with_arm(arm.frozen_depth, arm.gate, heads) for name, arm in settings.items()}
+        world = engine.start()
+        for model in self.models.values():
+            model.place(world.device)
+        self.kernels = settle_kernels(self.models.values(), "auto", world)
+        self.trainers = {name: ArmTrainer(name, self.models[name], settings[name], recipe, world) for name in settings}
+        self.clips = clips.to(world.device)
+        self.labels = {head: torch.zeros(len(clips), dtype=torch.long, device=world.device) for head in heads}
+        self.depths = {name: arm.frozen_depth for name, arm in self.arms.items()}
+        self.stored = self.taps(*self.depths.values())
+
+    def pixels(self) -> Tensor:
+        return self.models[FULL].preprocess(self.clips)
+
+    def taps(self, *depths: int) -> dict[int, Taps]:
+        deepest = max(self.arms, key=lambda name: self.depths[name])
+        trunk = self.models[deepest].trunk
+        assert trunk is not None
+        return trunk(self.pixels(), depths)
+
+    def sides(self) -> dict[str, Callable[[], float]]:
+        alone = {f"{name} alone": timed(partial(self._passes, name)) for name in self.arms}
+        return {
+            "full": timed(lambda: self._step(FULL, self.pixels())),
+            "frozen": timed(lambda: self._live([FROZEN])),
+            "cached": timed(lambda: self._step(FROZEN, self.stored[self.depths[FROZEN]])),
+            "shared": timed(lambda: self._live(list(self.arms))),
+            "apart": timed(self._apart),
+            "trunk alone": timed(lambda: self.taps(max(self.depths.values()))),
+            **alone,
+        }
+
+    def _live(self, names: list[str]) -> None:
+        taps = self.taps(*(self.depths[name] for name in names))
+        for name in names:
+            self._step(name, taps[self.depths[name]])
+
+    def _apart(self) -> None:
+        for name in self.arms:
+            self._live([name])
+
+    def _step(self, name: str, inputs: Tensor | Taps) -> None:
+        self.trainers[name].step(0, inputs, self.labels, None)
+
+    def _passes(self, name: str) -> None:
+        """Forward and backward of an arm, without an update."""
+        model, taps = self.models[name], self.stored[self.depths[name]]
+        pooled = model.arm.features(taps)
+        losses = [F.cross_entropy(model.arm.heads[head](pooled), labels) for head, labels in self.labels.items()]
+        trained = [parameter for parameter in model.arm.parameters() if parameter.requires_grad]
+        torch.autograd.grad(torch.stack(losses).mean(), trained)
+
+
+def savings(template: TubeViT, clips: Tensor, recipe: Recipe, repeats: int) -> dict[str, Any]:
+    """Ratios of steps, each a median over turns, beside the arithmetic bounds: a block forward 1, and backward 2.
+
+    ``shared_over_bound`` is over the deepest trunk's forward and the sum of the arms' forward and backward, each
+    measured alone in the same turn.
+    """
+    steps = Steps(template, clips, recipe)
+    turns = rotated(steps.sides(), repeats)
+    for turn in turns:
+        turn["bound"] = sum(seconds for name, seconds in turn.items() if name.endswith(" alone"))
+    pairs = [("frozen", "full"), ("cached", "full"), ("shared", "apart"), ("shared", "bound")]
+    depth, frozen = template.depth, steps.depths[FROZEN]
+    each = {name: at + 3 * (depth - at) for name, at in steps.depths.items()}  # in forward passes of a block
+    together = max(steps.depths.values()) + sum(3 * (depth - at) for at in steps.depths.values())
+    return {
+        **{f"{one}_over_{two}": median(turn[one] / turn[two] for turn in turns) for one, two in pairs},
+        "bounds": {
+            "frozen_over_full": each[FROZEN] / (3 * depth),
+            "cached_over_full": (depth - frozen) / depth,
+            "shared_over_apart": together / sum(each.values()),
+        },
+        "kernels": steps.kernels,
+        "seconds": {name: median(turn[name] for turn in turns) for name in turns[0]},
+    }

@@ -1,0 +1,75 @@
+"""The rate of a trunk as a share of the rate of the machine's own matrix products, measured in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.turns import rotated, timed
+from scaleup.common.flops import counter
+from scaleup.model.adapter import Adapt
+from scaleup.model.kernels import Fast
+from scaleup.model.runtime import settle_kernels
+from scaleup.model.trunk import Trunk
+from scaleup.model.tubevit import TubeViT
+from scaleup.training import engine
+
+PRODUCTS = 4  # of the shape of an MLP's first layer, timed together
+
+
+@torch.no_grad()
+def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, Any]:
+    """Three quarters of the blocks on x (B, 3, T, H, W), by the kernels that a run would choose and by the library's.
+
+    Returns:
+        ``{"kernels", "seconds", "gflops": {side: rate}, "of_matmul", "of_mm", "library_of_mm"}``: medians over turns;
+        ``of_matmul`` takes the faster of ``torch.mm`` and the 1x1 convolution, in float32.
+    """
+    depth = template.depth - template.depth // 4
+    model = template.with_arm(depth, False, {}, adapt=Adapt("none"))
+    kernels = settle_kernels([model], "auto", engine.start())
+    trunk = model.trunk
+    assert trunk is not None
+    library = Trunk(model.tokenizer, trunk.blocks)
+    with counter() as counted:
+        tokens = library(x, [depth])[depth].h  # (B, N, D)
+    product, flops = products(tokens), counted.get_total_flops()
+    sides = {
+        "trunk": timed(lambda: trunk(x, [depth])),
+        "library": timed(lambda: library(x, [depth])),
+        **{name: timed(work) for name, work in product.items()},
+    }
+    work = dict.fromkeys(("trunk", "library"), flops) | dict.fromkeys(
+        product, PRODUCTS * 8 * tokens.numel() * tokens.shape[2]
+    )
+    taken = rotated(sides, repeats, what=f"blocks of width {tokens.shape[2]}")
+    turns = [{name: work[name] / seconds / 1e9 for name, seconds in turn.items()} for turn in taken]
+    return {
+        "kernels": kernels,
+        "seconds": median(flops / turn["trunk"] / 1e9 for turn in turns),
+        "gflops": {name: median(turn[name] for turn in turns) for name in sides},
+        "of_matmul": median(turn["trunk"] / max(turn["mm"], turn["conv"]) for turn in turns),
+        "of_mm": median(turn["trunk"] / turn["mm"] for turn in turns),
+        "library_of_mm": median(turn["library"] / turn["mm"] for turn in turns),
+    }
+
+
+def products(tokens: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """(B * N, D) by (D, 4 D), both ways, a few times over."""
+    layer = torch.nn.Linear(tokens.shape[2], 4 * tokens.shape[2], bias=False, device=tokens.device)
+    rows, weight = tokens.flatten(0, 1), layer.weight.t()
+
+    def by_convolution() -> None:
+        with Fast():
+            _repeated(partial(layer, tokens))
+
+    return {"mm": partial(_repeated, partial(torch.mm, rows, weight)), "conv": by_convolution}
+
+
+def _repeated(work: Callable[[], Any]) -> None:
+    for _ in range(PRODUCTS):
+        work()

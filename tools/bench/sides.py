@@ -1,0 +1,141 @@
+"""TubeViT and what people use in its place, alike in size, with random weights: a training step and inference of each.
+
+Each is fed the same clip of 32x224x224 bytes, or as many of its frames, evenly spaced, as the model takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.alone import Side
+from scaleup.model.tokenizer import Preprocess
+
+FRAMES, PATCH, CLASSES = 32, 16, 600
+
+
+class Size(NamedTuple):
+    """Of all models that are compared."""
+
+    width: int
+    depth: int
+    heads: int
+    image: int  # pixels, square
+
+    @property
+    def patches(self) -> int:
+        """Of a frame."""
+        return (self.image // PATCH) ** 2
+
+
+VIT_B, TINY = Size(768, 12, 12, 224), Size(24, 4, 2, 64)
+
+
+def random_clip(size: Size, frames: int = FRAMES, batch: int = 1) -> Tensor:
+    """uint8 (B, 3, T, H, W)."""
+    shape = (batch, 3, frames, size.image, size.image)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator())
+
+
+def plain(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size) -> Side:
+    """A training loop without anything beside it.
+
+    Args:
+        logits: of normalised clips (B, 3, T, H, W) by the model.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    pixels = Preprocess(FRAMES, [size.image] * 2, 15.0, [0.5] * 3, [0.5] * 3)
+    clip, label = random_clip(size)[:, :, :: FRAMES // frames], torch.zeros(1, dtype=torch.long)
+
+    def step() -> None:
+        model.train()
+        F.cross_entropy(logits(pixels(clip)), label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def infer() -> None:
+        model.eval()
+        logits(pixels(clip))
+
+    return Side(tokens, frames, sum(parameter.numel() for parameter in trained), step, infer)
+
+
+def transformers_model(name: str, size: Size, **settings: Any) -> Any:
+    """A video classifier of transformers, by the common part of the names of its classes, from a configuration."""
+    import transformers  # seconds to import
+
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=size.width,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.heads,
+        num_labels=CLASSES,
+        **settings,
+    )
+    return getattr(transformers, f"{name}ForVideoClassification")(config)
+
+
+def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Size) -> Side:
+    """VideoMAE, TimeSformer and ViViT: everything trains; the library's defaults are the published base models.
+
+    Args:
+        steps: of tokens in time.
+    """
+    settings = {"num_frames": frames, "intermediate_size": 4 * size.width, "image_size": size.image}
+    model = transformers_model(name, size, **settings)
+    tokens = steps * size.patches + prefix
+    return plain(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size)
+
+
+def vjepa2(size: Size) -> Side:
+    """The encoder is frozen, the attentive pooler and the classifier train; no predictor, which a classifier lacks."""
+    settings = {"crop_size": size.image, "frames_per_clip": FRAMES, "pred_num_hidden_layers": 0}
+    model = transformers_model("VJEPA2", size, **settings)
+    model.vjepa2.requires_grad_(False)
+    return plain(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, FRAMES // 2 * size.patches, size)
+
+
+def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size) -> Side:
+    """An image ViT over every frame, logits averaged over frames (the head is linear: so are pooled features)."""
+    shape: dict[str, Any] = {
+        "embed_dim": size.width,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        "img_size": size.image,
+    }
+    vit = timm.create_model("vit_base_patch16_224", num_classes=CLASSES, **shape)
+    vit.requires_grad_(False)
+    prepare(vit, size)
+    vit.head.requires_grad_(True)
+    tokens = frames * (size.patches + 1)
+    return plain(vit, lambda x: vit(x.transpose(1, 2).flatten(0, 1)).mean(0, True), frames, tokens, size)
+
+
+def last_quarter(vit: Any, size: Size) -> None:
+    vit.blocks[size.depth - size.depth // 4 :].requires_grad_(True)
+    vit.norm.requires_grad_(True)
+
+
+def lora(vit: Any, size: Size) -> None:
+    """An adapter on every linear layer of every block."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=r"blocks\..*\.(qkv|proj|fc1|fc2)"), vit)
+
+
+PEERS: dict[str, Callable[[Size], Side]] = {
+    "VideoMAE, 16 frames": partial(from_transformers, "VideoMAE", 16, 8, 0),
+    "VideoMAE, 32 frames": partial(from_transformers, "VideoMAE", 32, 16, 0),
+    "TimeSformer, 8 frames": partial(from_transformers, "Timesformer", 8, 8, 1),
+    "ViViT, 32 frames": partial(from_transformers, "Vivit", 32, 16, 1),
+    "V-JEPA 2, frozen, attentive probe, 32 frames": vjepa2,
+    "ViT on each of 32 frames, last quarter trains": partial(frame_wise, 32, last_quarter),
+    "ViT on each of 8 frames, LoRA in every block": partial(frame_wise, 8, lora),
+}

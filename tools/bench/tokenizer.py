@@ -1,0 +1,69 @@
+"""Tubes (a gather and one matrix product each) against ``conv3d`` with the same kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.turns import alternated, compared, goal, machine, timed
+from scaleup.model.places import TubeSpec
+from scaleup.model.tubes import Tube, TubeTokenizer
+
+SIZE = (32, 224, 224)
+FOLDED = (  # the main tubes of the paper's supplement
+    TubeSpec("tube8x8x8", (8, 8, 8), (16, 32, 32), (0, 0, 0), (2, 1, 1)),
+    TubeSpec("tube16x4x4", (16, 4, 4), (6, 32, 32), (4, 8, 8), (1, 2, 2)),
+    TubeSpec("tube4x12x12", (4, 12, 12), (16, 32, 32), (0, 16, 16)),
+)
+UNFOLDED = tuple(replace(spec, fold=(1, 1, 1)) for spec in FOLDED)
+
+
+@torch.no_grad()
+def tokenizer(
+    widths: tuple[int, ...] = (192, 768, 1280), batches: tuple[int, ...] = (1, 2, 8), repeats: int = 31
+) -> dict[str, Any]:
+    """Seconds and largest difference for each width, batch and tube, and for all tubes together."""
+    before, rows = machine(), []
+    for width in widths:
+        for batch in batches:
+            x = torch.randn(batch, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+            for folds, specs in (("unfolded", UNFOLDED), ("folded", FOLDED)):
+                tubes = TubeTokenizer(specs, width)
+                each = [cast(Tube, tube) for tube in tubes.values()]
+                sides: dict[str, tuple[nn.Module, list[Tube]]] = {tube.spec.name: (tube, [tube]) for tube in each}
+                for name, (ours, kernels) in (sides | {"all": (tubes, each)}).items():
+                    row = {"width": width, "batch": batch, "folds": folds, "tube": name}
+                    what = f"width {width}, batch {batch}, {folds}, {name}"
+                    rows.append(row | _measured(ours, kernels, x, repeats, what))
+    return {"machine": before | {"threads": torch.get_num_threads()}, "rows": rows, "goals": [_goal(rows)]}
+
+
+def _goal(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return goal("slowest of all tubes together, over conv3d", max(r["ratio"] for r in rows if r["tube"] == "all"), 1.0)
+
+
+def _measured(ours: nn.Module, kernels: list[Tube], x: Tensor, repeats: int, what: str) -> dict[str, float]:
+    def other() -> Tensor:
+        return torch.cat([conv3d_tokens(tube, x) for tube in kernels], dim=1)
+
+    difference = (ours(x) - other()).abs().max().item()
+    turns = alternated(timed(lambda: ours(x)), timed(other), repeats, what=what)
+    return compared(turns) | {"max_abs_diff": difference}
+
+
+def conv3d_tokens(tube: Tube, x: Tensor) -> Tensor:
+    """Tokens by convolution at stride / fold and concatenation of neighbours: x (B, 3, T, H, W) -> (B, N, D)."""
+    spec, weight = tube.spec, tube.weight
+    assert weight is not None
+    t, h, w = spec.offset
+    stride = [length // fold for length, fold in zip(spec.stride, spec.fold, strict=True)]
+    places = F.conv3d(x[:, :, t:, h:, w:], weight, tube.bias, stride)  # (B, c, nt*ft, nh*fh, nw*fw)
+    if spec.places_per_token == 1:
+        return places.flatten(2).mT
+    (nt, nh, nw), (ft, fh, fw) = spec.grid(SIZE), spec.fold
+    split = places.unflatten(4, (nw, fw)).unflatten(3, (nh, fh)).unflatten(2, (nt, ft))
+    return split.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(len(x), nt * nh * nw, -1)

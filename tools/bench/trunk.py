@@ -1,0 +1,38 @@
+"""The frozen part in each precision against float32: seconds of a pass over one clip, and how far h_s moves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.step import adapted
+from bench.turns import alternated, compared, machine, timed
+from scaleup.model.adapter import Adapt
+from scaleup.model.precision import COMPUTED_IN, drift
+from scaleup.model.trunk import Trunk, recast
+from scaleup.transplants.measure import natural_clip, normalise
+
+
+@torch.inference_mode()
+def trunk(backbone: str = "vit_b", frozen_depth: int | None = None, repeats: int = 5) -> dict[str, Any]:
+    """Weights drawn at random; clips of 32x224x224.
+
+    Args:
+        frozen_depth: None for three quarters of the blocks.
+    """
+    before, model = machine(), adapted(backbone)
+    frozen = model.depth - model.depth // 4 if frozen_depth is None else frozen_depth
+    exact = model.with_arm(frozen, True, {}, adapt=Adapt("none")).trunk
+    assert exact is not None
+    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config)
+    wanted, rows = exact(clip, [frozen])[frozen].h, []
+    for precision in [name for name in COMPUTED_IN if name != "float32"]:
+        low = Trunk(exact.tokenizer, exact.blocks)
+        recast([low], precision, {f"blocks.{name}" for name in exact.blocks.state_dict()})
+        moved = drift(wanted, low(clip, [frozen])[frozen].h)
+        sides = timed(partial(low, clip, [frozen])), timed(partial(exact, clip, [frozen]))
+        turns = alternated(*sides, repeats, what=precision)
+        rows.append({"backbone": backbone, "precision": precision, "drift": moved, **compared(turns)})
+    return {"machine": before | {"threads": torch.get_num_threads()}, "rows": rows, "goals": []}

@@ -1,0 +1,86 @@
+"""What a table of the paper is made of: rows, and orderings of them that are claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+RANDOM = " (random tubes)"  # after the name of a row whose tubes are a control's
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe in recipes/paper with its variants, such as ``row=joint``, and one of its arms where it has several."""
+
+    recipe: str
+    choices: tuple[str, ...] = ()
+    arm: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what a source trains, the model of another row evaluated in another way, or, without either,
+    the transplant that others begin from.
+
+    Args:
+        paper: what the paper reports, in per cent; None of a row that is not the paper's.
+        source: what trains it.
+        tubes: of the transplant that it begins from, if it does: see ``TUBES`` in :mod:`reproduce.desk`.
+        of: the row whose model is evaluated.
+        views: of the evaluation.
+        strides: of tubes in the evaluation, where they are others than in training.
+    """
+
+    name: str
+    paper: float | None
+    source: Source | None = None
+    tubes: str = "folded"
+    of: str = ""
+    views: str = "1x1"
+    strides: Mapping[str, list[int]] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a row is better than another."""
+
+    better: str
+    worse: str
+    ours: bool = False  # not a claim of the paper's
+    head: str = ""  # the accuracy that is compared, where it is not the table's
+
+    def __str__(self) -> str:
+        return f"{self.better} > {self.worse}" + (f" by {self.head}" if self.head else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        note: what is different here.
+        head: the accuracy by which rows are tuned and compared.
+        images: rows are judged on images too, see :func:`reproduce.scores.image_scores`.
+        remarks: claim, such as "full > fc" -> a sentence that says what to make of it where that is not seen.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+    note: str = ""
+    head: str = "place_motion"
+    images: bool = False
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+    def trained(self) -> Iterator[tuple[Row, Source]]:
+        """Rows that train a model of their own."""
+        return ((row, row.source) for row in self.rows if row.source is not None)
+
+    def untrained(self) -> list[Row]:
+        """Rows that are the transplant that others begin from."""
+        return [row for row in self.rows if row.source is None and not row.of]
+
+
+def chain(*names: str) -> tuple[Claim, ...]:
+    """Each row better than the one after it."""
+    return tuple(Claim(better, worse) for better, worse in zip(names, names[1:], strict=False))

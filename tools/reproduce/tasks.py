@@ -1,0 +1,89 @@
+"""What is left to do, and how long it takes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from reproduce.desk import Desk
+from reproduce.rehearsal import rehearse
+from reproduce.runs import place
+from reproduce.table import Source
+
+
+@dataclass(frozen=True)
+class Task:
+    """An arm to train with a seed, or a trained one to evaluate in another way.
+
+    Args:
+        factors: of its learning rate, one of which will do: that of a row is not known before it is tuned.
+        steps: or as many as an evaluation takes the time of.
+        scores: the file that an evaluation leaves beside the model.
+    """
+
+    source: Source
+    seed: int
+    tubes: str
+    factors: tuple[float, ...]
+    steps: float
+    scores: str = ""
+
+    def is_done(self, desk: Desk) -> bool:
+        if not desk.has(self.source, self.seed, self.tubes):
+            return False
+        recipe, arm = desk.read(self.source, self.seed, self.tubes)
+        places = (place(recipe, replace(arm, lr=arm.lr * factor), desk.runs) for factor in self.factors)
+        return any(at is not None and (not self.scores or (at / self.scores).exists()) for at in places)
+
+
+class Left(NamedTuple):
+    """What is left: runs and steps of arms in training, seconds of all."""
+
+    runs: int
+    arm_steps: int
+    seconds: float
+
+
+class Plan:
+    """Tasks, and the models that they begin from. What costs most of the time is counted: steps, each as long as in a
+    rehearsal, and evaluations with many views; not data, transplants and evaluations in passing."""
+
+    def __init__(self, desk: Desk, tasks: Iterable[Task]) -> None:
+        self.desk = desk
+        self.tasks = [task for task in dict.fromkeys(tasks) if not task.is_done(desk)]
+        stages = {(source, task.seed) for task in self.tasks for source in desk.stages(task.source)}
+        begun = [Task(source, seed, "folded", (1.0,), desk.steps(source)) for source, seed in stages]
+        self.tasks += [task for task in begun if not task.is_done(desk)]
+        self.speeds = rehearse(desk, dict.fromkeys(task.source for task in self.tasks)) if self.tasks else {}
+
+        self.total, self.began = self.left(), time.perf_counter()
+
+    def progress(self) -> str:
+        """The share that is done and the time that is left, at the pace so far."""
+        elapsed, left = time.perf_counter() - self.began, self.left().seconds
+        done = self.total.seconds - left
+        share, pace = (done / self.total.seconds, elapsed / done) if done else (float(not left), 1.0)
+        return f"{share:.0%} after {elapsed:.0f} s, about {left * pace:.0f} s left"
+
+    def left(self) -> Left:
+        """Of what was not done when this was made."""
+        self.tasks = [task for task in self.tasks if not task.is_done(self.desk)]
+        alike = {
+            (self._run(task), self.speeds[task.source].arm, task.factors, task.scores): task for task in self.tasks
+        }
+        runs = {self._run(task): task for task in alike.values() if not task.scores}
+        shared = sum(task.steps * self.speeds[task.source].trunk for task in runs.values())
+        own = sum(task.steps * self._alone(task) for task in alike.values())
+        trained = sum(task.steps for task in alike.values() if not task.scores)
+        return Left(len(runs), int(trained), shared + own)
+
+    def _run(self, task: Task) -> tuple[str, float, int, str]:
+        """What the arms of a run have in common; in the rehearsal all take as many steps."""
+        return self.speeds[task.source].run, task.steps, task.seed, task.tubes
+
+    def _alone(self, task: Task) -> float:
+        """Seconds of a step that are shared with no other task."""
+        speed = self.speeds[task.source]
+        return speed.seconds + (speed.trunk if task.scores else 0.0)

@@ -1,0 +1,188 @@
+"""Tables on one desk: every row trained with every seed at its own learning rate, with an estimate of what is left."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reproduce.desk import Desk
+from reproduce.runs import identity, trained
+from reproduce.scores import Scores, file_name, image_chances, image_scores, scores
+from reproduce.table import RANDOM, Row, Source, Table
+from reproduce.tables import TRANSPLANTS
+from reproduce.tasks import Plan, Task
+from scaleup.data.shards import Shards
+from scaleup.recipe import Arm, Recipe
+
+FACTORS = (0.3, 1.0, 3.0)  # of the recipe's learning rate: the grid of every row
+
+
+class Entry(NamedTuple):
+    """A row that trains, or its control."""
+
+    row: Row
+    source: Source
+    tubes: str
+
+    @property
+    def control(self) -> bool:
+        return self.tubes == "random"
+
+    @property
+    def name(self) -> str:
+        return self.row.name + RANDOM * self.control
+
+
+Asked = tuple[Entry, float]  # an entry at a factor of its learning rate
+
+
+@dataclass
+class Group:
+    """Arms that train in one run."""
+
+    recipe: Recipe
+    arms: dict[Asked, Arm] = field(default_factory=dict)
+
+
+class Work:
+    """Tables to run, and what of them is left."""
+
+    def __init__(self, desk: Desk, seeds: Sequence[int], tables: Sequence[Table]) -> None:
+        self.desk, self.seeds = desk, list(seeds)
+        self.plan = Plan(desk, [task for table in tables for task in self._tasks(table)])
+
+    def _tasks(self, table: Table) -> Iterator[Task]:
+        """What takes time."""
+        first, *others = self.seeds
+        sources = dict[str, Source]()
+        for row, source, tubes in self.entries(table):
+            steps: float = self.desk.steps(source)
+            sources.setdefault(row.name, source)
+            yield from (Task(source, first, tubes, (factor,), steps) for factor in FACTORS)
+            yield from (Task(source, seed, tubes, FACTORS, steps) for seed in others)
+        for row in table.rows:
+            if row.of:
+                file = file_name("videos-test", row.views, row.strides)
+                steps = self.desk.test_steps(sources[row.of], row.views)
+                yield from (Task(sources[row.of], seed, "folded", FACTORS, steps, file) for seed in self.seeds)
+
+    def entries(self, table: Table) -> Iterator[Entry]:
+        """The rows that train, each followed by its control where it begins from the paper's transplant."""
+        for row, source in table.trained():
+            yield Entry(row, source, row.tubes)
+            if row.tubes == "folded" and self.desk.is_transplant(source):
+                yield Entry(row, source, "random")
+
+    def table(self, table: Table) -> dict[str, Any]:
+        """Everything of a table; what is on disk already is read from there."""
+        entries = list(self.entries(table))
+        first, *others = self.seeds
+        made = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
+        tuned = self._tuned(table, entries, self._scored(made, first))
+        best = [(entry, _best(tuned[entry.name])) for entry in entries]
+        models = {first: made} | {seed: self._trained(table, best, seed) for seed in others}
+        rows = {entry.name: self._described(entry, tuned[entry.name]) for entry in entries}
+        rows |= {row.name: rows[row.of] | _evaluated(row) for row in table.rows if row.of}
+        rows |= {row.name: _evaluated(row) | {"lr": None, "steps": 0} for row in table.untrained()}
+        tested = {seed: self._tested(table, models[seed], best, seed) for seed in self.seeds}
+        for name, row in rows.items():
+            row["seeds"] = {str(seed): found[name] for seed, found in tested.items() if name in found}
+        order = [name for row in table.rows for name in (row.name, row.name + RANDOM) if name in rows]
+        return {
+            "title": table.title,
+            "head": table.head,
+            "seeds": self.seeds,
+            "samples": self.desk.samples,
+            "chance": self._chance(table),
+            "rows": {name: rows[name] for name in order},
+        }
+
+    def _tuned(
+        self, table: Table, entries: list[Entry], found: Mapping[Asked, Scores]
+    ) -> dict[str, dict[float, float]]:
+        """Accuracy by learning-rate factor; 0 of what diverged."""
+        return {
+            entry.name: {factor: found.get((entry, factor), {}).get(table.head, 0.0) for factor in FACTORS}
+            for entry in entries
+        }
+
+    def _trained(self, table: Table, asked: list[Asked], seed: int) -> dict[Asked, Path]:
+        """The directories of arms, those that can together; without those that diverged."""
+        made: dict[Asked, Path] = {}
+        for group in self._grouped(asked, seed):
+            self._say(f"{table.title}, seed {seed}: {', '.join(f'{e.name} x{f:g}' for e, f in group.arms)}")
+            names = {f"{number}": asked for number, asked in enumerate(group.arms)}
+            paths = trained(group.recipe, {name: group.arms[asked] for name, asked in names.items()}, self.desk.runs)
+            made |= {names[name]: path for name, path in paths.items() if path is not None}
+        return made
+
+    def _grouped(self, asked: Iterable[Asked], seed: int) -> Iterable[Group]:
+        groups: dict[str, Group] = {}
+        for entry, factor in asked:
+            recipe, arm = self.desk.read(entry.source, seed, entry.tubes)
+            group = groups.setdefault(identity(recipe), Group(recipe))
+            group.arms[entry, factor] = replace(arm, lr=arm.lr * factor)
+        return groups.values()
+
+    def _scored(self, made: Mapping[Asked, Path], seed: int) -> dict[Asked, Scores]:
+        """Accuracy on the validation split."""
+        names = {f"{number}": asked for number, asked in enumerate(made)}
+        found = scores({name: made[asked] for name, asked in names.items()}, self.desk.data(seed) / "videos-val")
+        return {names[name]: each for name, each in found.items()}
+
+    def _tested(self, table: Table, made: Mapping[Asked, Path], best: list[Asked], seed: int) -> dict[str, Scores]:
+        """Accuracy of every row on the test split, and the gate's alpha where it has one."""
+        self._say(f"{table.title}, seed {seed}: test split")
+        test, paths = (
+            self.desk.data(seed) / "videos-test",
+            {asked[0].name: made[asked] for asked in best if asked in made},
+        )
+        found = scores(paths, test)
+        for name, path in paths.items():
+            alpha = json.loads((path / "report.json").read_text())["training"]["alpha"]
+            found[name] |= {} if alpha is None else {"alpha": alpha}
+        for row in table.rows:
+            if row.of in paths:
+                found |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
+        if table.images:
+            paths |= {row.name: self.desk.begin(next(iter(TRANSPLANTS)), seed, row.tubes) for row in table.untrained()}
+            for name, shares in image_scores(paths, self.desk.data(seed)).items():
+                found[name] = found.get(name, {}) | shares
+        return found
+
+    def _described(self, entry: Entry, rates: Mapping[float, float]) -> dict[str, Any]:
+        recipe, arm = self.desk.read(entry.source, self.seeds[0], entry.tubes)
+        source = entry.source
+        return {
+            "paper": None if entry.control else entry.row.paper,
+            "recipe": " ".join([f"{source.recipe}.yaml", "scale=desk", *source.choices, *self.desk.changes]),
+            "arm": source.arm or None,
+            "steps": recipe.train.steps,
+            "batch": recipe.data.batch,
+            "lr": arm.lr * _best(rates),
+            "validation": {f"{arm.lr * factor:g}": accuracy for factor, accuracy in rates.items()},
+            "views": "1x1",
+        }
+
+    def _chance(self, table: Table) -> dict[str, float]:
+        """By head."""
+        data = self.desk.data(self.seeds[0])
+        classes = Shards.open(data / "videos-test").classes
+        found = {head: 1 / len(classes[head]) for head in dict.fromkeys([table.head, *classes])}
+        return found | (image_chances(data) if table.images else {})
+
+    def _say(self, title: str) -> None:
+        print(f"[{self.plan.progress()}] {title}", file=sys.stderr)
+
+
+def _best(rates: Mapping[float, float]) -> float:
+    """The factor with the highest accuracy."""
+    return max(rates, key=lambda factor: rates[factor])
+
+
+def _evaluated(row: Row) -> dict[str, Any]:
+    return {"paper": row.paper, "views": row.views, "strides": dict(row.strides)}
