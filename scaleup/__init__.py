@@ -17,7 +17,7 @@ __all__ = ["load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # torch and timm take seconds to import: only who loads a model waits for them
-        from scaleup.model.pretrained import load
+        from scaleup.model.build import load
 
         return load
     raise AttributeError(f"module 'scaleup' has no attribute {name!r}")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.cli import tool
+from scaleup.common.distributed import World, join
+from scaleup.common.progress import progress
+from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch, Failure
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
@@ -22,10 +21,6 @@ from scaleup.errors import UserError, nearest
 from scaleup.model.runtime import settle, settle_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input, Trunk
-from scaleup.training.engine import World, leave
-
-T = TypeVar("T")
 
 
 def evaluate(
@@ -40,7 +35,7 @@ def evaluate(
     """Top-1, top-5 and cross entropy of each head of each model, probabilities averaged over the views.
 
     Args:
-        models: one model, or the arms of one sweep (:func:`scaleup.model.pretrained.load_run`), which share a trunk
+        models: one model, or the arms of one sweep (:func:`scaleup.model.build.load_run`), which share a trunk
             pass; they stay on the device, in the precision and with the kernels that they are evaluated with.
         heads: head -> label of the shards; by default every head that has a label's name and classes.
         trunk: how frozen blocks are kept; None for float32 on the device.
@@ -54,7 +49,7 @@ def evaluate(
             answers.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
-    heads, world = matched(first, opened, heads), processes()
+    heads, world = matched(first, opened, heads), join()
     with world.together():
         for model in models.values():
             model.eval().arm.to(world.device)
@@ -85,7 +80,7 @@ class Once:
         workers: int,
         world: World,
     ) -> None:
-        self.title, self.shards, self.heads, self.views = title, shards, heads, views
+        self.title, self.shards, self.heads, self.views, self.world = title, shards, heads, views, world
         self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
         self.share = len(range(world.rank, len(shards), world.size))
         self.keys: list[str] = []
@@ -93,7 +88,7 @@ class Once:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank that have samples."""
-        with tool.progress(self.title, self.share) as advance:
+        with progress(self.title, self.share) as advance:
             for batch in self.batches:
                 self.keys += batch.keys
                 self.failures += batch.failures
@@ -103,7 +98,7 @@ class Once:
 
     def summary(self) -> dict[str, Any]:
         """``{"samples", "failures", "list_sha256", "views"}`` of all ranks; all of them must call."""
-        everyone = gathered((self.keys, self.failures))
+        everyone = self.world.gather((self.keys, self.failures))
         keys, failures = [k for keys, _ in everyone for k in keys], [f for _, failed in everyone for f in failed]
         seen = sorted(keys + [key for key, _ in failures])  # the promise is checked, not assumed
         assert seen == sorted(self.shards.keys), f"{len(seen)} samples seen of {len(self.shards)}"
@@ -122,7 +117,7 @@ def scores(models: Mapping[str, TubeViT], seen: Once) -> dict[str, dict[str, Any
     for batch in seen:
         for name, head, counts in _counts(models, batch):
             sums[name][head] += counts
-    common, everyone = seen.summary(), gathered(sums)
+    common, everyone = seen.summary(), seen.world.gather(sums)
     classes = {head: len(seen.shards.classes[label]) for head, label in seen.heads.items()}
     return {
         name: {
@@ -161,18 +156,6 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
     return dict(heads)
 
 
-def processes() -> World:
-    """This process among those that a launcher started, which it joins."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
-        atexit.register(leave)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if device.type != "cpu":
-        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-    return World(int(os.environ.get("RANK", "0")), size, device)
-
-
 @torch.no_grad()  # and not in inference mode: what is kept from it could not be used in training
 def _counts(models: Mapping[str, TubeViT], batch: Batch) -> Iterator[tuple[str, str, Tensor]]:
     """By model and head (3,): samples whose class is first, samples whose class is among the first five, and the sum
@@ -192,15 +175,6 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
     inputs = arm_inputs(deepest.trunk, x, {model.frozen_depth for model in models.values()})
     features = {name: model.arm.features(inputs[model.frozen_depth]) for name, model in models.items()}
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
-
-
-def gathered(part: T) -> list[T]:
-    """What each rank has, for all of them."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [part]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, part)
-    return everyone
 
 
 def _means(sums: list[Tensor], samples: int, classes: int) -> dict[str, float]:

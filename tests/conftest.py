@@ -11,8 +11,8 @@ import pytest
 import torch.nn.functional as F
 
 from scaleup import recipe
+from scaleup.config.schema import Recipe
 from scaleup.data.shapes import make_shapes
-from scaleup.recipe import Recipe
 
 TINY = """
 seed: 1

@@ -2,6 +2,7 @@
 """List every plain ViT that timm and open_clip register: size, positions, licence, and which tubes fit. No weights."""
 
 from scaleup.cli import tool
+from scaleup.common.progress import progress
 
 
 def arguments():
@@ -15,7 +16,7 @@ def run(args):
     from scaleup.outputs import backbone_table
 
     names = backbone_table.names(args.pattern)
-    with tool.progress("building", len(names)) as advance:
+    with progress("building", len(names)) as advance:
         found = backbone_table.table(names, advance)
     return backbone_table.as_json(found) if args.json else found
 

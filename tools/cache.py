@@ -10,6 +10,7 @@ from typing import Any
 from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.common.units import bytes_of
+from scaleup.config import schema
 from scaleup.errors import UserError
 
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return make(read, chosen, args.out, args.views, args.precision, limit, args.overwrite)
 
 
-def depths(read: recipe.Recipe) -> list[int]:
+def depths(read: schema.Recipe) -> list[int]:
     """The frozen depths of the recipe's arms."""
     arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
     if not (found := sorted({arm.frozen_depth for arm in arms.values()} - {0})):

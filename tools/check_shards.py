@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.cli import tool
+from scaleup.common.progress import progress
 from scaleup.data.index import read_index
 from scaleup.data.verify import verify
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def check(path: str) -> dict[str, Any]:
     index = read_index(path, changed=True)
-    with tool.progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
+    with progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
         notes: list[str] = []
         problems = verify(path, advance, noted=notes.append)
     failures = index.get("failures", [])

@@ -21,12 +21,14 @@ import torch
 from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
+from scaleup.common.progress import progress
+from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
-from scaleup.model.pretrained import load, load_run
-from scaleup.outputs import parity
+from scaleup.model.build import load, load_run
 from scaleup.outputs.export import export
+from scaleup.outputs.parity import parity
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.training.run import run as train
@@ -54,7 +56,7 @@ class Demo:
         """All stages; returns what report.json holds."""
         with self._stage("shards of moving shapes: MP4 and PNG files"):
             total = sum(VIDEOS.values()) + sum(IMAGES.values())
-            with tool.progress("writing", total) as advance:
+            with progress("writing", total) as advance:
                 make_shapes(self.out / "data", VIDEOS, IMAGES, self.seed, frames=24, advance=advance)
         with self._stage("small joint model on images and videos, and the same without tubes"):
             trained = {name: self._train(name) for name in ("small", "patches")}
@@ -93,7 +95,7 @@ class Demo:
         print(f"[{self.stage}/{STAGES}] {title} ({elapsed:.0f} s so far)", file=sys.stderr)
         yield
 
-    def _read(self, name: str, **paths: str) -> recipe.Recipe:
+    def _read(self, name: str, **paths: str) -> schema.Recipe:
         """A recipe of the demo, with this run's directory and seed."""
         changes = [*self.changes, f"seed={self.seed}", *(f"{key}={self.out / value}" for key, value in paths.items())]
         return recipe.load(RECIPES / f"{name}.yaml", changes)
@@ -136,7 +138,7 @@ class Demo:
         return self.out / "sweep" / max(frozen, key=lambda name: scores[name]["heads"]["motion"]["top1"])
 
 
-def _trained(read: recipe.Recipe, arms: dict[str, recipe.Arm]) -> dict[str, Any]:
+def _trained(read: schema.Recipe, arms: dict[str, schema.Arm]) -> dict[str, Any]:
     flops = costs.step_flops(read, arms)
     return train(read, arms) | {"gflops": {name: value / 1e9 for name, value in flops.items()}}
 

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from scaleup.cli import tool
+from scaleup.common.progress import speaks
 from scaleup.errors import UserError
 
 
@@ -31,10 +32,10 @@ def run(args):
         raise UserError(f"--record writes into the directory of a model, and '{args.model}' is none of this machine")
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     strides = {tube: numbers(text) for tube, text in map(pair, args.strides or ())}
+    from scaleup.config.schema import Trunk
     from scaleup.evaluate import evaluate
     from scaleup.evaluation.evaluation_record import record
-    from scaleup.model.pretrained import load, load_run, trunk_of  # after the arguments: these imports take seconds
-    from scaleup.recipe import Trunk
+    from scaleup.model.build import load, load_run, trunk_of  # after the arguments: these imports take seconds
 
     many = (Path(args.model) / "recipe.yaml").is_file()
     trunk = trunk_of(args.model) if many else Trunk()
@@ -44,7 +45,7 @@ def run(args):
     for model in models.values():
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
-    for name, result in results.items() if args.record and tool.leads else ():
+    for name, result in results.items() if args.record and speaks() else ():
         how = {"strides": strides, "precision": result["trunk"].get("precision", "float32")}
         record(Path(args.model, name) if many else Path(args.model), models[name], result, how)
     return {"arms": results} if many else results["model"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.cli import tool
+from scaleup.common.progress import progress
 from scaleup.data.encode import PILLOW, Encoding
 from scaleup.data.failures import by_reason
 from scaleup.data.pack import pack
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def shapes(args: argparse.Namespace) -> dict[str, Shards]:
     videos, images = counts(args.videos), counts(args.images)
-    with tool.progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
+    with progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
         return make_shapes(
             wanted(args.out),
             videos,
@@ -49,7 +50,7 @@ def shapes(args: argparse.Namespace) -> dict[str, Shards]:
 def tars(args: argparse.Namespace) -> Shards:
     if args.out and Path(args.out).resolve() != Path(args.source).resolve():
         raise UserError(f"tars are used in place, their index belongs in '{args.source}'; leave out --out {args.out}")
-    with tool.progress("tars", len(tars_of(Path(args.source)))) as advance:
+    with progress("tars", len(tars_of(Path(args.source)))) as advance:
         return index_tars(args.source, args.label, args.classes, args.overwrite, args.processes, advance)
 
 
@@ -60,7 +61,7 @@ def packed(args: argparse.Namespace) -> Shards:
             raise UserError(f"--out {out} would take the place of '{given}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
     listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
-    with tool.progress("packing", len(listing.items)) as advance:
+    with progress("packing", len(listing.items)) as advance:
         return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
 

@@ -25,7 +25,7 @@ def arguments():
 def run(args):
     sources = asked(args)
     from scaleup.evaluation.predict import Predictor, draw, predict
-    from scaleup.model.pretrained import load  # after what may be wrong with the arguments: its imports take seconds
+    from scaleup.model.build import load  # after what may be wrong with the arguments: its imports take seconds
 
     predictor = Predictor(load(args.model, args.base), args.head, args.top, args.hop, args.batch)
     result = predict(predictor, sources)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
+from scaleup.common.progress import speaks
 
 
 def arguments():
@@ -34,14 +35,14 @@ def arguments():
 def run(args):
     if args.out:
         refuse_existing(args.out, args.overwrite)
+    from scaleup.config.schema import Trunk
     from scaleup.evaluation import depth_curve
     from scaleup.evaluation.probe import probe
-    from scaleup.model.pretrained import load  # after the arguments: these imports take seconds
-    from scaleup.recipe import Trunk
+    from scaleup.model.build import load  # after the arguments: these imports take seconds
 
     model, kept = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
     result = probe(model, args.train, args.test, args.head, args.depths, args.views, args.batch, args.workers, kept)
-    if args.out and tool.leads:
+    if args.out and speaks():
         depth_curve.write(result, args.out, args.overwrite)
     return result
 

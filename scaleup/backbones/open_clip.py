@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones import layouts, plain, timm, weight_source
+from scaleup.backbones import layouts, plain, timm
 from scaleup.backbones.backbone import Backbone, refuse_size
+from scaleup.checkpoint import weight_source
 from scaleup.errors import UserError, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")

@@ -14,9 +14,10 @@ from timm.models import get_pretrained_cfg
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from scaleup.backbones import layouts, rotary, weight_source
+from scaleup.backbones import layouts, rotary
 from scaleup.backbones.backbone import Backbone, refuse_size
 from scaleup.backbones.plain import MASKED, refuse_unless_plain
+from scaleup.checkpoint import weight_source
 from scaleup.errors import UserError, nearest
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from scaleup.backbones.weight_source import HUB
 from scaleup.checkpoint.model_directory import stages, trained_on
-from scaleup.model.arm import alphas
-from scaleup.model.tubevit import TubeViT
+from scaleup.checkpoint.weight_source import HUB
 
 USE = """```python
 import scaleup
@@ -20,13 +19,25 @@ logits = model(x)  # x: (B, 3, T, H, W) or (B, 3, H, W), see model.preprocess
 """
 
 
-def card(model: TubeViT, kind: str, size: int) -> str:
-    """What the model is, made of, trained on and able to do, and how to load it.
+@dataclass
+class Described:
+    """What a card says of a model.
 
-    Args:
-        kind: ``"delta"`` or ``"full"``.
-        size: how many numbers the directory holds.
+    ``config`` and ``report`` are the content of its config.json and report.json, ``depth`` the number of its blocks,
+    ``alphas`` the gate's values by name, empty without a gate, ``kind`` ``"delta"`` or ``"full"``, ``size`` how many
+    numbers the directory holds.
     """
+
+    config: Mapping[str, Any]
+    report: Mapping[str, Any]
+    depth: int
+    alphas: Mapping[str, float]
+    kind: str
+    size: int
+
+
+def card(model: Described) -> str:
+    """What the model is, made of, trained on and able to do, and how to load it."""
     parts = {
         "Trained on": _table(("shards", "samples", "sha256 of the list"), _trained_on(model.report)),
         "Accuracy": _table(
@@ -35,10 +46,10 @@ def card(model: TubeViT, kind: str, size: int) -> str:
         "Use": USE,
     }
     described = "".join(f"\n## {title}\n\n{content}" for title, content in parts.items() if content)
-    return f"---\n{_metadata(model)}\n---\n{_facts(model, kind, size)}{described}"
+    return f"---\n{_metadata(model)}\n---\n{_facts(model)}{described}"
 
 
-def _metadata(model: TubeViT) -> str:
+def _metadata(model: Described) -> str:
     backbone = model.config["backbone"]
     results = [
         EvalResult(
@@ -75,32 +86,30 @@ def _hub_id(backbone: Mapping[str, Any]) -> str | None:
     return f"timm/{name}" if weights == "pretrained" and library == "timm" and "." in name else None
 
 
-def _facts(model: TubeViT, kind: str, size: int) -> str:
+def _facts(model: Described) -> str:
     config, backbone = model.config, model.config["backbone"]
     tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube['kernel']))}" for name, tube in config["tubes"].items())
     heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config["heads"].items())
-    lines = [f"{config['frozen_depth']} of {model.depth} blocks frozen, gate: {_gate(model)}"]
+    lines = [f"{config['frozen_depth']} of {model.depth} blocks frozen, gate: {_gate(model.alphas)}"]
     if config["adapter"]:
         lines += [f"a {config['adapter']['kind']} adapter on the blocks above, in `adapter/`, for peft"]
-    lines += [f"tubes: {tubes or 'none'}", f"heads: {heads or 'none'}", *_parents(model)]
-    needs = f" It needs the base weights with sha256 `{backbone['sha256']}`." if kind == "delta" else ""
-    lines += [f"this directory is a **{kind}** of {size:,} numbers.{needs}"]
+    lines += [f"tubes: {tubes or 'none'}", f"heads: {heads or 'none'}", *_parents(model.report)]
+    needs = f" It needs the base weights with sha256 `{backbone['sha256']}`." if model.kind == "delta" else ""
+    lines += [f"this directory is a **{model.kind}** of {model.size:,} numbers.{needs}"]
     input = config["input"]
     title = f"A TubeViT on `{backbone['name']}`: images {input['size']} and clips of {input['frames']} frames.\n\n"
     return title + "".join(f"- {line}\n" for line in lines)
 
 
-def _gate(model: TubeViT) -> str:
-    gate = model.arm.gate
-    if gate is None:
+def _gate(alphas: Mapping[str, float]) -> str:
+    if not alphas:
         return "no"
-    values = {name.replace("_", " "): value for name, value in alphas(gate).items() if value is not None}
-    many = "one alpha for each channel, mean " if len(values) > 1 else ""
-    return f"yes, {many}" + ", ".join(f"{name} {value:+.4f}" for name, value in values.items())
+    many = "one alpha for each channel, mean " if len(alphas) > 1 else ""
+    return f"yes, {many}" + ", ".join(f"{name.replace('_', ' ')} {value:+.4f}" for name, value in alphas.items())
 
 
-def _parents(model: TubeViT) -> Iterator[str]:
-    found: Mapping[str, Any] = next((stage["parents"] for stage in stages(model.report) if "parents" in stage), {})
+def _parents(report: Mapping[str, Any]) -> Iterator[str]:
+    found: Mapping[str, Any] = next((stage["parents"] for stage in stages(report) if "parents" in stage), {})
     for role, parent in found.items():
         sha256 = f", sha256 `{parent['sha256']}`" if parent.get("sha256") else ""
         yield f"{'tubes of' if role == 'small' else role}: `{parent['name']}`{sha256}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.config.rules import Reader
 from scaleup.errors import UserError
 
@@ -43,11 +43,11 @@ class Config:
     """The keys of ``config.json``, beside its format; those that a recipe has too mean the same."""
 
     backbone: Source
-    input: recipe.Input
-    frames: recipe.Frames
-    tubes: dict[str, recipe.Tube]
+    input: schema.Input
+    frames: schema.Frames
+    tubes: dict[str, schema.Tube]
     interpolate: list[int] | None
-    positions: recipe.Positions
+    positions: schema.Positions
     frozen_depth: int
     gate: bool | str  # as an arm's in a recipe
     adapter: Adapter | None

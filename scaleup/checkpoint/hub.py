@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from scaleup.errors import UserError
-from scaleup.model import pretrained
-from scaleup.model.tubevit import TubeViT
 
 
-def push(model: TubeViT, repo_id: str, private: bool = False, message: str = "scaleup", **options: Any) -> str:
-    """Write a model directory and upload it, in one commit.
+def upload(directory: Path, repo_id: str, private: bool = False, message: str = "scaleup") -> str:
+    """Upload a model directory in one commit.
 
     Args:
         repo_id: ``owner/name``; made where it is not there yet.
-        options: of :func:`scaleup.model.pretrained.save`.
 
     Returns:
         The address of the commit.
@@ -27,12 +22,10 @@ def push(model: TubeViT, repo_id: str, private: bool = False, message: str = "sc
     Raises:
         UserError: the hub is not reached, or refuses: the name, the token.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = pretrained.save(model, Path(temporary) / "model", **options)
-        try:
-            api = HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message))
-        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{repo_id!r} is not uploaded: {reason}") from error
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message))
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{repo_id!r} is not uploaded: {reason}") from error

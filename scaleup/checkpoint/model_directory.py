@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from scaleup.backbones.weight_source import HUB, find
 from scaleup.checkpoint import config_json
+from scaleup.checkpoint.weight_source import HUB, find
 from scaleup.common import tensors
 from scaleup.errors import UserError
-from scaleup.model import adapter
 
 FULL, DELTA = "model.safetensors", "delta.safetensors"
+ADAPTER, ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"  # peft's own
 
 
 def local(source: str | Path) -> Path:
@@ -30,8 +30,8 @@ def local(source: str | Path) -> Path:
         directory = find(place, ["config.json"]).parent
         find(place, [FULL, DELTA])
         if config_json.read(directory)["adapter"]:
-            for name in (adapter.CONFIG, adapter.WEIGHTS):
-                find(place, [f"{adapter.DIRECTORY}/{name}"])
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                find(place, [f"{ADAPTER}/{name}"])
         return directory
     except UserError as error:
         raise UserError(f"there is no directory {source}; as a hub id, {error}") from error
@@ -42,7 +42,7 @@ def read_tensors(directory: Path, waiting: Collection[str] = ()) -> dict[str, Te
     path = next((directory / name for name in (FULL, DELTA) if (directory / name).exists()), None)
     if path is None:
         raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
-    beside = directory / adapter.DIRECTORY / adapter.WEIGHTS
+    beside = directory / ADAPTER / ADAPTER_WEIGHTS
     file = tensors.File(path)
     wanted = [name for name in file.mapped if name not in waiting]
     found = file.mapped | dict(zip(wanted, file.copies(wanted), strict=True))

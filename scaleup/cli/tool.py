@@ -11,14 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from scaleup.common import causes, processes
-from scaleup.common.eta import Rate
-
-leads = os.environ.get("RANK", "0") == "0"  # of several processes, the first speaks for all
-console = Console(stderr=True)  # stdout belongs to results
+from scaleup.common.progress import speaks
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -42,9 +36,9 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
     try:
         with _stdout_kept_clean():
             result = run(args)
-        if args.json and leads:
+        if args.json and speaks():
             print(json.dumps(result))
-        elif leads:
+        elif speaks():
             show(result)
         sys.stdout.flush()
     except SystemExit:
@@ -85,34 +79,3 @@ def _stdout_kept_clean() -> Iterator[None]:
 def _fail(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr with elapsed and remaining time; yields ``advance(steps=1, note="")``.
-
-    Off a terminal one plain line stands for every tenth part, so that logs stay short. Steps that an earlier run did
-    are given in the first call.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[eta]}"),
-        TextColumn("{task.fields[note]}"),
-    )
-    rate, tenth = Rate(), max(1, total // 10)
-    with Progress(*columns, console=console, disable=not (console.is_terminal and leads)) as bars:
-        task = bars.add_task(title, total=total, eta="", note="")
-
-        def advance(steps: int = 1, note: str = "") -> None:
-            before = bars.tasks[0].completed
-            rate.count(steps)
-            done = before + steps
-            eta = rate.eta(total - done)
-            bars.update(task, advance=steps, eta=eta, note=note)
-            if leads and not console.is_terminal and int(before // tenth) != int(done // tenth):
-                print(f"{title}: {done:.0f}/{total} {eta} {note}".rstrip(), file=sys.stderr)
-
-        yield advance

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.common.units import bytes_of
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 Arms = dict[str, Arm]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scaleup.cli.tool import leads
+from scaleup.common.progress import speaks
 from scaleup.errors import UserError, nearest
 
 Place = tuple[str, ...]
@@ -174,7 +174,7 @@ def _left(beside: Iterable[Place], place: Place) -> str:
 
 def tell(file: Path, *said: str) -> None:
     """Say on stderr, in one line, what a file holds beside what was taken."""
-    if leads and any(said):
+    if speaks() and any(said):
         print(f"{file.name}: {'; '.join(each for each in said if each)}", file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from scaleup.config.grid import expand
-from scaleup.recipe import Arm, Model, Recipe, Train, Trunk, schedule
+from scaleup.config.schema import Arm, Model, Recipe, Train, Trunk, schedule
 
 
 def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:

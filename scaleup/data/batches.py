@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scaleup.config.schema import Input
 from scaleup.data.workers import in_workers, stacked
-from scaleup.recipe import Input
 
 Failure = tuple[str, str]  # key and reason
 

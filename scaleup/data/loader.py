@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.batches import Batch, Failure, Samples, batches, input_bytes, together
@@ -30,8 +30,8 @@ def alone(failures: list[Failure]) -> list[Failure]:
 
 
 def train_loader(
-    data: recipe.Data,
-    input: recipe.Input,
+    data: schema.Data,
+    input: schema.Input,
     seed: int,
     steps: int,
     start: int = 0,
@@ -69,7 +69,7 @@ def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined 
 class Augmented:
     """A sample as epoch ``epoch`` sees it, uint8 (3, [T,] H, W): a pure function of (seed, epoch, key)."""
 
-    def __init__(self, data: recipe.Data, input: recipe.Input, seed: int, shards: Mapping[str, Shards]) -> None:
+    def __init__(self, data: schema.Data, input: schema.Input, seed: int, shards: Mapping[str, Shards]) -> None:
         self.seed, self.shards = seed, shards
         self.transforms = {name: TrainTransform(input, dataset.augment) for name, dataset in data.train.items()}
 
@@ -89,7 +89,7 @@ class TrainSteps(Dataset):
 
     def __init__(
         self,
-        data: recipe.Data,
+        data: schema.Data,
         shards: Mapping[str, Samples],
         read: Callable[[str, int, int], Tensor],
         seed: int,
@@ -149,7 +149,7 @@ class TrainSteps(Dataset):
 def eval_loader(
     shards: Shards,
     heads: Mapping[str, str],
-    input: recipe.Input,
+    input: schema.Input,
     views: str = "1x1",
     batch: int = 16,
     workers: int = 1,
@@ -176,7 +176,7 @@ class EvalBatches(Dataset):
 
     shards: Shards
     heads: dict[str, str]
-    input: recipe.Input
+    input: schema.Input
     clips: int
     crops: int
     indices: list[int]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scaleup.config.schema import Input
 from scaleup.data.augment import covering, spatial_views
 from scaleup.data.decode import reason
 from scaleup.data.pictures import BadSample, Cut, Pictures
 from scaleup.data.playback import Noted, Opened, Playback, unnoted, unopened, video_stream
-from scaleup.recipe import Input
 
 
 def frames(

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.batches import Batch
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Joined, TrainSteps, alone, train_steps
@@ -139,12 +139,12 @@ class CachedSet:
         return {name: tensor_of(records, place) for name, place in self.layout.items()}
 
 
-def in_cache(data: recipe.Data, cache: str) -> recipe.Data:
+def in_cache(data: schema.Data, cache: str) -> schema.Data:
     """The training sets of a recipe as they are in a cache."""
     return replace(data, train={name: replace(each, shards=f"{cache}/{name}") for name, each in data.train.items()})
 
 
-def cached_sets(data: recipe.Data, cache: str) -> dict[str, CachedSet]:
+def cached_sets(data: schema.Data, cache: str) -> dict[str, CachedSet]:
     """The datasets of a recipe as a cache has them; UserError where it lacks one or a label."""
     sets = {name: CachedSet(each.shards) for name, each in in_cache(data, cache).train.items()}
     for name, dataset in data.train.items():
@@ -153,7 +153,7 @@ def cached_sets(data: recipe.Data, cache: str) -> dict[str, CachedSet]:
 
 
 def cached_loader(
-    data: recipe.Data,
+    data: schema.Data,
     sets: Mapping[str, CachedSet],
     seed: int,
     steps: range,

@@ -6,12 +6,12 @@ import re
 import sys
 from collections.abc import Mapping
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 
 
-def open_datasets(data: recipe.Data) -> dict[str, Shards]:
+def open_datasets(data: schema.Data) -> dict[str, Shards]:
     """The shards of every training set, by name; UserError if one does not open or lacks a label its heads name."""
     if not data.train:
         raise UserError("data.train names no dataset")
@@ -37,7 +37,7 @@ def check_heads(shards: Shards, heads: Mapping[str, str]) -> None:
             )
 
 
-def classes_of(data: recipe.Data) -> dict[str, list[str]]:
+def classes_of(data: schema.Data) -> dict[str, list[str]]:
     """Class names of every head; UserError if two datasets give one head different lists."""
     lists: dict[str, list[str]] = {}
     for name, shards in open_datasets(data).items():

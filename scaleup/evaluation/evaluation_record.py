@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaleup.checkpoint.card import card
-from scaleup.checkpoint.model_directory import DELTA, FULL
+from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL
 from scaleup.common import tensors
 from scaleup.common.files import write_text
-from scaleup.model import adapter
 from scaleup.model.tubevit import TubeViT
 
 SET = ("shards", "modality", "list_sha256", "views", "labels")  # of a result, what it was measured on
@@ -33,6 +31,6 @@ def record(directory: Path, model: TubeViT, result: Mapping[str, Any], how: Mapp
     model.report = report | {"evaluations": [*others, entry]}
     write_text(path, json.dumps(model.report, indent=2) + "\n")
     kind = "full" if (directory / FULL).exists() else "delta"
-    files = [directory / (FULL if kind == "full" else DELTA), directory / adapter.DIRECTORY / adapter.WEIGHTS]
+    files = [directory / (FULL if kind == "full" else DELTA), directory / ADAPTER / ADAPTER_WEIGHTS]
     size = sum(each.numel() for file in files if file.exists() for each in tensors.File(file).mapped.values())
-    write_text(directory / "README.md", card(model, kind, size))
+    write_text(directory / "README.md", model.card(kind, size))

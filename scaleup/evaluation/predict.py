@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaleup.cli import tool
+from scaleup.common.progress import progress
+from scaleup.config.schema import Input
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
 from scaleup.data.playback import Noted, unnoted
@@ -20,7 +21,6 @@ from scaleup.errors import UserError
 from scaleup.evaluation import overlay, picture_file
 from scaleup.media import STDIN, content, expanded, kind
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input
 
 
 class Predictor:
@@ -143,7 +143,7 @@ def _told(clip: dict[str, Any]) -> None:
 
 
 def _tracked(names: list[str]) -> Iterator[str]:
-    with tool.progress("predicting", len(names)) as advance:
+    with progress("predicting", len(names)) as advance:
         for name in names:
             yield name
             advance(1, name)

@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scaleup.checkpoint.tensor_names import public_name
-from scaleup.cli import tool
 from scaleup.common import tensors
+from scaleup.common.distributed import World, join
+from scaleup.common.progress import progress
 from scaleup.common.ridge import Affine, Moments, Ridge
+from scaleup.config.schema import Input, Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
-from scaleup.evaluate import Once, processes
+from scaleup.evaluate import Once
 from scaleup.evaluation.depth_curve import suggested
 from scaleup.model.runtime import settle
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input, Trunk
-from scaleup.training.engine import World
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
 SCORED = 1000  # training samples that train_accuracy is taken on, lest memory grow with their number
@@ -75,7 +74,7 @@ def probe(
             be read, the model has an adapter, or an open gate below a depth that is asked for, or another rank no
             longer answers.
     """
-    began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), processes()
+    began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), join()
     classes, chosen = _classes(*opened, labels), _depths(model, depths)
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     about = _about(frozen)
@@ -154,7 +153,7 @@ def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[
 def _fits(moments: Mapping[int, Moments], classes: Mapping[str, int], world: World) -> dict[int, Fit]:
     """For each depth the classifiers of all labels, every label with the penalty that suits it best."""
     fits = {}
-    with tool.progress("fitting", len(moments)) as advance:
+    with progress("fitting", len(moments)) as advance:
         for depth, sums in moments.items():
             _add_up(sums.gram, world)
             ridge = Ridge(sums)
@@ -184,10 +183,7 @@ def _shares(
 
 def _add_up(tensor: Tensor, world: World) -> None:
     """The sum over all ranks, in place."""
-    if world.size > 1:
-        on_host = tensor.cpu()
-        dist.all_reduce(on_host)
-        tensor.copy_(on_host)
+    tensor.copy_(world.sum(tensor.cpu()))
 
 
 def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
@@ -233,7 +229,9 @@ def _about(model: TubeViT) -> dict[str, Any]:
     assert model.trunk is not None
     state = model.trunk.state_dict()
     digests = tensors.hashes({name: tensor for name, tensor in state.items() if not tensor.is_meta})
-    digests |= {name: model.base[public_name(f"trunk.{name}", model)] for name in state.keys() - digests.keys()}
+    digests |= {
+        name: model.base[public_name(f"trunk.{name}", model.block_prefix)] for name in state.keys() - digests.keys()
+    }
     return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: model.config[key] for key in PROBED}}
 
 

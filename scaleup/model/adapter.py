@@ -15,14 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scaleup.checkpoint.model_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from scaleup.common.files import let_read
 from scaleup.errors import UserError
 from scaleup.model.arm import generator_of
 
 KINDS = ("lora", "dora", "ia3")
-DIRECTORY, WEIGHTS, CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # before the library's own names in a PEFT directory
-NAME = ".default"  # how peft calls an adapter without a name of its own
 
 
 class Adapt(NamedTuple):
@@ -122,19 +120,6 @@ def adapted_layers(blocks: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in blocks.named_modules() if hasattr(module, "get_base_layer")}
 
 
-def is_own(name: str) -> bool:
-    """Whether a tensor of an adapted block is the adapter's."""
-    return NAME in name
-
-
-def public_name(name: str) -> str:
-    """A block's tensor on disk: as peft names it where it is the adapter's, else as if there were no adapter."""
-    if not is_own(name):
-        return name.replace(".base_layer.", ".")
-    layer, _, rest = name.partition(NAME)
-    return PREFIX + layer + ("" if layer.endswith("lora_magnitude_vector") else rest)
-
-
 @torch.no_grad()
 def merge(blocks: nn.ModuleDict) -> None:
     """Fold adapters into the weights of their layers, which must be shared with no other model."""
@@ -156,6 +141,6 @@ def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, ten
     content = _peft_config(adapt, list(layers), fed).to_dict() | {"inference_mode": True}
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
     directory.mkdir(exist_ok=True)
-    (directory / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    save_file(dict(tensors), directory / WEIGHTS, {"format": "pt"})
-    let_read(directory / WEIGHTS)  # safetensors writes for the owner alone
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    save_file(dict(tensors), directory / ADAPTER_WEIGHTS, {"format": "pt"})
+    let_read(directory / ADAPTER_WEIGHTS)  # safetensors writes for the owner alone

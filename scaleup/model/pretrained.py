@@ -1,179 +1,198 @@
-"""Model directories: ``config.json``, ``delta.safetensors`` or ``model.safetensors``, ``report.json``, ``README.md``,
-and ``adapter/``, a PEFT directory, where the late blocks have an adapter.
+"""A model as a directory: written whole or not at all, refused when a tensor is missing, unexpected or does not fit.
 
-A *full* directory holds every tensor. A *delta* holds what differs from the public backbone (tubes, gate, trained
-blocks, norm, heads) and the sha256 of the base weights that it needs. Backbone tensors carry the library's own names.
+A delta holds what the public backbone lacks (tubes, gate, trained blocks, norm, heads) and the sha256 of the base
+weights that it needs. Backbone tensors carry the library's own names.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.backbones.placement import BlockFile
-from scaleup.backbones.weight_source import is_path
-from scaleup.checkpoint import config_json as config_file
-from scaleup.checkpoint.card import card
-from scaleup.checkpoint.model_directory import DELTA, FULL, local, read_report, read_tensors
-from scaleup.checkpoint.tensor_names import assign, named_tensors, public_name, refuse_misfits, to_store
+from scaleup.checkpoint import config_json, hub
+from scaleup.checkpoint.card import Described, card
+from scaleup.checkpoint.model_directory import ADAPTER, DELTA, FULL, local, read_report, read_tensors
+from scaleup.checkpoint.tensor_names import ADAPTER_PREFIX, public_name, refuse_misfits
+from scaleup.checkpoint.weight_source import is_path
 from scaleup.common import tensors
 from scaleup.common.files import let_read, new_directory
 from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.adapter import Adapt
-from scaleup.model.tubevit import TubeViT, assemble
-from scaleup.recipe import Trunk
+from scaleup.model.arm import Arm, alphas
+from scaleup.model.trunk import Trunk
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NO_BASE = "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
 
 
-def save(
-    model: TubeViT,
-    out: str | Path,
-    kind: str | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write a model directory, whole or not at all.
+class Pretrained(nn.Module):
+    """How a model is saved and loaded; ``base`` has the sha256 of each tensor of its public backbone, if it has one."""
 
-    Args:
-        kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
-    """
-    kind = kind or ("delta" if model.frozen_depth and model.base else "full")
-    content = to_store(model)
-    if kind == "full" and (lost := model.base.keys() - content.keys()):
-        raise UserError(
-            f"{len(lost)} tensors of the frozen blocks are in no float32 memory, so {out} cannot be written in full; "
-            "write a delta, and export that with --to full"
-        )
-    adapted = {name: content.pop(name) for name in list(content) if name.startswith(adapter.PREFIX)}
-    if kind == "delta":
-        content = _beyond_base(model, content)
-    with new_directory(out, overwrite) as directory:
-        text, name = json.dumps(model.config, indent=2), FULL if kind == "full" else DELTA
-        (directory / "config.json").write_text(text + "\n")
-        (directory / "report.json").write_text(json.dumps(model.report, indent=2) + "\n")
-        size = sum(tensor.numel() for tensor in (content | adapted).values())
-        (directory / "README.md").write_text(card(model, kind, size))
-        try:
-            if adapted:
-                settings = Adapt(**model.config["adapter"])
-                adapter.write(directory / adapter.DIRECTORY, model.arm.blocks, model.block_prefix, settings, adapted)
-            save_file(content, directory / name, {"config": text})  # one key: with two, their order is chance
-        except SafetensorError as error:
-            raise UserError(f"{out} could not be written ({error}); nothing was left behind") from error
-        let_read(directory / name)  # safetensors writes for the owner alone
-    return Path(out)
+    config: dict[str, Any]
+    depth: int
+    frozen_depth: int
+    block_prefix: str
+    base: dict[str, str]
+    report: dict[str, Any]
+    trunk: Trunk | None
+    arm: Arm
 
+    @classmethod
+    def assemble(cls, config: dict[str, Any], backbone: Backbone, seed: int = 0) -> Self:
+        """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
+        raise NotImplementedError
 
-def _beyond_base(model: TubeViT, content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a model's tensors the public backbone does not have."""
-    if not model.base:
-        raise UserError(NO_BASE)
-    digests = tensors.hashes({name: content[name] for name in model.base if name in content})
-    return {name: tensor for name, tensor in content.items() if digests.get(name) != model.base.get(name, "")}
+    @classmethod
+    def from_pretrained(cls, source: str | Path, base: str | None = None, placement: str = "device") -> Self:
+        """A model directory, or a hub id, -> the model in eval mode.
 
+        Args:
+            base: where the base weights of a delta are now, if not where they were.
+            placement: ``"disk"`` leaves the frozen blocks in the file of a full directory, or of the base of a delta,
+                one read at a time.
 
-def load(source: str | Path, base: str | None = None, placement: str = "device") -> TubeViT:
-    """A model directory, or a hub id, -> the model in eval mode.
+        Raises:
+            UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or
+                of another shape.
+        """
+        directory = local(source)
+        config = config_json.read(directory)
+        whole = (directory / FULL).exists()
+        on_disk = config["frozen_depth"] if placement == "disk" else 0
+        if whole:
+            model = cls.from_config(config, "meta")
+        else:
+            model = cls.from_config(config, base or config["backbone"]["weights"], on_disk)
+        waiting = model._wait_in(directory / FULL) if whole and on_disk else set()
+        own, found = model.named_tensors(), read_tensors(directory, waiting)
+        optional = set() if whole else {name for name in own if name in model.base}
+        refuse_misfits(own, found, optional, directory)
+        model._assign({name: tensor for name, tensor in found.items() if name not in waiting})
+        model.report = read_report(directory)
+        return model.eval()
 
-    Args:
-        base: where the base weights of a delta are now, if not where they were.
-        placement: ``"disk"`` leaves the frozen blocks in the file of a full directory, or of the base of a delta, one
-            read at a time.
+    @classmethod
+    def from_config(cls, config: dict[str, Any], weights: str | None, on_disk: int = 0) -> Self:
+        """A model whose backbone has the weights that ``weights`` names (see :func:`scaleup.backbones.build.build`)."""
+        backbone = _backbone(config, weights, on_disk)
+        base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
+        with torch.device("meta"):  # what is not the backbone's comes from the file
+            model = cls.assemble(config, backbone)
+        model.base = base
+        return model
 
-    Raises:
-        UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or of
-            another shape.
-    """
-    directory = local(source)
-    config = config_file.read(directory)
-    whole = (directory / FULL).exists()
-    on_disk = config["frozen_depth"] if placement == "disk" else 0
-    if whole:
-        model = from_config(config, "meta")
-    else:
-        model = from_config(config, base or config["backbone"]["weights"], on_disk)
-    waiting = _wait_in(directory / FULL, model) if whole and on_disk else set()
-    own, found = named_tensors(model), read_tensors(directory, waiting)
-    optional = set() if whole else {name for name in own if name in model.base}
-    refuse_misfits(own, found, optional, directory)
-    assign(model, {name: tensor for name, tensor in found.items() if name not in waiting})
-    model.report = read_report(directory)
-    return model.eval()
+    def save_pretrained(self, directory: str | Path, kind: str | None = None, overwrite: bool = False) -> Path:
+        """Write a model directory, whole or not at all.
 
+        Args:
+            kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
+        """
+        kind = kind or ("delta" if self.frozen_depth and self.base else "full")
+        content = self.stored_tensors()
+        if kind == "full" and (lost := self.base.keys() - content.keys()):
+            raise UserError(
+                f"{len(lost)} tensors of the frozen blocks are in no float32 memory, so {directory} cannot be written "
+                "in full; write a delta, and export that with --to full"
+            )
+        adapted = {name: content.pop(name) for name in list(content) if name.startswith(ADAPTER_PREFIX)}
+        if kind == "delta":
+            content = self._beyond_base(content)
+        with new_directory(directory, overwrite) as new:
+            text = json.dumps(self.config, indent=2)
+            (new / "config.json").write_text(text + "\n")
+            (new / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
+            size = sum(tensor.numel() for tensor in (content | adapted).values())
+            (new / "README.md").write_text(self.card(kind, size))
+            weights = new / (FULL if kind == "full" else DELTA)
+            try:
+                if adapted:
+                    settings = Adapt(**self.config["adapter"])
+                    adapter.write(new / ADAPTER, self.arm.blocks, self.block_prefix, settings, adapted)
+                save_file(content, weights, {"config": text})  # one key: with two, their order is chance
+            except SafetensorError as error:
+                raise UserError(f"{directory} could not be written ({error}); nothing was left behind") from error
+            let_read(weights)  # safetensors writes for the owner alone
+        return Path(directory)
 
-def _wait_in(path: Path, model: TubeViT) -> set[str]:
-    """Have the frozen blocks read from a full file whenever they are needed; returns their tensors' names there."""
-    assert model.trunk is not None
-    names = {name: public_name(f"trunk.blocks.{name}", model) for name in model.trunk.blocks.state_dict()}
-    model.trunk.file = BlockFile(str(path), names)
-    return set(names.values())
+    def push_to_hub(self, repo_id: str, private: bool = False, message: str = "scaleup", **options: Any) -> str:
+        """Upload to the Hugging Face hub, as ``owner/name``; returns the address of the commit.
 
+        Args:
+            options: of :meth:`save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = self.save_pretrained(Path(temporary) / "model", **options)
+            return hub.upload(directory, repo_id, private, message)
 
-def outline(source: str | Path) -> TubeViT:
-    """The model of a directory, or of a hub id, on the meta device: its config.json is enough."""
-    return from_config(config_file.read(local(source)), "meta")
+    def card(self, kind: str, size: int) -> str:
+        """The model card of a directory of ``size`` numbers, ``"delta"`` or ``"full"``."""
+        values = {name: value for name, value in alphas(self.arm.gate).items() if value is not None}
+        return card(Described(self.config, self.report, self.depth, values, kind, size))
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All tensors of the model under their names on disk."""
+        return {public_name(name, self.block_prefix): tensor for name, tensor in self.state_dict().items()}
 
-def load_run(run: str | Path, base: str | None = None, placement: str = "device") -> dict[str, TubeViT]:
-    """The arms of a run directory by name, in eval mode; those of a sweep share the tensors of one trunk.
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """All tensors under their names on disk, but those of frozen blocks that only the public backbone still has."""
+        state, trunk = self.state_dict(), self.trunk
+        for name in [] if trunk is None else [name for name in state if name.startswith("trunk.blocks.")]:
+            if trunk.precision != "float32" or state[name].is_meta:  # type: ignore[union-attr]
+                original = trunk.originals.get(name.removeprefix("trunk."))  # type: ignore[union-attr]
+                if original is None and not self.base:  # they wait in a full directory
+                    index, own_name = name.removeprefix("trunk.blocks.").split(".", 1)
+                    original = trunk.file.read(int(index), own_name)  # type: ignore[union-attr]
+                state |= {name: original} if original is not None else {}
+                if original is None:
+                    del state[name]
+        return {
+            public_name(name, self.block_prefix): tensor.detach().cpu().contiguous() for name, tensor in state.items()
+        }
 
-    Args:
-        base, placement: see :func:`load`.
+    def public_blocks(self) -> set[str]:
+        """Tensors of the frozen blocks (``blocks.3.attn.qkv.weight``) that are the public backbone's."""
+        assert self.trunk is not None
+        held = {f"blocks.{name}": t for name, t in self.trunk.blocks.state_dict().items() if not t.is_meta}
+        digests = tensors.hashes(held) if self.base else {}
+        prefix = self.block_prefix
+        return {name for name, digest in digests.items() if digest == self.base.get(public_name(name, prefix))}
 
-    Raises:
-        UserError: as :func:`load`, or the model that the arms began from has changed since.
-    """
-    run = Path(run)
-    template = OmegaConf.select(OmegaConf.load(run / "recipe.yaml"), "model.load")  # of the rest nothing is needed
-    arms = {path.parent.name: path.parent for path in sorted(run.glob("*/config.json"))}
-    if not arms:
-        raise UserError(f"{run} holds no trained arms yet")
-    if template is None or len(arms) == 1:
-        return {name: load(directory, base, placement) for name, directory in arms.items()}
-    shared = load(template, base, placement)
-    return {name: _arm_of(shared, directory) for name, directory in arms.items()}
+    def _assign(self, found: Mapping[str, Tensor]) -> None:
+        """Take tensors in without a copy, parameters staying frozen or trainable as they were."""
+        names = {name: public_name(name, self.block_prefix) for name in self.state_dict()}
+        state = {name: found[public] for name, public in names.items() if public in found}
+        self.load_state_dict(state, strict=False, assign=True)
+        if self.trunk is not None:
+            self.trunk.requires_grad_(False)
 
+    def _beyond_base(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What of the model's tensors the public backbone does not have."""
+        if not self.base:
+            raise UserError(NO_BASE)
+        digests = tensors.hashes({name: content[name] for name in self.base if name in content})
+        return {name: tensor for name, tensor in content.items() if digests.get(name) != self.base.get(name, "")}
 
-def trunk_of(run: str | Path) -> Trunk:
-    """How the frozen blocks of a run were kept."""
-    kept = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
-    return Trunk(**kept)
-
-
-def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
-    config = config_file.read(directory)
-    adapt = Adapt(**config["adapter"]) if config["adapter"] else adapter.FULL
-    model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"], adapt=adapt)
-    own, found = named_tensors(model), read_tensors(directory)
-    shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
-    arm = {name: public_name(f"arm.{name}", model) for name in model.arm.state_dict() if name not in shared}
-    refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), directory)
-    kept = to_store(model)  # frozen blocks may wait in a file
-    if any(not torch.equal(found[name], kept[name]) for name in found.keys() - set(arm.values())):
-        raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
-    model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
-    model.report = read_report(directory)
-    return model.eval()
-
-
-def from_config(config: dict[str, Any], weights: str | None, on_disk: int = 0) -> TubeViT:
-    """A model whose backbone has the weights that ``weights`` names (see :func:`backbones.build.build`)."""
-    backbone = _backbone(config, weights, on_disk)
-    base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
-    with torch.device("meta"):  # what is not the backbone's comes from the file
-        model = assemble(config, backbone)
-    model.base = base
-    return model
+    def _wait_in(self, path: Path) -> set[str]:
+        """Have the frozen blocks read from a full file whenever they are needed; returns their tensors' names there."""
+        assert self.trunk is not None
+        blocks = self.trunk.blocks.state_dict()
+        names = {name: public_name(f"trunk.blocks.{name}", self.block_prefix) for name in blocks}
+        self.trunk.file = BlockFile(str(path), names)
+        return set(names.values())
 
 
 def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 
 from scaleup.backbones.placement import materialised
-from scaleup.checkpoint.tensor_names import public_blocks
+from scaleup.common.distributed import World
+from scaleup.config.schema import Trunk as Settings
 from scaleup.model.kernels import choose, keep_memory
 from scaleup.model.precision import drift, fastest
+from scaleup.model.preprocess import natural_clip, normalise
 from scaleup.model.tokenizer import size_of
 from scaleup.model.trunk import Trunk, on_meta, recast
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Trunk as Settings
-from scaleup.training.engine import World
-from scaleup.training.run_models import tokens
-from scaleup.transplants.measure import natural_clip, normalise
 
 
 def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dic
     settled = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}
     wanted = trunk(clip, depths) if precision != "float32" else {}
     if precision != "float32":
-        recast(trunks, precision, public_blocks(deepest))
+        recast(trunks, precision, deepest.public_blocks())
     found = trunk(clip, depths) if wanted else {}
     return settled | {"drift": {depth: drift(wanted[depth].h, found[depth].h) for depth in sorted(wanted)}}
 
@@ -72,7 +70,7 @@ def settle_kernels(models: Collection[TubeViT], kernels: str, world: World) -> s
 def _kernels_of(model: TubeViT, device: torch.device) -> str:
     """All blocks of a model are alike, so the arms of a sweep choose as each of them would alone."""
     block, frames = model.blocks[0], model.preprocess.frames
-    h = torch.randn(1, tokens(model, frames), model.tokenizer.embed_dim, device=device)
+    h = torch.randn(1, model.count_tokens(frames), model.tokenizer.embed_dim, device=device)
     if model.trunk is not None and on_meta(block):
         block = materialised(model.trunk.blocks, 0, model.trunk.file)
     with torch.no_grad():

@@ -21,21 +21,6 @@ def size_of(x: Tensor) -> Size:
     return (1, *x.shape[2:]) if x.dim() == 4 else tuple(x.shape[2:])  # type: ignore[return-value]
 
 
-class Preprocess:
-    """What pixels must have been through: clips of ``frames`` frames at ``fps``, ``size`` (h, w), mean and std."""
-
-    def __init__(self, frames: int, size: list[int], fps: float, mean: list[float], std: list[float]) -> None:
-        self.frames, self.size, self.fps = frames, (size[0], size[1]), fps
-        self.mean, self.std = tuple(mean), tuple(std)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (B, 3, ...) -> normalised float32 of the same shape."""
-        shape = (3,) + (1,) * (pixels.dim() - 2)
-        scale = 1 / (255 * torch.tensor(self.std, device=pixels.device).view(shape))
-        shift = -torch.tensor(self.mean, device=pixels.device).view(shape) * 255 * scale
-        return pixels.to(torch.float32, copy=True).mul_(scale).add_(shift)  # in place: clips are large
-
-
 class Tokenizer(nn.Module):
     """Images or videos to tokens with positions: the backbone's own patches, and tubes for videos."""
 

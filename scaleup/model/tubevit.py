@@ -6,28 +6,28 @@ x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.build import build, extended
 from scaleup.backbones.placement import BlockFile, materialised
-from scaleup.checkpoint.config_json import FORMAT
+from scaleup.checkpoint.tensor_names import is_of_adapter
 from scaleup.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Arm, Gate, Heads, init_head
-from scaleup.model.inflation import inflate
-from scaleup.model.tokenizer import Preprocess, Tokenizer
+from scaleup.model.preprocess import Preprocess
+from scaleup.model.pretrained import Pretrained
+from scaleup.model.tokenizer import Tokenizer
 from scaleup.model.trunk import Taps, Trunk, arm_inputs, on_meta
-from scaleup.recipe import Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class TubeViT(nn.Module):
+class TubeViT(Pretrained):
     """An image ViT that understands videos. Frozen below block ``frozen_depth``; what trains is in ``arm``.
 
     Args:
@@ -61,6 +61,22 @@ class TubeViT(nn.Module):
         own_tokenizer = None if frozen else tokenizer
         gate = Gate.of(config["gate"], tokenizer.embed_dim)
         self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config["heads"])
+
+    @classmethod
+    def assemble(cls, config: dict[str, Any], backbone: Backbone, seed: int = 0) -> Self:
+        """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
+        tokenizer, file = Tokenizer(config, backbone), backbone.block_file()
+        model = cls(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, file)
+        for name, head in model.arm.heads.items():
+            init_head(head, name, seed)
+        if config["adapter"]:
+            adapter.inject(model.arm.blocks, Adapt(**config["adapter"]), seed)
+        return model
+
+    def count_tokens(self, frames: int) -> int:
+        """Tokens of an input of so many frames; an image is one frame."""
+        size = (frames, *self.preprocess.size)
+        return self.tokenizer.num_prefix_tokens + sum(spec.tokens(size) for spec in self.tokenizer.specs(size))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -117,7 +133,7 @@ class TubeViT(nn.Module):
         if adapt.adapter and not self.config["adapter"]:
             adapter.inject(made.arm.blocks, adapt, seed)
         for name, parameter in made.arm.named_parameters():
-            parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or adapter.is_own(name))
+            parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or is_of_adapter(name))
         for name, head in made.arm.heads.items():
             if self.config["heads"].get(name) == config["heads"][name]:
                 head.load_state_dict(self.arm.heads[name].state_dict())
@@ -153,28 +169,7 @@ class TubeViT(nn.Module):
     def _copied(blocks: list[nn.Module], adapt: Adapt) -> list[nn.Module]:
         """Late blocks of an arm's own, which share the parameters that stay frozen."""
         shared = [] if adapt.kind == "full" else [pair for block in blocks for pair in block.named_parameters()]
-        return copy.deepcopy(blocks, {id(tensor): tensor for name, tensor in shared if not adapter.is_own(name)})
-
-    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
-        """Write a model directory; see :func:`scaleup.model.pretrained.save`."""
-        from scaleup.model.pretrained import (
-            save,  # checkpoint reads models, so it is imported by what it reads only here
-        )
-
-        save(self, directory, **options)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> TubeViT:
-        """A model directory or a hub id -> the model in eval mode; see :func:`scaleup.model.pretrained.load`."""
-        from scaleup.model.pretrained import load
-
-        return load(source, **options)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload to the Hugging Face hub, as ``owner/name``; see :func:`scaleup.checkpoint.hub.push`."""
-        from scaleup.checkpoint.hub import push
-
-        return push(self, repo_id, **options)
+        return copy.deepcopy(blocks, {id(tensor): tensor for name, tensor in shared if not is_of_adapter(name)})
 
     def head_name(self, head: str | None) -> str:
         """The head that is meant, which may be left out where there is just one; UserError if it is not there."""
@@ -194,51 +189,3 @@ class TubeViT(nn.Module):
             allowed = f"(B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
             raise UserError(f"input of shape {tuple(x.shape)}; allowed are {allowed}")
         return x
-
-
-def describe(backbone: Backbone, seed: int, **parts: Any) -> dict[str, Any]:
-    """The content of ``config.json``; ``parts`` are its keys input, frames, tubes, positions and so on."""
-    entry = {key: getattr(backbone, key) for key in ("name", "kwargs", "weights", "license")}
-    return {
-        "format": FORMAT,
-        "backbone": entry | {"seed": seed, "sha256": None},
-        "interpolate": None,
-        "frozen_depth": 0,
-        "gate": False,
-        "adapter": None,
-        "heads": {},
-    } | parts
-
-
-def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
-    """The model that a recipe describes, everything that is not loaded drawn from ``seed``."""
-    entry, positions = recipe.backbone, recipe.positions
-    kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
-    backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
-    if entry.fresh_blocks:
-        backbone = extended(backbone, entry.fresh_blocks, seed)
-    described = describe(
-        backbone,
-        seed,
-        tubes={name: asdict(tube) for name, tube in recipe.tubes.items()},
-        interpolate=recipe.interpolate,
-        heads={name: list(classes) for name, classes in heads.items()},
-        **{key: asdict(getattr(recipe, key)) for key in ("input", "frames", "positions")},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = assemble(described, backbone, seed)
-    if recipe.inflate:
-        inflate(model.tokenizer.tubes, backbone)
-    return model
-
-
-def assemble(config: dict[str, Any], backbone: Backbone, seed: int = 0) -> TubeViT:
-    """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
-    tokenizer = Tokenizer(config, backbone)
-    model = TubeViT(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, backbone.block_file())
-    for name, head in model.arm.heads.items():
-        init_head(head, name, seed)
-    if config["adapter"]:
-        adapter.inject(model.arm.blocks, Adapt(**config["adapter"]), seed)
-    return model

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from scaleup.common.distributed import join
+from scaleup.config.schema import Input
 from scaleup.data.shards import Shards
-from scaleup.evaluate import Once, matched, processes, view_features
+from scaleup.evaluate import Once, matched, view_features
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input
 
 Counts = dict[str, dict[str, np.ndarray]]  # arm -> head -> (classes, classes): samples, row: is, column: predicted
 
@@ -26,7 +27,7 @@ def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 1
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads = matched(first, opened, None)
-    seen = Once("confusion", opened, heads, Input(**first.config["input"]), "1x1", batch, 1, processes())
+    seen = Once("confusion", opened, heads, Input(**first.config["input"]), "1x1", batch, 1, join())
     sizes = {head: len(opened.classes[label]) for head, label in heads.items()}
     counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in sizes.items()} for name in models}
     for entry in seen:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scaleup.common.files import new_directory, refuse_existing
 from scaleup.errors import UserError, nearest
-from scaleup.model import pretrained
+from scaleup.model.build import load
 from scaleup.outputs import own_format, peft_adapter, programs, timm_format
 from scaleup.outputs.parity import largest, parity
 
@@ -56,7 +56,7 @@ def export(
         raise UserError(f"--frames is for programs ({', '.join(programs.FORMS)}); {to} is of no fixed length")
     out = Path(out)
     refuse_existing(out, overwrite)
-    model = pretrained.load(source, base)
+    model = load(source, base)
     exact = to not in programs.FORMS and not merge
     found, timed = dict[str, float](), dict[str, Any]()
     with new_directory(out, overwrite) as half:

@@ -6,18 +6,19 @@ from pathlib import Path
 
 from scaleup.errors import UserError
 from scaleup.model import adapter, pretrained
+from scaleup.model.build import load
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.parity import parity
 
 
 def write(model: TubeViT, source: str | Path, to: str, out: Path, base: str | None, merge: bool) -> tuple[float, float]:
     """Write ``source``, of which ``model`` was read; returns what :func:`parity` says of what was written."""
-    kept = merged(pretrained.load(source, base)) if merge else model
+    kept = merged(load(source, base)) if merge else model
     if to == "delta" and not kept.base:
         kept.base = pretrained.base_of(kept.config, base)
-    pretrained.save(kept, out, to, overwrite=True)
+    kept.save_pretrained(out, to, overwrite=True)
     del kept
-    return parity(model, pretrained.load(out, base), relative=merge)
+    return parity(model, load(out, base), relative=merge)
 
 
 def merged(model: TubeViT) -> TubeViT:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scaleup.model.preprocess import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants.measure import natural_clip, normalise
 
 
 @torch.inference_mode()

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
-from scaleup.checkpoint.tensor_names import named_tensors
+from scaleup.checkpoint.model_directory import ADAPTER_WEIGHTS
+from scaleup.checkpoint.tensor_names import ADAPTER_PREFIX
 from scaleup.common import tensors
 from scaleup.errors import UserError
-from scaleup.model import adapter, pretrained
+from scaleup.model import adapter
 from scaleup.model.adapter import Adapt
+from scaleup.model.build import load
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.parity import parity
 
@@ -31,8 +33,8 @@ def write(model: TubeViT, source: str | Path, out: Path, base: str | None) -> tu
         )
     settings = Adapt(**model.config["adapter"])
     adapter.write(out, model.arm.blocks, model.block_prefix, settings, _own(model))
-    other = pretrained.load(source, base)
-    found = tensors.read(out / adapter.WEIGHTS)[0]
+    other = load(source, base)
+    found = tensors.read(out / ADAPTER_WEIGHTS)[0]
     with torch.no_grad():
         for name, tensor in _own(other).items():
             tensor.copy_(found[name])
@@ -41,5 +43,5 @@ def write(model: TubeViT, source: str | Path, out: Path, base: str | None) -> tu
 
 def _own(model: TubeViT) -> dict[str, torch.Tensor]:
     """The tensors of the adapter."""
-    named = named_tensors(model).items()
-    return {name: tensor for name, tensor in named if name.startswith(adapter.PREFIX)}
+    named = model.named_tensors().items()
+    return {name: tensor for name, tensor in named if name.startswith(ADAPTER_PREFIX)}

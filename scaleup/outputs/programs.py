@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.errors import UserError
+from scaleup.model.preprocess import natural_clip
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.parity import difference, largest, medians
 from scaleup.outputs.program_lengths import Ends, programs
-from scaleup.transplants.measure import natural_clip
 
 BATCH = torch.export.Dim("batch", min=1, max=4096)
 Outputs = dict[str, Tensor]

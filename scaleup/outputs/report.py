@@ -12,7 +12,7 @@ from scaleup.checkpoint.model_directory import local
 from scaleup.common.environment import environment
 from scaleup.common.files import write_text
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load_run
+from scaleup.model.build import load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import html, token_maps
 from scaleup.outputs.class_report import by_class

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
+from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe, load, resolved, schedule, sweep_arms
+from scaleup.recipe import load, resolved, sweep_arms
 from scaleup.training.log import read_lines
 from scaleup.training.result import RESULT
 

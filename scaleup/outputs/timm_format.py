@@ -10,11 +10,10 @@ import torch
 
 from scaleup.backbones import saved
 from scaleup.backbones.backbone import resolve
-from scaleup.checkpoint.tensor_names import named_tensors
 from scaleup.errors import UserError
+from scaleup.model.preprocess import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.parity import medians
-from scaleup.transplants.measure import natural_clip, normalise
 
 
 @torch.inference_mode()
@@ -30,7 +29,7 @@ def write(model: TubeViT, directory: Path) -> tuple[float, dict[str, Any]]:
     """
     name = _refuse_what_timm_lacks(model)
     size, input = model.preprocess.size, model.config["input"]
-    kwargs, tensors = model.config["backbone"]["kwargs"], named_tensors(model)
+    kwargs, tensors = model.config["backbone"]["kwargs"], model.named_tensors()
     saved.save(directory, name, kwargs, size, tensors, input["mean"], input["std"])
     image = normalise(natural_clip(1, size), model.config)[:, :, 0]
     differs = (saved.features(directory, image) - model.forward_features(image)).abs().max().item()

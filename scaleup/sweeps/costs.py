@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
 from scaleup.sweeps.plan_text import in_gib
 from scaleup.sweeps.rate import mean_of_sample, measured, seconds
 from scaleup.sweeps.sketch import Sketch
-from scaleup.training.run_models import sizes, tokens
+from scaleup.training.run_models import sizes
 
 
 def plan(
@@ -114,7 +114,7 @@ def _tokens(sketch: Sketch) -> dict[str, Any]:
     model = next(iter(sketch.models.values()))
     size, prefix = sketch.size("video"), model.tokenizer.num_prefix_tokens
     tubes = {spec.name: spec.tokens(size) for spec in model.tokenizer.specs(size)}
-    return {"image": tokens(model, 1), "video": tokens(model, size[0]), "prefix": prefix, "tubes": tubes}
+    return {"image": model.count_tokens(1), "video": model.count_tokens(size[0]), "prefix": prefix, "tubes": tubes}
 
 
 def _arm(sketch: Sketch, name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
-from scaleup.recipe import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps.sketch import Sketch
 
 

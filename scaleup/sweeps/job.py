@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.common.causes import sentence
-from scaleup.recipe import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe
 
 
 class Job:

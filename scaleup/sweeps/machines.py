@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from scaleup.cli import tool
+from scaleup.common.distributed import World
+from scaleup.common.progress import progress
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe
 from scaleup.sweeps.costs import own_memory
 from scaleup.sweeps.groups import groups
 from scaleup.sweeps.job import Job
 from scaleup.sweeps.launcher import Launcher
 from scaleup.sweeps.sweep import PARTS, Part, collect, parted, summary
 from scaleup.training import run_directory
-from scaleup.training.engine import World
 from scaleup.training.result import is_complete
 from scaleup.training.stop import Stop, exit_code
 
@@ -94,7 +94,7 @@ class Fleet:
         """Train parts until they have ended; returns for which signal they were asked to end, if for one."""
         waiting, running, reason = list(parts), dict[int, tuple[Part, Any]](), 0
         total = self.recipe.train.steps * sum(len(part.arms) for part in parts)
-        with Stop(World(0, 1, torch.device("cpu")), None) as stop, tool.progress("steps of arms", total) as advance:
+        with Stop(World(0, 1, torch.device("cpu")), None) as stop, progress("steps of arms", total) as advance:
             taken = 0
             try:
                 while waiting or running:

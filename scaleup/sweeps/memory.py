@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from scaleup.checkpoint.model_directory import DELTA
+from scaleup.config.schema import Train
 from scaleup.model.places import Size
 from scaleup.model.precision import COMPUTED_IN
-from scaleup.recipe import Train
 from scaleup.sweeps.sketch import Sketch, device, tensors
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time

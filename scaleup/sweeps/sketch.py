@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scaleup.config.schema import Arm, Recipe
 from scaleup.data.token_records import in_cache
 from scaleup.data.training_sets import open_datasets
 from scaleup.model.kernels import LARGEST, SMALLEST
@@ -19,11 +20,10 @@ from scaleup.model.places import Size
 from scaleup.model.precision import COMPUTED_IN
 from scaleup.model.trunk import Taps, Trunk
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Arm, Recipe
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training import cache_size
 from scaleup.training.arm_trainer import Classifier
-from scaleup.training.run_models import outlines, tokens
+from scaleup.training.run_models import outlines
 
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 
@@ -51,7 +51,7 @@ class Sketch:
         """Bytes of the attention's scores that the trunk holds at a time where products may be ``fast``, before and
         after softmax."""
         model = next(iter(self.models.values()))
-        count = tokens(model, model.preprocess.frames)
+        count = model.count_tokens(model.preprocess.frames)
         small = self.recipe.train.kernels == "auto" and count * model.tokenizer.embed_dim < SMALLEST
         if small or self.recipe.train.kernels not in ("auto", "fast") or device().type != "cpu":
             return 0
@@ -72,7 +72,7 @@ class Sketch:
         """One pass of the trunk that serves arms; what it keeps is what arms read. Nothing where nothing is frozen."""
         model, depths = self.deepest(names), sorted({self.models[name].frozen_depth for name in names} - {0})
         if model.trunk is None or self.recipe.trunk.cache is not None:
-            count = 4 * tokens(model, self.size(modality)[0]) * model.tokenizer.embed_dim
+            count = 4 * model.count_tokens(self.size(modality)[0]) * model.tokenizer.embed_dim
             kept = batch * count * (len(depths) + 1 if depths else 0)
             return Pass(0, 0, np.array([kept]), np.zeros(1, int), kept)
         trunk, key = model.trunk, ("trunk", *depths, modality)
@@ -149,7 +149,7 @@ def _inputs(model: TubeViT, size: Size, batch: int) -> torch.Tensor | Taps:
     if model.trunk is None:
         return _pixels(size, batch)
     tokenizer = empty(model.trunk.tokenizer)
-    shape = (batch, tokens(model, size[0]), tokenizer.embed_dim)
+    shape = (batch, model.count_tokens(size[0]), tokenizer.embed_dim)
     return Taps(empty_tensor(*shape), empty_tensor(*shape), tokenizer.context(size))
 
 

@@ -16,10 +16,11 @@ import torch
 from omegaconf import OmegaConf
 
 from scaleup import recipe as recipes
+from scaleup.common.distributed import join
 from scaleup.common.files import move, new_directory
-from scaleup.recipe import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
-from scaleup.training import engine, run_directory
+from scaleup.training import run_directory
 from scaleup.training.result import RESULT, is_complete, note
 from scaleup.training.run import run
 
@@ -60,7 +61,7 @@ def sweep(
         UserError: as :func:`run`, or an arm does not fit alone.
     """
     end = None if stop_after is None else time.monotonic() + stop_after
-    world, out = engine.start(), Path(recipe.out)
+    world, out = join(), Path(recipe.out)
     leads = world.rank == 0
     with world.together(), ExitStack() as stack:
         parts = world.first(parted(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
@@ -84,7 +85,7 @@ def sweep(
 
 def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
     """Arms that fit together, for this number of ranks."""
-    return costs.waves(recipe, arms, memory or costs.own_memory(), engine.start().size)
+    return costs.waves(recipe, arms, memory or costs.own_memory(), join().size)
 
 
 def parted(

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.common.clock import now
+from scaleup.common.distributed import World
+from scaleup.config.schema import Arm as Settings
+from scaleup.config.schema import Recipe, schedule
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Arm as Settings
-from scaleup.recipe import Recipe, schedule
 from scaleup.training import zero_state
 from scaleup.training.arm_state import Standing
-from scaleup.training.engine import Engine, World
+from scaleup.training.engine import Engine
 from scaleup.training.mixing import WHOLE, Mix, head_loss
 from scaleup.training.schedule import lr_factor
 

@@ -13,11 +13,11 @@ from torch import nn
 from scaleup.checkpoint.config_json import completed
 from scaleup.checkpoint.tensor_names import public_name
 from scaleup.common import tensors
+from scaleup.config.schema import Recipe
 from scaleup.data.storage import storage
 from scaleup.data.token_records import CachedSet
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Recipe
 from scaleup.training.run_directory import flat
 
 TOKENIZER = ("frames", "tubes", "interpolate", "positions")  # of config.json
@@ -93,7 +93,7 @@ def _block_sha256(model: TubeViT, index: int) -> str:
     held = model.blocks[index].state_dict()
     digests = tensors.hashes({name: tensor for name, tensor in held.items() if not tensor.is_meta})
     for name in held.keys() - digests.keys():
-        public = public_name(f"trunk.blocks.{index}.{name}", model)
+        public = public_name(f"trunk.blocks.{index}.{name}", model.block_prefix)
         digests[name] = model.base.get(public) or _in_file(model, index, name)
     return tensors.fingerprint(digests)
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from scaleup.cli import tool
+from scaleup.common.distributed import World, own_device
 from scaleup.common.files import refuse_existing, take_place
+from scaleup.common.progress import progress
 from scaleup.common.units import said
+from scaleup.config.schema import Recipe
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import layout, lowered, raised
 from scaleup.data.training_sets import open_datasets
@@ -20,15 +20,13 @@ from scaleup.data.unfinished import clear, partial_directory
 from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.precision import drift
+from scaleup.model.preprocess import natural_clip, normalise
 from scaleup.model.runtime import settle, settle_kernels
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Recipe
 from scaleup.training import cache_size
 from scaleup.training.cache_identity import made_of
 from scaleup.training.cache_writer import SetWriter, named
-from scaleup.training.engine import World
 from scaleup.training.run_models import began_from, heads_of
-from scaleup.transplants.measure import natural_clip, normalise
 
 
 def make(
@@ -114,8 +112,7 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
 
 def _settled(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     """Put the trunk where the recipe says, in its precision and with its kernels; returns what was chosen."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    world = World(0, 1, device)
+    world = World(0, 1, device := own_device())
     kernels = settle_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
     return settle([model], recipe.trunk, world) | {"kernels": kernels}
 
@@ -124,7 +121,7 @@ def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[s
     plan = json.dumps([recipe.data.batch, made])
     with partial_directory(out, plan) as partial:
         writers = [SetWriter(recipe, model, name, sets[name], made[name], partial / name) for name in sets]
-        with tool.progress("caching", sum(map(len, sets.values()))) as advance:
+        with progress("caching", sum(map(len, sets.values()))) as advance:
             for writer in writers:
                 writer.write(advance)
         for writer in writers:

@@ -14,7 +14,6 @@ from scaleup.data.token_records import lowered, record
 from scaleup.data.unfinished import partial_name
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.run_models import tokens
 
 SHARD = 2**29  # bytes of a tar, about, which is what a kill loses at most
 SPARE = 0.05  # of the free disk, which stays free
@@ -24,7 +23,7 @@ ENTRY = 160  # bytes of a record in the index, about
 
 def blank_record(model: TubeViT, modality: str, depths: list[int], precision: str) -> bytes:
     """A record of one view of one sample, z0 and h at every depth, all of them 0: as all records are laid out."""
-    count = tokens(model, 1 if modality == "image" else model.preprocess.frames)
+    count = model.count_tokens(1 if modality == "image" else model.preprocess.frames)
     names = ["z0", *(f"h{depth}" for depth in depths)]
     blank = {name: torch.zeros(1, count, model.tokenizer.embed_dim) for name in names}
     kept = lowered(blank, precision)

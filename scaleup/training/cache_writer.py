@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scaleup.config.schema import Input, Recipe
 from scaleup.data.batches import input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.index import index_of, write_index, write_json
@@ -23,7 +24,6 @@ from scaleup.data.workers import in_workers, refuse_small_shared
 from scaleup.errors import UserError
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input, Recipe
 from scaleup.training.cache_size import samples_of_a_tar
 
 

@@ -2,93 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from scaleup.errors import UserError
-from scaleup.recipe import Arm, Train
+from scaleup.common.distributed import World
+from scaleup.config.schema import Arm, Train
 
-T = TypeVar("T")
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-
-
-class World(NamedTuple):
-    """The processes that train together, and the device of this one."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def first(self, value: T) -> T:
-        """The value that the first rank has."""
-        box = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(box)
-        return box[0]
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over all ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values.div_(self.size)
-
-    def joined(self, values: list[T]) -> list[T]:
-        """The values of all ranks, rank by rank; cheap where there are none."""
-        if self.size == 1:
-            return values
-        count = torch.tensor(len(values), device=self.device)
-        dist.all_reduce(count)
-        if not count:
-            return values
-        lists: list[list[T]] = [[]] * self.size
-        dist.all_gather_object(lists, values)
-        return [value for each in lists for value in each]
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Inside, a rank that no longer answers is a sentence."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise
-            raise UserError(
-                f"rank {self.rank} stops: another of the {self.size} ranks no longer answers; look for what it said "
-                "last, and start the same command again: training goes on from its last checkpoint"
-            ) from error
-
-
-def start() -> World:
-    """Join the processes of torchrun or the deepspeed launcher; without a launcher, be the only one."""
-    deepspeed = _deepspeed()
-    from deepspeed.accelerator import get_accelerator
-
-    backend = get_accelerator().communication_backend_name()
-    if "RANK" not in os.environ and not dist.is_initialized():
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port, no network
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
-    deepspeed.init_distributed(backend, verbose=False)
-    atexit.register(leave)
-    device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
-    return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-def leave() -> None:
-    """Leave the other processes, while Python still runs: a thread of gloo that lets its last tensor go after that
-    takes the process down (exit code -6)."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _deepspeed() -> ModuleType:
@@ -153,6 +81,7 @@ class Engine:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: used.add(unit))
         self.clip = 0.0 if train.zero_stage else settings.clip  # by :meth:`step`, which knows the norm
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
         self.engine = _deepspeed().initialize(model=module, optimizer=self.optimizer, config=config)[0]
         if world.size == 1 and not train.zero_stage:
             self.engine.enable_backward_allreduce = False  # it would copy all gradients, twice, to meet no other

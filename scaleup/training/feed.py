@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scaleup.common.distributed import World
+from scaleup.config.schema import Input, Recipe
 from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, raised
 from scaleup.model.positions import Context
 from scaleup.model.trunk import Inputs, Taps, arm_inputs
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input, Recipe
 from scaleup.training.cache_identity import made_of, refuse_other
-from scaleup.training.engine import World
 from scaleup.training.mixing import Mix, draw_mix
 
 
@@ -50,7 +50,7 @@ class Live:
             start=start,
             rank=world.rank,
             world=world.size,
-            joined=world.joined,
+            joined=world.join_lists,
         )
 
     def __iter__(self) -> Iterator[Fed]:
@@ -85,7 +85,7 @@ class Cached:
         self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
         self.made = next(iter(self.sets.values())).made
         steps = range(start, recipe.train.steps)
-        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, world.rank, world.size, world.joined)
+        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, world.rank, world.size, world.join_lists)
 
     def __iter__(self) -> Iterator[Fed]:
         for batch in self.batches:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.recipe import Train
+from scaleup.config.schema import Train
 
 WHOLE = slice(0, None)
 Box = tuple[slice, slice]  # rows, columns

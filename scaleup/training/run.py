@@ -9,12 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scaleup.cli import tool
 from scaleup.common.clock import now
+from scaleup.common.distributed import join
+from scaleup.common.progress import progress
+from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.errors import UserError
 from scaleup.model.runtime import settle, settle_kernels
-from scaleup.recipe import Arm, Recipe, Trunk
-from scaleup.training import engine, result, run_directory, run_inputs
+from scaleup.training import result, run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, settled_mean, whole_step
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
@@ -56,7 +57,7 @@ def run(
             diverges that is no sweep's, or another rank no longer answers.
     """
     resumes, out = run_directory.goes_on(recipe, overwrite), Path(recipe.out)
-    world = engine.start()
+    world = join()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
     with ExitStack() as stack:
@@ -92,7 +93,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm], checkpoint: Checkpoint | None = None) -> None:
         self.recipe, self.arms, self.models = recipe, arms, models(recipe, arms)
-        self.world = engine.start()
+        self.world = join()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
         self.sources, self.lists = run_inputs.digests(recipe), run_inputs.lists(recipe)
@@ -142,7 +143,7 @@ class Run:
             0, or the reason of ``stop`` for which the run ended before its last step.
         """
         every, feed, reason = self.recipe.train.save_every, iter(self.feed), 0
-        with tool.progress("training", self.steps) as advance:
+        with progress("training", self.steps) as advance:
             advance(self.done)
             while self.running and not reason:
                 self.feed.depths = sorted({arm.model.frozen_depth for arm in self.running.values()} - {0})

@@ -14,8 +14,8 @@ from yaml import YAMLError
 
 from scaleup import recipe as recipes
 from scaleup.common.files import locked, new_directory
+from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Recipe
 from scaleup.training.result import is_complete
 
 # What may differ when a run goes on, since it changes no weight.

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from scaleup.checkpoint.model_directory import local
+from scaleup.config.schema import Recipe
 from scaleup.data.index import index_bytes
 from scaleup.data.shards import Shards, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
 from scaleup.data.training_sets import open_datasets
 from scaleup.errors import UserError
-from scaleup.recipe import Recipe
 
 PIECES, PIECE = 16, 1 << 16  # of a file of weights: what was trained anew differs in each
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 
 from scaleup.backbones.meta_init import Undrawn
+from scaleup.config.schema import Arm, Recipe
 from scaleup.data.token_records import in_cache
 from scaleup.data.training_sets import classes_of
 from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Heads
-from scaleup.model.pretrained import load, outline
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Arm, Recipe
+from scaleup.model.build import fresh, load, outline
+from scaleup.model.tubevit import TubeViT
 
 
 def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
@@ -65,13 +65,6 @@ def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int)
         )
         for name, arm in arms.items()
     }
-
-
-def tokens(model: TubeViT, frames: int) -> int:
-    """Tokens of an input of so many frames; an image is one frame."""
-    height, width = model.preprocess.size
-    size = (frames, height, width)
-    return model.tokenizer.num_prefix_tokens + sum(spec.tokens(size) for spec in model.tokenizer.specs(size))
 
 
 def sizes(model: TubeViT) -> dict[str, int]:

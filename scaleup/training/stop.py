@@ -6,10 +6,7 @@ import signal
 import time
 from types import FrameType
 
-import torch
-import torch.distributed as dist
-
-from scaleup.training.engine import World
+from scaleup.common.distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # the last: of schedulers, before the time is up
 LIMIT = 1  # the reason that is no signal
@@ -41,12 +38,7 @@ class Stop:
     def reason(self) -> int:
         """0: go on; :data:`LIMIT`, or 128 + a signal: stop now. The same on all ranks, which must all ask."""
         late = self.limit is not None and time.monotonic() >= self.limit
-        reason = max(self.asked, LIMIT if late else 0)
-        if self.world.size == 1:
-            return reason
-        highest = torch.tensor(reason, device=self.world.device)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return int(highest)
+        return self.world.largest(max(self.asked, LIMIT if late else 0))
 
 
 def exit_code(reason: int) -> int:

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from scaleup.common.distributed import World
+from scaleup.config.schema import Input, Recipe, Valid
 from scaleup.data.batches import input_bytes
 from scaleup.data.shards import Shards
 from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 from scaleup.evaluate import Once, matched, scores
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input, Recipe, Valid
 from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.engine import World
 
 
 class Validation:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from scaleup.common.distributed import World
 from scaleup.errors import UserError
-from scaleup.training.engine import Engine, World
+from scaleup.training.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -88,6 +88,5 @@ def _whole(parameter: nn.Parameter, kept: Tensor, piece: Piece, world: World) ->
         return kept
     whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=kept.device)
     whole[piece.here] = kept[piece.there]
-    if world.size > 1:
-        dist.all_reduce(whole.view(torch.int32))
+    world.sum(whole.view(torch.int32))
     return whole.view(parameter.shape)

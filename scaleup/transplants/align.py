@@ -17,8 +17,9 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.errors import UserError
 from scaleup.model.places import Size
+from scaleup.model.preprocess import normalise
 from scaleup.transplants.donor import Kernel
-from scaleup.transplants.measure import normalise, rms
+from scaleup.transplants.measure import rms
 
 HELD_OUT = 8  # every so manyth image is left out of the fit, and the map measured on it
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from scaleup.config.schema import Input
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.recipe import Input
-from scaleup.transplants import measure
+from scaleup.model.preprocess import natural_clip
 
 IMAGES = 512  # to fit a map on; up to twice as many are read
 
@@ -22,7 +22,7 @@ def clip(clips: Path | Tensor | None, config: Mapping[str, Any], count: int = 8)
     if isinstance(clips, Tensor):
         return clips
     if clips is None:
-        return measure.natural_clip(config["input"]["frames"], config["input"]["size"])
+        return natural_clip(config["input"]["frames"], config["input"]["size"])
     batch = next(iter(eval_loader(Shards.open(clips), {}, Input(**config["input"]), batch=count, workers=0)))
     if batch.modality != "video" or not batch.keys:
         raise UserError(f"{clips} holds no videos that can be read; --clips takes video shards")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,26 +13,9 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.placement import lent
 from scaleup.common.ridge import Affine
 from scaleup.model.places import TubeSpec
-from scaleup.model.tubevit import TubeViT, assemble
+from scaleup.model.preprocess import natural_clip, normalise
+from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.donor import Donor, Kernel
-
-
-def natural_clip(frames: int, size: tuple[int, int], count: int = 1, seed: int = 0) -> Tensor:
-    """A made-up clip in [0, 1] with the falling spectrum of natural video: (count, 3, T, H, W)."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (frames, *size)
-    clip = torch.zeros(count, 3, *shape)
-    for octave in range(6):
-        coarse = [max(2, length >> (5 - octave)) for length in shape]
-        noise = torch.randn(count, 3, *coarse, generator=generator)
-        clip += F.interpolate(noise, size=shape, mode="trilinear") / 2**octave
-    return (0.5 + 0.2 * clip).clamp(0, 1)
-
-
-def normalise(clip: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Pixels in [0, 1] (B, 3, T, H, W) as a model's input."""
-    mean, std = (torch.tensor(config["input"][key])[:, None, None, None] for key in ("mean", "std"))
-    return (clip - mean) / std
 
 
 @torch.no_grad()
@@ -50,7 +31,7 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: An
             wanted = large.features(images)
         else:  # one of our own models, which adds positions of its own
             alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
-            wanted = assemble(model.config | alone, large).eval().forward_features(images)
+            wanted = TubeViT.assemble(model.config | alone, large).eval().forward_features(images)
     return (model.arm.features(taps) - wanted).abs().max().item()
 
 
@@ -139,9 +120,3 @@ def backbone_rms(model: TubeViT, clip: Tensor) -> float:
 
 def rms(values: Tensor) -> float:
     return values.double().square().mean().sqrt().item()
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

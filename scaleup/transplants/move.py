@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
+from scaleup.model.build import describe
 from scaleup.model.places import TubeSpec
-from scaleup.model.tubevit import TubeViT, assemble, describe
+from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.align import Alignment, aligned
 from scaleup.transplants.channels import Plan
 from scaleup.transplants.donor import Donor, Kernel
@@ -63,7 +64,7 @@ def tube_config(spec: TubeSpec) -> dict[str, Any]:
 
 def move(donor: Donor, config: dict[str, Any], backbone: Backbone, alignment: Alignment | None) -> TubeViT:
     """The adapted model: the backbone, the small model's kernels, aligned or as they are, a closed gate."""
-    model = assemble(config, backbone, config["backbone"]["seed"])
+    model = TubeViT.assemble(config, backbone, config["backbone"]["seed"])
     with torch.no_grad():
         for kernel in donor.kernels:
             weight, bias = refold(kernel, donor.config["input"], config["input"])

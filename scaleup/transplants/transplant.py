@@ -13,9 +13,10 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.checkpoint import config_json as config_file
 from scaleup.common import tensors
+from scaleup.common.environment import peak_bytes
 from scaleup.common.files import refuse_existing
 from scaleup.common.ridge import Affine
-from scaleup.model.pretrained import save
+from scaleup.model.preprocess import normalise
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants import choices, material, measure
 from scaleup.transplants.account import account, remarks
@@ -65,9 +66,9 @@ def transplant(
     report |= {"parents": _parents(donor, config), "positions": config["positions"]}
     _measure(report, model, donor, large, clip, options, alignment and alignment.map)
     report["accounting"] = account(model, donor, large, options.random_tubes, options.match)
-    report |= {"seconds": time.perf_counter() - started, "peak_bytes": measure.peak_bytes()}
+    report |= {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     model.report = report
-    save(model, out, "delta", options.overwrite)
+    model.save_pretrained(out, "delta", options.overwrite)
     report |= {"seconds": time.perf_counter() - started}
     return report
 
@@ -118,7 +119,7 @@ def _measure(
     for name in tokens:
         report["tubes"][name]["rms_adapted"] = measure.rms(measure.tube_tokens(model, name, clip))
     report["remarks"] = remarks(report["tubes"])
-    images = measure.normalise(clip[:1], model.config)[:, :, 0]
+    images = normalise(clip[:1], model.config)[:, :, 0]
     taps = model.arm_inputs(images)  # one pass of the trunk serves all that is asked of the arm
     report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large, images, taps)
     report["gate"] |= {

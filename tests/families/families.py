@@ -17,16 +17,17 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from scaleup import recipe
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.common import tensors
-from scaleup.model.tubevit import TubeViT, assemble, describe
+from scaleup.config import schema
+from scaleup.model.build import describe
+from scaleup.model.tubevit import TubeViT
 
 SMALL: dict[str, Any] = {"embed_dim": 64, "depth": 2, "num_heads": 4}
 TUBES = {
-    "long": recipe.Tube([4, 4, 4], [4, 16, 16]),
-    "folded": recipe.Tube([2, 6, 4], [4, 16, 24], [0, 3, 1], fold=[2, 1, 1]),
+    "long": schema.Tube([4, 4, 4], [4, 16, 16]),
+    "folded": schema.Tube([2, 6, 4], [4, 16, 24], [0, 3, 1], fold=[2, 1, 1]),
 }
 FRAMES, FRAME_STRIDE = 8, 4
 AMPLITUDE = 0.5
@@ -155,7 +156,7 @@ class Stored:
         config = describe(
             backbone,
             0,
-            input=asdict(recipe.Input(frames=FRAMES, size=list(backbone.size))),
+            input=asdict(schema.Input(frames=FRAMES, size=list(backbone.size))),
             frames={"stride": FRAME_STRIDE, "offset": 0},
             tubes={name: asdict(tube) for name, tube in TUBES.items()},
             positions={"kind": "backbone", "amplitude": AMPLITUDE},
@@ -163,7 +164,7 @@ class Stored:
             heads=HEADS,
         )
         torch.manual_seed(3)
-        model = assemble(config, backbone).eval()
+        model = TubeViT.assemble(config, backbone).eval()
         model.base = tensors.hashes(backbone.state_dict())
         config["backbone"]["sha256"] = tensors.fingerprint(model.base)
         return model

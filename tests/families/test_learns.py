@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from families import HEADS, Stored, images, videos
 
-from scaleup.recipe import Arm as Settings
+from scaleup.config.schema import Arm as Settings
 from scaleup.training.engine import parameter_groups
 
 

@@ -4,8 +4,9 @@ import torch
 from families import HEADS, Stored, images, scattered, videos
 from safetensors.torch import load_file
 
+from scaleup.checkpoint.model_directory import DELTA, FULL
 from scaleup.common import tensors
-from scaleup.model import pretrained
+from scaleup.model.build import load
 from scaleup.model.tubevit import TubeViT
 
 
@@ -26,11 +27,11 @@ def assert_same(found: TubeViT, wanted: TubeViT, size: tuple[int, int]) -> None:
 
 def test_delta_and_full_model_come_back_bit_for_bit(stored: Stored, tmp_path: Path) -> None:
     model = trained(stored)
-    from_delta = pretrained.load(pretrained.save(model, tmp_path / "delta", "delta"))
+    from_delta = load(model.save_pretrained(tmp_path / "delta", "delta"))
     assert_same(from_delta, model, stored.size)
-    from_full = pretrained.load(pretrained.save(from_delta, tmp_path / "full", "full"))
+    from_full = load(from_delta.save_pretrained(tmp_path / "full", "full"))
     assert_same(from_full, model, stored.size)
-    delta, full = load_file(tmp_path / "delta" / pretrained.DELTA), load_file(tmp_path / "full" / pretrained.FULL)
+    delta, full = load_file(tmp_path / "delta" / DELTA), load_file(tmp_path / "full" / FULL)
     base = stored.backbone()
     public = base.state_dict()
     frozen = {name for name in public if name.startswith((*base.stem.state_dict(), f"{base.block_prefix}0."))}

@@ -15,7 +15,6 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from scaleup.cli import tool as tools
 from scaleup.training import engine, run
 
 assert run and engine._deepspeed()  # imported here, not in each rank
@@ -40,7 +39,7 @@ def start(tool: list[str], rank: int, ranks: int, port: str, log: Path) -> int:
         if ranks > 1:
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} | address
-        tools.leads, sys.argv = rank == 0, tool
+        sys.argv = tool
         runpy.run_path(tool[0], run_name="__main__")
     except SystemExit as done:
         code = done.code

@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, ValidationError
 
 from scaleup.cli import tool
 from scaleup.config.compose import combinations
-from scaleup.recipe import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -11,16 +11,16 @@ import pytest
 import started
 import torch
 
+from scaleup.config.schema import Input, Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate, view_features
-from scaleup.model.pretrained import load, load_run, save
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh, load, load_run
 from scaleup.outputs import run_records
 from scaleup.outputs.export import export
-from scaleup.recipe import Input, Recipe, sweep_arms
+from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "evaluate.py")
@@ -47,7 +47,7 @@ def model(tiny: Callable[..., Recipe], shards: Path, tmp_path: Path) -> Path:
     for head in made.arm.heads.values():
         head.weight *= SURE
         head.bias.copy_(-head.weight @ features.mean(0))
-    return save(made, tmp_path / "model")
+    return made.save_pretrained(tmp_path / "model")
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def test_a_run_whose_start_has_changed_since_is_refused(swept: Path, model: Path
     """Its arms sit on another trunk than the one that would serve them."""
     changed = load(model)
     changed.blocks[0].attn.qkv.weight.data += 0.1  # type: ignore[union-attr,operator]
-    save(changed, model, overwrite=True)
+    changed.save_pretrained(model, overwrite=True)
     with pytest.raises(UserError, match="another trunk"):
         load_run(swept)
 

@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import scaleup
+from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
-from scaleup.model import adapter, pretrained
+from scaleup.model import adapter
 from scaleup.model.adapter import KINDS, Adapt
-from scaleup.model.tubevit import TubeViT, fresh
+from scaleup.model.build import fresh, load
+from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import parity
 from scaleup.outputs.export import export
 from scaleup.outputs.parity import difference
-from scaleup.recipe import Recipe
 from scaleup.transplants.choices import Options
 from scaleup.transplants.transplant import transplant
 
@@ -30,13 +31,13 @@ def delta(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
     """A transplanted model whose last block, gate and head have been changed; its base is ``tmp_path / "large"``."""
     described = tiny("model.positions.kind=backbone").model
     for name, seed in (("small", 1), ("large", 2)):
-        pretrained.save(fresh(described, {}, seed), tmp_path / name)
+        fresh(described, {}, seed).save_pretrained(tmp_path / name)
     transplant(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "moved", Options(gate_at=2))
-    model = pretrained.load(tmp_path / "moved").with_arm(2, True, CLASSES["video"])
+    model = load(tmp_path / "moved").with_arm(2, True, CLASSES["video"])
     with torch.no_grad():
         model.arm.gate.alpha += 0.5  # type: ignore[union-attr]
         model.arm.blocks["2"].mlp.fc1.weight *= 1.1  # type: ignore[union-attr,operator]
-    return pretrained.save(model, tmp_path / "delta")
+    return model.save_pretrained(tmp_path / "delta")
 
 
 def tool(*args: object) -> subprocess.CompletedProcess:
@@ -44,7 +45,7 @@ def tool(*args: object) -> subprocess.CompletedProcess:
 
 
 def bits(model: TubeViT) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in pretrained.named_tensors(model).items()}
+    return {name: tensor.numpy().tobytes() for name, tensor in model.named_tensors().items()}
 
 
 def test_delta_to_full_and_back_bit_for_bit(delta: Path, tmp_path: Path) -> None:
@@ -112,12 +113,12 @@ def test_a_difference_is_an_error_and_not_a_number(
     """The last head, and a tube, which no image meets: what comes first is as it was."""
 
     def careless(model: TubeViT, *args: object, **kwargs: object) -> None:
-        model = pretrained.load(delta)
+        model = load(delta)
         part(model).bias.data[0] += wrong
         honest(model, *args, **kwargs)  # type: ignore[arg-type]
 
-    honest = pretrained.save
-    monkeypatch.setattr(pretrained, "save", careless)
+    honest = TubeViT.save_pretrained
+    monkeypatch.setattr(TubeViT, "save_pretrained", careless)
     with pytest.raises(UserError, match=rf"differs from it by {said}; allowed is 0"):
         export(delta, "full", tmp_path / "out")
 
@@ -133,13 +134,13 @@ def test_parity_looks_at_images_and_videos_and_every_head(delta: Path) -> None:
 @pytest.fixture
 def adapted(request: pytest.FixtureRequest, delta: Path, tmp_path: Path) -> Path:
     """A transplanted model with a trained adapter of the kind that a test asks for."""
-    template = pretrained.load(tmp_path / "moved")
+    template = load(tmp_path / "moved")
     model = template.with_arm(1, True, CLASSES["video"], adapt=Adapt(request.param, 2, 8.0))
     torch.manual_seed(0)
     for parameter in model.arm.parameters():
         if parameter.requires_grad:
             parameter.data += 0.3 * torch.randn(parameter.shape)
-    return pretrained.save(model, tmp_path / "adapted")
+    return model.save_pretrained(tmp_path / "adapted")
 
 
 @pytest.mark.parametrize("adapted", KINDS, indirect=True)
@@ -169,7 +170,7 @@ def test_a_merged_model_computes_the_same_without_an_adapter(adapted: Path, to: 
     one, other = scaleup.load(adapted), scaleup.load(out)
     assert parity(one, other, relative=True) == (result["image_max_rel_diff"], result["video_max_rel_diff"])
     assert other.config == one.config | {"adapter": None} and not (out / "adapter").exists()
-    plain = pretrained.load(tmp_path / "moved").with_arm(1, True, CLASSES["video"]).eval()
+    plain = load(tmp_path / "moved").with_arm(1, True, CLASSES["video"]).eval()
     assert other.state_dict().keys() == plain.state_dict().keys()
     plain.arm.heads.load_state_dict(one.arm.heads.state_dict())
     assert max(parity(one, plain, relative=True)) > 0.05  # the adapter did something

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.recipe import Recipe
+from scaleup.config.schema import Recipe
 from scaleup.training.run import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "train.py"

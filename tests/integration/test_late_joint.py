@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import scaleup
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.evaluate import evaluate
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh
 from scaleup.recipe import load, sweep_arms
 from scaleup.training.cache_run import make
 from scaleup.training.run import run
@@ -28,12 +28,12 @@ HEADS = {"videos": {"shape", "motion"}, "images": {"shape", "position", "size"}}
 ARMS = ("head", "last2", "last2_gate")
 
 
-def model(width: int, depth: int, tubes: dict[str, recipe.Tube]) -> Any:
+def model(width: int, depth: int, tubes: dict[str, schema.Tube]) -> Any:
     kwargs = {"patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": 2}
-    settings = recipe.Model(
-        backbone=recipe.Backbone("timm:vit_tiny_patch16_224", kwargs),
-        input=recipe.Input(frames=8, size=[32, 32], fps=8),
-        frames=recipe.Frames(stride=8),
+    settings = schema.Model(
+        backbone=schema.Backbone("timm:vit_tiny_patch16_224", kwargs),
+        input=schema.Input(frames=8, size=[32, 32], fps=8),
+        frames=schema.Frames(stride=8),
         tubes=tubes,
     )
     return fresh(settings, {}, 3)
@@ -44,7 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, and an adapted model of 6 blocks."""
     path = tmp_path_factory.mktemp("joint")
     make_shapes(path / "data", {"train": 12, "val": 6}, {"train": 12, "val": 7}, frames=8, processes=1)
-    model(24, 1, {"long": recipe.Tube([4, 8, 8], [4, 16, 16])}).save_pretrained(path / "small")
+    model(24, 1, {"long": schema.Tube([4, 8, 8], [4, 16, 16])}).save_pretrained(path / "small")
     model(24, 6, {}).save_pretrained(path / "large", kind="full")
     transplant(str(path / "small"), str(path / "large"), path / "adapted", Options())
     return path

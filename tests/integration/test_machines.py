@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from scaleup import recipe
+from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Recipe, sweep_arms
+from scaleup.recipe import sweep_arms
 from scaleup.sweeps import launcher
 from scaleup.sweeps.groups import groups
 from scaleup.sweeps.machines import spread

@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 from scaleup import recipe
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load_run
-from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.model.build import load_run
+from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.sweep import sweep
 from scaleup.training.run import Run, run

@@ -17,23 +17,22 @@ import torch
 from PIL import Image
 
 import scaleup
+from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.pictures import Pictures, whole
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
 from scaleup.media import expanded
-from scaleup.model import pretrained
-from scaleup.model.tubevit import fresh
-from scaleup.recipe import Recipe
+from scaleup.model.build import fresh
 
 predicted = partial(started.tool, "predict")
 
 
 @pytest.fixture
 def model(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
-    return pretrained.save(
-        fresh(tiny("model.input.fps=15").model, {"motion": CLASSES["video"]["motion"]}, 0), tmp_path / "model"
+    return fresh(tiny("model.input.fps=15").model, {"motion": CLASSES["video"]["motion"]}, 0).save_pretrained(
+        tmp_path / "model"
     )
 
 

@@ -10,11 +10,10 @@ import pytest
 import started
 from PIL import Image
 
+from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.evaluation.probe import probe
-from scaleup.model.pretrained import load, save
-from scaleup.model.tubevit import fresh
-from scaleup.recipe import Recipe
+from scaleup.model.build import fresh, load
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "probe.py")
 
@@ -23,7 +22,7 @@ TOOL = str(Path(__file__).parents[2] / "tools" / "probe.py")
 def given(tiny: Callable[..., Recipe], tmp_path: Path) -> tuple[Path, str, str]:
     """A model directory, and shards to fit and to score on."""
     recipe = tiny()
-    model = save(fresh(recipe.model, CLASSES["video"], seed=1), tmp_path / "model")
+    model = fresh(recipe.model, CLASSES["video"], seed=1).save_pretrained(tmp_path / "model")
     shards = recipe.data.train["videos"].shards
     return model, shards, shards
 

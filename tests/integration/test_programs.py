@@ -15,14 +15,13 @@ import timm
 import torch
 
 import scaleup
+from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
-from scaleup.model import pretrained
 from scaleup.model.adapter import Adapt
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh, load
 from scaleup.outputs import programs
 from scaleup.outputs.export import export
-from scaleup.recipe import Recipe
 
 tool = partial(started.tool, "export")
 
@@ -33,7 +32,7 @@ def saved(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
     described = tiny("model.positions.kind=backbone", "model.tubes.long.fold=[1,2,1]").model
     model = fresh(described, {}, 0).with_arm(2, True, CLASSES["video"])
     model.arm.gate.alpha.data += 0.5  # type: ignore[union-attr]
-    return pretrained.save(model, tmp_path / "saved")
+    return model.save_pretrained(tmp_path / "saved")
 
 
 def samples(count: int, *shape: int) -> torch.Tensor:
@@ -111,7 +110,7 @@ def test_one_program_for_every_length_of_a_span(
 ) -> None:
     """Places of tubes are not evenly spaced, and at some lengths the last token is moved back inside."""
     described = tiny(f"model.positions.kind={kind}", f"model.tubes.long.fold={fold}").model
-    pretrained.save(fresh(described, CLASSES["video"], 0), tmp_path / "saved")
+    fresh(described, CLASSES["video"], 0).save_pretrained(tmp_path / "saved")
     result = export(tmp_path / "saved", "torch", tmp_path / "out", frames=["8-13"])
     assert result["video_8-13_max_rel_diff"] < 1e-5
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
@@ -149,7 +148,7 @@ def test_onnxruntime_reads_every_length_of_a_span(saved: Path, tmp_path: Path) -
 def test_spans_that_do_not_fit_are_refused_with_the_reason(
     tiny: Callable[..., Recipe], tmp_path: Path, frames: str, reason: str
 ) -> None:
-    pretrained.save(fresh(tiny("model.tubes.long.fold=[2,1,1]").model, {}, 0), tmp_path / "saved")
+    fresh(tiny("model.tubes.long.fold=[2,1,1]").model, {}, 0).save_pretrained(tmp_path / "saved")
     with pytest.raises(UserError, match=re.escape(reason)):
         export(tmp_path / "saved", "torch", tmp_path / "out", frames=[frames])
     assert not (tmp_path / "out").exists()
@@ -204,10 +203,10 @@ def test_weights_beside_a_program_are_part_of_its_size(
 
 
 def test_an_adapter_is_merged_into_a_program(saved: Path, tmp_path: Path) -> None:
-    model = pretrained.load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
+    model = load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
     for parameter in model.arm.parameters():
         parameter.data += 0.1 * parameter.requires_grad
-    pretrained.save(model, tmp_path / "adapted")
+    model.save_pretrained(tmp_path / "adapted")
     export(tmp_path / "adapted", "torch", tmp_path / "out")
     pixels = samples(2, 8, 32, 32)
     found = torch.export.load(tmp_path / "out" / "video.pt2").module()(pixels)
@@ -220,7 +219,7 @@ def test_timm_loads_the_image_model(tiny: Callable[..., Recipe], tmp_path: Path)
     described = tiny("model.positions.kind=backbone", "model.input.mean=[0.4,0.5,0.6]").model
     model = fresh(described, {}, 0).with_arm(2, False, CLASSES["video"])
     model.arm.blocks["2"].mlp.fc1.weight.data *= 1.1  # type: ignore[union-attr,operator]
-    pretrained.save(model, tmp_path / "saved")
+    model.save_pretrained(tmp_path / "saved")
     result = export(tmp_path / "saved", "timm", tmp_path / "out")
     assert result["image_max_abs_diff"] == 0 and result["seconds"]["image"] > 0 < result["eager_seconds"]["image"]
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
@@ -235,7 +234,7 @@ def test_what_timm_cannot_hold_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=r"cannot hold this model: its gate is open \(tanh\(alpha\) = 0\.462\)"):
         export(saved, "timm", tmp_path / "out")
-    pretrained.save(fresh(tiny().model, {}, 0), tmp_path / "small")
+    fresh(tiny().model, {}, 0).save_pretrained(tmp_path / "small")
     with pytest.raises(UserError, match=r"cannot hold this model: its positions \(cosine\) are not the backbone's own"):
         export(tmp_path / "small", "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -13,12 +13,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
-from scaleup.model.pretrained import load_run
+from scaleup.model.build import load_run
 from scaleup.outputs import class_report, report, run_records, svg_plots
 from scaleup.outputs.confusion import confused, confusions, recall
-from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.sweep import sweep
 from scaleup.training.run import run

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from scaleup.config.schema import Recipe
 from scaleup.evaluate import evaluate
-from scaleup.model.pretrained import load
-from scaleup.recipe import Recipe
+from scaleup.model.build import load
 from scaleup.training.run import run
 
 TOOLS = Path(__file__).parents[2] / "tools"

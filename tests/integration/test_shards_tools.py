@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scaleup.config.schema import Input
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
-from scaleup.recipe import Input
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests/unit/data"))

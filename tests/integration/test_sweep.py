@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scaleup.checkpoint.tensor_names import named_tensors
+from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load, load_run
-from scaleup.recipe import Recipe, sweep_arms
+from scaleup.model.build import load, load_run
+from scaleup.recipe import sweep_arms
 from scaleup.training.run import models, run
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -45,7 +45,7 @@ def test_adapters_train_side_by_side_on_weights_that_stay(
     late = replace(recipe.arm, frozen_depth=1, gate=True, lora_rank=2)
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none")}
     arms |= {"full": recipe.arm, "wide": replace(late, adapt="lora", lora_rank=5, frozen_depth=0, gate=False)}
-    begun = {name: named_tensors(model) for name, model in models(recipe, arms).items()}
+    begun = {name: model.named_tensors() for name, model in models(recipe, arms).items()}
     run(recipe, arms)
     for name in ("lora", "dora", "ia3", "wide"):
         weights = bits(tmp_path / "together" / name)

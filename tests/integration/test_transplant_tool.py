@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scaleup
-from scaleup import recipe
 from scaleup.backbones.build import build
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh
 from scaleup.transplants.choices import Options
 from scaleup.transplants.transplant import transplant
 
@@ -34,15 +34,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    model(24, {"long": recipe.Tube([4, 8, 8], [4, 16, 16])}).save_pretrained(tmp_path / "small")
+    model(24, {"long": schema.Tube([4, 8, 8], [4, 16, 16])}).save_pretrained(tmp_path / "small")
     return tmp_path / "small"
 
 
-def model(width: int, tubes: dict[str, recipe.Tube]) -> Any:
-    settings = recipe.Model(
-        backbone=recipe.Backbone("timm:vit_tiny_patch16_224", TINY | {"embed_dim": width, "depth": 2}),
-        input=recipe.Input(frames=8, size=[32, 32]),
-        frames=recipe.Frames(stride=8),
+def model(width: int, tubes: dict[str, schema.Tube]) -> Any:
+    settings = schema.Model(
+        backbone=schema.Backbone("timm:vit_tiny_patch16_224", TINY | {"embed_dim": width, "depth": 2}),
+        input=schema.Input(frames=8, size=[32, 32]),
+        frames=schema.Frames(stride=8),
         tubes=tubes,
     )
     return fresh(settings, {"shape": ["a", "b"]}, 3)

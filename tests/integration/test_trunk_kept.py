@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 import scaleup
+from scaleup.config.schema import Recipe, Trunk
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
-from scaleup.model import pretrained
-from scaleup.model.pretrained import load, load_run
+from scaleup.model.build import fresh, load, load_run
 from scaleup.model.trunk import on_meta
-from scaleup.model.tubevit import TubeViT, fresh
+from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.export import export
-from scaleup.recipe import Recipe, Trunk, sweep_arms
 from scaleup.recipe import load as load_recipe
+from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 from scaleup.transplants.choices import Options
 from scaleup.transplants.transplant import transplant
@@ -36,7 +36,7 @@ def options(placement: str = "device") -> Options:
 def parents(tiny: Tiny, tmp_path: Path) -> tuple[str, str]:
     described = tiny("model.positions.kind=backbone").model
     for name, seed in (("small", 1), ("large", 2)):
-        pretrained.save(fresh(described, {}, seed), tmp_path / name)
+        fresh(described, {}, seed).save_pretrained(tmp_path / name)
     return str(tmp_path / "small"), str(tmp_path / "large")
 
 

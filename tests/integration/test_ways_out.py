@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 import started
 
+from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
-from scaleup.model.pretrained import save
-from scaleup.model.tubevit import fresh
-from scaleup.recipe import Recipe
+from scaleup.model.build import fresh
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SECONDS = 240  # far more than any of them takes, also on a busy machine: what has not ended then, hangs
@@ -95,7 +94,7 @@ def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[s
     """Of each tool."""
     recipe = tiny()
     shards, model = recipe.data.train["videos"].shards, tmp_path / "model"
-    save(fresh(recipe.model, CLASSES["video"], seed=1), model)
+    fresh(recipe.model, CLASSES["video"], seed=1).save_pretrained(model)
     trained = [tiny_path, "data.workers=2", f"out={tmp_path / 'out'}"]
     return {
         "evaluate": [model, shards, "--views", "1x1", "--batch", 2],
@@ -107,12 +106,20 @@ def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[s
 
 
 MACHINE, DEVICE = "the machine has no memory left", "the device has no memory left"
-HERE = "from scaleup import cli, evaluate, probe; from scaleup.data import batch, loader; "
-IN_TRAINING = "from scaleup.training import metrics; metrics.Metrics.log = "
+HERE = (
+    "from scaleup import evaluate; from scaleup.cli import tool; from scaleup.evaluation import probe; "
+    "from scaleup.data import batches, loader; "
+)
+IN_TRAINING = "from scaleup.training import log; log.Metrics.log = "
 WAYS = {
     "device": ("evaluate", "evaluate.arm_inputs = fails(RuntimeError('CUDA out of memory (put in)'))", 2, DEVICE),
     "host": ("probe", "probe.Reader.__call__ = fails(MemoryError())", 2, MACHINE),
-    "unknown": ("cache", "from scaleup.cache import writer; writer.named = fails(KeyError('put in'))", 1, "KeyError"),
+    "unknown": (
+        "cache",
+        "from scaleup.training import cache_writer; cache_writer.named = fails(KeyError('put in'))",
+        1,
+        "KeyError",
+    ),
     "disk": ("train", IN_TRAINING + "fails(OSError(28, 'put in'))", 2, "the disk is full"),
     "killed": ("sweep", IN_TRAINING + "signals(signal.SIGKILL, True)", 2, "was killed, most likely because"),
     "no bus": ("train", IN_TRAINING + "signals(signal.SIGBUS, True)", 2, "shared memory (/dev/shm) is too small"),
@@ -123,11 +130,11 @@ WAYS = {
     "loader, known": ("evaluate", "loader.eval_views = fails(PermissionError(13, 'no', 'a.tar'))", 2, "'a.tar': Per"),
     "not sent": (
         "evaluate",
-        "batch.Batch.__reduce__ = fails(OSError(24, ''))",
+        "batches.Batch.__reduce__ = fails(OSError(24, ''))",
         2,
         "cannot hand over a batch: Too many open",
     ),
-    "while printing": ("evaluate", "cli._told = evaluate.arm_inputs = fails(ValueError())", 1, ""),
+    "while printing": ("evaluate", "tool._told = evaluate.arm_inputs = fails(ValueError())", 1, ""),
 }
 
 
@@ -172,13 +179,13 @@ def test_a_script_that_fails_ends(before: str, tmp_path: Path) -> None:
 RANKS = """
 import os, runpy, sys
 from scaleup import evaluate
-from scaleup.training import step
+from scaleup.training import arm_trainer
 
 def failing(*_, **__):
     raise RuntimeError("CUDA out of memory (put in)")
 
 if os.environ["RANK"] == "1":
-    evaluate.arm_inputs = step.ArmTrainer.step = failing
+    evaluate.arm_inputs = arm_trainer.ArmTrainer.step = failing
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

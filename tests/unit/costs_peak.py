@@ -8,7 +8,7 @@ import torch
 import torchao.quantization  # noqa: F401
 
 from scaleup import recipe
-from scaleup.training import engine
+from scaleup.common.distributed import join
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_models import models
 
@@ -21,7 +21,7 @@ def status(key: str) -> int:
 def main() -> int:
     torch.set_num_threads(1)
     read = recipe.load(sys.argv[1], sys.argv[2:])
-    world = engine.start()
+    world = join()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = status("VmRSS")
     model = models(read, {"model": read.arm})["model"]

@@ -16,10 +16,11 @@ from typing import NamedTuple
 from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.checkpoint import config_json
+from scaleup.config import schema
 from scaleup.config.compose import combinations
+from scaleup.config.schema import Recipe
 from scaleup.data.shards import Sample, write_shards
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Recipe
 from scaleup.sweeps import costs
 from scaleup.training.run_models import outlines
 from scaleup.transplants.channels import plan_channels
@@ -80,7 +81,7 @@ def rows(path: Path, scale: str) -> list[list[str]]:
     return [[f"{group}={name}" for group, name in sorted(choice.items())] for choice in chosen]
 
 
-def arms(read: Recipe) -> dict[str, recipe.Arm]:
+def arms(read: Recipe) -> dict[str, schema.Arm]:
     return recipe.sweep_arms(read) if read.arms else {"model": read.arm}
 
 

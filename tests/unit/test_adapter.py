@@ -13,15 +13,14 @@ from test_model import IMAGES, VIDEOS, adapted, pointers
 from torch import Tensor, nn
 
 import scaleup
-from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.checkpoint.config_json import check
-from scaleup.checkpoint.tensor_names import named_tensors
 from scaleup.common import tensors
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model import pretrained
 from scaleup.model.adapter import KINDS, Adapt, adapted_layers
-from scaleup.model.tubevit import TubeViT, fresh
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -45,12 +44,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def family(name: str) -> TubeViT:
     """A shrunken model of a family, no two of its tensors alike."""
-    described = recipe.Model(
-        backbone=recipe.Backbone(name, FAMILIES[name]),
-        input=recipe.Input(frames=4, size=[28, 28] if "patch14" in name else [32, 32]),
-        frames=recipe.Frames(stride=4),
-        tubes={"long": recipe.Tube([4, 4, 4], [4, 8, 8])},
-        positions=recipe.Positions("backbone"),
+    described = schema.Model(
+        backbone=schema.Backbone(name, FAMILIES[name]),
+        input=schema.Input(frames=4, size=[28, 28] if "patch14" in name else [32, 32]),
+        frames=schema.Frames(stride=4),
+        tubes={"long": schema.Tube([4, 4, 4], [4, 8, 8])},
+        positions=schema.Positions("backbone"),
     )
     return scattered(fresh(described, {"motion": ["left", "right"]}, 0))
 
@@ -190,7 +189,7 @@ def test_peft_puts_the_adapter_on_timms_own_model(kind: str, tmp_path: Path) -> 
     """More layers than peft lists one by one, and early blocks that must stay as they are."""
     model, vit = trained(kind, frozen_depth=2, depth=9)
     before = vit(IMAGES)
-    pretrained.save(model, tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
     directory = tmp_path / "out" / "adapter"
     found = peft.PeftModel.from_pretrained(vit, str(directory)).eval()
     assert torch.equal(found(IMAGES), model.forward_features(IMAGES))
@@ -205,10 +204,10 @@ def test_peft_puts_the_adapter_on_timms_own_model(kind: str, tmp_path: Path) -> 
 def test_peft_puts_the_adapter_on_open_clips_own_tower(kind: str, tmp_path: Path) -> None:
     template = family("open_clip:ViT-B-32").eval()
     model = scattered(template.with_arm(1, False, {}, adapt=Adapt(kind)), ".default").eval()
-    pretrained.save(model, tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
     tower = build("open_clip:ViT-B-32", CLIP, (32, 32)).source.eval()
     tower.load_state_dict(
-        {name: tensor for name, tensor in named_tensors(template).items() if name in tower.state_dict()}
+        {name: tensor for name, tensor in template.named_tensors().items() if name in tower.state_dict()}
     )
     found = peft.PeftModel.from_pretrained(tower, str(tmp_path / "out" / "adapter")).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -220,16 +219,16 @@ def reloadable(kind: str, frozen_depth: int, directory: Path) -> TubeViT:
     """A model with an adapter whose backbone's weights are in a file."""
     _, vit = adapted()
     save_file(vit.state_dict(), directory / "base.safetensors")
-    described = recipe.Model(
-        backbone=recipe.Backbone(
+    described = schema.Model(
+        backbone=schema.Backbone(
             "timm:vit_tiny_patch16_224",
             {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2},
             str(directory / "base.safetensors"),
         ),
-        input=recipe.Input(frames=8, size=[32, 24]),
-        frames=recipe.Frames(stride=4),
-        tubes={"long": recipe.Tube([4, 4, 4], [4, 8, 8])},
-        positions=recipe.Positions("backbone"),
+        input=schema.Input(frames=8, size=[32, 24]),
+        frames=schema.Frames(stride=4),
+        tubes={"long": schema.Tube([4, 4, 4], [4, 8, 8])},
+        positions=schema.Positions("backbone"),
     )
     template = fresh(described, {"motion": ["left", "right"]}, 0)
     model = template.with_arm(frozen_depth, frozen_depth > 0, template.config["heads"], adapt=Adapt(kind, 3, 2.0))
@@ -241,14 +240,14 @@ def reloadable(kind: str, frozen_depth: int, directory: Path) -> TubeViT:
 @pytest.mark.parametrize(("to", "frozen_depth"), [("delta", 2), ("full", 2), ("full", 0)])
 def test_a_model_with_an_adapter_comes_back_bit_for_bit(kind: str, to: str, frozen_depth: int, tmp_path: Path) -> None:
     model = reloadable(kind, frozen_depth, tmp_path)
-    pretrained.save(model, tmp_path / "out", to)
+    model.save_pretrained(tmp_path / "out", to)
     found = scaleup.load(tmp_path / "out")
     ours, theirs = model.state_dict(), found.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(found(VIDEOS), model(VIDEOS))
     assert found.config == model.config and found.config["adapter"] == {"kind": kind, "rank": 3, "alpha": 2.0}
     assert [t.requires_grad for t in found.parameters()] == [t.requires_grad for t in model.parameters()]
-    pretrained.save(found, tmp_path / "again", to)
+    found.save_pretrained(tmp_path / "again", to)
     files = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {str(name) for name in files} >= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert all((tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in files)
@@ -256,14 +255,14 @@ def test_a_model_with_an_adapter_comes_back_bit_for_bit(kind: str, to: str, froz
 
 def test_a_tensor_is_stored_once(tmp_path: Path) -> None:
     model = reloadable("lora", 2, tmp_path)
-    pretrained.save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     whole, beside = (
         load_file(tmp_path / "out" / name) for name in ("model.safetensors", "adapter/adapter_model.safetensors")
     )
     assert "a lora adapter on the blocks above" in (tmp_path / "out" / "README.md").read_text()
     assert len(whole) + len(beside) == len(model.state_dict()) and len(beside) == 2 * 4 * 2
     assert load_file(tmp_path / "base.safetensors").keys() < whole.keys()  # under the library's own names
-    pretrained.save(model, tmp_path / "delta")
+    model.save_pretrained(tmp_path / "delta")
     kept = load_file(tmp_path / "delta" / "delta.safetensors")
     assert {name.split(".")[0] for name in kept} == {"tubes", "gate", "heads"}
 
@@ -280,7 +279,7 @@ def test_a_tensor_is_stored_once(tmp_path: Path) -> None:
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(to: str, change: dict | None, words: str, tmp_path: Path) -> None:
-    pretrained.save(reloadable("lora", 2, tmp_path), tmp_path / "out", to)
+    reloadable("lora", 2, tmp_path).save_pretrained(tmp_path / "out", to)
     path = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
     state = load_file(path)
     path.unlink()
@@ -292,7 +291,7 @@ def test_an_adapter_that_does_not_fit_is_refused(to: str, change: dict | None, w
 
 
 def test_an_adapter_that_no_config_knows_is_refused(tmp_path: Path) -> None:
-    pretrained.save(reloadable("lora", 2, tmp_path), tmp_path / "out", "full")
+    reloadable("lora", 2, tmp_path).save_pretrained(tmp_path / "out", "full")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": None}))
     with pytest.raises(UserError, match="unexpected base_model.model.blocks"):
@@ -319,7 +318,7 @@ def test_an_adapter_that_cannot_be_is_named(value: Any, words: str) -> None:
 
 def test_a_model_from_before_there_were_adapters_loads(tmp_path: Path) -> None:
     model = reloadable("none", 2, tmp_path)
-    pretrained.save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "adapter"}))
     assert torch.equal(scaleup.load(tmp_path / "out")(VIDEOS), model(VIDEOS))
@@ -327,7 +326,7 @@ def test_a_model_from_before_there_were_adapters_loads(tmp_path: Path) -> None:
 
 def test_a_head_and_a_tube_may_be_called_as_peft_calls_adapters(tmp_path: Path) -> None:
     template, _ = adapted(2)
-    pretrained.save(template.with_arm(2, True, {"default": ["a", "b"]}, adapt=Adapt("lora")), tmp_path / "out", "full")
+    template.with_arm(2, True, {"default": ["a", "b"]}, adapt=Adapt("lora")).save_pretrained(tmp_path / "out", "full")
     assert "heads.default.weight" in load_file(tmp_path / "out" / "model.safetensors")
 
 

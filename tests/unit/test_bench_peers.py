@@ -15,7 +15,6 @@ from bench.ours import tubevit
 from bench.peers import CACHED, LIVE, losses, peers, row, under_fastest
 from bench.sides import CLASSES, PEERS, TINY
 from scaleup.errors import UserError
-from scaleup.training.run_models import tokens
 
 pytest.importorskip("transformers")
 TOOL = Path(__file__).parents[2] / "tools" / "bench.py"
@@ -50,7 +49,7 @@ def test_a_multiplication_and_its_addition_are_two() -> None:
 
 @pytest.mark.parametrize(("frames", "there"), [(8, 246), (16, 295), (32, 540), (64, 1177)])
 def test_tubes_that_a_clip_is_too_short_for_are_left_out(frames: int, there: int) -> None:
-    assert tokens(tubevit(TINY._replace(image=224), frames), frames) == there
+    assert tubevit(TINY._replace(image=224), frames).count_tokens(frames) == there
 
 
 def turn(ours: float, cached: float, least: float) -> dict[str, dict[str, float]]:

@@ -7,8 +7,9 @@ import torch
 from bench.saving import Steps, savings
 from bench.share import trunk_share
 from bench.turns import goal, rotated
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Backbone, Input, Model, Positions, Recipe, Tube
+from scaleup.config.schema import Backbone, Input, Model, Positions, Recipe, Tube
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 
 def tiny() -> tuple[TubeViT, torch.Tensor, Recipe]:

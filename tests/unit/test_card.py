@@ -6,8 +6,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from scaleup.checkpoint.card import card
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Backbone, Input, Model, Tube
+from scaleup.config.schema import Backbone, Input, Model, Tube
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 SHA = "ab" * 32
 LIST = {"samples": 1234, "list_sha256": SHA}
@@ -35,7 +36,7 @@ def model() -> TubeViT:
 
 
 def test_the_hub_reads_the_accuracy(model: TubeViT) -> None:
-    read = ModelCard(card(model, "delta", 7)).data
+    read = ModelCard(model.card("delta", 7)).data
     assert (read.license, read.library_name, read.pipeline_tag) == ("apache-2.0", "scaleup", "video-classification")
     assert [(each.metric_name, each.metric_value) for each in read.eval_results] == [
         ("top-1 of motion", 60.0),
@@ -58,21 +59,21 @@ def test_a_base_is_named_as_the_hub_does_where_it_is_there(
     model: TubeViT, name: str, weights: str, base: str | None
 ) -> None:
     model.config["backbone"] |= {"name": name, "weights": weights}
-    assert ModelCard(card(model, "delta", 7)).data.base_model == base
+    assert ModelCard(model.card("delta", 7)).data.base_model == base
 
 
 def test_people_read_gate_parents_data_and_accuracy(model: TubeViT) -> None:
-    text = card(model, "delta", 7)
+    text = model.card("delta", 7)
     assert "1 of 2 blocks frozen, gate: yes, alpha +0.2500" in text
     assert "tubes of: `small`, sha256 `5a`" in text and "backbone: `timm:vit`, sha256 `b0`" in text
     assert [f"| {name} (videos) | 1,234 | `{SHA}` |" in text for name in "ab"] == [True, True]
     assert rf"| a\|b (images, by the tubes) | 1,234 | `{SHA}` |" in text  # in a cell
     assert f"| k400-val | 4x3 | motion | 60.00 | 100.00 | 10 | `{SHA}` |" in text
     model.report = {}
-    assert "Accuracy" not in card(model, "full", 7) and "Trained on" not in card(model, "full", 7)
-    assert "model-index" not in card(model, "full", 7)
+    assert "Accuracy" not in model.card("full", 7) and "Trained on" not in card(model, "full", 7)
+    assert "model-index" not in model.card("full", 7)
 
 
 def test_a_licence_that_nobody_stated_is_unknown(model: TubeViT, tmp_path: Path) -> None:
     model.config["backbone"]["license"] = "not stated"
-    assert ModelCard(card(model, "full", 7)).data.license == "unknown"
+    assert ModelCard(model.card("full", 7)).data.license == "unknown"

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import scaleup
-from scaleup import recipe as recipes
+from scaleup.config import schema
+from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load_run
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Recipe, sweep_arms
+from scaleup.model.build import fresh, load_run
+from scaleup.model.tubevit import TubeViT
+from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 
 WIDTH = 24
@@ -92,7 +93,7 @@ def test_gates_of_both_kinds_train_side_by_side_as_alone(tiny: Callable[..., Rec
 def test_gates_of_both_kinds_on_one_trunk_come_back_together(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     gated(tiny, True).save_pretrained(tmp_path / "began", kind="full")
     recipe = tiny("train.steps=2")
-    recipe.model = recipes.Model(load=str(tmp_path / "began"))
+    recipe.model = schema.Model(load=str(tmp_path / "began"))
     arms = {kind: replace(recipe.arm, frozen_depth=1, gate=gate) for kind, gate in (("one", True), ("each", "channel"))}
     run(recipe, arms)
     for name, model in load_run(tmp_path / "out").items():
@@ -124,4 +125,4 @@ def test_what_a_gate_can_be(tiny: Callable[..., Recipe]) -> None:
 def test_a_grid_names_it(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny(NONE, "grid={frozen_depth: [1, 2], gate: [true, channel]}")
     assert list(sweep_arms(recipe)) == ["depth1_gate", "depth1_channel", "depth2_gate", "depth2_channel"]
-    assert sweep_arms(recipe)["depth1_channel"] == recipes.Arm(1, "channel", lr=0.01, weight_decay=0.1)
+    assert sweep_arms(recipe)["depth1_channel"] == schema.Arm(1, "channel", lr=0.01, weight_decay=0.1)

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import scaleup
-from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.checkpoint import model_directory
 from scaleup.checkpoint.config_json import check
 from scaleup.common import tensors
+from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model import pretrained
-from scaleup.model.pretrained import load, save
-from scaleup.model.tubevit import TubeViT, assemble, describe
+from scaleup.model.build import describe, load
+from scaleup.model.tubevit import TubeViT
 
 KWARGS = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "drop_path_rate": 0.1}
 VIDEOS = torch.randn(1, 3, 8, 16, 24)
@@ -45,15 +45,15 @@ def made(weights: Path | None, frozen_depth: int = 3, positions: str = "backbone
     config = describe(
         backbone,
         4,
-        input=asdict(recipe.Input(frames=8, size=[16, 24])),
+        input=asdict(schema.Input(frames=8, size=[16, 24])),
         frames={"stride": 4, "offset": 0},
-        tubes={"long": asdict(recipe.Tube([4, 4, 4], [4, 8, 8], fold=[2, 1, 1]))},
+        tubes={"long": asdict(schema.Tube([4, 4, 4], [4, 8, 8], fold=[2, 1, 1]))},
         positions={"kind": positions, "amplitude": 0.5},
         frozen_depth=frozen_depth,
         gate=frozen_depth > 0,
         heads={"motion": ["left", "right"]},
     )
-    model = assemble(config, backbone).eval()
+    model = TubeViT.assemble(config, backbone).eval()
     model.base = tensors.hashes(backbone.state_dict())
     config["backbone"]["sha256"] = tensors.fingerprint(model.base)
     model.report = {"tokens": 12}
@@ -74,7 +74,7 @@ def test_a_model_comes_back_bit_for_bit(kind: str, positions: str, base: Path, t
     with torch.no_grad():
         for tensor in model.arm.parameters():
             tensor += 0.1
-    assert save(model, tmp_path / "out", kind) == tmp_path / "out"
+    assert model.save_pretrained(tmp_path / "out", kind) == tmp_path / "out"
     found = scaleup.load(tmp_path / "out")
     assert_same(found, model)
     assert found.config == model.config and found.report == {"tokens": 12} and not found.training
@@ -86,7 +86,7 @@ def test_a_model_comes_back_bit_for_bit(kind: str, positions: str, base: Path, t
         model_directory.FULL if kind == "full" else model_directory.DELTA,
     }
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
-    save(found, tmp_path / "again", kind if kind == "full" else None)
+    found.save_pretrained(tmp_path / "again", kind if kind == "full" else None)
     again, first = tmp_path / "again", tmp_path / "out"
     assert all((again / name).read_bytes() == (first / name).read_bytes() for name in files if "tensors" not in name)
     assert_same(scaleup.load(again), model)
@@ -105,11 +105,11 @@ def test_by_default_a_delta_is_written_where_there_is_something_to_differ_from(
 def test_a_delta_holds_nothing_that_the_base_has(base: Path, tmp_path: Path) -> None:
     model = made(base)
     own = {"tubes.long.weight", "tubes.long.bias", "gate.alpha", "heads.motion.weight", "heads.motion.bias"}
-    save(model, tmp_path / "new", "delta")
+    model.save_pretrained(tmp_path / "new", "delta")
     assert load_file(tmp_path / "new" / model_directory.DELTA).keys() == own
     model.arm.tail.norm.bias.data[0] += 1e-6
     model.arm.blocks["3"].mlp.fc1.weight.data[0, 0] += 1e-6
-    save(model, tmp_path / "trained", "delta")
+    model.save_pretrained(tmp_path / "trained", "delta")
     assert load_file(tmp_path / "trained" / model_directory.DELTA).keys() == own | {
         "norm.bias",
         "blocks.3.mlp.fc1.weight",
@@ -119,7 +119,7 @@ def test_a_delta_holds_nothing_that_the_base_has(base: Path, tmp_path: Path) -> 
 
 def test_a_full_directory_holds_every_tensor_under_the_librarys_name(base: Path, tmp_path: Path) -> None:
     model = made(base)
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     found = load_file(tmp_path / "out" / model_directory.FULL)
     public = load_file(base)
     assert {name for name in public if not name.startswith("head.")} < found.keys()
@@ -129,14 +129,14 @@ def test_a_full_directory_holds_every_tensor_under_the_librarys_name(base: Path,
 
 def test_a_full_directory_needs_no_base(base: Path, tmp_path: Path) -> None:
     model = made(base)
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     base.unlink()
     assert_same(load(tmp_path / "out"), model)
 
 
 def test_a_delta_whose_base_moved_is_told_where_it_is(base: Path, tmp_path: Path) -> None:
     model = made(base)
-    save(model, tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
     moved = base.rename(tmp_path / "moved.safetensors")
     with pytest.raises(UserError, match=f"are not at {base}; say where they are with base"):
         load(tmp_path / "out")
@@ -144,7 +144,7 @@ def test_a_delta_whose_base_moved_is_told_where_it_is(base: Path, tmp_path: Path
 
 
 def test_a_base_of_other_weights_is_refused(base: Path, tmp_path: Path) -> None:
-    save(made(base), tmp_path / "out")
+    made(base).save_pretrained(tmp_path / "out")
     state = load_file(base)
     state["blocks.0.norm1.bias"][0] += 1e-6
     save_file(state, base)
@@ -173,7 +173,7 @@ def edit(path: Path, **changes: Tensor | None) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(kind: str, change: dict, words: str, tmp_path: Path) -> None:
-    save(made(None), tmp_path / "out", kind)
+    made(None).save_pretrained(tmp_path / "out", kind)
     edit(tmp_path / "out" / f"{'model' if kind == 'full' else 'delta'}.safetensors", **change)
     with pytest.raises(UserError, match=words):
         load(tmp_path / "out")
@@ -183,18 +183,18 @@ def test_a_model_of_no_public_backbone_has_no_delta(tmp_path: Path) -> None:
     model = made(None)
     model.base = {}
     with pytest.raises(UserError, match="has no delta"):
-        save(model, tmp_path / "out", "delta")
+        model.save_pretrained(tmp_path / "out", "delta")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_exists_is_kept_unless_it_may_be_overwritten(tmp_path: Path) -> None:
     model = made(None)
-    save(model, tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
     model.arm.gate.alpha.data.fill_(0.5)
     with pytest.raises(UserError, match="exists"):
-        save(model, tmp_path / "out")
+        model.save_pretrained(tmp_path / "out")
     assert load(tmp_path / "out").arm.gate.alpha.item() == 0
-    save(model, tmp_path / "out", overwrite=True)
+    model.save_pretrained(tmp_path / "out", overwrite=True)
     assert load(tmp_path / "out").arm.gate.alpha.item() == 0.5
 
 
@@ -204,7 +204,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(pretrained, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        save(made(None), tmp_path / "out")
+        made(None).save_pretrained(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,13 +222,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(small_disk: Path) -> None:
     with pytest.raises(UserError, match=str(small_disk)) as error:
-        save(made(None), small_disk / "out", "full")
+        made(None).save_pretrained(small_disk / "out", "full")
     assert "\n" not in str(error.value) and list(small_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("missing", ["config.json", "delta.safetensors"])
 def test_a_directory_that_lacks_a_file_is_refused(missing: str, tmp_path: Path) -> None:
-    save(made(None), tmp_path / "out")
+    made(None).save_pretrained(tmp_path / "out")
     (tmp_path / "out" / missing).unlink()
     with pytest.raises(UserError, match=missing):
         load(tmp_path / "out")
@@ -245,7 +245,7 @@ def test_what_is_no_directory_is_refused(source: str, tmp_path: Path, monkeypatc
     "text", ["", "{", "[]", "3", "null", '"text"', "{}", '{"format": "other/1"}', "\xff\xfe", "[" * 9999]
 )
 def test_a_damaged_config_is_refused(text: str, tmp_path: Path) -> None:
-    save(made(None), tmp_path / "out")
+    made(None).save_pretrained(tmp_path / "out")
     (tmp_path / "out" / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="config.json"):
         load(tmp_path / "out")
@@ -304,7 +304,7 @@ def test_every_key_of_a_config_is_needed() -> None:
 )
 def test_values_of_a_config_that_cannot_be_are_named(path: tuple, value: Any, words: str, tmp_path: Path) -> None:
     model = made(None)
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     inner, key = at(model.config, path)
     inner[key] = value
     (tmp_path / "out" / "config.json").write_text(json.dumps(model.config))
@@ -315,7 +315,7 @@ def test_values_of_a_config_that_cannot_be_are_named(path: tuple, value: Any, wo
 
 def test_a_changed_config_loads_or_is_refused_but_never_a_traceback(tmp_path: Path) -> None:
     config, draw, refused = made(None).config, random.Random(0), 0
-    save(made(None), tmp_path / "out", "full")
+    made(None).save_pretrained(tmp_path / "out", "full")
     junk = [
         None,
         True,
@@ -354,7 +354,7 @@ def test_a_changed_config_loads_or_is_refused_but_never_a_traceback(tmp_path: Pa
 
 
 def test_a_damaged_report_loads_or_is_refused_but_never_a_traceback(tmp_path: Path) -> None:
-    save(made(None), tmp_path / "out", "full")
+    made(None).save_pretrained(tmp_path / "out", "full")
     path = tmp_path / "out" / "report.json"
     whole, draw = path.read_bytes(), random.Random(0)
     for trial in range(50):

@@ -4,8 +4,8 @@ import pytest
 
 from scaleup import recipe
 from scaleup.config.compose import combinations
+from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Recipe
 
 BASE = """
 model:

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from scaleup.common.flops import counter
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.model import pretrained
-from scaleup.model.tubevit import fresh
-from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.model.build import fresh
+from scaleup.model.preprocess import natural_clip, normalise
+from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.memory import by_part
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_models as models_of_runs
 from scaleup.training.run import Run
-from scaleup.transplants.measure import natural_clip, normalise
 
 Tiny = Callable[..., Recipe]
 MIB = 2**20
@@ -203,7 +203,7 @@ def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
 def test_arms_freeze_more_or_less_than_the_model_that_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny()
     adapted = fresh(recipe.model, {}, 0).with_arm(2, True, {})
-    recipe.model.load = str(pretrained.save(adapted, tmp_path / "adapted"))
+    recipe.model.load = str(adapted.save_pretrained(tmp_path / "adapted"))
     arms = costs.plan(recipe, sweep_arms(recipe), gflops=1)["arms"]
     assert {name: arm["frozen_depth"] for name, arm in arms.items()} == {"full": 0, "last": 3, "gated": 1}
     assert arms["full"]["frozen_parameters"] == 0 < arms["gated"]["frozen_parameters"]

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup import recipe
 from scaleup.common.flops import counter
-from scaleup.recipe import Recipe
+from scaleup.config.schema import Recipe
 from scaleup.sweeps import costs
 from scaleup.training.run import Run
 from scaleup.training.run_models import outlines

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from scaleup.backbones.build import build
+from scaleup.model.build import describe
 from scaleup.model.positions import KINDS
-from scaleup.model.tubevit import assemble, describe
+from scaleup.model.tubevit import TubeViT
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 TUBE = {"kernel": [8, 4, 4], "stride": [8, 8, 8], "offset": [0, 0, 0], "fold": [2, 1, 1]}
@@ -28,7 +29,7 @@ def test_nothing_stays_behind_on_the_cpu(kind):
         gate=True,
     )
     with torch.device("meta"):
-        model = assemble(config, backbone)
+        model = TubeViT.assemble(config, backbone)
     for shape in ((2, 3, 16, 32, 32), (2, 3, 32, 32)):
         pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
         assert model(model.preprocess(pixels)).device.type == "meta"

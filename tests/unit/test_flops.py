@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import flop_registry
 
 from scaleup.common.flops import ATTENTION, counter
-from scaleup.recipe import Recipe, sweep_arms
+from scaleup.config.schema import Recipe
+from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 
 QUERY, KEY, VALUE = (2, 3, 10, 16), (2, 3, 14, 16), (2, 3, 14, 16)  # B, heads, N, D

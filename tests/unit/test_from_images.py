@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from scaleup import recipe
+from scaleup.config import schema
+from scaleup.config.schema import Backbone, Model, Tube
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load, named_tensors
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Backbone, Model, Tube
+from scaleup.model.build import fresh, load
+from scaleup.model.tubevit import TubeViT
 
 HEADS = {"shape": ["disc", "ring"], "motion": ["left", "right", "up"]}
 BACKBONES = {
@@ -25,7 +26,7 @@ VIDEOS = torch.randn(2, 3, 8, 16, 24)
 def described(backbone: Backbone, **parts: Any) -> Model:
     kind = "backbone" if backbone.name.startswith("open_clip") else "cosine"
     return Model(
-        backbone=backbone, input=recipe.Input(frames=8, size=[16, 24]), positions=recipe.Positions(kind), **parts
+        backbone=backbone, input=schema.Input(frames=8, size=[16, 24]), positions=schema.Positions(kind), **parts
     )
 
 
@@ -104,14 +105,14 @@ def test_fresh_blocks_are_on_top_of_those_with_weights(images: tuple[Backbone, T
     backbone.fresh_blocks = 2
     model, again, other = (fresh(described(backbone), HEADS, seed) for seed in (0, 0, 1))
     assert model.depth == source.depth + 2
-    own, drawn = named_tensors(model), named_tensors(again)
-    for name, tensor in named_tensors(source).items():
+    own, drawn = model.named_tensors(), again.named_tensors()
+    for name, tensor in source.named_tensors().items():
         assert name.startswith("heads.") or torch.equal(own[name], tensor), name
-    beyond = [name for name in own.keys() - named_tensors(source).keys() if not name.startswith("heads.")]
+    beyond = [name for name in own.keys() - source.named_tensors().keys() if not name.startswith("heads.")]
     assert len(beyond) == 2 * len(model.blocks[0].state_dict())
     assert all(torch.equal(own[name], drawn[name]) for name in beyond), "drawn from the seed alone"
     matrices = [name for name in beyond if own[name].dim() == 2]
-    assert matrices and not any(torch.equal(own[name], named_tensors(other)[name]) for name in matrices)
+    assert matrices and not any(torch.equal(own[name], other.named_tensors()[name]) for name in matrices)
     first, second = (blocks.state_dict() for blocks in model.blocks[-2:])
     assert not any(torch.equal(first[name], second[name]) for name in first if first[name].dim() == 2)
     x = model.tokenize(VIDEOS)
@@ -137,4 +138,4 @@ def test_blocks_that_share_no_positions_take_no_fresh_ones() -> None:
     kwargs = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
     backbone = Backbone("timm:vit_small_patch16_rope_mixed_224", kwargs, fresh_blocks=1)
     with pytest.raises(UserError, match="takes no fresh blocks: rope.* has an entry for each of its blocks"):
-        fresh(Model(backbone=backbone, positions=recipe.Positions("backbone")), HEADS, 0)
+        fresh(Model(backbone=backbone, positions=schema.Positions("backbone")), HEADS, 0)

@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 from scaleup import recipe
 from scaleup.config.grid import expand
 from scaleup.config.rules import is_name
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 import scaleup
+from scaleup.config.schema import Backbone, Input, Model, Tube
 from scaleup.errors import UserError
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Backbone, Input, Model, Tube
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scaleup import recipe
 from scaleup.backbones.build import build
+from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.arm import Gate
-from scaleup.model.tokenizer import Preprocess
-from scaleup.model.tubevit import TubeViT, assemble, describe
+from scaleup.model.build import describe
+from scaleup.model.preprocess import Preprocess
+from scaleup.model.tubevit import TubeViT
 
 KWARGS = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -27,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "input of any size": {"dynamic_img_size": True},
     "dropout": {"proj_drop_rate": 0.5, "drop_path_rate": 0.5, "attn_drop_rate": 0.5, "pos_drop_rate": 0.5},
 }
-TUBES = {"long": recipe.Tube([4, 4, 4], [4, 8, 8]), "folded": recipe.Tube([2, 6, 4], [4, 8, 16], fold=[2, 1, 1])}
+TUBES = {"long": schema.Tube([4, 4, 4], [4, 8, 8]), "folded": schema.Tube([2, 6, 4], [4, 8, 16], fold=[2, 1, 1])}
 IMAGES, VIDEOS = torch.randn(2, 3, 32, 24), torch.randn(2, 3, 8, 32, 24)
 
 
@@ -40,7 +41,7 @@ def adapted(frozen_depth: int = 2, gate: bool = True, **kwargs: Any) -> tuple[Tu
     config = describe(
         backbone,
         0,
-        input=asdict(recipe.Input(frames=8, size=[32, 24])),
+        input=asdict(schema.Input(frames=8, size=[32, 24])),
         frames={"stride": 4, "offset": 0},
         tubes={name: asdict(tube) for name, tube in TUBES.items()},
         positions={"kind": "backbone", "amplitude": 0.5},
@@ -48,7 +49,7 @@ def adapted(frozen_depth: int = 2, gate: bool = True, **kwargs: Any) -> tuple[Tu
         gate=gate,
         heads={"motion": ["left", "right", "up"], "shape": ["disc", "ring"]},
     )
-    return assemble(config, backbone).eval(), backbone.source.eval()
+    return TubeViT.assemble(config, backbone).eval(), backbone.source.eval()
 
 
 def open_gate(model: TubeViT, alpha: float) -> None:

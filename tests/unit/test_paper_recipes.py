@@ -11,10 +11,10 @@ import paper_plans as paper
 import pytest
 
 from scaleup import recipe
+from scaleup.config import schema
+from scaleup.config.schema import Recipe
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Recipe
 from scaleup.sweeps import costs
-from scaleup.training.run_models import tokens
 
 SIDE = 0.05  # of hours that are beside the products of blocks: tokenizer, heads
 
@@ -34,7 +34,7 @@ def loaded(path: Path, scale: str) -> list[tuple[list[str], Recipe]]:
     return [(choice, recipe.load(path, choice)) for choice in paper.rows(path, scale)]
 
 
-def hours(read: Recipe, arm: recipe.Arm, model: TubeViT) -> float:
+def hours(read: Recipe, arm: schema.Arm, model: TubeViT) -> float:
     """GPU hours of a run by arithmetic: a block's forward pass takes 2 operations for each weight and token, and 4 for
     each pair of tokens and channel; its backward pass twice as much, and the pairs once more half of that, as fused
     attention computes them anew. Of the last block, where it trains, only keys and values are computed for all tokens:
@@ -43,7 +43,7 @@ def hours(read: Recipe, arm: recipe.Arm, model: TubeViT) -> float:
     frozen, whole = arm.frozen_depth, max(model.depth - arm.frozen_depth - 1, 0)
     share, step = {name: data.weight for name, data in read.data.train.items()}, 0.0
     for name, weight in share.items():
-        count = tokens(model, model.preprocess.frames if name == "videos" else 1)
+        count = model.count_tokens(model.preprocess.frames if name == "videos" else 1)
         products, pairs, last = 2 * weights * count, 4 * count**2 * width, 4 * width**2 * count
         flops = frozen * (products + pairs) + whole * (3 * products + 3.5 * pairs) + (frozen < model.depth) * 3 * last
         step += flops * weight / sum(share.values())
@@ -61,7 +61,7 @@ def test_every_row_loads_as_a_model(path: Path, scale: str) -> None:
             for name, arm in arms.items():
                 line = lines.pop(paper.label(choice, name))
                 frames = model.preprocess.frames if "videos" in read.data.train else 1
-                assert line.tokens == tokens(model, frames), choice
+                assert line.tokens == model.count_tokens(frames), choice
                 assert line.hours == pytest.approx(hours(read, arm, model), rel=SIDE), choice
     assert len(set(outs)) == len(outs), "rows that write to one place"
     assert scale == "desk" or not lines, "a header names rows that are none"
@@ -73,7 +73,7 @@ def test_every_row_goes_through_the_plan(path: Path, scale: str) -> None:
         plan, model = costs.plan(read, paper.arms(read), gflops=50), paper.outline(read)
         frames = {"image": 1, "video": model.preprocess.frames}
         for modality in plan["flops"]:
-            assert plan["tokens"][modality] == tokens(model, frames[modality]), choice
+            assert plan["tokens"][modality] == model.count_tokens(frames[modality]), choice
         if scale == "desk":
             assert plan["memory"]["total"] < 2**30 and plan["time"]["run"] < 1800, choice
 
@@ -97,7 +97,7 @@ def test_smaller_strides_give_the_tokens_that_table_7d_names(scale: str) -> None
         model = paper.outline(read)
         pairs = (tube.split("=") for tube in strides.split())
         model.tokenizer.restride({name: [int(side) for side in sides.split(",")] for name, sides in pairs})
-        assert tokens(model, model.preprocess.frames) == int(count)
+        assert model.count_tokens(model.preprocess.frames) == int(count)
 
 
 def test_rows_of_a_table_differ(scale: str) -> None:

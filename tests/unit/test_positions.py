@@ -6,26 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaleup import recipe
+from scaleup.config import schema
+from scaleup.model.build import fresh
 from scaleup.model.places import TubeSpec
 from scaleup.model.positions import KINDS, Learned, Relative, cosine, sample_grid
-from scaleup.model.tubevit import TubeViT, fresh
+from scaleup.model.tubevit import TubeViT
 
 KWARGS = {"patch_size": 8, "embed_dim": 26, "depth": 2, "num_heads": 2}
 TUBES = {
-    "long": recipe.Tube([4, 4, 4], [4, 16, 8], [1, 2, 0]),
-    "folded": recipe.Tube([2, 6, 4], [4, 8, 16], fold=[2, 1, 1]),
+    "long": schema.Tube([4, 4, 4], [4, 16, 8], [1, 2, 0]),
+    "folded": schema.Tube([2, 6, 4], [4, 8, 16], fold=[2, 1, 1]),
 }
 
 
 def made(kind: str, amplitude: float = 0.5, **kwargs: Any) -> TubeViT:
-    backbone = recipe.Backbone("timm:vit_tiny_patch16_224", KWARGS | kwargs)
-    settings = recipe.Model(
+    backbone = schema.Backbone("timm:vit_tiny_patch16_224", KWARGS | kwargs)
+    settings = schema.Model(
         backbone=backbone,
-        input=recipe.Input(frames=8, size=[24, 40]),
-        frames=recipe.Frames(stride=4, offset=1),
+        input=schema.Input(frames=8, size=[24, 40]),
+        frames=schema.Frames(stride=4, offset=1),
         tubes=TUBES,
-        positions=recipe.Positions(kind, amplitude),
+        positions=schema.Positions(kind, amplitude),
     )
     model = fresh(settings, {"label": ["a", "b"]}, 3).eval()
     for tube in model.tokenizer.tubes.values():

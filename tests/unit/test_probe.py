@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from scaleup.config.schema import Input, Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
@@ -16,8 +17,8 @@ from scaleup.errors import UserError
 from scaleup.evaluation import depth_curve
 from scaleup.evaluation import probe as measuring
 from scaleup.evaluation.probe import Reader, probe
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Input, Recipe
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 TRAIN, TEST, DAMAGED, BATCH = 50, 30, 7, 8
 LABELS = {"motion": 6, "shape": 8}

@@ -8,8 +8,8 @@ from scaleup import recipe
 from scaleup.checkpoint.config_json import Config
 from scaleup.config.compose import combinations, compose
 from scaleup.config.rules import RULES
+from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe
 
 OF_ALL = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in OF_ALL.rglob("*.yaml") if "paper" not in path.parts)  # those: test_paper_recipes.py

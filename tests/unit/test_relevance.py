@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from scaleup.config.schema import Backbone, Input, Model, Tube
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
 from scaleup.evaluation import overlay, picture_file
 from scaleup.evaluation.relevance import boxes, painted, token_relevance
+from scaleup.model.build import fresh
 from scaleup.model.places import TubeSpec
 from scaleup.model.trunk import Taps
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Backbone, Input, Model, Tube
+from scaleup.model.tubevit import TubeViT
 
 HEADS = {"motion": ["left", "right", "up"]}
 

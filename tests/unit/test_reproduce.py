@@ -17,8 +17,8 @@ from reproduce.runs import arm_name, identity
 from reproduce.table import RANDOM, Claim, Row, Source, Table
 from reproduce.tables import STAGES, TABLES, TRANSPLANTS
 from reproduce.tasks import Left
+from scaleup.config.schema import Arm, Backbone, Model, Recipe, Train, Tube
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Backbone, Model, Recipe, Train, Tube
 
 
 def seeds(*values):

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from scaleup import recipe
 from scaleup.backbones.build import build
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load, save
-from scaleup.model.tubevit import TubeViT, assemble, describe
+from scaleup.model.build import describe, load
+from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.choices import Options
 from scaleup.transplants.transplant import transplant
 
@@ -30,10 +30,10 @@ LARGE = [10**6 + 1, 10**9, 2**40, 1e12]
 @pytest.fixture
 def model() -> TubeViT:
     backbone = build("timm:vit_tiny_patch16_224", KWARGS, (32, 32))
-    tubes = {"long": asdict(recipe.Tube([4, 4, 4], [4, 8, 8]))}
-    parts = {"input": asdict(recipe.Input(8, [32, 32])), "frames": {"stride": 4, "offset": 0}, "tubes": tubes}
+    tubes = {"long": asdict(schema.Tube([4, 4, 4], [4, 8, 8]))}
+    parts = {"input": asdict(schema.Input(8, [32, 32])), "frames": {"stride": 4, "offset": 0}, "tubes": tubes}
     positions = {"kind": "backbone", "amplitude": 1.0}
-    return assemble(describe(backbone, 0, positions=positions, heads={"a": ["x", "y"]}, **parts), backbone)
+    return TubeViT.assemble(describe(backbone, 0, positions=positions, heads={"a": ["x", "y"]}, **parts), backbone)
 
 
 def tried(work: Callable[[], Any]) -> bool:
@@ -78,7 +78,7 @@ def refused(path: Path, contents: Callable[[int], bytes], work: Callable[[], Any
 
 
 def test_files_of_tensors_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     path, draw = tmp_path / "out/model.safetensors", random.Random(1)
     whole = path.read_bytes()
 
@@ -91,7 +91,7 @@ def test_files_of_tensors_changed_at_random(model: TubeViT, tmp_path: Path) -> N
 
 
 def test_torch_checkpoints_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     path, draw = tmp_path / "small.ckpt", random.Random(2)
     torch.save({"state_dict": model.state_dict()}, path)
     (tmp_path / "config.json").write_bytes((tmp_path / "out/config.json").read_bytes())
@@ -104,7 +104,7 @@ def test_torch_checkpoints_changed_at_random(model: TubeViT, tmp_path: Path) -> 
 
 
 def test_configs_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     path, draw = tmp_path / "out/config.json", random.Random(3)
     whole = path.read_bytes()
 
@@ -136,7 +136,7 @@ def grown(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 def test_a_delta_that_asks_for_all_memory_is_refused_before_it_is_given_any(
     key: str, value: float, model: TubeViT, tmp_path: Path
 ) -> None:
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     config = json.loads((tmp_path / "out/config.json").read_text())
     config["backbone"]["kwargs"][key] = value
     (tmp_path / "out/config.json").write_text(json.dumps(config))
@@ -159,7 +159,7 @@ class Harm:
 
 @pytest.mark.parametrize("name", ["small.ckpt", "small.pt", "small.bin", "small.safetensors"])
 def test_no_code_of_a_file_runs(name: str, model: TubeViT, tmp_path: Path) -> None:
-    save(model, tmp_path / "out", "full")
+    model.save_pretrained(tmp_path / "out", "full")
     mark, path = tmp_path / "harmed", tmp_path / name
     for content in (
         pickle.dumps(Harm(mark)) + bytes(100),

@@ -12,7 +12,7 @@ import torch
 from bench.step import described
 from bench.turns import alternated, compared, goal, machine, timed
 from bench.videos import videos_in
-from scaleup.recipe import Arm, Data, Dataset, Recipe, Train, Trunk
+from scaleup.config.schema import Arm, Data, Dataset, Recipe, Train, Trunk
 from scaleup.training.cache_run import make
 from scaleup.training.mixing import WHOLE
 from scaleup.training.run import Run

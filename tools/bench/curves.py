@@ -14,8 +14,8 @@ from bench.alone import Side, alone, launched, measured
 from bench.ours import training
 from bench.sides import TINY, VIT_B, Size
 from bench.turns import machine, rotated
-from scaleup.cli import tool
-from scaleup.recipe import Arm
+from scaleup.common.progress import progress
+from scaleup.config.schema import Arm
 
 
 class Point(NamedTuple):
@@ -50,7 +50,7 @@ def curves(quick: bool = False, steps: int = 2, repeats: int = 3, out: str = "ru
     lines = {curve: line[:: len(line) - 1] if quick else line for curve, (_, line) in CURVES.items()}
     points = {f"{curve} {index}": (curve, point) for curve in lines for index, point in enumerate(lines[curve])}
     Path(out).mkdir(parents=True, exist_ok=True)
-    with tool.progress("measuring", repeats * len(points)) as advance:
+    with progress("measuring", repeats * len(points)) as advance:
 
         def measure(name: str) -> dict[str, Any]:
             found = cost(size, points[name][1], steps)

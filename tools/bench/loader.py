@@ -27,13 +27,13 @@ from torchvision.transforms import v2
 
 from bench import videos
 from bench.turns import alternated, compared, goal, machine
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.decode import shown_frames
 from scaleup.data.loader import train_loader
 from scaleup.data.shards import Shards
 
-INPUT = recipe.Input(frames=32, size=[224, 224], fps=15.0)
-AUGMENT = recipe.Augment(crop_scale=[0.25, 1.0], flip=True)
+INPUT = schema.Input(frames=32, size=[224, 224], fps=15.0)
+AUGMENT = schema.Augment(crop_scale=[0.25, 1.0], flip=True)
 BATCH = 4
 Side = Callable[[Shards, int], Iterable[Any]]  # of so many processes, endless batches
 
@@ -109,8 +109,8 @@ def _taken(side: Side, shards: Shards, workers: int, clips: int) -> None:
 
 
 def _ours(shards: Shards, workers: int) -> Iterator[Any]:
-    dataset = recipe.Dataset(str(shards.path), {"label": "label"}, augment=AUGMENT)
-    return train_loader(recipe.Data({"videos": dataset}, batch=BATCH, workers=workers), INPUT, 0, 1 << 30)
+    dataset = schema.Dataset(str(shards.path), {"label": "label"}, augment=AUGMENT)
+    return train_loader(schema.Data({"videos": dataset}, batch=BATCH, workers=workers), INPUT, 0, 1 << 30)
 
 
 def _crop() -> v2.Transform:

@@ -10,15 +10,16 @@ from bench.alone import Side
 from bench.sides import Size, random_clip
 from bench.step import CLASSES, described
 from bench.tokenizer import FOLDED
+from scaleup.common.distributed import join
+from scaleup.config.schema import Arm, Input, Recipe
 from scaleup.errors import UserError
+from scaleup.model.build import fresh
 from scaleup.model.places import TubeSpec
 from scaleup.model.runtime import settle_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Arm, Input, Recipe
-from scaleup.training import engine
+from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.run_models import sizes, tokens
+from scaleup.training.run_models import sizes
 
 
 def tubevit(size: Size, frames: int) -> TubeViT:
@@ -48,7 +49,7 @@ def training(
         kernels: see :mod:`scaleup.model.kernels`; ``auto``: as a run chooses.
         cached: the trunk has run before, and a step begins with what it gave; without inference.
     """
-    world, recipe = engine.start(), Recipe()
+    world, recipe = join(), Recipe()
     recipe.data.batch = batch
     template = tubevit(size, frames)
     models = [template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device) for arm in arms]
@@ -78,4 +79,4 @@ def training(
         models[0].train()
 
     trained = sum(sizes(model)["trained_parameters"] for model in models)
-    return Side(tokens(deepest, frames), frames, trained, step, None if cached else infer)
+    return Side(deepest.count_tokens(frames), frames, trained, step, None if cached else infer)

@@ -16,9 +16,9 @@ from bench.alone import Side, alone, measured
 from bench.ours import training
 from bench.sides import PEERS, TINY, VIT_B, Size
 from bench.turns import goal, machine, rotated
-from scaleup.cli import tool
+from scaleup.common.progress import progress
+from scaleup.config.schema import Arm
 from scaleup.errors import UserError
-from scaleup.recipe import Arm
 
 MODELING = tuple(
     f"transformers.models.{name}.modeling_{name}" for name in ("videomae", "timesformer", "vivit", "vjepa2")
@@ -61,7 +61,7 @@ def peers(
         peers_page.parts(docs)  # better now than after the measuring
     before, size, sides = machine(), TINY if quick else VIT_B, OURS | LIBRARY | PEERS
     steps, repeats = (1, 1) if quick else (steps, repeats)
-    with tool.progress("measuring", repeats * len(sides)) as advance:
+    with progress("measuring", repeats * len(sides)) as advance:
 
         def cost(name: str) -> dict[str, Any]:
             found = alone(measured, sides[name], (size,), steps, modules=MODELING)

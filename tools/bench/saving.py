@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.turns import rotated, timed
+from scaleup.common.distributed import join
+from scaleup.config.schema import Arm, Recipe
 from scaleup.model.runtime import settle_kernels
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Arm, Recipe
-from scaleup.training import engine
 from scaleup.training.arm_trainer import ArmTrainer
 
 FROZEN, FULL = "frozen", "full"  # three quarters of the blocks frozen, and none
@@ -37,7 +37,7 @@ class Steps:
         self.arms, heads = swept(template.depth), template.config["heads"]
         settings = self.arms | {FULL: Arm(lr=1e-5)}
         self.models = {name: template.with_arm(arm.frozen_depth, arm.gate, heads) for name, arm in settings.items()}
-        world = engine.start()
+        world = join()
         for model in self.models.values():
             model.place(world.device)
         self.kernels = settle_kernels(self.models.values(), "auto", world)

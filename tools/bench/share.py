@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from bench.turns import rotated, timed
+from scaleup.common.distributed import join
 from scaleup.common.flops import counter
 from scaleup.model.adapter import Adapt
 from scaleup.model.kernels import Fast
 from scaleup.model.runtime import settle_kernels
 from scaleup.model.trunk import Trunk
 from scaleup.model.tubevit import TubeViT
-from scaleup.training import engine
 
 PRODUCTS = 4  # of the shape of an MLP's first layer, timed together
 
@@ -31,7 +31,7 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, A
     """
     depth = template.depth - template.depth // 4
     model = template.with_arm(depth, False, {}, adapt=Adapt("none"))
-    kernels = settle_kernels([model], "auto", engine.start())
+    kernels = settle_kernels([model], "auto", join())
     trunk = model.trunk
     assert trunk is not None
     library = Trunk(model.tokenizer, trunk.blocks)

@@ -13,13 +13,14 @@ from bench.saving import savings
 from bench.share import trunk_share
 from bench.tokenizer import FOLDED, SIZE
 from bench.turns import alternated, compared, goal, machine, timed
+from scaleup.common.distributed import join
+from scaleup.common.environment import peak_bytes
+from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
+from scaleup.model.build import fresh
 from scaleup.model.runtime import settle_kernels
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Arm, Backbone, Input, Model, Positions, Recipe, Tube
-from scaleup.training import engine
+from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_models import sizes
-from scaleup.transplants.measure import peak_bytes
 
 CLASSES = {"motion": [str(number) for number in range(600)]}
 GIB = 2**30
@@ -119,7 +120,7 @@ def described(backbone: str) -> Model:
 
 def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[[], Any]]:
     """A model in training, and a function that takes one step of it on the same random clips."""
-    world, recipe = engine.start(), Recipe()
+    world, recipe = join(), Recipe()
     model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device)
     recipe.data.batch = batch
     settle_kernels([model], recipe.train.kernels, world)

@@ -21,10 +21,10 @@ from bench.turns import alternated, compared, goal, machine, python, timed
 from scaleup.backbones.build import build
 from scaleup.backbones.placement import materialised
 from scaleup.data.shapes import make_shapes
+from scaleup.model.build import load
 from scaleup.model.precision import cast
-from scaleup.model.pretrained import load
+from scaleup.model.preprocess import natural_clip, normalise
 from scaleup.model.trunk import Trunk, recast
-from scaleup.transplants.measure import natural_clip, normalise
 
 CHUNK = 1 << 22  # random numbers that are written over and over
 

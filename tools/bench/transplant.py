@@ -11,9 +11,8 @@ from bench.tokenizer import SIZE, UNFOLDED
 from bench.turns import alternated, compared, goal, machine, python
 from scaleup.backbones.backbone import resolve
 from scaleup.backbones.build import build
-from scaleup.model.pretrained import save
-from scaleup.model.tubevit import fresh
-from scaleup.recipe import Backbone, Input, Model, Tube
+from scaleup.config.schema import Backbone, Input, Model, Tube
+from scaleup.model.build import fresh
 
 TOOL = Path(__file__).parents[2] / "tools" / "transplant.py"
 LIBRARIES = "import timm, torch"
@@ -28,7 +27,7 @@ def small_model(out: Path, seed: int = 0) -> Path:
     """Write an untrained small model: ViT-Ti and the paper's main tubes at 32x224x224, 192 channels each."""
     tubes = {spec.name: Tube(list(spec.kernel), list(spec.stride), list(spec.offset)) for spec in UNFOLDED}
     model = Model(backbone=Backbone("vit_ti"), input=Input(SIZE[0], list(SIZE[1:])), tubes=tubes)
-    return save(fresh(model, {}, seed), out)
+    return fresh(model, {}, seed).save_pretrained(out)
 
 
 def transplant(backbone: str = "vit_h", repeats: int = 3) -> dict[str, Any]:

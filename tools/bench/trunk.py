@@ -11,8 +11,8 @@ from bench.step import adapted
 from bench.turns import alternated, compared, machine, timed
 from scaleup.model.adapter import Adapt
 from scaleup.model.precision import COMPUTED_IN, drift
+from scaleup.model.preprocess import natural_clip, normalise
 from scaleup.model.trunk import Trunk, recast
-from scaleup.transplants.measure import natural_clip, normalise
 
 
 @torch.inference_mode()

@@ -13,11 +13,12 @@ from reproduce.runs import place, trained
 from reproduce.table import Source
 from reproduce.tables import STAGES, TRANSPLANTS
 from scaleup import recipe
-from scaleup.cli import tool
+from scaleup.common.progress import progress
 from scaleup.config.compose import compose
+from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Recipe, sweep_arms
+from scaleup.recipe import sweep_arms
 from scaleup.transplants.choices import Options
 from scaleup.transplants.transplant import transplant
 
@@ -52,7 +53,7 @@ class Desk:
         if not path.exists():
             images = {"train": self.samples, "val": max(self.samples // 8, 1)}
             videos = images | {"test": max(self.samples // 4, 1)}
-            with tool.progress(f"shapes of seed {seed}", sum(videos.values()) + sum(images.values())) as advance:
+            with progress(f"shapes of seed {seed}", sum(videos.values()) + sum(images.values())) as advance:
                 make_shapes(path, videos, images, seed, frames=FRAMES, places=True, advance=advance)
         return path
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from reproduce.desk import Desk
 from reproduce.runs import arm_name, identity, place, trained
 from reproduce.table import Source
-from scaleup.recipe import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe
 
 SAMPLES = 64
 SHORT = ["train.steps=13", "train.warmup=1"]  # of which eight count: see settled_mean in scaleup.training.arm_trainer

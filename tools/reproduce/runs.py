@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaleup.recipe import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe
 from scaleup.training.result import is_complete
 from scaleup.training.run import run
 

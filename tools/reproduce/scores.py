@@ -10,7 +10,7 @@ from scaleup.common.files import write_text
 from scaleup.data.shards import Shards
 from scaleup.evaluate import evaluate
 from scaleup.evaluation.probe import probe
-from scaleup.model.pretrained import load, load_run
+from scaleup.model.build import load, load_run
 
 Strides = Mapping[str, list[int]]  # of tubes, and of "frames"
 Scores = dict[str, float]  # head -> top-1

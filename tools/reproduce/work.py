@@ -15,8 +15,8 @@ from reproduce.scores import Scores, file_name, image_chances, image_scores, sco
 from reproduce.table import RANDOM, Row, Source, Table
 from reproduce.tables import TRANSPLANTS
 from reproduce.tasks import Plan, Task
+from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shards import Shards
-from scaleup.recipe import Arm, Recipe
 
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's learning rate: the grid of every row
 

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from scaleup import recipe
 from scaleup.backbones.backbone import ALIASES, Backbone, resolve
 from scaleup.backbones.build import build, extended
 from scaleup.common import tensors
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh
 
 NAME = "timm:vit_tiny_patch16_224"
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -208,11 +208,11 @@ def test_weights_that_do_not_fit_are_refused(change: dict, words: str, tmp_path:
 
 
 def test_our_own_directories(tmp_path: Path) -> None:
-    settings = recipe.Model(
-        backbone=recipe.Backbone(NAME, dict(KWARGS)),
-        input=recipe.Input(frames=8, size=[32, 24], mean=[0.1, 0.2, 0.3]),
-        frames=recipe.Frames(stride=4),
-        tubes={"long": recipe.Tube([4, 4, 4], [4, 8, 8])},
+    settings = schema.Model(
+        backbone=schema.Backbone(NAME, dict(KWARGS)),
+        input=schema.Input(frames=8, size=[32, 24], mean=[0.1, 0.2, 0.3]),
+        frames=schema.Frames(stride=4),
+        tubes={"long": schema.Tube([4, 4, 4], [4, 8, 8])},
     )
     model = fresh(settings, {"shape": ["a", "b"]}, 3).eval()
     model.save_pretrained(tmp_path / "own")

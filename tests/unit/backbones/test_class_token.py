@@ -8,9 +8,10 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from scaleup.backbones.class_token import fits, pools_first
+from scaleup.config.schema import Backbone, Input, Model, Positions, Tube
 from scaleup.model.adapter import Adapt
-from scaleup.model.tubevit import TubeViT, fresh
-from scaleup.recipe import Backbone, Input, Model, Positions, Tube
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 VIT, EVA, ROPE = "timm:vit_tiny_patch16_224", "timm:eva02_tiny_patch14_224", "timm:vit_pe_core_tiny_patch16_384"
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}

@@ -13,13 +13,12 @@ import timm
 import torch
 from torch import Tensor
 
-from scaleup import recipe
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.common import tensors
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh, load
 
 NAMES = [*clips.TOWERS, *clips.TIMM]
 
@@ -235,12 +234,12 @@ def test_a_file_of_another_model_is_refused_with_both_sides(files: dict[str, Pat
 @pytest.mark.parametrize("name", ["clip", "coca", "pe"])
 def test_a_model_on_a_tower_trains_and_comes_back(name: str, files: dict[str, Path], tmp_path: Path) -> None:
     size = list(build(f"open_clip:tiny-{name}", {}, None, "meta").size)
-    settings = recipe.Model(
-        backbone=recipe.Backbone(f"open_clip:tiny-{name}", {}, str(files[name])),
-        input=recipe.Input(frames=4, size=size),
-        frames=recipe.Frames(stride=2),
-        tubes={"long": recipe.Tube([4, 8, 8], [4, 16, 16])},
-        positions=recipe.Positions("backbone", 0.1),
+    settings = schema.Model(
+        backbone=schema.Backbone(f"open_clip:tiny-{name}", {}, str(files[name])),
+        input=schema.Input(frames=4, size=size),
+        frames=schema.Frames(stride=2),
+        tubes={"long": schema.Tube([4, 8, 8], [4, 16, 16])},
+        positions=schema.Positions("backbone", 0.1),
     )
     whole = fresh(settings, {"shape": ["a", "b"]}, 3)
     model = whole.with_arm(1, True, {"shape": ["a", "b"]}).eval()

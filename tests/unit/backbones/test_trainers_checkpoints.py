@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scaleup.backbones.build import build
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model.pretrained import load
+from scaleup.model.build import load
 from scaleup.transplants.choices import Options
 from scaleup.transplants.transplant import transplant
 
@@ -187,11 +188,10 @@ def test_half_precision_and_shared_tensors(tmp_path: Path) -> None:
 
 
 def test_a_delta_knows_which_model_of_the_file_it_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scaleup import recipe
-    from scaleup.model.tubevit import fresh
+    from scaleup.model.build import fresh
 
-    tubes = {"long": recipe.Tube([4, 4, 4], [4, 8, 8])}
-    settings = recipe.Model(recipe.Backbone(NAME, KWARGS), input=recipe.Input(8, [32, 32]), tubes=tubes)
+    tubes = {"long": schema.Tube([4, 4, 4], [4, 8, 8])}
+    settings = schema.Model(schema.Backbone(NAME, KWARGS), input=schema.Input(8, [32, 32]), tubes=tubes)
     fresh(settings, {"a": ["x", "y"]}, 0).save_pretrained(tmp_path / "small")
     torch.save({"student": PLAIN, "teacher": EMA}, tmp_path / "big.pt")
     monkeypatch.chdir(tmp_path)
@@ -212,12 +212,11 @@ def test_a_delta_knows_which_model_of_the_file_it_is_on(tmp_path: Path, monkeypa
 
 
 def test_tubes_come_from_the_average_of_a_small_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from scaleup import recipe
-    from scaleup.model.tubevit import fresh
+    from scaleup.model.build import fresh
     from scaleup.transplants import donor
 
-    tubes = {"long": recipe.Tube([4, 4, 4], [4, 8, 8])}
-    settings = recipe.Model(recipe.Backbone(NAME, KWARGS), input=recipe.Input(8, [32, 32]), tubes=tubes)
+    tubes = {"long": schema.Tube([4, 4, 4], [4, 8, 8])}
+    settings = schema.Model(schema.Backbone(NAME, KWARGS), input=schema.Input(8, [32, 32]), tubes=tubes)
     model = fresh(settings, {"a": ["x", "y"]}, 0)
     model.save_pretrained(tmp_path / "small")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

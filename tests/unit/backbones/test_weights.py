@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from scaleup import recipe
-from scaleup.backbones import weight_source
 from scaleup.backbones.build import build
+from scaleup.checkpoint import weight_source
+from scaleup.config import schema
 from scaleup.errors import UserError
-from scaleup.model.tubevit import fresh
+from scaleup.model.build import fresh
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -138,7 +138,7 @@ def test_public_weights_of_open_clip(file: str, hub: Hub, tmp_path: Path, monkey
 
 
 def test_one_of_our_own_models_on_a_hub(hub: Hub, tmp_path: Path) -> None:
-    settings = recipe.Model(recipe.Backbone("timm:test_vit"), input=recipe.Input(frames=4, size=[64, 64]))
+    settings = schema.Model(schema.Backbone("timm:test_vit"), input=schema.Input(frames=4, size=[64, 64]))
     fresh(settings, {}, 3).save_pretrained(tmp_path / "own")
     hub.holds("me/own", tmp_path / "own")
     backbone = build("hf-hub:me/own", {}, None, "pretrained")

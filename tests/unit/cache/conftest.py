@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaleup import recipe
-from scaleup.recipe import Recipe
+from scaleup.config.schema import Recipe
 from scaleup.training.cache_run import make
 
 

@@ -7,12 +7,11 @@ import pytest
 from safetensors.torch import load_file
 
 from scaleup import recipe as recipes
-from scaleup.model import pretrained
-from scaleup.model.pretrained import load
+from scaleup.config.schema import Recipe
+from scaleup.model.build import fresh, load
 from scaleup.model.trunk import on_meta
-from scaleup.model.tubevit import fresh
 from scaleup.outputs.export import export
-from scaleup.recipe import Recipe, sweep_arms
+from scaleup.recipe import sweep_arms
 from scaleup.training.cache_run import make
 from scaleup.training.run import Run, run
 from scaleup.transplants.choices import Options
@@ -26,7 +25,7 @@ def loaded(frozen_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """A recipe that begins from the model in ``tmp_path / KIND``, a delta or all of it."""
     described = recipes.load(frozen_path, ["model.positions.kind=backbone"]).model
     for name, seed in (("small", 1), ("large", 2)):
-        pretrained.save(fresh(described, {}, seed), tmp_path / name)
+        fresh(described, {}, seed).save_pretrained(tmp_path / name)
     transplant(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "delta", Options(gate_at=2))
     export(tmp_path / "delta", "full", tmp_path / "full")
     text = frozen_path.read_text()

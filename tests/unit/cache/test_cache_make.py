@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from scaleup.config.schema import Input, Recipe
 from scaleup.data.loader import Augmented
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, lowered, raised
@@ -15,7 +16,6 @@ from scaleup.data.training_sets import open_datasets
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import Input, Recipe
 from scaleup.training import cache_run as making
 from scaleup.training import cache_size
 from scaleup.training.cache_run import make

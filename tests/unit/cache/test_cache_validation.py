@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.recipe import Recipe
+from scaleup.config.schema import Recipe
 from scaleup.training.cache_run import make
 from scaleup.training.run import run
 

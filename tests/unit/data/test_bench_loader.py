@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bench import videos
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.decode import decode_clip
 
 bench = import_module("bench.loader")  # the package has a function of that name
@@ -16,7 +16,7 @@ def small(monkeypatch):
     monkeypatch.setattr(videos, "SECONDS", 2)
     monkeypatch.setattr(videos, "HEIGHT", 64)
     monkeypatch.setattr(videos, "WIDTH", 80)
-    monkeypatch.setattr(bench, "INPUT", recipe.Input(frames=8, size=[32, 32], fps=15.0))
+    monkeypatch.setattr(bench, "INPUT", schema.Input(frames=8, size=[32, 32], fps=15.0))
 
 
 def test_every_side_decodes_the_same_frames(small):

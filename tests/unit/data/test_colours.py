@@ -7,11 +7,11 @@ import av
 import numpy as np
 import pytest
 
+from scaleup.config.schema import Input
 from scaleup.data.decode import BadSample, check, decode_clip
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.pictures import Pictures, whole
 from scaleup.data.stream import clips
-from scaleup.recipe import Input
 
 PATCHES = np.array([[200, 30, 40], [30, 180, 60], [20, 40, 220], [130, 130, 130]], np.uint8)
 GREYS = PATCHES @ [0.299, 0.587, 0.114]  # BT.601

@@ -13,7 +13,7 @@ from PIL import Image
 from test_tars import downloaded, write_tar
 from videos import moving
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.decode import BadSample, check, decode_clip, decode_image
 from scaleup.data.loader import train_loader
 from scaleup.data.pictures import whole
@@ -205,9 +205,9 @@ def test_a_shard_that_goes_away_in_training_is_named_and_counted(tmp_path, capsy
     shards = write_shards(samples, tmp_path / "out", "image", {"label": ["a"]}, per_shard=2)
 
     def steps(max_bad):
-        images = recipe.Dataset(str(shards.path), {"h": "label"})
+        images = schema.Dataset(str(shards.path), {"h": "label"})
         return train_loader(
-            recipe.Data({"images": images}, batch=4, workers=0, max_bad=max_bad), recipe.Input(size=[16, 16]), 0, 40
+            schema.Data({"images": images}, batch=4, workers=0, max_bad=max_bad), schema.Input(size=[16, 16]), 0, 40
         )
 
     patient, strict = steps(0.1), steps(0.05)

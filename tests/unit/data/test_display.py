@@ -11,13 +11,13 @@ import torch
 from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
+from scaleup.config.schema import Input
 from scaleup.data import pictures
 from scaleup.data.augment import covering
 from scaleup.data.decode import BadSample, check, decode_clip
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.pictures import Cut
 from scaleup.data.stream import clips
-from scaleup.recipe import Input
 
 HEIGHT, WIDTH, ONE = 64, 96, 1 << 16
 UPRIGHT = np.zeros((HEIGHT, WIDTH, 3), np.uint8)

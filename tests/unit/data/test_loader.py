@@ -7,14 +7,14 @@ from itertools import islice
 import pytest
 import torch
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample, write_shards
 from scaleup.data.training_sets import check_heads, classes_of
 from scaleup.errors import UserError
 
-INPUT = recipe.Input(frames=4, size=[16, 16], fps=15)
+INPUT = schema.Input(frames=4, size=[16, 16], fps=15)
 HEADS = {"what": "shape", "how": "motion"}
 
 
@@ -27,10 +27,10 @@ def made(tmp_path_factory):
 @pytest.fixture
 def data(made):
     """Two of three batches from the videos, one from the images."""
-    augment = recipe.Augment(randaugment_layers=1)
-    videos = recipe.Dataset(str(made["videos-train"].path), dict(HEADS), 2, augment)
-    images = recipe.Dataset(str(made["images-train"].path), {"what": "shape", "where": "position"}, 1, augment)
-    return recipe.Data({"videos": videos, "images": images}, batch=6, workers=0, max_bad=0.2)
+    augment = schema.Augment(randaugment_layers=1)
+    videos = schema.Dataset(str(made["videos-train"].path), dict(HEADS), 2, augment)
+    images = schema.Dataset(str(made["images-train"].path), {"what": "shape", "where": "position"}, 1, augment)
+    return schema.Data({"videos": videos, "images": images}, batch=6, workers=0, max_bad=0.2)
 
 
 def same(one, other):
@@ -71,7 +71,7 @@ def test_a_sample_is_augmented_anew_in_every_epoch(data):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes(data, workers):
     whole = list(train_loader(data, INPUT, 3, 9))
-    resumed = list(train_loader(recipe.Data(data.train, batch=6, workers=workers, max_bad=0.2), INPUT, 3, 9, start=4))
+    resumed = list(train_loader(schema.Data(data.train, batch=6, workers=workers, max_bad=0.2), INPUT, 3, 9, start=4))
     for one, other in zip(whole[4:], resumed, strict=True):
         same(one, other)
 
@@ -249,6 +249,6 @@ def test_mirroring_what_is_named_by_its_side_is_warned_of(data, capsys):
     classes_of(data)
     warned = capsys.readouterr().err
     assert warned.count("mirrored") == 1 and "head 'how' has classes such as 'left'" in warned
-    data.train["videos"].augment = recipe.Augment(flip=False)
+    data.train["videos"].augment = schema.Augment(flip=False)
     classes_of(data)
     assert "mirrored" not in capsys.readouterr().err

@@ -10,10 +10,10 @@ from av.stream import Disposition
 from PIL import Image
 from videos import moving, numbered, numbers
 
+from scaleup.config.schema import Input
 from scaleup.data.decode import BadSample, check, decode_clip
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.stream import clips, frames
-from scaleup.recipe import Input
 
 FPS = 10
 

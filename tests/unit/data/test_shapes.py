@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from scaleup.config.schema import Backbone, Frames, Input, Model, Positions, Tube
 from scaleup.data import shapes
 from scaleup.data.decode import decode_clip, decode_image
 from scaleup.data.shapes import (
@@ -19,8 +20,7 @@ from scaleup.data.shapes import (
 )
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.model.tubevit import fresh
-from scaleup.recipe import Backbone, Frames, Input, Model, Positions, Tube
+from scaleup.model.build import fresh
 
 
 def scenes(count, frames=16):

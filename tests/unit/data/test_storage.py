@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data import storage as storages
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import train_loader
@@ -82,8 +82,8 @@ def test_shards_over_http_are_read_by_ranges(shards, server):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_reads_the_same_from_afar(shards, server, workers):
     def batches(where, workers):
-        data = recipe.Data({"images": recipe.Dataset(str(where), {"h": "label"})}, batch=4, workers=workers)
-        return list(train_loader(data, recipe.Input(size=[16, 16]), 0, 5))
+        data = schema.Data({"images": schema.Dataset(str(where), {"h": "label"})}, batch=4, workers=workers)
+        return list(train_loader(data, schema.Input(size=[16, 16]), 0, 5))
 
     for near, far in zip(batches(shards.path, 0), batches(server.address, workers), strict=True):
         assert near.keys == far.keys and near.pixels.equal(far.pixels)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from videos import moving, numbered, numbers
 
+from scaleup.config.schema import Input
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import decode_clip
 from scaleup.data.pictures import BadSample
 from scaleup.data.stream import clips, frames
-from scaleup.recipe import Input
 
 INPUT = Input(frames=4, size=[32, 32], fps=10)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from scaleup.common.distributed import World
+from scaleup.config.schema import Arm, Valid
 from scaleup.data import workers
 from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shards import Shards
 from scaleup.data.workers import in_workers, stacked
 from scaleup.errors import UserError
-from scaleup.recipe import Arm, Valid
-from scaleup.training.engine import World
 from scaleup.training.run_models import models
 from scaleup.training.validation import Validation
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import write_shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
-from scaleup.model.pretrained import load, load_run
-from scaleup.recipe import Arm, Recipe
+from scaleup.model.build import load, load_run
 from scaleup.training import arm_trainer
 from scaleup.training.arm_state import Standing
 from scaleup.training.run import Run, run

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from scaleup.recipe import Arm, Train
-from scaleup.training.engine import Engine, World, parameter_groups, start
+from scaleup.common.distributed import World, join
+from scaleup.config.schema import Arm, Train
+from scaleup.training.engine import Engine, parameter_groups
 
 ZERO = [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}]
 ZERO += [{"zero_stage": 1, "offload": True}, {"zero_stage": 2, "offload": True}]
@@ -41,7 +42,7 @@ class Toy(nn.Module):
 
 
 def engine_of(arm: ToyArm, zero: dict | None = None, **settings: float) -> Engine:
-    return Engine(Toy(arm), Arm(**settings), Train(**zero or {}), 2, start())
+    return Engine(Toy(arm), Arm(**settings), Train(**zero or {}), 2, join())
 
 
 def inputs(step: int) -> Tensor:
@@ -177,10 +178,10 @@ def test_importing_the_package_does_not_import_deepspeed() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def join(rank: int, meeting: str, told: Any) -> None:
+def meet(rank: int, meeting: str, told: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
-    told.put((rank, [world.joined([]), world.joined(["a", "b"][:rank]), world.joined([str(rank)] * 2)]))
+    told.put((rank, [world.join_lists([]), world.joined(["a", "b"][:rank]), world.joined([str(rank)] * 2)]))
     dist.destroy_process_group()
 
 
@@ -188,14 +189,14 @@ def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
     """None has anything, one has, both have."""
     context = get_context("spawn")
     told = context.Queue()
-    ranks = [context.Process(target=join, args=(rank, str(tmp_path / "meeting"), told)) for rank in range(2)]
+    ranks = [context.Process(target=meet, args=(rank, str(tmp_path / "meeting"), told)) for rank in range(2)]
     for process in ranks:
         process.start()
     found = dict(told.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join()
     assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"]]
-    assert World(0, 1, torch.device("cpu")).joined(["alone"]) == ["alone"]
+    assert World(0, 1, torch.device("cpu")).join_lists(["alone"]) == ["alone"]
 
 
 THREADS = """
@@ -206,19 +207,17 @@ before = len(os.listdir("/proc/self/task"))
 def more():  # threads of gloo have no name of their own in every release of torch
     return len(os.listdir("/proc/self/task")) > before
 atexit.register(lambda: print(more(), flush=True))  # what is registered first runs last
-from scaleup.evaluate import processes
-from scaleup.training.engine import start
-{"start": start, "processes": processes}[sys.argv[1]]()
+from scaleup.common.distributed import join
+join()
 torch.distributed.all_reduce(torch.ones(2))
 print(more())
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed by Linux alone")
-@pytest.mark.parametrize("join", ["start", "processes"])
-def test_no_thread_of_gloo_outlives_python(join: str, tmp_path: Path) -> None:
+def test_no_thread_of_gloo_outlives_python(tmp_path: Path) -> None:
     """One that lets a tensor go while the interpreter ends takes the process down, once in hundreds of runs."""
     (tmp_path / "threads.py").write_text(THREADS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, tmp_path / "threads.py", join], capture_output=True, text=True)
+    done = subprocess.run([*launch, tmp_path / "threads.py"], capture_output=True, text=True)
     assert (done.stdout.count("True"), done.stdout.count("False")) == (2, 2), done.stderr

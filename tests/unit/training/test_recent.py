@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaleup.recipe import Recipe
+from scaleup.config.schema import Recipe
 from scaleup.training.head_progress import Recent, line
 from scaleup.training.mixing import Mix
 from scaleup.training.run import Run

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scaleup import recipe as recipes
+from scaleup.config import schema
+from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.model.trunk import Taps
-from scaleup.recipe import Recipe, sweep_arms
+from scaleup.recipe import sweep_arms
 from scaleup.training import zero_state
 from scaleup.training.run import Run, run
 from scaleup.training.run_directory import held
@@ -60,8 +62,8 @@ def test_arms_share_the_frozen_tensors_and_nothing_else(sweep: Run) -> None:
 def test_the_arm_of_a_loaded_model_trains_in_train_mode(tiny: Tiny, tmp_path: Path, sweep: Run) -> None:
     sweep.models["gated"].save_pretrained(tmp_path / "saved")  # loads in eval mode
     recipe = tiny()
-    recipe.model = recipes.Model(load=str(tmp_path / "saved"))
-    model = Run(recipe, {"model": recipes.Arm(frozen_depth=2)}).models["model"]
+    recipe.model = schema.Model(load=str(tmp_path / "saved"))
+    model = Run(recipe, {"model": schema.Arm(frozen_depth=2)}).models["model"]
     assert all(module.training for module in model.arm.modules()) and not model.trunk.training
 
 
@@ -144,7 +146,7 @@ def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) ->
     assert (out / "thesis.tex").read_text() == "mine"
     (out / "thesis.tex").rename(out / "recipe.yaml")
     with pytest.raises(UserError, match="frozen_depth 7"):
-        run(recipe, {"model": recipes.Arm(frozen_depth=7)}, overwrite=True)
+        run(recipe, {"model": schema.Arm(frozen_depth=7)}, overwrite=True)
     assert (out / "recipe.yaml").read_text() == "mine"  # a run that cannot start replaces nothing
     run(recipe, arms, overwrite=True)
     assert recipes.load(out / "recipe.yaml") == recipe
@@ -291,7 +293,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny) -> None:
 STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
 
 
-def lines_of(recipe: Recipe, arms: dict[str, recipes.Arm]) -> list[dict]:
+def lines_of(recipe: Recipe, arms: dict[str, schema.Arm]) -> list[dict]:
     run(recipe, arms, overwrite=True)
     return [json.loads(line) for line in (Path(recipe.out) / "metrics.jsonl").read_text().splitlines()]
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scaleup.config.schema import Model, Recipe
 from scaleup.data.index import read_index, write_index
 from scaleup.errors import UserError
-from scaleup.recipe import Model, Recipe, load
+from scaleup.recipe import load
 from scaleup.training import run_inputs
 from scaleup.training.run import run
 

@@ -7,24 +7,25 @@ import timm
 import torch
 from torch import nn
 
-from scaleup import recipe
-from scaleup.model.tubevit import TubeViT, fresh
+from scaleup.config import schema
+from scaleup.model.build import fresh
+from scaleup.model.tubevit import TubeViT
 
 TUBES = {
-    "long": recipe.Tube([8, 4, 4], [8, 8, 8]),
-    "wide": recipe.Tube([2, 8, 6], [4, 8, 8], [1, 0, 2]),
+    "long": schema.Tube([8, 4, 4], [8, 8, 8]),
+    "wide": schema.Tube([2, 8, 6], [4, 8, 8], [1, 0, 2]),
 }
 LARGE: dict[str, Any] = {"patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 2}
 
 
-def small_model(width: int = 24, tubes: dict[str, recipe.Tube] | None = None, **parts: Any) -> TubeViT:
+def small_model(width: int = 24, tubes: dict[str, schema.Tube] | None = None, **parts: Any) -> TubeViT:
     """A trained small model: no tensor as it was drawn."""
-    settings = recipe.Model(
-        backbone=recipe.Backbone(
+    settings = schema.Model(
+        backbone=schema.Backbone(
             "timm:vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": width, "depth": 1, "num_heads": 2}
         ),
-        input=recipe.Input(frames=16, size=[32, 32], fps=6.0, mean=[0.2, 0.5, 0.6], std=[0.3, 0.2, 0.4]),
-        frames=recipe.Frames(stride=8),
+        input=schema.Input(frames=16, size=[32, 32], fps=6.0, mean=[0.2, 0.5, 0.6], std=[0.3, 0.2, 0.4]),
+        frames=schema.Frames(stride=8),
         tubes=tubes or TUBES,
         **parts,
     )

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import scaleup
-from scaleup import recipe
 from scaleup.backbones.build import build
+from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.model.places import TubeSpec
@@ -30,10 +30,10 @@ GENERATOR = torch.Generator().manual_seed(0)
 CLIP = torch.rand(1, 3, 16, 32, 40, generator=GENERATOR)
 COARSE = torch.rand(24, 3, 16, 20, generator=GENERATOR)
 IMAGES = F.interpolate(COARSE, (32, 40), mode="bilinear")  # smooth, as images are
-TUBES = {"long": recipe.Tube([8, 4, 4], [8, 8, 8]), "wide": recipe.Tube([2, 8, 6], [4, 16, 12], [1, 0, 2])}
+TUBES = {"long": schema.Tube([8, 4, 4], [8, 8, 8]), "wide": schema.Tube([2, 8, 6], [4, 16, 12], [1, 0, 2])}
 FOLDED = {
-    "long": recipe.Tube([8, 4, 4], [8, 8, 8], fold=[2, 1, 1]),
-    "cut": recipe.Tube([2, 4, 4], [4, 8, 8], fold=[1, 1, 2], channels=14),  # 28 channels, of which 18 stay
+    "long": schema.Tube([8, 4, 4], [8, 8, 8], fold=[2, 1, 1]),
+    "cut": schema.Tube([2, 4, 4], [4, 8, 8], fold=[1, 1, 2], channels=14),  # 28 channels, of which 18 stay
 }
 
 
@@ -41,7 +41,7 @@ def fed(pixels: Tensor, mean: Any = MEAN, std: Any = STD) -> Tensor:
     return torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
 
 
-def parents(path: Path, width: int = 18, tubes: dict[str, recipe.Tube] = TUBES) -> tuple[str, str]:
+def parents(path: Path, width: int = 18, tubes: dict[str, schema.Tube] = TUBES) -> tuple[str, str]:
     small_model(width, tubes).save_pretrained(path / "small")
     return str(path / "small"), str(large_directory(path / "large"))
 
@@ -105,7 +105,7 @@ def slow_tokens(held: dict[str, Tensor], name: str, spec: TubeSpec, width: int) 
     ids=["narrow", "too wide", "folded on top", "folded by the small model"],
 )
 def test_every_tube_token_is_the_map_of_the_small_models(
-    width: int, tubes: dict[str, recipe.Tube], fold: tuple[int, int], tmp_path: Path
+    width: int, tubes: dict[str, schema.Tube], fold: tuple[int, int], tmp_path: Path
 ) -> None:
     model, report = made(tmp_path, *parents(tmp_path, width, tubes), fold=fold)
     x, y = slow_rows(tmp_path, fold)
@@ -172,7 +172,7 @@ def test_tokens_of_one_place_see_one_piece_of_the_image(patch: tuple, fold: tupl
 @torch.no_grad()
 def test_where_the_small_tokens_say_all_of_a_patch_the_map_says_it_too(tmp_path: Path) -> None:
     """A small model as wide as a patch has pixels: its tube of one frame, its patch, becomes the backbone's own."""
-    tubes = {"patch": recipe.Tube([1, 8, 8], [8, 8, 8])}
+    tubes = {"patch": schema.Tube([1, 8, 8], [8, 8, 8])}
     small = small_model(192, tubes)
     tube, proj = small.tokenizer.tubes["patch"], small.tokenizer.stem.patch_embed.proj
     tube.kernel.copy_(proj.weight[:, :, None])

@@ -13,7 +13,7 @@ from slow_tubes import slow_tokens
 from torch import Tensor, nn
 
 import scaleup
-from scaleup import recipe
+from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.transplants.account import lines
@@ -58,8 +58,8 @@ def places(start: int, kernel: int, stride: int, fold: int, length: int) -> list
 @pytest.mark.parametrize("name", FOLDS)
 def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(name: str, tmp_path: Path) -> None:
     tubes = {
-        "long": recipe.Tube([8, 4, 4], [8, 8, 8]),
-        "wide": recipe.Tube([2, 8, 6], [4, 16, 12], [1, 0, 2]),
+        "long": schema.Tube([8, 4, 4], [8, 8, 8]),
+        "wide": schema.Tube([2, 8, 6], [4, 16, 12], [1, 0, 2]),
     }
     small, large = parents(tmp_path, FOLDS[name], tubes=tubes)
     model, report = moved(tmp_path, small, large)
@@ -148,7 +148,7 @@ def assert_accounted(report: dict, small: Path, large: Path, new: set[str]) -> N
 
 def test_a_model_of_ours_as_the_large_one_is_accounted_for_too(tmp_path: Path) -> None:
     small_model(24).save_pretrained(tmp_path / "small")
-    small_model(48, tubes={"other": recipe.Tube([4, 4, 4], [8, 8, 8])}).save_pretrained(tmp_path / "large")
+    small_model(48, tubes={"other": schema.Tube([4, 4, 4], [8, 8, 8])}).save_pretrained(tmp_path / "large")
     model, report = moved(tmp_path, tmp_path / "small", tmp_path / "large")
     assert_accounted(report, tmp_path / "small", tmp_path / "large", {"gate.alpha"})
     assert list(model.tokenizer.tubes) == ["long", "wide"]
@@ -158,7 +158,7 @@ def test_a_model_of_ours_as_the_large_one_is_accounted_for_too(tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["cosine", "cosine_no_stride", "none", "backbone"])
 def test_an_image_gives_what_a_large_model_of_ours_gives(kind: str, tmp_path: Path) -> None:
     small_model(24).save_pretrained(tmp_path / "small")
-    large = small_model(48, positions=recipe.Positions(kind, 0.3))
+    large = small_model(48, positions=schema.Positions(kind, 0.3))
     large.save_pretrained(tmp_path / "large")
     model, report = moved(tmp_path, tmp_path / "small", tmp_path / "large")
     images = torch.randn(2, 3, 32, 32)
@@ -168,7 +168,7 @@ def test_an_image_gives_what_a_large_model_of_ours_gives(kind: str, tmp_path: Pa
 
 def test_tables_of_positions_that_cannot_move_are_refused(tmp_path: Path) -> None:
     small_model(24).save_pretrained(tmp_path / "small")
-    small_model(48, positions=recipe.Positions("learned")).save_pretrained(tmp_path / "large")
+    small_model(48, positions=schema.Positions("learned")).save_pretrained(tmp_path / "large")
     with pytest.raises(UserError, match="has learned positions, which are not moved; choose others with --positions"):
         moved(tmp_path, tmp_path / "small", tmp_path / "large")
     moved(tmp_path, tmp_path / "small", tmp_path / "large", positions="cosine")

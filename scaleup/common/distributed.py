@@ -1,0 +1,112 @@
+"""The processes that run together, one for each device: joining them, and what they tell each other."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scaleup.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # after which a rank that does not answer is given up
+
+
+class World(NamedTuple):
+    """The processes that run together, and the device of this one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def first(self, value: T) -> T:
+        """The value that the first rank has."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of the ranks."""
+        everyone = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(everyone, value)
+        return everyone
+
+    def join_lists(self, values: list[T]) -> list[T]:
+        """The lists of all ranks, end to end; cheap where all are empty."""
+        if self.size > 1 and not self.sum(torch.tensor(len(values), device=self.device)):
+            return values
+        return [value for each in self.gather(values) for value in each]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all ranks, in place."""
+        return self.sum(values).div_(self.size)
+
+    def largest(self, value: int) -> int:
+        """The largest number that a rank has."""
+        if self.size == 1:
+            return value
+        highest = torch.tensor(value, device=self.device)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        return int(highest)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, a rank that no longer answers is a sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise UserError(
+                f"rank {self.rank} stops: another of the {self.size} ranks no longer answers; look for what it said "
+                "last, and start the same command again: training goes on from its last checkpoint"
+            ) from error
+
+
+def join() -> World:
+    """Join the processes of torchrun or the deepspeed launcher; without a launcher, be the only one."""
+    device = own_device()
+    if not dist.is_initialized():
+        backends = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_backend(device)}"
+        if "RANK" in os.environ:
+            dist.init_process_group(backends, timeout=PATIENCE)
+        else:  # no port, no network
+            dist.init_process_group(backends, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(leave)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def own_device() -> torch.device:
+    """The device of this process: the accelerator with the number of its local rank, or the CPU."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return torch.device("cpu")
+    device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    torch.accelerator.set_device_index(device.index)  # collectives of objects go through the current device
+    return device
+
+
+def _backend(device: torch.device) -> str:
+    return dist.get_default_backend_for_device(device)
+
+
+def leave() -> None:
+    """Leave the other processes, while Python still runs: a thread of gloo that lets its last tensor go after that
+    takes the process down (exit code -6)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
