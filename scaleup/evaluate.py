@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup.common.distributed import World, join
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch, Failure
 from scaleup.data.loader import eval_loader

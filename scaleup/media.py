@@ -10,8 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scaleup.data.decode import EXTENSIONS, BadSample
-from scaleup.data.failures import by_reason, failure
-from scaleup.data.folders import OF_SYSTEMS, Found, hidden, walk
+from scaleup.data.folders import OF_SYSTEMS, Found, by_reason, failure, hidden, walk
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
 

@@ -12,9 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from scaleup.common.files import write_text
 from scaleup.config.compose import compose
 from scaleup.config.contradictions import contradictions
-from scaleup.config.grid import expand
 from scaleup.config.rules import Reader, is_text
-from scaleup.config.schema import Arm, Input, Recipe
+from scaleup.config.schema import Arm, Input, Recipe, expand
 from scaleup.errors import UserError
 
 __all__ = ["Input", "Recipe", "load", "resolved", "save", "sweep_arms"]

@@ -2,7 +2,7 @@
 """List every plain ViT that timm and open_clip register: size, positions, licence, and which tubes fit. No weights."""
 
 from scaleup.cli import tool
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 
 
 def arguments():
@@ -22,9 +22,9 @@ def run(args):
 
 
 def show(found):
-    from scaleup.outputs import backbone_page
+    from scaleup.outputs import backbone_table
 
-    print(backbone_page.markdown(found) if args.markdown else backbone_page.text(found), end="")
+    print(backbone_table.markdown(found) if args.markdown else backbone_table.text(found), end="")
 
 
 if __name__ == "__main__":

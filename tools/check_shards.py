@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.cli import tool
-from scaleup.common.progress import progress
-from scaleup.data.index import read_index
+from scaleup.common.timing import progress
+from scaleup.data.shards import read_index
 from scaleup.data.verify import verify
 
 

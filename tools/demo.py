@@ -21,7 +21,7 @@ import torch
 from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
@@ -32,7 +32,7 @@ from scaleup.outputs.parity import parity
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.training.run import run as train
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "demo"

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from scaleup.cli import tool
-from scaleup.common.progress import speaks
+from scaleup.common.timing import speaks
 from scaleup.errors import UserError
 
 

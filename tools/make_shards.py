@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.cli import tool
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
-from scaleup.data.failures import by_reason
+from scaleup.data.folders import by_reason
 from scaleup.data.pack import pack
 from scaleup.data.shapes import SPLITS, make_shapes
 from scaleup.data.shards import Shards

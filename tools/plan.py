@@ -3,7 +3,7 @@
 
 from scaleup import recipe
 from scaleup.cli import tool
-from scaleup.common.units import bytes_of
+from scaleup.common.machine import bytes_of
 
 
 def arguments():

@@ -37,7 +37,7 @@ def run(args):
 
 def asked(args):
     """The sources one by one; UserError where an argument is wrong."""
-    from scaleup.evaluation import picture_file
+    from scaleup.evaluation import overlay
     from scaleup.media import STDIN, expanded
 
     for option in ("top", "hop", "batch"):
@@ -45,7 +45,7 @@ def asked(args):
             raise UserError(f"--{option} {value} is not above 0")
     sources = expanded(args.sources)
     if args.overlay:
-        picture_file.refuse_name(args.overlay)
+        overlay.refuse_name(args.overlay)
         if len(sources) != 1 or sources == [STDIN]:
             raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
     return sources

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
-from scaleup.common.progress import speaks
+from scaleup.common.timing import speaks
 
 
 def arguments():

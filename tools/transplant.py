@@ -57,7 +57,7 @@ def arguments():
 def run(args):
     if args.out is None and not args.dry_run:
         raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
-    from scaleup.transplants.choices import Options
+    from scaleup.transplants.plan import Options
     from scaleup.transplants.transplant import transplant  # takes seconds
 
     options = Options(

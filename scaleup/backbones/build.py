@@ -13,10 +13,9 @@ import torch
 
 from scaleup.backbones import open_clip, timm
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.loading import load
+from scaleup.backbones.loading import Undrawn, load
 from scaleup.backbones.locate import locate
-from scaleup.backbones.meta_init import Undrawn
-from scaleup.checkpoint.weight_source import HUB, files_of, find, is_path
+from scaleup.checkpoint.hub import HUB, files_of, find, is_path
 from scaleup.common.model_choice import listed, tell
 from scaleup.common.tensors import File
 from scaleup.errors import UserError

@@ -8,9 +8,27 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from scaleup.common.tensors import File
 from scaleup.errors import UserError
+
+IN_PLACE = ("normal_", "uniform_", "fill_", "zero_", "mul_", "div_", "add_", "clamp_", "erfinv_")
+INITIALIZERS = ("normal_", "uniform_", "constant_", "kaiming_uniform_")
+
+
+class Undrawn(TorchFunctionMode):
+    """What would change the values of a tensor on the meta device in place is left undone."""
+
+    DRAWS = frozenset(
+        [getattr(torch.Tensor, name) for name in IN_PLACE] + [getattr(torch.nn.init, name) for name in INITIALIZERS]
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        drawn = (args[0] if args else kwargs["tensor"]) if func in self.DRAWS else None
+        return drawn if drawn is not None and drawn.is_meta else func(*args, **kwargs)
+
 
 OWN = ("tubes.", "positions.", "heads.", "gate.")  # tensors of our own models that are not the backbone's
 SHOWN = 3  # differences of a kind that an error names

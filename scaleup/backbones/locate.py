@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from scaleup.backbones import open_clip, timm
 from scaleup.backbones.backbone import ALIASES, resolve
 from scaleup.checkpoint import config_json as config_file
-from scaleup.checkpoint.weight_source import HUB, LOCAL, files_of, find, is_path
+from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
 from scaleup.common.tensors import File, split
 from scaleup.errors import UserError, nearest
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones import layouts, plain, timm
+from scaleup.backbones import layouts, timm
 from scaleup.backbones.backbone import Backbone, refuse_size
-from scaleup.checkpoint import weight_source
+from scaleup.backbones.blocks import STAGES
+from scaleup.checkpoint import hub
 from scaleup.errors import UserError, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
@@ -88,7 +89,7 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None) -> A
     if vision.get("timm_model_name"):
         return _timm_tower(name, vision, kwargs, size)
     if isinstance(vision["layers"], list):
-        raise UserError(f"'open_clip:{name}' is a ModifiedResNet, not a plain ViT: {plain.STAGES}")
+        raise UserError(f"'open_clip:{name}' is a ModifiedResNet, not a plain ViT: {STAGES}")
     _refuse_unknown_words(name, kwargs)
     words = config | {"quick_gelu": config.get("quick_gelu", False) or cfg["quick_gelu"]} | kwargs
     vision |= {word: value for word, value in kwargs.items() if word not in BESIDE}
@@ -173,9 +174,7 @@ def public(name: str) -> Path:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise UserError(f"'open_clip:{name}' does not say which weights; give open_clip:{model}/TAG: {', '.join(tags)}")
     repo, _, file = open_clip.get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
-    return weight_source.find(
-        f"{weight_source.HUB}{repo}", (f"{Path(file).stem}.safetensors", file) if file else weight_source.OPEN_CLIP
-    )
+    return hub.find(f"{hub.HUB}{repo}", (f"{Path(file).stem}.safetensors", file) if file else hub.OPEN_CLIP)
 
 
 def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

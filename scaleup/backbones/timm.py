@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from scaleup.backbones import layouts, rotary
 from scaleup.backbones.backbone import Backbone, refuse_size
-from scaleup.backbones.plain import MASKED, refuse_unless_plain
-from scaleup.checkpoint import weight_source
+from scaleup.backbones.blocks import MASKED, refuse_unless_plain
+from scaleup.checkpoint import hub
 from scaleup.errors import UserError, nearest
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
@@ -157,10 +157,10 @@ def public(name: str) -> Path:
     _refuse_unknown(name)
     cfg = get_pretrained_cfg(name)
     if cfg is not None and cfg.hf_hub_id:
-        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else weight_source.TIMM
-        return weight_source.find(f"{weight_source.HUB}{cfg.hf_hub_id}", names)
+        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else hub.TIMM
+        return hub.find(f"{hub.HUB}{cfg.hf_hub_id}", names)
     if cfg is not None and cfg.url:
-        return weight_source.fetch_url(str(cfg.url))
+        return hub.fetch_url(str(cfg.url))
     near = nearest(name, timm.list_pretrained())
     raise UserError(f"timm has no public weights of {name!r}{near}; give others with --weights, or --random-init")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from scaleup.checkpoint.hub import HUB
 from scaleup.checkpoint.model_directory import stages, trained_on
-from scaleup.checkpoint.weight_source import HUB
 
 USE = """```python
 import scaleup

@@ -1,13 +1,120 @@
-"""A model on the Hugging Face hub: a repository with the files of a model directory, which ``scaleup.load`` reads."""
+"""Files of weights and models: where they are on this machine, fetched from a hub, uploaded to one."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
+from torch.hub import download_url_to_file, get_dir
 
+from scaleup.common.tensors import INDEX_ENDING, part_names, split
 from scaleup.errors import UserError
+
+TIMM = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+HUB, LOCAL = "hf-hub:", "local-dir:"
+PATIENCE = 5  # seconds until a hub must have answered
+INSTEAD = "give a local file or directory with --weights, or --random-init"
+
+
+def is_path(weights: str) -> bool:
+    """Whether a place of weights is on this machine; else it is a name, and the weights are fetched by it."""
+    return not weights.startswith((HUB, "timm:", "open_clip:")) and weights not in ("pretrained", "meta")
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """Names of weights files, those of the backbone's own library first."""
+    return (*OPEN_CLIP, *TIMM) if name.startswith("open_clip:") else (*TIMM, *OPEN_CLIP)
+
+
+def find(place: str, names: Sequence[str]) -> Path:
+    """The first file of ``names`` at a place: ``hf-hub:owner/name``, ``local-dir:PATH``, a directory; a file is itself.
+
+    After a colon, any place may say which of the models in its file is meant; so does then what is returned.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached; with what was tried.
+    """
+    if place.startswith(HUB):
+        repo, _, model = place.removeprefix(HUB).partition(":")
+        return _of(_fetch(repo, names), model or None)
+    path, wanted = split(place.removeprefix(LOCAL))
+    if path.is_dir():
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            ours = "; of our own models, make a whole one with tools/export.py --to full" if TIMM[0] in names else ""
+            raise UserError(f"{path} holds none of {', '.join(names)}{ours}")
+        return _of(found[0], wanted)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    return _of(path, wanted)
+
+
+def _of(path: Path, model: str | None) -> Path:
+    """A file, absolute; links stay, since names end in what a file is and parts lie beside their index."""
+    return path.absolute().with_name(f"{path.name}:{model}") if model is not None else path.absolute()
+
+
+def _fetch(repo: str, names: Sequence[str]) -> Path:
+    """A file of a hub repository (owner/name[@revision]): what is in the cache is taken as it is."""
+    repo, _, revision = repo.partition("@")
+    for name in names:
+        try:
+            return _download(repo, name, revision=revision or None, local_files_only=True)
+        except LocalEntryNotFoundError:
+            continue
+        except ValueError as error:
+            raise UserError(f"{repo!r} is no hub id; allowed is owner/name") from error
+    for name in names:
+        try:  # one question that is not asked again, as the hub's own download does for half a minute
+            get_hf_file_metadata(hf_hub_url(repo, name, revision=revision or None), timeout=PATIENCE)
+            return _download(repo, name, revision=revision or None)
+        except RemoteEntryNotFoundError:
+            continue
+        except Exception as error:  # a network and a cache raise anything
+            raise _unreachable(f"{HUB}{repo} ({name})", error) from error
+    raise UserError(f"{HUB}{repo} holds none of {', '.join(names)}; {INSTEAD}")
+
+
+def _download(repo: str, name: str, **how: Any) -> Path:
+    """A file of a hub repository; with an index, the parts that it names."""
+    path = Path(hf_hub_download(repo, name, **how))
+    for part in part_names(path) if name.endswith(INDEX_ENDING) else ():
+        hf_hub_download(repo, part, **how)
+    return path
+
+
+def fetch_url(url: str) -> Path:
+    """A file of the web, kept where torch keeps those."""
+    path = Path(get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        urlopen(Request(url, method="HEAD"), timeout=PATIENCE).close()  # the download itself waits for ever
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(url, os.fspath(path), progress=False)
+    except Exception as error:
+        raise _unreachable(url, error) from error
+    return path
+
+
+def _unreachable(what: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UserError(f"the file {what} is not in the cache and could not be fetched ({reason}); {INSTEAD}")
 
 
 def upload(directory: Path, repo_id: str, private: bool = False, message: str = "scaleup") -> str:

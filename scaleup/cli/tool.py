@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from scaleup.common import causes, processes
-from scaleup.common.progress import speaks
+from scaleup.common import processes
+from scaleup.common.timing import speaks
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def _told(error: BaseException) -> int:
     """Say what failed; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted", 130)
-    if said := causes.sentence(error):
+    if said := processes.sentence(error):
         return _fail(f"error: {said}", 2)
     traceback.print_exception(error)
     return 1

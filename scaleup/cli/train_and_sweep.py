@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from scaleup import recipe
 from scaleup.cli import tool
-from scaleup.common.units import bytes_of
+from scaleup.common.machine import bytes_of
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 
@@ -60,7 +60,7 @@ def _sweep(read: Recipe, arms: Arms, args: argparse.Namespace, limit: float | No
     memory = bytes_of(args.memory, "--memory") if args.memory else None
     slurm = _checked(args)
     from scaleup.sweeps import costs, machines  # as above
-    from scaleup.sweeps.groups import groups
+    from scaleup.sweeps.machines import groups
     from scaleup.sweeps.sweep import sweep
 
     if args.plan:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scaleup.common.progress import speaks
+from scaleup.common.timing import speaks
 from scaleup.errors import UserError, nearest
 
 Place = tuple[str, ...]

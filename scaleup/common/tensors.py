@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -16,9 +17,83 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from scaleup.common import pickles, sharded
+from scaleup.common import pickles
 from scaleup.common.model_choice import choose, listed
 from scaleup.errors import UserError
+
+INDEX_ENDING = ".index.json"
+
+
+def is_index(path: Path) -> bool:
+    return path.suffix == ".json"  # no other weights are JSON
+
+
+def read_index(path: Path) -> dict[str, Path]:
+    """The part of each tensor.
+
+    Raises:
+        UserError: it is no index, names a file that is not beside it, or a tensor twice.
+    """
+    found = _weight_map(path)
+    for part in part_names(path):
+        if not (path.parent / part).is_file():
+            raise UserError(f"{path} names the part {part!r}, which is not beside it; download that too")
+    return {name: path.parent / part for name, part in found.items()}
+
+
+def part_names(path: Path) -> list[str]:
+    """The names of the parts of an index."""
+    return list(dict.fromkeys(_weight_map(path).values()))
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(), object_pairs_hook=lambda pairs: _without_doubles(path, pairs))
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(part, str) for part in found.values()) or not found:
+        raise UserError(
+            f"{path} is JSON without weights; allowed is the index of weights in several parts, whose 'weight_map' "
+            "names the part of each tensor"
+        )
+    for part in found.values():
+        if Path(part).name != part or part in ("", "..") or "\\" in part or "\0" in part:
+            raise UserError(f"{path} names the part {part!r}; allowed are files beside it")
+    return found
+
+
+def _without_doubles(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UserError(f"{path} names {name!r} twice")
+        found[name] = value
+    return found
+
+
+def refuse_misplaced(index: Path, wanted: Mapping[str, Path], held: Mapping[Path, Iterable[str]]) -> None:
+    """Raise UserError where parts do not hold what the index says.
+
+    Args:
+        wanted: the part of each tensor by the index.
+        held: the tensors that each part has.
+    """
+    places: dict[str, list[Path]] = {}
+    for part, names in held.items():
+        for name in names:
+            places.setdefault(name, []).append(part)
+    for name, part in wanted.items():
+        found = places.pop(name, [])
+        if found != [part]:
+            there = f"it is in {' and '.join(each.name for each in found)}" if found else "no part has it"
+            raise UserError(f"{index} says that {name!r} is in {part.name}, but {there}")
+    if places:
+        name, found = next(iter(places.items()))
+        raise UserError(f"{found[0]} holds {name!r}, which {index.name} does not name")
+
 
 STRETCH = 2**26  # bytes that are copied before a file is mapped anew
 
@@ -60,14 +135,14 @@ class File:
 
     @property
     def safe(self) -> bool:
-        return self.path.name.removesuffix(sharded.ENDING).endswith(".safetensors")
+        return self.path.name.removesuffix(INDEX_ENDING).endswith(".safetensors")
 
     @property
     def _maps(self) -> bool:  # old torch checkpoints cannot be mapped, they are in memory
-        return self.safe or sharded.is_index(self.path) or is_zipfile(self.path)
+        return self.safe or is_index(self.path) or is_zipfile(self.path)
 
     def _map(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return _map_parts(self.path) if sharded.is_index(self.path) else _map_one(self.path)
+        return _map_parts(self.path) if is_index(self.path) else _map_one(self.path)
 
 
 def split(place: str | Path) -> tuple[Path, str | None]:
@@ -87,7 +162,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_tensor(path: str | Path, name: str) -> Tensor:
     """One tensor of a safetensors file, or of an index of several, in memory of its own: aligned, wherever it is."""
     path = Path(path)
-    with safe_open(sharded.read(path)[name] if sharded.is_index(path) else path, framework="pt") as file:
+    with safe_open(read_index(path)[name] if is_index(path) else path, framework="pt") as file:
         return file.get_tensor(name).clone()
 
 
@@ -98,16 +173,16 @@ def _refuse_other_files(path: Path) -> None:
         start = file.read(64)
     if re.match(rb"\s*<[!?a-z]{2}", start, re.IGNORECASE):  # "<" alone may begin the length of a header
         raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
-    if len(start) < 64 and not sharded.is_index(path):
+    if len(start) < 64 and not is_index(path):
         raise UserError(f"{path} has {len(start)} bytes: it is no checkpoint")
 
 
 def _map_parts(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    places, found = sharded.read(index), {}
+    places, found = read_index(index), {}
     for part in dict.fromkeys(places.values()):
         _refuse_other_files(part)
         found[part] = _map_one(part)[0]
-    sharded.refuse_misplaced(index, places, found)
+    refuse_misplaced(index, places, found)
     return {name: found[part][name] for name, part in places.items()}, {}
 
 

@@ -1,4 +1,4 @@
-"""The content of a recipe file: what it is based on, the variants it offers, and changes from outside.
+"""A recipe put together: its base, its variants, and the changes of the command line.
 
 A recipe may stand on another and offer variants of itself, in groups of which one each is chosen::
 
@@ -16,18 +16,84 @@ tube, a training set, an arm) that is null is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.basecontainer import get_yaml_loader  # type: ignore[attr-defined]  # its reading of YAML, not PyYAML's
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from scaleup.config import yaml_words
-from scaleup.config.yaml_words import IsText
 from scaleup.errors import UserError, nearest
+
+IsText = Callable[[Sequence[str]], bool]  # whether the setting at a key path is text
+TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
+
+
+class Word:
+    """A number or a truth value, and the characters that stood for it."""
+
+    def __init__(self, text: str, value: bool | int | float) -> None:
+        self.text, self.value = text, _value(text, value)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _value(text: str, value: bool | int | float) -> bool | int | float | str:
+    """YAML takes 12:30 for 750 and 010 for 8, which nobody means."""
+    if ":" in text:
+        return text
+    return int(text.replace("_", "")) if re.fullmatch(r"[+-]?0[0-7_]+", text) else value
+
+
+class _Loader(get_yaml_loader()):  # type: ignore[misc]
+    """Keys are text; other numbers and truth values are Words."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        _name_keys(node)
+        return super().construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        return Word(node.value, value) if isinstance(value, bool | int | float) else value
+
+
+def _name_keys(root: yaml.Node) -> None:
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        for key, _ in pairs:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = TEXT
+        inside = [each for pair in pairs for each in pair]
+        inside += node.value if isinstance(node, yaml.SequenceNode) else []
+        waiting += [each for each in inside if id(each) not in seen]
+        seen |= set(map(id, inside))
+
+
+def read(text: str) -> Any:
+    """The content of a YAML document; raises YAMLError."""
+    return yaml.load(text, _Loader)  # noqa: S506  a safe loader
+
+
+def settled(content: Any, is_text: IsText, at: tuple[str, ...] = ()) -> Any:
+    """``content`` with text where a setting is text, numbers and truth values elsewhere."""
+    if isinstance(content, dict):
+        return {key: settled(value, is_text, (*at, key)) for key, value in content.items()}
+    if isinstance(content, list):
+        return [settled(value, is_text, (*at, "")) for value in content]
+    if isinstance(content, Word):
+        return content.text if is_text(at) else content.value
+    return content
+
 
 NULL = ("", "~", "null", "Null", "NULL")  # YAML's words for no value, of text too
 
@@ -64,7 +130,7 @@ def compose(
             if key and equals and key not in groups:
                 _change(changes, key, value, is_text, mistakes)
         chosen = OmegaConf.merge(_chosen(content, choices, str(path)), changes)
-        return yaml_words.settled(OmegaConf.to_container(chosen, resolve=True), is_text)
+        return settled(OmegaConf.to_container(chosen, resolve=True), is_text)
 
 
 def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes: list[str]) -> None:
@@ -77,7 +143,7 @@ def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes
         return
     literal = value not in NULL and is_text(re.findall(r"[^.\[\]]+", key))
     try:
-        OmegaConf.update(changes, key, value if literal else yaml_words.read(value))
+        OmegaConf.update(changes, key, value if literal else read(value))
     except YAMLError:
         mistakes.append(f"{key}: {value!r} is not a value as YAML has them: a number, a text, [a list], {{a: mapping}}")
 
@@ -124,7 +190,7 @@ def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
     if path.resolve() in above:
         raise UserError(f"the recipe {str(path)!r} is based on itself")
     with _readable(path):
-        content = _config(yaml_words.read(path.read_text(encoding="utf-8")) or {})
+        content = _config(read(path.read_text(encoding="utf-8")) or {})
         if not isinstance(content, DictConfig):
             raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
         base = content.pop("base", None)

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from scaleup.config.grid import expand
-from scaleup.config.schema import Arm, Model, Recipe, Train, Trunk, schedule
+from scaleup.config.schema import Arm, Model, Recipe, Train, Trunk, expand, schedule
 
 
 def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:

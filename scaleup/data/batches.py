@@ -1,20 +1,133 @@
-"""A batch: samples of one dataset put together, in this process or in others."""
+"""Batches, and the processes that make them: samples of one dataset put together and handed over."""
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Iterator, Mapping
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from multiprocessing.queues import Queue
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from scaleup.common import processes
+from scaleup.common.machine import said
+from scaleup.common.processes import end_with_python, follow
 from scaleup.config.schema import Input
-from scaleup.data.workers import in_workers, stacked
+from scaleup.errors import UserError
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+PREFETCH = 2  # results of a process that wait for their turn
+_rings: dict[tuple[int, ...], deque[Tensor]] = {}  # of this process, by the shape of a sample
+
+
+def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
+    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one).
+
+    Raises:
+        UserError: reading failed in one of them, and the cause is known.
+    """
+    if not workers:
+        return iter(DataLoader(dataset, batch_size=None, sampler=numbers))
+    more: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
+    loader = DataLoader(_Told(dataset), batch_size=None, sampler=numbers, num_workers=workers, **more)
+    with end_with_python():
+        return map(_received, iter(loader))
+
+
+class _Refusal(NamedTuple):
+    """What a process says in place of a result."""
+
+    sentence: str
+
+
+class _Told(Dataset):
+    """``dataset``, with a sentence where an error's cause is known: torch would hand over its traceback as a text."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except Exception as error:
+            if (sentence := processes.sentence(error)) is None:
+                raise
+            return _Refusal(sentence)
+
+
+def _received(result: Any) -> Any:
+    if isinstance(result, _Refusal):
+        raise UserError(result.sentence)
+    return result
+
+
+def refuse_small_shared(batch: int, count: int, workers: int) -> None:
+    """UserError where /dev/shm does not hold what processes hand over.
+
+    Args:
+        batch: bytes of a result, of each shape that there is, added up.
+        count: how many results there are in all.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = ranks * batch * min(count, workers * (PREFETCH + 1))
+    free = _free_shared() if needed else 0
+    if needed > free:
+        raise UserError(
+            f"the batches of {ranks * workers} loader processes need {said(needed)} of shared memory (/dev/shm), and "
+            f"{said(free)} are free; {processes.SHARED}"
+        )
+
+
+def _free_shared() -> int:
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.stack``; in a process of :func:`in_workers` into shared memory that is used by turns.
+
+    Fresh shared memory, handed out by the kernel page by page, would cost half of what decoding costs. So the main
+    process must copy a result before it asks for the next, and should keep the memory mapped meanwhile.
+    """
+    if get_worker_info() is None:
+        return torch.stack(list(tensors))
+    shape, ring = tensors[0].shape, _rings.setdefault(tuple(tensors[0].shape), deque())
+    if ring and len(ring[0]) < len(tensors):
+        ring.clear()
+    if len(ring) <= PREFETCH:  # those that wait, and the one that is taken out or being made
+        ring.append(torch.empty((len(tensors), *shape), dtype=tensors[0].dtype).share_memory_())
+    else:
+        ring.rotate(-1)
+    return torch.stack(list(tensors), out=ring[-1][: len(tensors)])
+
+
+def _begin_worker(_: int) -> None:
+    follow(signal.SIGINT, signal.SIGTERM)
+    Queue._on_queue_feeder_error = staticmethod(_not_handed_over)  # type: ignore[attr-defined]
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
+        mallopt(M_MMAP_THRESHOLD, 1 << 22)
+
+
+def _not_handed_over(error: Exception, _: Any) -> None:
+    """End: Python would drop the result, and the main process wait for it for ever."""
+    reason = processes.sentence(error) or f"{type(error).__name__} {error}"
+    print(f"a loader process cannot hand over a batch: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
 
 Failure = tuple[str, str]  # key and reason
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scaleup.data.text_files import read_json, read_lines
+from scaleup.data.lists import read_json, read_lines
 from scaleup.errors import UserError, nearest
 
 MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them

@@ -14,11 +14,9 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from scaleup.data.extent import Extent
-from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, whole
-from scaleup.data.pixel_modes import upright_rgb
+from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, upright_rgb, whole
 from scaleup.data.playback import Noted, Opened, Playback, refuse_missing, unnoted, unopened, video_stream
-from scaleup.data.timeline import Timeline
+from scaleup.data.timeline import Extent, Timeline
 
 if TYPE_CHECKING:
     from torch import Tensor

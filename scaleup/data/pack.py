@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 
 from scaleup.common.files import refuse_existing, take_place
+from scaleup.common.processes import parallel
 from scaleup.data.decode import BadSample
 from scaleup.data.encode import Encoding, encoded
-from scaleup.data.failures import Failure, failure
-from scaleup.data.folders import NO_FILE
-from scaleup.data.index import index_of, write_index, write_json
-from scaleup.data.parallel import parallel
-from scaleup.data.shards import Sample, Shards, write_shard
+from scaleup.data.folders import NO_FILE, Failure, failure
+from scaleup.data.shards import Sample, Shards, index_of, write_index, write_json, write_shard
 from scaleup.data.sources import Item, Listing, extension_of
 from scaleup.data.unfinished import clear, finished, partial_directory
 from scaleup.errors import UserError

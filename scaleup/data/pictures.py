@@ -11,8 +11,10 @@ import numpy as np
 from av import FFmpegError, VideoStream
 from av.filter import Graph
 from av.video.frame import VideoFrame
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from scaleup.data import hdr
+from scaleup.data import display
 from scaleup.data.display import ONE, ORIENTATIONS, Filters, Form, aspect_of, form_of
 
 MAX_PIXELS = 2**26  # of one frame; an 8K frame has half as many
@@ -111,7 +113,7 @@ class Pictures:
         flags = "bilinear+accurate_rnd" if (height, width) == (h, w) else "bilinear"
         scale = ("scale", f"{w}:{h}:flags={flags}")
         mirror = [("hflip", "")] if self._cut.mirrored else []
-        return [*ORIENTATIONS[form.matrix], *crop, scale, *hdr.filters(form), ("format", "gbrp"), *mirror]
+        return [*ORIENTATIONS[form.matrix], *crop, scale, *display.filters(form), ("format", "gbrp"), *mirror]
 
 
 def _stored(box: Box, form: Form) -> Box:
@@ -148,3 +150,34 @@ def _graph(frame: VideoFrame, filters: Filters) -> Graph:
 def check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadSample(f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+
+
+WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image just opened as RGB, upright by its EXIF tag; BadSample for greys of which nothing says what is white."""
+    upright = ImageOps.exif_transpose(image)
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return upright.convert("RGB")
+    white, values = _white(image), np.asarray(upright)
+    if not 0 <= values.min() <= values.max() <= white:  # NaN is in no order
+        raise BadSample(f"greys from {values.min():g} to {values.max():g}; from 0 to {white} is what can be shown")
+    levels = np.rint(values * (255 / white)).astype(np.uint8)
+    inverted = _tag(image, PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
+    return Image.fromarray(255 - levels if inverted else levels).convert("RGB")
+
+
+def _white(image: Image.Image) -> int:
+    """The value of white."""
+    if image.mode == "F":
+        return 1
+    if image.mode.startswith("I;16"):
+        return 2**12 - 1 if _tag(image, BITSPERSAMPLE) == (12,) else 2**16 - 1
+    if image.format == "PPM":  # which Pillow scales to 16 bits
+        return 2**16 - 1
+    raise BadSample("greys of 32 bits or with a sign, and nothing says which of them is white")
+
+
+def _tag(image: Image.Image, number: int) -> object:
+    return image.tag_v2.get(number) if isinstance(image, TiffImageFile) else None

@@ -8,9 +8,8 @@ import av
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
-from scaleup.data.extent import Extent
 from scaleup.data.pictures import BadSample
-from scaleup.data.timeline import Clock, Stamps, period
+from scaleup.data.timeline import Clock, Extent, Stamps, period
 
 MAX_DAMAGED = 0.02  # of the frames; a video with more is left out
 MAX_MISSING = 0.1  # of the stated length, at the end; a video that lacks more is left out

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from scaleup.common.files import new_directory
-from scaleup.data.parallel import parallel
+from scaleup.common.processes import parallel
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
 

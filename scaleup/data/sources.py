@@ -11,13 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from scaleup.data.archives import is_tar, packed_as
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
-from scaleup.data.failures import by_reason, failure, printable
-from scaleup.data.folders import hidden, walk
-from scaleup.data.lists import is_media, read_rows
-from scaleup.data.text_files import read_json, read_lines
+from scaleup.data.folders import by_reason, failure, hidden, printable, walk
+from scaleup.data.lists import is_media, read_json, read_lines, read_rows
+from scaleup.data.tar_members import is_tar, packed_as
 from scaleup.errors import UserError, nearest
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")

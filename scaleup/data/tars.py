@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from scaleup.common.files import refuse_existing
-from scaleup.data.archives import is_tar, packed_as
+from scaleup.common.processes import parallel
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
-from scaleup.data.failures import Failure, by_reason
-from scaleup.data.folders import NO_FILE, broken, hidden
-from scaleup.data.index import file_sha256, index_of, write_index
-from scaleup.data.parallel import parallel
+from scaleup.data.folders import NO_FILE, Failure, broken, by_reason, hidden
 from scaleup.data.playback import Noted
-from scaleup.data.shards import Shards
-from scaleup.data.tar_members import Members, failed_as, grouped
+from scaleup.data.shards import Shards, file_sha256, index_of, write_index
+from scaleup.data.tar_members import Members, failed_as, grouped, is_tar, packed_as
 from scaleup.errors import UserError, nearest
 
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read

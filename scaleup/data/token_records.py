@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from scaleup.config import schema
-from scaleup.data.batches import Batch
+from scaleup.data.batches import Batch, refuse_small_shared
 from scaleup.data.decode import BadSample
-from scaleup.data.loader import Joined, TrainSteps, alone, train_steps
+from scaleup.data.loader import Joined, TrainSteps, alone, check_heads, train_steps
 from scaleup.data.shards import Shards
-from scaleup.data.training_sets import check_heads
-from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # what tokens are kept in

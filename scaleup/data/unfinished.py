@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.common.files import locked
-from scaleup.data.index import file_sha256
+from scaleup.data.shards import file_sha256
 from scaleup.errors import UserError
 
 PATIENCE = 5.0  # seconds: processes that read for one that was killed outlive it by one

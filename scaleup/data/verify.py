@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scaleup.common.processes import parallel
 from scaleup.data.decode import BadSample, check
-from scaleup.data.index import file_sha256, read_index
-from scaleup.data.parallel import parallel
 from scaleup.data.playback import Noted, unnoted
-from scaleup.data.shards import MEDIA
+from scaleup.data.shards import MEDIA, file_sha256, read_index
 from scaleup.data.storage import storage
 from scaleup.data.tar_members import Members, failed_as, grouped
 from scaleup.errors import UserError

@@ -1,15 +1,102 @@
-"""Pictures of where a model looks, drawn over what it was shown."""
+"""Where a model looks: the pixels whose tokens speak for a class, drawn over the clip and written as a file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from scaleup.evaluation.relevance import painted, token_relevance
+from scaleup.errors import UserError
+from scaleup.model.places import Size, TubeSpec
 from scaleup.model.tokenizer import size_of
+from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
+
+
+def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor:
+    """How much each token that enters the arm speaks for class ``target`` of one sample: (N,), prefix tokens left out.
+
+    To first order what the class's logarithmic probability loses where a token becomes the mean of all of them, where
+    that is a loss; it asks nothing of the blocks, so that it serves every backbone.
+    """
+    taps = model.arm_inputs(x)
+    if isinstance(taps, Tensor):  # pixels, which enter as tokens
+        z0 = model.tokenizer(x).detach()
+        taps = Taps(z0, z0, model.tokenizer.context(size_of(x)))
+    h = taps.h.detach().requires_grad_()
+    chosen = model.arm(taps._replace(h=h), head).log_softmax(-1)[0, target]
+    (gradient,) = torch.autograd.grad(chosen, h)
+    prefix = model.tokenizer.num_prefix_tokens
+    tokens, gradient = h[0, prefix:].detach(), gradient[0, prefix:]  # (N, D)
+    return (gradient * (tokens - tokens.mean(0))).sum(-1).clamp(min=0)
+
+
+def painted(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:
+    """Relevance of tokens (N,) spread over the pixels that each covers: (T, H, W), at most 1.
+
+    A pixel gets the mean of the tokens that cover it.
+    """
+    total, cover = torch.zeros(2, *size)
+    weights = iter(relevance.tolist())
+    for spec in specs:
+        for box in boxes(spec, size):
+            total[box] += next(weights)
+            cover[box] += 1
+    mean = total / cover.clamp(min=1)
+    return mean / mean.max().clamp(min=1e-12)
+
+
+def boxes(spec: TubeSpec, size: Size) -> list[tuple[slice, slice, slice]]:
+    """All that each token covers, fold included, in the order of the tokens."""
+    t, h, w = (
+        [slice(int(places[0]), int(places[-1]) + kernel) for places in axis]
+        for axis, kernel in zip(spec.places(size), spec.kernel, strict=True)
+    )
+    return [(a, b, c) for a in t for b in h for c in w]
+
+
+def refuse_name(path: str | Path) -> None:
+    """UserError where :func:`write` does not know how to write a file of this name, or has no directory for it."""
+    if Path(path).suffix not in (".mp4", ".png"):
+        raise UserError(f"an overlay is written as .mp4 or .png, not {str(path)!r}")
+    if not Path(path).parent.is_dir():
+        raise UserError(
+            f"the overlay {str(path)!r} cannot be written: there is no directory {str(Path(path).parent)!r}"
+        )
+
+
+def write(clips: Iterable[np.ndarray], path: str | Path, fps: float) -> None:
+    """Write pictures (T, h, w, 3), clip after clip, as a video (.mp4), or the middle one of the first as a .png."""
+    refuse_name(path)
+    half = Path(path).with_name(f".half-{Path(path).name}")
+    try:
+        if half.suffix == ".png":
+            first = next(iter(clips))
+            Image.fromarray(first[len(first) // 2]).save(half)
+        else:
+            _encode(clips, half, fps)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _encode(clips: Iterable[np.ndarray], path: Path, fps: float) -> None:
+    """H.264 wants even sides: an odd one loses a row or a column."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=round(fps), options={"crf": "18"})
+        for pictures in clips:
+            height, width = (side - side % 2 for side in pictures.shape[1:3])
+            if not stream.codec_context.is_open:
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for picture in pictures[:, :height, :width]:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        container.mux(stream.encode())
+
 
 COLOUR = torch.tensor([255.0, 40.0, 0.0])
 

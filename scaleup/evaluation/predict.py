@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.config.schema import Input
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
 from scaleup.data.playback import Noted, unnoted
 from scaleup.data.stream import clips
 from scaleup.errors import UserError
-from scaleup.evaluation import overlay, picture_file
+from scaleup.evaluation import overlay
 from scaleup.media import STDIN, content, expanded, kind
 from scaleup.model.tubevit import TubeViT
 
@@ -108,7 +108,7 @@ def draw(predictor: Predictor, source: str, path: str) -> None:
         UserError: the source cannot be read, or the name of the file ends otherwise.
     """
     try:
-        picture_file.write(_drawn(predictor, source), path, predictor.input.fps)
+        overlay.write(_drawn(predictor, source), path, predictor.input.fps)
     except BadSample as error:
         raise UserError(f"no overlay of {source!r}: {error}") from None
 

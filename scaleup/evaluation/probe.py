@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from scaleup.checkpoint.tensor_names import public_name
+from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
-from scaleup.common.progress import progress
 from scaleup.common.ridge import Affine, Moments, Ridge
+from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scaleup.backbones.class_token import first_token, fits, pools_first
+from scaleup.backbones.blocks import first_token, fits, pools_first
 from scaleup.errors import UserError
 from scaleup.model.kernels import computed
 from scaleup.model.tokenizer import Tokenizer, size_of

@@ -13,14 +13,13 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build, extended
 from scaleup.checkpoint import config_json
 from scaleup.checkpoint.config_json import FORMAT
-from scaleup.checkpoint.model_directory import local, read_report, read_tensors
-from scaleup.checkpoint.tensor_names import public_name, refuse_misfits
+from scaleup.checkpoint.model_directory import local, public_name, read_report, read_tensors, refuse_misfits
 from scaleup.config.schema import Model, Trunk
 from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Heads
-from scaleup.model.inflation import inflate
+from scaleup.model.tubes import inflate
 from scaleup.model.tubevit import TubeViT
 
 load = TubeViT.from_pretrained

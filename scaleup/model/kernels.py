@@ -1,7 +1,7 @@
 """How the products in blocks are computed: as the library does, or by ways that give the same but for rounding.
 
 ``library``: bit for bit the library's. ``lean``: the last block for the class token alone, where pooling reads no other
-(:mod:`scaleup.backbones.class_token`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which
+(:mod:`scaleup.backbones.blocks`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which
 torch gives to oneDNN; its matrix products go to a library that leaves half of some processors' width unused.
 """
 

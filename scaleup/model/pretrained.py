@@ -22,9 +22,18 @@ from scaleup.backbones.build import build
 from scaleup.backbones.placement import BlockFile
 from scaleup.checkpoint import config_json, hub
 from scaleup.checkpoint.card import Described, card
-from scaleup.checkpoint.model_directory import ADAPTER, DELTA, FULL, local, read_report, read_tensors
-from scaleup.checkpoint.tensor_names import ADAPTER_PREFIX, public_name, refuse_misfits
-from scaleup.checkpoint.weight_source import is_path
+from scaleup.checkpoint.hub import is_path
+from scaleup.checkpoint.model_directory import (
+    ADAPTER,
+    ADAPTER_PREFIX,
+    DELTA,
+    FULL,
+    local,
+    public_name,
+    read_report,
+    read_tensors,
+    refuse_misfits,
+)
 from scaleup.common import tensors
 from scaleup.common.files import let_read, new_directory
 from scaleup.errors import UserError

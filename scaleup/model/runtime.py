@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
-from scaleup.backbones.placement import materialised
+from scaleup.backbones.placement import drift, fastest, materialised
 from scaleup.common.distributed import World
 from scaleup.config.schema import Trunk as Settings
 from scaleup.model.kernels import choose, keep_memory
-from scaleup.model.precision import drift, fastest
-from scaleup.model.preprocess import natural_clip, normalise
-from scaleup.model.tokenizer import size_of
+from scaleup.model.tokenizer import natural_clip, normalise, size_of
 from scaleup.model.trunk import Trunk, on_meta, recast
 from scaleup.model.tubevit import TubeViT
 

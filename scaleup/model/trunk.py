@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones.placement import BlockFile, in_turn
+from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, in_turn
 from scaleup.model.kernels import computed
 from scaleup.model.positions import Context
-from scaleup.model.precision import COMPUTED_IN, cast
 from scaleup.model.tokenizer import Tokenizer, size_of
 
 

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.placement import BlockFile, materialised
-from scaleup.checkpoint.tensor_names import is_of_adapter
+from scaleup.checkpoint.model_directory import is_of_adapter
 from scaleup.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Arm, Gate, Heads, init_head
-from scaleup.model.preprocess import Preprocess
 from scaleup.model.pretrained import Pretrained
-from scaleup.model.tokenizer import Tokenizer
+from scaleup.model.tokenizer import Preprocess, Tokenizer
 from scaleup.model.trunk import Taps, Trunk, arm_inputs, on_meta
 
 if TYPE_CHECKING:

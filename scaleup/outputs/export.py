@@ -10,7 +10,8 @@ from typing import Any
 from scaleup.common.files import new_directory, refuse_existing
 from scaleup.errors import UserError, nearest
 from scaleup.model.build import load
-from scaleup.outputs import own_format, peft_adapter, programs, timm_format
+from scaleup.outputs import programs
+from scaleup.outputs.formats import merged, write_adapter, write_own, write_timm
 from scaleup.outputs.parity import largest, parity
 
 __all__ = ["TARGETS", "export", "parity"]
@@ -61,13 +62,13 @@ def export(
     found, timed = dict[str, float](), dict[str, Any]()
     with new_directory(out, overwrite) as half:
         if to in OWN:
-            found = dict(zip(("image", "video"), own_format.write(model, source, to, half, base, merge), strict=True))
+            found = dict(zip(("image", "video"), write_own(model, source, to, half, base, merge), strict=True))
         elif to == "peft":
-            found = dict(zip(("image", "video"), peft_adapter.write(model, source, half, base), strict=True))
+            found = dict(zip(("image", "video"), write_adapter(model, source, half, base), strict=True))
         elif to == "timm":
-            found["image"], timed = timm_format.write(own_format.merged(model) if merge else model, half)
+            found["image"], timed = write_timm(merged(model) if merge else model, half)
         else:
-            plain = own_format.merged(model) if model.config["adapter"] else model
+            plain = merged(model) if model.config["adapter"] else model
             found, timed = programs.write(plain, programs.FORMS[to], half, frames)
         limit, measure = (0, "abs") if exact else (ROUNDING, "rel")
         if not (most := largest(found.values())) <= limit:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaleup.model.preprocess import natural_clip, normalise
+from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from scaleup.checkpoint.config_json import completed
 from scaleup.checkpoint.model_directory import local
-from scaleup.common.environment import environment
 from scaleup.common.files import write_text
+from scaleup.common.machine import environment
 from scaleup.errors import UserError
 from scaleup.model.build import load_run
 from scaleup.model.tubevit import TubeViT

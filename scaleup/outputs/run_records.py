@@ -15,7 +15,7 @@ from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.errors import UserError
 from scaleup.recipe import load, resolved, sweep_arms
 from scaleup.training.log import read_lines
-from scaleup.training.result import RESULT
+from scaleup.training.run_directory import RESULT
 
 Series = tuple[list[int], list[float]]  # steps and values
 SINGLE = "model"  # what the arm of a run is called that is no sweep's

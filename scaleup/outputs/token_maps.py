@@ -7,10 +7,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from scaleup.evaluation.relevance import boxes
-from scaleup.model.inflation import patch_of
+from scaleup.evaluation.overlay import boxes
 from scaleup.model.places import Size, TubeSpec
-from scaleup.model.tubes import resize_kernel
+from scaleup.model.tubes import patch_of, resize_kernel
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.svg_plots import svg
 

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scaleup.backbones.placement import COMPUTED_IN
 from scaleup.config.schema import Arm, Recipe
+from scaleup.data.loader import open_datasets
 from scaleup.data.token_records import in_cache
-from scaleup.data.training_sets import open_datasets
 from scaleup.model.kernels import LARGEST, SMALLEST
 from scaleup.model.places import Size
-from scaleup.model.precision import COMPUTED_IN
 from scaleup.model.trunk import Taps, Trunk
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
-from scaleup.training import cache_size
+from scaleup.training import cache_plan
 from scaleup.training.arm_trainer import Classifier
-from scaleup.training.run_models import outlines
+from scaleup.training.run_inputs import outlines
 
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 
@@ -99,8 +99,8 @@ class Sketch:
         model = next(iter(self.models.values()))
         sizes = {
             precision: sum(
-                cache_size.cache_bytes(
-                    shards, len(cache_size.blank_record(model, shards.modality, depths, precision)), views
+                cache_plan.cache_bytes(
+                    shards, len(cache_plan.blank_record(model, shards.modality, depths, precision)), views
                 )
                 for shards in self.datasets.values()
             )

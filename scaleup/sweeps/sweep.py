@@ -21,8 +21,8 @@ from scaleup.common.files import move, new_directory
 from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
 from scaleup.training import run_directory
-from scaleup.training.result import RESULT, is_complete, note
 from scaleup.training.run import run
+from scaleup.training.run_directory import RESULT, is_complete, note
 
 PARTS = "parts"
 Groups = list[dict[str, Arm]]

@@ -1,10 +1,10 @@
-"""Real modules run on tensors without content: what is computed is counted, and what is held at each moment."""
+"""Real modules run on tensors without content: FLOPs are counted, and bytes held at each moment."""
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,9 +13,46 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from scaleup.common.flops import counter
+
+def counter() -> FlopCounterMode:
+    """Counts what runs inside; a multiplication and an addition are two."""
+    return FlopCounterMode(display=False, custom_mapping=ATTENTION)
+
+
+def forward(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores, and values weighted by them. Shapes are (B, heads, N, D)."""
+    return _product(query, key) * (query[3] + value[3])
+
+
+def backward(
+    grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Scores once more; gradients of queries, keys, scores and values."""
+    return _product(query, key) * (3 * query[3] + 2 * value[3])
+
+
+def _product(query: Sequence[int], key: Sequence[int]) -> int:
+    """FLOPs of queries by keys for each channel."""
+    return 2 * query[0] * query[1] * query[2] * key[2]
+
+
+KINDS = (
+    "flash_attention",
+    "flash_attention_for_cpu",
+    "efficient_attention",
+    "cudnn_attention",
+    "fused_attention_overrideable",
+)
+ATTENTION = {
+    operation: flops
+    for kind in KINDS
+    for end, flops in (("", forward), ("_backward", backward))
+    if (operation := getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}", None))  # some lack some
+}
+
 
 M = TypeVar("M", bound=nn.Module)
 BATCHES = (2, 3)  # what is measured at two batch sizes is known at all; at 1 some copies are views
@@ -36,7 +73,7 @@ def empty_tensor(*shape: int) -> Tensor:
 
 
 class Trace(TorchDispatchMode):
-    """Counts FLOPs as :func:`scaleup.common.flops.counter` does, operation by operation.
+    """Counts FLOPs as :func:`scaleup.sweeps.trace.counter` does, operation by operation.
 
     ``alive`` holds, after each allocation, the bytes of all tensors made inside and not yet freed: what autograd keeps
     for the backward pass, gradients, and what an operation gives before the next takes it. ``gradients`` holds how many

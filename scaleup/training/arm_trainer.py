@@ -1,28 +1,62 @@
-"""One training step of one arm, its loss on a batch and one update; and how the arm stands after it."""
+"""One arm in training: its learning rate, its loss on a batch, one update, and its state after it."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scaleup.common.clock import now
 from scaleup.common.distributed import World
+from scaleup.common.timing import now
 from scaleup.config.schema import Arm as Settings
 from scaleup.config.schema import Recipe, schedule
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
-from scaleup.training import zero_state
-from scaleup.training.arm_state import Standing
+from scaleup.training import engine
 from scaleup.training.engine import Engine
 from scaleup.training.mixing import WHOLE, Mix, head_loss
-from scaleup.training.schedule import lr_factor
+
+
+def lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Share of the base learning rate at ``step`` = 0, ..., ``steps - 1``.
+
+    Rises linearly and reaches 1 at the last of ``warmup`` steps; falls along half a cosine that would reach 0 at
+    ``steps``. No step has a rate of 0.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@dataclass
+class Standing:
+    """Whether an arm has ended, and how good it was at its best; a checkpoint holds it as JSON."""
+
+    ended: str | None = None  # complete | early (validations without a rise) | diverged; None while it trains
+    steps: int = 0  # that it took until it ended
+    best_step: int | None = None  # steps it had taken when it was best
+    valid_accuracy: float | None = None  # at its best
+    waited: int = 0  # validations since
+
+    def validated(self, accuracy: float, steps: int) -> bool:
+        """Note the accuracy after so many steps; whether it is the best. Of equal ones the first is."""
+        if self.valid_accuracy is not None and accuracy <= self.valid_accuracy:
+            self.waited += 1
+            return False
+        self.valid_accuracy, self.best_step, self.waited = accuracy, steps, 0
+        return True
+
+    def __str__(self) -> str:
+        """In words, for an arm that was just validated."""
+        best = f"best {self.valid_accuracy:.2%} after step {self.best_step}" if self.waited else "best"
+        return f"{best}, ends early" if self.ended == "early" else best
 
 
 class Classifier(nn.Module):
@@ -92,7 +126,7 @@ class ArmTrainer:
     def validated(self, accuracy: float, steps: int) -> None:
         """Note an accuracy after ``steps``, keep the best weights, and end where the patience does."""
         if self.standing.validated(accuracy, steps) and self.world.rank == 0:
-            weights = zero_state.weights(self.model.arm)
+            weights = engine.weights(self.model.arm)
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         if self.standing.waited >= self.settings.patience > 0:
             self.end("early", steps)
@@ -101,17 +135,17 @@ class ArmTrainer:
         """Take no step any more. The model is final: on the first rank as it was at its best, where that is known."""
         self.standing.ended, self.standing.steps = how, steps
         self.engine.optimizer.state.clear()
-        for name, tensor in zero_state.weights(self.model.arm).items() if self.best else ():
+        for name, tensor in engine.weights(self.model.arm).items() if self.best else ():
             tensor.copy_(self.best[name])
         self.best = {}
 
     def gather(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, on the first rank; all ranks must call."""
-        return zero_state.gather(self.engine, self.world) | {f"best/{name}": each for name, each in self.best.items()}
+        return engine.gather(self.engine, self.world) | {f"best/{name}": each for name, each in self.best.items()}
 
     def restore(self, tensors: dict[str, Tensor], standing: Mapping[str, Any]) -> None:
         """Put back what :meth:`gather` found, and how the arm stood."""
-        zero_state.restore(self.engine, tensors)
+        engine.restore(self.engine, tensors)
         self.standing = Standing(**standing)
         if self.world.rank == 0:
             self.best = {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}

@@ -17,7 +17,7 @@ from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, ra
 from scaleup.model.positions import Context
 from scaleup.model.trunk import Inputs, Taps, arm_inputs
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.cache_identity import made_of, refuse_other
+from scaleup.training.cache_plan import made_of, refuse_other
 from scaleup.training.mixing import Mix, draw_mix
 
 
@@ -85,7 +85,8 @@ class Cached:
         self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
         self.made = next(iter(self.sets.values())).made
         steps = range(start, recipe.train.steps)
-        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, world.rank, world.size, world.join_lists)
+        rank, ranks, joined = world.rank, world.size, world.join_lists
+        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, rank, ranks, joined)
 
     def __iter__(self) -> Iterator[Fed]:
         for batch in self.batches:

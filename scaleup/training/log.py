@@ -1,11 +1,13 @@
-"""What a run writes down: ``metrics.jsonl``, one object a step, and TensorBoard."""
+"""What a run writes down: metrics.jsonl, TensorBoard, the progress line, and heads that stay at chance."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -60,3 +62,98 @@ def flatten(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
             yield from flatten(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and name != "step":
             yield f"{prefix}{name}", value
+
+
+SHOWN = 8  # heads in a line of progress, over all arms
+LATELY = 20  # steps of a head that its figures in that line are the mean of
+JUDGED_BY = 1000  # steps after its warm-up by which an arm is judged for the first time; short ones after a quarter
+
+
+class Recent:
+    """The heads of one arm, on each dataset that they learn from.
+
+    A head is at chance while its accuracy is at most that of always naming the most frequent class and a quarter of it
+    (where that class has more than half of the samples, and a quarter of the rest). It is judged on so many samples
+    that a head that guesses gets above this once in 30,000 times, again on as many new ones, and is no longer at chance
+    when it has risen.
+
+    Args:
+        most_frequent: of each dataset and head, the share of the class that most samples have.
+        batch: samples of a step.
+        steps, warmup: of the arm.
+    """
+
+    def __init__(
+        self, arm: str, most_frequent: Mapping[str, Mapping[str, float]], batch: int, steps: int, warmup: int
+    ) -> None:
+        self.arm, self.batch, self.first = arm, batch, warmup + min((steps - warmup) // 4, JUDGED_BY)
+        sets = [head for heads in most_frequent.values() for head in heads]
+        self.heads = {
+            (dataset, head): Head(head if sets.count(head) == 1 else f"{head} of {dataset}", share)
+            for dataset, heads in most_frequent.items()
+            for head, share in heads.items()
+        }
+
+    def add(self, step: int, dataset: str, heads: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Note a step; returns a sentence on each head that is found at chance for the first time."""
+        found = []
+        for name, measured in heads.items():
+            head = self.heads[dataset, name]
+            head.lately.append((measured["loss"], measured["accuracy"]))
+            if step >= self.first and head.judged(measured["accuracy"], self.batch, step + 1):
+                found.append(self._said(head))
+        return found
+
+    def _said(self, head: Head) -> str:
+        found = head.at_chance
+        return (
+            f"head {head.name!r} of arm {self.arm!r} is still at chance after {found['steps']} steps: it is right for "
+            f"{found['accuracy']:.1%} of the last {found['samples']:,} samples, and the most frequent class is that of "
+            f"{found['chance']:.1%}; look at its labels and at what augmentation does to them, try another learning "
+            "rate or more steps, and of a frozen model let more blocks train"
+        )
+
+    @property
+    def at_chance(self) -> dict[str, dict[str, Any]]:
+        """The heads that were at chance when they were last judged: what a result says of them."""
+        return {head.name: head.at_chance for head in self.heads.values() if head.at_chance}
+
+
+class Head:
+    """One head on one dataset."""
+
+    def __init__(self, name: str, chance: float) -> None:
+        self.name, self.chance = name, chance
+        self.lately: deque[tuple[float, float]] = deque(maxlen=LATELY)  # loss, accuracy
+        self.right, self.samples = 0.0, 0  # since it was last judged
+        self.at_chance: dict[str, Any] = {}
+        self.named = False
+        self.margin = min(chance, 1 - chance) / 4
+
+    def judged(self, accuracy: float, samples: int, steps: int) -> bool:
+        """Count a step, and judge where there are samples enough; whether it is at chance for the first time."""
+        self.right, self.samples = self.right + accuracy * samples, self.samples + samples
+        if self.samples * self.margin**2 < 16 * self.chance * (1 - self.chance) or not self.margin:  # 4 deviations
+            return False
+        share, seen = self.right / self.samples, self.samples
+        self.right, self.samples = 0.0, 0
+        low = share <= self.chance + self.margin
+        self.at_chance = {"accuracy": share, "chance": self.chance, "samples": seen, "steps": steps} if low else {}
+        first, self.named = low and not self.named, self.named or low
+        return first
+
+    def __str__(self) -> str:
+        losses, accuracies = zip(*self.lately, strict=True)
+        return f"{self.name} {fmean(losses):.2f} {fmean(accuracies):.0%}"
+
+
+def line(arms: Iterable[Recent]) -> str:
+    """Loss and accuracy of each head in a line of progress: ``last1 shape 0.31 92%, motion 1.80 14%; last2 ...``."""
+    parts, left = [], SHOWN
+    for arm in arms:
+        heads = [str(head) for head in arm.heads.values() if head.lately]
+        parts += [f"{arm.arm} {', '.join(heads[:left])}"] if left else []
+        if len(heads) > left:
+            return "; ".join(parts) + ", ..."
+        left -= len(heads)
+    return "; ".join(parts)

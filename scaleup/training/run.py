@@ -9,19 +9,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from scaleup.common.clock import now
 from scaleup.common.distributed import join
-from scaleup.common.progress import progress
+from scaleup.common.timing import now, progress
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.errors import UserError
 from scaleup.model.runtime import settle, settle_kernels
-from scaleup.training import result, run_directory, run_inputs
+from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, settled_mean, whole_step
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
-from scaleup.training.head_progress import Recent, line
-from scaleup.training.log import Metrics
-from scaleup.training.run_models import models
+from scaleup.training.log import Metrics, Recent, line
+from scaleup.training.run_inputs import models
 from scaleup.training.stop import Stop, exit_code
 from scaleup.training.validation import Validation
 
@@ -46,9 +44,9 @@ def run(
         are means over the steps after the first few, the loss is the mean over the last tenth of them; alpha is None
         without a gate, and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
         :func:`scaleup.model.runtime.settle`. An arm took ``steps``, and ``ended`` as
-        :class:`scaleup.training.arm_state.Standing` says. Where arms are validated, a model is what it was after
+        :class:`scaleup.training.arm_trainer.Standing` says. Where arms are validated, a model is what it was after
         ``best_step``, with ``valid_accuracy``. ``at_chance`` has the heads that learn nothing, see
-        :class:`scaleup.training.head_progress.Recent`. An arm that ``diverged`` at a step has no directory, and
+        :class:`scaleup.training.log.Recent`. An arm that ``diverged`` at a step has no directory, and
         ``"exit"`` is then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and
         the exit code that says why.
 
@@ -81,7 +79,7 @@ def run(
         stack.enter_context(stop)
         early = training.train(metrics, saved, stop)
         if not early and leads:
-            result.write(training.result(), training.models, out, training.lists)
+            run_directory.write(training.result(), training.models, out, training.lists)
             shutil.rmtree(saved.directory, ignore_errors=True)
     if early:
         return {"out": recipe.out, "steps": training.steps, "stopped": training.done, "exit": exit_code(early)}
@@ -246,7 +244,7 @@ class Run:
             "out": self.recipe.out,
             "steps": self.steps,
             **trunk,
-            **result.arms(self.trainers, self.recent, self.recipe.out),
+            **run_directory.arms(self.trainers, self.recent, self.recipe.out),
         }
 
 

@@ -1,8 +1,9 @@
-"""The directory of a run: begun with its recipe, gone on with by the very same recipe, replaced by no accident."""
+"""The directory of a run: begun with its recipe, continued with the same recipe, completed with its results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,51 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scaleup import recipe as recipes
-from scaleup.common.files import locked, new_directory
+from scaleup.common.files import locked, new_directory, write_text
+from scaleup.common.machine import environment
 from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
-from scaleup.training.result import is_complete
+from scaleup.model.tubevit import TubeViT
+from scaleup.training.arm_trainer import ArmTrainer
+from scaleup.training.log import Recent
+from scaleup.training.run_inputs import sizes
+
+RESULT = "result.json"
+
+
+def is_complete(out: Path) -> bool:
+    return (out / RESULT).is_file()
+
+
+def arms(trainers: Mapping[str, ArmTrainer], recent: Mapping[str, Recent], out: str) -> dict[str, Any]:
+    """``{"arms", "environment"}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm
+    diverged."""
+    found = {name: {**sizes(trainer.model), **trainer.result()} for name, trainer in trainers.items()}
+    for name, arm in found.items():
+        arm["at_chance"] = recent[name].at_chance
+        arm["directory"] = str(Path(out) / name) if arm["diverged"] is None else None
+    lost = any(arm["diverged"] is not None for arm in found.values())
+    return {"arms": found, "environment": environment()} | ({"exit": 1} if lost else {})
+
+
+def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path, data: Mapping[str, Any]) -> None:
+    """Write the models of arms that did not diverge, and then the result, which says that the run is complete.
+
+    Args:
+        data: what they were trained on, see :func:`scaleup.training.run_inputs.lists`.
+    """
+    trunk = {"seconds": result["trunk_seconds"], **result["trunk"]}
+    for name, arm in result["arms"].items():
+        if arm["diverged"] is None:
+            began = models[name].report
+            models[name].report = {"training": arm, "data": data, "trunk": trunk, "began_from": began}
+            models[name].save_pretrained(out / name, overwrite=True)
+    note(result, out)
+
+
+def note(result: dict[str, Any], out: Path) -> None:
+    write_text(out / RESULT, json.dumps(result, indent=2))
+
 
 # What may differ when a run goes on, since it changes no weight.
 FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.keep"}

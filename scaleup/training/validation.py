@@ -10,9 +10,8 @@ from typing import Any
 
 from scaleup.common.distributed import World
 from scaleup.config.schema import Input, Recipe, Valid
-from scaleup.data.batches import input_bytes
+from scaleup.data.batches import input_bytes, refuse_small_shared
 from scaleup.data.shards import Shards
-from scaleup.data.workers import refuse_small_shared
 from scaleup.errors import UserError
 from scaleup.evaluate import Once, matched, scores
 from scaleup.model.tubevit import TubeViT

@@ -17,7 +17,7 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.errors import UserError
 from scaleup.model.places import Size
-from scaleup.model.preprocess import normalise
+from scaleup.model.tokenizer import normalise
 from scaleup.transplants.donor import Kernel
 from scaleup.transplants.measure import rms
 

@@ -15,8 +15,8 @@ from scaleup.model.build import describe
 from scaleup.model.places import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.align import Alignment, aligned
-from scaleup.transplants.channels import Plan
 from scaleup.transplants.donor import Donor, Kernel
+from scaleup.transplants.plan import Plan
 
 
 def refold(kernel: Kernel, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -13,17 +13,17 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.checkpoint import config_json as config_file
 from scaleup.common import tensors
-from scaleup.common.environment import peak_bytes
 from scaleup.common.files import refuse_existing
+from scaleup.common.machine import peak_bytes
 from scaleup.common.ridge import Affine
-from scaleup.model.preprocess import normalise
+from scaleup.model.tokenizer import normalise
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants import choices, material, measure
+from scaleup.transplants import measure, plan
 from scaleup.transplants.account import account, remarks
 from scaleup.transplants.align import Alignment, fit
-from scaleup.transplants.choices import Options
 from scaleup.transplants.donor import Donor, read
 from scaleup.transplants.move import adapted_config, move, randomise_tubes, scale_tubes
+from scaleup.transplants.plan import Options
 
 
 def transplant(
@@ -43,26 +43,26 @@ def transplant(
     """
     started = time.perf_counter()
     seen = clips if images is None else images
-    choices.refuse_nonsense(options, images is not None, out is None or seen is not None)
+    plan.refuse_nonsense(options, images is not None, out is None or seen is not None)
     if out is not None:
         refuse_existing(out, options.overwrite)
     donor = read(small)
-    large = build(backbone, choices.positional_kwargs(options), options.size, "meta", options.seed)
-    plans = choices.plans(donor, large, options)
-    gate_at = choices.gate_at(large, options.gate_at)
-    report = choices.planned(donor, large, plans, gate_at, options.match)
+    large = build(backbone, plan.positional_kwargs(options), options.size, "meta", options.seed)
+    plans = plan.plans(donor, large, options)
+    gate_at = plan.gate_at(large, options.gate_at)
+    report = plan.planned(donor, large, plans, gate_at, options.match)
     if out is None:
         return report
     on_disk = gate_at if options.placement == "disk" else 0
-    large = build(backbone, choices.positional_kwargs(options), options.size, options.weights, options.seed, on_disk)
-    config = adapted_config(donor, large, plans, options.seed, choices.positions(donor, large, options), gate_at)
+    large = build(backbone, plan.positional_kwargs(options), options.size, options.weights, options.seed, on_disk)
+    config = adapted_config(donor, large, plans, options.seed, plan.positions(donor, large, options), gate_at)
     config_file.check(config, str(out))  # what is written can be loaded
     alignment = _alignment(donor, large, options, config, seen) if options.match == "align" else None
     report |= {"align": alignment.measured} if alignment is not None else {}
     model = move(donor, config, large, alignment)
     model.base = large.hashes()
     config["backbone"]["sha256"] = tensors.fingerprint(model.base)
-    clip = material.clip(clips, config)
+    clip = measure.clip(clips, config)
     report |= {"parents": _parents(donor, config), "positions": config["positions"]}
     _measure(report, model, donor, large, clip, options, alignment and alignment.map)
     report["accounting"] = account(model, donor, large, options.random_tubes, options.match)
@@ -77,7 +77,7 @@ def _alignment(
     donor: Donor, large: Backbone, options: Options, config: Mapping[str, Any], seen: Path | Tensor | None
 ) -> Alignment:
     assert donor.patch is not None and seen is not None
-    return fit(donor.patch, donor.config["input"], large, material.images(seen, config), (1, *options.fold))
+    return fit(donor.patch, donor.config["input"], large, measure.images(seen, config), (1, *options.fold))
 
 
 def _parents(donor: Donor, config: Mapping[str, Any]) -> dict[str, Any]:

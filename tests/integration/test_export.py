@@ -20,7 +20,7 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import parity
 from scaleup.outputs.export import export
 from scaleup.outputs.parity import difference
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "export.py")

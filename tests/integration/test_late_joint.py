@@ -17,9 +17,9 @@ from scaleup.data.shapes import make_shapes
 from scaleup.evaluate import evaluate
 from scaleup.model.build import fresh
 from scaleup.recipe import load, sweep_arms
-from scaleup.training.cache_run import make
 from scaleup.training.run import run
-from scaleup.transplants.choices import Options
+from scaleup.training.token_cache import make
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,7 @@ from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import launcher
-from scaleup.sweeps.groups import groups
-from scaleup.sweeps.machines import spread
+from scaleup.sweeps.machines import groups, spread
 from scaleup.sweeps.sweep import parted, sweep
 from scaleup.training.run import run
 

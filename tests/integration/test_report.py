@@ -18,7 +18,7 @@ from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import load_run
 from scaleup.outputs import class_report, report, run_records, svg_plots
-from scaleup.outputs.confusion import confused, confusions, recall
+from scaleup.outputs.class_report import confused, confusions, recall
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.sweep import sweep

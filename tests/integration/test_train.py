@@ -10,7 +10,7 @@ import torch
 import scaleup
 from scaleup import recipe
 from scaleup.config.schema import Recipe
-from scaleup.data.training_sets import classes_of
+from scaleup.data.loader import classes_of
 from scaleup.training.run import run
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "train.py")

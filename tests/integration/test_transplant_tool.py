@@ -16,7 +16,7 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import fresh
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 ROOT = Path(__file__).parents[2]

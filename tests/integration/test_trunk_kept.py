@@ -21,7 +21,7 @@ from scaleup.outputs.export import export
 from scaleup.recipe import load as load_recipe
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 TOOLS = Path(__file__).parents[2] / "tools"

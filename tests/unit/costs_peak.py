@@ -10,7 +10,7 @@ import torchao.quantization  # noqa: F401
 from scaleup import recipe
 from scaleup.common.distributed import join
 from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.run_models import models
+from scaleup.training.run_inputs import models
 
 
 def status(key: str) -> int:

@@ -22,10 +22,10 @@ from scaleup.config.schema import Recipe
 from scaleup.data.shards import Sample, write_shards
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps import costs
-from scaleup.training.run_models import outlines
-from scaleup.transplants.channels import plan_channels
+from scaleup.training.run_inputs import outlines
 from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.move import adapted_config
+from scaleup.transplants.plan import plan_channels
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))

@@ -1,6 +1,6 @@
 import pytest
 
-from scaleup.common.units import bytes_of
+from scaleup.common.machine import bytes_of
 from scaleup.errors import UserError
 
 

@@ -4,7 +4,7 @@ import pickle
 import pytest
 from safetensors import SafetensorError
 
-from scaleup.common.causes import sentence
+from scaleup.common.processes import sentence
 from scaleup.errors import UserError
 
 LOADER = "DataLoader worker (pid 17) is killed by signal: "

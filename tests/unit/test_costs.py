@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaleup.common.flops import counter
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.model.build import fresh
-from scaleup.model.preprocess import natural_clip, normalise
+from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.memory import by_part
 from scaleup.sweeps.sketch import Sketch
-from scaleup.training import run_models as models_of_runs
+from scaleup.sweeps.trace import counter
+from scaleup.training import run_inputs as models_of_runs
 from scaleup.training.run import Run
 
 Tiny = Callable[..., Recipe]

@@ -8,11 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup import recipe
-from scaleup.common.flops import counter
 from scaleup.config.schema import Recipe
 from scaleup.sweeps import costs
+from scaleup.sweeps.trace import counter
 from scaleup.training.run import Run
-from scaleup.training.run_models import outlines
+from scaleup.training.run_inputs import outlines
 
 TUBES = """
   tubes:

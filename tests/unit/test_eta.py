@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaleup.common.eta import Rate
+from scaleup.common.timing import Rate
 
 
 class Work:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import flop_registry
 
-from scaleup.common.flops import ATTENTION, counter
 from scaleup.config.schema import Recipe
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
+from scaleup.sweeps.trace import ATTENTION, counter
 
 QUERY, KEY, VALUE = (2, 3, 10, 16), (2, 3, 14, 16), (2, 3, 14, 16)  # B, heads, N, D
 SCORES = 2 * 2 * 3 * 10 * 14 * 16

@@ -4,9 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from scaleup import recipe
-from scaleup.config.grid import expand
 from scaleup.config.rules import is_name
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, expand
 from scaleup.errors import UserError
 
 

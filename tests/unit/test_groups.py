@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from scaleup.sweeps.groups import balanced
+from scaleup.sweeps.machines import balanced
 
 
 def dearest(trunk: list[int], arms: list[int], ends: tuple[int, ...]) -> int:

@@ -10,7 +10,7 @@ from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.arm import Gate
 from scaleup.model.build import describe
-from scaleup.model.preprocess import Preprocess
+from scaleup.model.tokenizer import Preprocess
 from scaleup.model.tubevit import TubeViT
 
 KWARGS = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}

@@ -10,8 +10,8 @@ from PIL import Image
 from scaleup.config.schema import Backbone, Input, Model, Tube
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
-from scaleup.evaluation import overlay, picture_file
-from scaleup.evaluation.relevance import boxes, painted, token_relevance
+from scaleup.evaluation import overlay
+from scaleup.evaluation.overlay import boxes, painted, token_relevance
 from scaleup.model.build import fresh
 from scaleup.model.places import TubeSpec
 from scaleup.model.trunk import Taps
@@ -86,10 +86,10 @@ def test_an_overlay_is_red_where_it_looks_and_says_what_it_sees(tmp_path: Path) 
         assert pictures[:, 18:, :, channel] == pytest.approx(expected[:, 18:], abs=0.6)  # below the letters
     assert heat[:, 18:].max() > 0.1 and (pictures[:, :14] == 255).any()
     assert overlay.overlay(made, clip[:, 0], "motion").shape == (1, 32, 32, 3)
-    picture_file.write([pictures, pictures], tmp_path / "seen.mp4", 8)
+    overlay.write([pictures, pictures], tmp_path / "seen.mp4", 8)
     assert len(list(frames(str(tmp_path / "seen.mp4")))) == 16
-    picture_file.write([pictures, pictures], tmp_path / "seen.png", 8)
+    overlay.write([pictures, pictures], tmp_path / "seen.png", 8)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "seen.png")), pictures[4])
     assert {path.name for path in tmp_path.iterdir()} == {"seen.mp4", "seen.png"}
     with pytest.raises(UserError, match=r"written as \.mp4 or \.png, not 'seen\.gif'"):
-        picture_file.write([pictures], "seen.gif", 8)
+        overlay.write([pictures], "seen.gif", 8)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from scaleup.backbones import placement
 from scaleup.backbones.build import build
-from scaleup.backbones.placement import BlockFile, lent, materialised
+from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, drift, fastest, lent, materialised
 from scaleup.errors import UserError
 from scaleup.model.positions import Relative
-from scaleup.model.precision import COMPUTED_IN, cast, drift, fastest
 from scaleup.model.trunk import Trunk, on_meta, recast
 
 DEPTHS = [1, 3]

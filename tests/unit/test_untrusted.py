@@ -19,7 +19,7 @@ from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import describe, load
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench.turns import timed
-from scaleup.common.environment import peak_bytes
-from scaleup.common.flops import counter
+from scaleup.common.machine import peak_bytes
 from scaleup.errors import UserError
+from scaleup.sweeps.trace import counter
 
 T = TypeVar("T")
 LIBRARIES = ("bench.sides", "timm", "peft")  # what the process that is forked has imported

@@ -13,9 +13,9 @@ from bench.step import described
 from bench.turns import alternated, compared, goal, machine, timed
 from bench.videos import videos_in
 from scaleup.config.schema import Arm, Data, Dataset, Recipe, Train, Trunk
-from scaleup.training.cache_run import make
 from scaleup.training.mixing import WHOLE
 from scaleup.training.run import Run
+from scaleup.training.token_cache import make
 
 PRECISIONS = ("bfloat16", "int8", "float32")
 READ = 50  # batches over which reading alone is timed

@@ -14,7 +14,7 @@ from bench.alone import Side, alone, launched, measured
 from bench.ours import training
 from bench.sides import TINY, VIT_B, Size
 from bench.turns import machine, rotated
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.config.schema import Arm
 
 

@@ -19,7 +19,7 @@ from scaleup.model.runtime import settle_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.run_models import sizes
+from scaleup.training.run_inputs import sizes
 
 
 def tubevit(size: Size, frames: int) -> TubeViT:

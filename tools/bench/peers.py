@@ -16,7 +16,7 @@ from bench.alone import Side, alone, measured
 from bench.ours import training
 from bench.sides import PEERS, TINY, VIT_B, Size
 from bench.turns import goal, machine, rotated
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.config.schema import Arm
 from scaleup.errors import UserError
 

@@ -11,12 +11,12 @@ import torch
 
 from bench.turns import rotated, timed
 from scaleup.common.distributed import join
-from scaleup.common.flops import counter
 from scaleup.model.adapter import Adapt
 from scaleup.model.kernels import Fast
 from scaleup.model.runtime import settle_kernels
 from scaleup.model.trunk import Trunk
 from scaleup.model.tubevit import TubeViT
+from scaleup.sweeps.trace import counter
 
 PRODUCTS = 4  # of the shape of an MLP's first layer, timed together
 

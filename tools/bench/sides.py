@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.alone import Side
-from scaleup.model.preprocess import Preprocess
+from scaleup.model.tokenizer import Preprocess
 
 FRAMES, PATCH, CLASSES = 32, 16, 600
 

@@ -14,13 +14,13 @@ from bench.share import trunk_share
 from bench.tokenizer import FOLDED, SIZE
 from bench.turns import alternated, compared, goal, machine, timed
 from scaleup.common.distributed import join
-from scaleup.common.environment import peak_bytes
+from scaleup.common.machine import peak_bytes
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.model.build import fresh
 from scaleup.model.runtime import settle_kernels
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.run_models import sizes
+from scaleup.training.run_inputs import sizes
 
 CLASSES = {"motion": [str(number) for number in range(600)]}
 GIB = 2**30

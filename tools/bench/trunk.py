@@ -9,9 +9,9 @@ import torch
 
 from bench.step import adapted
 from bench.turns import alternated, compared, machine, timed
+from scaleup.backbones.placement import COMPUTED_IN, drift
 from scaleup.model.adapter import Adapt
-from scaleup.model.precision import COMPUTED_IN, drift
-from scaleup.model.preprocess import natural_clip, normalise
+from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Trunk, recast
 
 

@@ -13,13 +13,13 @@ from reproduce.runs import place, trained
 from reproduce.table import Source
 from reproduce.tables import STAGES, TRANSPLANTS
 from scaleup import recipe
-from scaleup.common.progress import progress
+from scaleup.common.timing import progress
 from scaleup.config.compose import compose
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes" / "paper"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.config.schema import Arm, Recipe
-from scaleup.training.result import is_complete
 from scaleup.training.run import run
+from scaleup.training.run_directory import is_complete
 
 SAVE_EVERY = 200  # steps: what a run that is killed loses at most
 

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from scaleup.backbones.class_token import fits, pools_first
+from scaleup.backbones.blocks import fits, pools_first
 from scaleup.config.schema import Backbone, Input, Model, Positions, Tube
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import fresh

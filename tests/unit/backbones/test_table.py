@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 
-from scaleup.backbones.meta_init import Undrawn
+from scaleup.backbones.loading import Undrawn
 from scaleup.errors import UserError
 from scaleup.model.places import folds_to
-from scaleup.outputs import backbone_page
+from scaleup.outputs import backbone_table
 from scaleup.outputs.backbone_table import CHANNELS, FAMILIES, as_json, names, table
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def test_what_is_not_plain_is_no_row_but_a_reason() -> None:
     found = table(SAMPLE, quiet)
     assert [row.name for row in found.rows] == [name for name in SAMPLE if "rpn" not in name]
     assert found.refused.keys() == {"timm:vit_base_patch16_rpn_224"}
-    assert "- timm:vit_base_patch16_rpn_224: is a VisionTransformer" in backbone_page.text(found)
+    assert "- timm:vit_base_patch16_rpn_224: is a VisionTransformer" in backbone_table.text(found)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_folds_are_as_few_as_fill_the_width(channels: int, width: int) -> None:
 
 def test_folds_in_words_and_in_numbers() -> None:
     found = table(SAMPLE[:1], quiet)
-    shown = dict(zip(backbone_page.HEADER, backbone_page.cells(found.rows[0]), strict=True))
+    shown = dict(zip(backbone_table.HEADER, backbone_table.cells(found.rows[0]), strict=True))
     assert shown["c256"] == "x5" and shown["c192"] == "x7-64" and shown["parameters"] == "630.8 M"
     (row,) = as_json(found)
     assert row["folds"]["256"] == {"places": 5, "dropped": 0} and row["folds"]["192"] == {"places": 7, "dropped": 64}
@@ -102,12 +102,12 @@ def test_values_are_left_undrawn_on_the_meta_device_alone() -> None:
 
 def test_the_page_lists_every_registered_name_and_its_rows_are_current() -> None:
     written = (ROOT / "docs" / "backbones.md").read_text()
-    for library, package in backbone_page.PACKAGES.items():
+    for library, package in backbone_table.PACKAGES.items():
         installed = f"{library} {importlib.metadata.version(package)}"
         if installed not in written:
             pytest.skip(f"docs/backbones.md is not of {installed}; make families writes it anew")
     assert set(re.findall(r"(?:timm|open_clip):[\w.-]+", written.split("\n| name")[1])) == set(names())
-    lines = [line for line in backbone_page.markdown(table(SAMPLE, quiet)).splitlines() if line.startswith("| ")]
+    lines = [line for line in backbone_table.markdown(table(SAMPLE, quiet)).splitlines() if line.startswith("| ")]
     assert len(lines) == len(SAMPLE) - 1 + 2 and set(lines) <= set(written.splitlines())
     rows = [line for line in written.splitlines() if line.startswith(("| timm:", "| open_clip:"))]
     assert f"The {len(rows)} plain ViTs" in written

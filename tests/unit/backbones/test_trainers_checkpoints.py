@@ -17,7 +17,7 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import load
-from scaleup.transplants.choices import Options
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 NAME, KWARGS = "timm:vit_tiny_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from scaleup.backbones.build import build
-from scaleup.checkpoint import weight_source
+from scaleup.checkpoint import hub as weight_files
 from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import fresh
@@ -245,9 +245,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(hub: Hub, monkeypatch: pytest.
 
     threading.Thread(target=refuse, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        weight_source, "hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.getsockname()[1]}/file"
-    )
+    monkeypatch.setattr(weight_files, "hf_hub_url", lambda *_, **__: f"http://127.0.0.1:{server.getsockname()[1]}/file")
     with pytest.raises(UserError, match=r"hf-hub:timm/test_vit.r160_in1k \(model.safetensors\) is not in the cache"):
         build("timm:test_vit", {}, None, "pretrained")
     server.close()

@@ -7,7 +7,7 @@ import pytest
 
 from scaleup import recipe
 from scaleup.config.schema import Recipe
-from scaleup.training.cache_run import make
+from scaleup.training.token_cache import make
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from scaleup.model.build import fresh, load
 from scaleup.model.trunk import on_meta
 from scaleup.outputs.export import export
 from scaleup.recipe import sweep_arms
-from scaleup.training.cache_run import make
 from scaleup.training.run import Run, run
-from scaleup.transplants.choices import Options
+from scaleup.training.token_cache import make
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 ARMS = "arms: {last: {frozen_depth: 2}, gated: {frozen_depth: 1, gate: true}}\n"

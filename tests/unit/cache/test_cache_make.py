@@ -9,18 +9,16 @@ import pytest
 import torch
 
 from scaleup.config.schema import Input, Recipe
-from scaleup.data.loader import Augmented
+from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, lowered, raised
-from scaleup.data.training_sets import open_datasets
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.training import cache_run as making
-from scaleup.training import cache_size
-from scaleup.training.cache_run import make
-from scaleup.training.cache_writer import SetWriter
-from scaleup.training.run_models import models
+from scaleup.training import cache_plan
+from scaleup.training import token_cache as making
+from scaleup.training.run_inputs import models
+from scaleup.training.token_cache import SetWriter, make
 
 Frozen = Callable[..., Recipe]
 SETS = ("videos", "images")
@@ -29,8 +27,8 @@ SETS = ("videos", "images")
 @pytest.fixture
 def small_tars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five samples a tar of either set."""
-    monkeypatch.setattr(cache_size, "samples_of_a_tar", lambda record, views: 5)
-    monkeypatch.setattr("scaleup.training.cache_writer.samples_of_a_tar", lambda record, views: 5)
+    monkeypatch.setattr(cache_plan, "samples_of_a_tar", lambda record, views: 5)
+    monkeypatch.setattr("scaleup.training.token_cache.samples_of_a_tar", lambda record, views: 5)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -82,8 +80,8 @@ def test_the_same_input_gives_the_same_bytes_as_many_as_were_said(
         index, *tars = sorted((tmp_path / "one" / name).iterdir(), reverse=True)
         assert [tar.name for tar in reversed(tars)] == ["000000.tar", "000001.tar", "000002.tar"]
         record = result["datasets"][name]["record_bytes"]
-        roughly = cache_size.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
-        assert roughly == 12 * 3 * cache_size.ENTRY + sum(len(key) + 3 for key in shards.keys)
+        roughly = cache_plan.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
+        assert roughly == 12 * 3 * cache_plan.ENTRY + sum(len(key) + 3 for key in shards.keys)
         assert verify(tmp_path / "one" / name, processes=1) == []
     assert "the cache takes" in capsys.readouterr().err
 

@@ -10,15 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from scaleup.config.schema import Input, Recipe
-from scaleup.data.index import read_index, write_index
 from scaleup.data.loader import train_loader
-from scaleup.data.shards import Shards, write_shards
+from scaleup.data.shards import Shards, read_index, write_index, write_shards
 from scaleup.data.token_records import cached_loader, cached_sets
 from scaleup.errors import UserError
 from scaleup.model.trunk import Trunk
 from scaleup.recipe import sweep_arms
-from scaleup.training.cache_run import make
 from scaleup.training.run import Run, run
+from scaleup.training.token_cache import make
 
 Frozen = Callable[..., Recipe]
 ARMS = ["last", "gated"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaleup.config.schema import Recipe
-from scaleup.training.cache_run import make
 from scaleup.training.run import run
+from scaleup.training.token_cache import make
 
 KEYS = ("steps", "ended", "best_step", "valid_accuracy")
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from scaleup.config import schema
-from scaleup.data.loader import eval_loader, train_loader
+from scaleup.data.loader import check_heads, classes_of, eval_loader, train_loader
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample, write_shards
-from scaleup.data.training_sets import check_heads, classes_of
 from scaleup.errors import UserError
 
 INPUT = schema.Input(frames=4, size=[16, 16], fps=15)

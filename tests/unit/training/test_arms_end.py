@@ -16,10 +16,10 @@ from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import load, load_run
 from scaleup.training import arm_trainer
-from scaleup.training.arm_state import Standing
+from scaleup.training.arm_trainer import Standing
+from scaleup.training.engine import weights
 from scaleup.training.run import Run, run
 from scaleup.training.validation import Validation
-from scaleup.training.zero_state import weights
 
 Tiny = Callable[..., Recipe]
 WILD = {"lr": 1e30, "clip": 0.0}
@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_models_writes_them_all(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("scaleup.training.result.write", killed)
+        patch.setattr("scaleup.training.run_directory.write", killed)
         run(recipe, arms)
     taken = lines(tmp_path / "out")
     result = run(recipe, arms)

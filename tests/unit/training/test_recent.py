@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scaleup.config.schema import Recipe
-from scaleup.training.head_progress import Recent, line
+from scaleup.training.log import Recent, line
 from scaleup.training.mixing import Mix
 from scaleup.training.run import Run
 

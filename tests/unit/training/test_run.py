@@ -15,7 +15,7 @@ from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.model.trunk import Taps
 from scaleup.recipe import sweep_arms
-from scaleup.training import zero_state
+from scaleup.training import engine
 from scaleup.training.run import Run, run
 from scaleup.training.run_directory import held
 
@@ -285,9 +285,9 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
 def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny) -> None:
     recipe = tiny()
     trainer = Run(recipe, {"model": recipe.arm}).trainers["model"]
-    tensors = zero_state.gather(trainer.engine, trainer.world)
+    tensors = engine.gather(trainer.engine, trainer.world)
     with pytest.raises(UserError, match="the checkpoint is of another model: tail.norm.weight"):
-        zero_state.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
+        engine.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
 
 
 STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaleup.config.schema import Model, Recipe
-from scaleup.data.index import read_index, write_index
+from scaleup.data.shards import read_index, write_index
 from scaleup.errors import UserError
 from scaleup.recipe import load
 from scaleup.training import run_inputs

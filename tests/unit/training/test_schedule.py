@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from scaleup.training.schedule import lr_factor
+from scaleup.training.arm_trainer import lr_factor
 
 
 def slow_schedule(steps: int, warmup: int) -> list[float]:

@@ -21,8 +21,8 @@ from scaleup.outputs import token_maps
 from scaleup.outputs.export import export
 from scaleup.transplants.account import lines
 from scaleup.transplants.align import pairs
-from scaleup.transplants.choices import Options
 from scaleup.transplants.donor import Kernel, read
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 D, MEAN, STD = 48, [0.2, 0.5, 0.6], [0.3, 0.2, 0.4]  # width of the large model; what the small one is fed

@@ -17,8 +17,8 @@ from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.transplants.account import lines
-from scaleup.transplants.choices import Options
 from scaleup.transplants.move import scale_tubes
+from scaleup.transplants.plan import Options
 from scaleup.transplants.transplant import transplant
 
 FOLDS = {"none": 48, "two": 24, "four": 12, "three": 16, "cut": 18, "narrow": 60}  # widths of small models for 48

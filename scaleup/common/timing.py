@@ -1,12 +1,27 @@
-"""How fast work goes, steadily: one slow step is no reason to say that all the others will be slow."""
+"""Clocks that wait for the device, and progress on stderr with a steady ETA."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all that it was asked to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
 
 SHORTEST = 0.5  # seconds; steps that are shorter are counted together
 RECENT, GROUPS = 45, 9  # stretches of work that are remembered, and the groups whose median counts
@@ -52,3 +67,42 @@ class Rate:
         """``"eta 0:02:15"`` for so many steps; empty before there is anything to go by."""
         seconds = self.seconds()
         return "" if seconds is None else f"eta {timedelta(seconds=round(left * seconds))}"
+
+
+console = Console(stderr=True)  # stdout belongs to results
+
+
+def speaks() -> bool:
+    """Whether this process prints: of several that run together, the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr with elapsed and remaining time; yields ``advance(steps=1, note="")``.
+
+    Off a terminal one plain line stands for every tenth part, so that logs stay short. Steps that an earlier run did
+    are given in the first call.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}"),
+        TextColumn("{task.fields[note]}"),
+    )
+    rate, tenth, leads = Rate(), max(1, total // 10), speaks()
+    with Progress(*columns, console=console, disable=not (console.is_terminal and leads)) as bars:
+        task = bars.add_task(title, total=total, eta="", note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            before = bars.tasks[0].completed
+            rate.count(steps)
+            done = before + steps
+            eta = rate.eta(total - done)
+            bars.update(task, advance=steps, eta=eta, note=note)
+            if leads and not console.is_terminal and int(before // tenth) != int(done // tenth):
+                print(f"{title}: {done:.0f}/{total} {eta} {note}".rstrip(), file=sys.stderr)
+
+        yield advance
