@@ -14,8 +14,10 @@ from scaleup.config.compose import compose
 from scaleup.config.contradictions import contradictions
 from scaleup.config.rules import Reader, is_text
 from scaleup.config.schema import Arm, Input, Recipe, expand
-from scaleup.errors import UserError
+from scaleup.errors import UserError, nearest
 
+HERE = Path(__file__).parent
+OWN = next((path for path in (HERE / "recipes", HERE.parent / "recipes") if path.is_dir()), HERE)  # wheel, checkout
 __all__ = ["Input", "Recipe", "load", "resolved", "save", "sweep_arms"]
 
 
@@ -23,11 +25,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, changed by ``overrides`` such as ``arm.frozen_depth=24``, or ``scale=desk`` where it offers
     variants (:mod:`scaleup.config.compose`).
 
-    Raises UserError with every mistake of the recipe and of the overrides, one a line.
+    Args:
+        path: a YAML file, or the name of one of the toolkit's own recipes (``demo/small``).
+
+    Raises:
+        UserError: with every mistake of the recipe and of the overrides, one a line.
     """
-    reader = Reader()
+    reader, path = Reader(), _located(Path(path))
     taken = [item.name for item in fields(Recipe)]
-    given = compose(Path(path), overrides, taken, reader.mistakes, partial(is_text, Recipe))
+    given = compose(path, overrides, taken, reader.mistakes, partial(is_text, Recipe))
     valid = reader.settings(Recipe, given)
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), valid))
     assert isinstance(found, Recipe)
@@ -36,6 +42,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  - ".join([f"the recipe {str(path)!r} has {count}:", *mistakes]))
     return found
+
+
+def _located(path: Path) -> Path:
+    """A file as it is; a name without an ending that is no file is one of the toolkit's own recipes."""
+    if path.suffix or path.exists():
+        return path
+    own = {str(each.relative_to(OWN).with_suffix("")): each for each in sorted(OWN.glob("*/*.yaml"))}
+    if str(path) not in own:
+        allowed = f"allowed are a YAML file and {', '.join(own)}{nearest(str(path), own)}"
+        raise UserError(f"there is no recipe {str(path)!r}; {allowed}")
+    return own[str(path)]
 
 
 def save(recipe: Recipe, path: str | Path) -> None:

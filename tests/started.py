@@ -15,7 +15,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 SECONDS = 240
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["scaleup.evaluation.predict", "scaleup.evaluate"])
+_server.set_forkserver_preload(["scaleup.evaluation.predictor", "scaleup.evaluate"])
 
 
 def tool(name: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:

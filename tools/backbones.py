@@ -1,32 +1,5 @@
 #!/usr/bin/env python
-"""List every plain ViT that timm and open_clip register: size, positions, licence, and which tubes fit. No weights."""
-
-from scaleup.cli import tool
-from scaleup.common.timing import progress
-
-
-def arguments():
-    made = tool.parser(__doc__, 'tools/backbones.py "*dinov3*"\n  tools/backbones.py --markdown > docs/backbones.md')
-    made.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'timm:*huge*' (default: all)")
-    made.add_argument("--markdown", action="store_true", help="print the page docs/backbones.md")
-    return made
-
-
-def run(args):
-    from scaleup.outputs import backbone_table
-
-    names = backbone_table.names(args.pattern)
-    with progress("building", len(names)) as advance:
-        found = backbone_table.table(names, advance)
-    return backbone_table.as_json(found) if args.json else found
-
-
-def show(found):
-    from scaleup.outputs import backbone_table
-
-    print(backbone_table.markdown(found) if args.markdown else backbone_table.text(found), end="")
-
+from scaleup.cli import run_verb
 
 if __name__ == "__main__":
-    args = arguments().parse_args()
-    tool.main(run, args, show)
+    run_verb("backbones")

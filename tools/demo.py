@@ -27,13 +27,13 @@ from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import load, load_run
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 from scaleup.outputs.parity import parity
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.training.run import run as train
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "demo"
 VIDEOS = {"train": 6000, "val": 500, "test": 1000}

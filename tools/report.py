@@ -1,44 +1,5 @@
 #!/usr/bin/env python
-"""One HTML page on runs, complete or not: curves, accuracy against depth and cost, tubes, confusion, recipe."""
-
-import time
-
-from scaleup.cli import tool
-from scaleup.errors import UserError
-
-EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-val --probe runs/probe
-  tools/report.py runs/sweep --out report.html --watch 30"""
-
-
-def arguments():
-    made = tool.parser(__doc__, EXAMPLE)
-    made.add_argument("runs", nargs="+", metavar="run", help="run directory")
-    made.add_argument("--out", required=True, help="the page")
-    made.add_argument("--shards", help="shards on which complete runs are compared class by class")
-    profile = "depth profile of tools/probe.py to stand beside the sweep (default: probe/ in the model it began from)"
-    made.add_argument("--probe", metavar="DIR", help=profile)
-    made.add_argument("--watch", type=int, metavar="SECONDS", help="write it anew every so often, until runs complete")
-    return made
-
-
-def run(args):
-    if args.watch is not None and args.watch < 1:
-        raise UserError(f"--watch {args.watch} is not at least 1 second")
-    from scaleup.outputs import report  # takes seconds
-
-    while args.watch is not None:
-        states = report.write(args.runs, args.out, args.shards, args.watch, args.probe)["runs"].values()
-        if all(state.startswith("complete") for state in states):
-            break
-        time.sleep(args.watch)
-    return report.write(args.runs, args.out, args.shards, probe=args.probe)
-
-
-def show(result):
-    for name, state in result["runs"].items():
-        print(f"{name}: {state}")
-    print(f"{result['bytes']:,} bytes -> {result['out']}")
-
+from scaleup.cli import run_verb
 
 if __name__ == "__main__":
-    tool.main(run, arguments().parse_args(), show)
+    run_verb("report")

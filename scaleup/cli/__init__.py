@@ -1,1 +1,62 @@
-"""What the command line tools share."""
+"""The command line: ``scaleup VERB ...``. ``tools/VERB.py ...`` is the same thing.
+
+Each verb is a module with ``arguments() -> ArgumentParser``, ``run(args) -> result`` and ``show(result)``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import NoReturn
+
+import scaleup
+from scaleup.cli import tool
+from scaleup.errors import nearest
+
+VERBS = (  # in the order in which people need them
+    *("make_shards", "check_shards", "train", "backbones", "transplant", "plan", "cache", "sweep"),
+    *("evaluate", "probe", "report", "predict", "export"),
+)
+
+
+def main() -> NoReturn:
+    """``scaleup VERB ...``"""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help"):
+        print(_help())
+        sys.exit(0)
+    if verb == "--version":
+        print(scaleup.__version__)
+        sys.exit(0)
+    if verb not in VERBS:
+        allowed = f"allowed are {', '.join(VERBS)}{nearest(verb, VERBS)}"
+        print(f"error: {verb!r} is no verb of scaleup; {allowed}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[:2] = [f"scaleup {verb}"]
+    run_verb(verb)
+
+
+def run_verb(verb: str) -> NoReturn:
+    """Do what ``verb`` does with the arguments of this process; see :func:`scaleup.cli.tool.main`."""
+    module = _module(verb)
+    tool.main(module.run, module.arguments().parse_intermixed_args(), module.show)
+
+
+def _help() -> str:
+    words = [f"  {verb:<14}{(_module(verb).__doc__ or '').splitlines()[0]}" for verb in VERBS]
+    return "\n".join(
+        [
+            "Usage: scaleup VERB ...",
+            "",
+            "Large frozen image ViTs that understand video, by sparse video tubes (TubeViT).",
+            "",
+            *words,
+            "",
+            "`scaleup VERB --help` shows the options of a verb and an example.",
+        ]
+    )
+
+
+def _module(verb: str) -> ModuleType:
+    return import_module(f"scaleup.cli.{verb}")

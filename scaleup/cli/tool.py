@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from scaleup.common import processes
 from scaleup.common.timing import speaks
 
 
-def parser(description: str, example: str) -> argparse.ArgumentParser:
+def parser(description: str | None, example: str) -> argparse.ArgumentParser:
     """An argument parser whose ``--help`` ends with ``example`` and that knows ``--json``."""
+    if sys.argv[0].startswith("scaleup "):
+        example = re.sub(r"tools/(\w+)\.py", r"scaleup \1", example)
     made = argparse.ArgumentParser(
         description=description,
         epilog=f"example:\n  {example}",

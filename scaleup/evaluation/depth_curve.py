@@ -30,7 +30,7 @@ def suggestion(label: str, curve: Mapping[str, Any]) -> str:
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """A result of :func:`scaleup.evaluation.probe.probe` for people."""
+    """A result of :func:`scaleup.evaluation.depth_profile.probe` for people."""
     text = []
     for label, curve in result["labels"].items():
         text += [f"{label} (chance {curve['chance']:.1%})", "depth   train    test"]

@@ -14,7 +14,7 @@ def summary(runs: Sequence[Facts], probe: Mapping[str, Any] | None) -> Iterator[
     """Tiles, table and plots of all arms of the runs.
 
     Args:
-        probe: what :func:`scaleup.evaluation.probe.probe` found of the model that they began from.
+        probe: what :func:`scaleup.evaluation.depth_profile.probe` found of the model that they began from.
     """
     yield html.tiles(_tiles(runs))
     heads = list(dict.fromkeys(head for run in runs for arm in run.scores.arms.values() for head in arm))

@@ -96,7 +96,7 @@ def against(title: str, label: str, runs: Mapping[str, Points], probe: Mapping[s
     """Accuracy of every arm of the runs against something else of it.
 
     Args:
-        probe: what linear classifiers read by depth, an entry of ``labels`` of :func:`scaleup.evaluation.probe.probe`.
+        probe: what linear classifiers read by depth: ``labels`` of :func:`scaleup.evaluation.depth_profile.probe`.
     """
     if not any(None not in point for points in runs.values() for point in points.values()):
         return None

@@ -33,7 +33,7 @@ class Job:
         if self.device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device  # submitit hides all
         _join()
-        from scaleup.sweeps.sweep import begun, sweep
+        from scaleup.sweeps.parts import begun, sweep
 
         try:
             anew = not begun(Path(self.recipe.out))

@@ -21,8 +21,8 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.sweeps.costs import own_memory
 from scaleup.sweeps.launcher import Job, Launcher
+from scaleup.sweeps.parts import PARTS, Part, collect, parted, summary
 from scaleup.sweeps.sketch import Sketch
-from scaleup.sweeps.sweep import PARTS, Part, collect, parted, summary
 from scaleup.training import run_directory
 from scaleup.training.run_directory import is_complete
 from scaleup.training.stop import Stop, exit_code
@@ -72,7 +72,7 @@ def spread(
     stop_after: float | None = None,
     memory: int | None = None,
 ) -> dict[str, Any]:
-    """Train ``arms`` as :func:`scaleup.sweeps.sweep.sweep` does, in a part for each of ``machines``.
+    """Train ``arms`` as :func:`scaleup.sweeps.parts.sweep` does, in a part for each of ``machines``.
 
     All machines see the output.
 
@@ -84,11 +84,11 @@ def spread(
         slurm: see :class:`scaleup.sweeps.launcher.Launcher`.
 
     Returns:
-        As :func:`scaleup.sweeps.sweep.sweep`. Where jobs failed ``{"out", "steps", "failed": [{"part", "arms", "error",
+        As :func:`scaleup.sweeps.parts.sweep`. Where jobs failed ``{"out", "steps", "failed": [{"part", "arms", "error",
         "log"}], "exit": 1}``; what the others trained stays, and the same call goes on.
 
     Raises:
-        UserError: as :func:`scaleup.sweeps.sweep.sweep` and :class:`scaleup.sweeps.launcher.Launcher`, or jobs cannot
+        UserError: as :func:`scaleup.sweeps.parts.sweep` and :class:`scaleup.sweeps.launcher.Launcher`, or jobs cannot
             be submitted.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -16,7 +16,7 @@ from scaleup.model.places import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.align import Alignment, aligned
 from scaleup.transplants.donor import Donor, Kernel
-from scaleup.transplants.plan import Plan
+from scaleup.transplants.transplant_plan import Plan
 
 
 def refold(kernel: Kernel, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

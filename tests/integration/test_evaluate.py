@@ -19,7 +19,7 @@ from scaleup.errors import UserError
 from scaleup.evaluate import evaluate, view_features
 from scaleup.model.build import fresh, load, load_run
 from scaleup.outputs import run_records
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 

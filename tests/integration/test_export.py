@@ -18,10 +18,10 @@ from scaleup.model.adapter import KINDS, Adapt
 from scaleup.model.build import fresh, load
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import parity
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 from scaleup.outputs.parity import difference
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "export.py")
 

@@ -19,8 +19,8 @@ from scaleup.model.build import fresh
 from scaleup.recipe import load, sweep_arms
 from scaleup.training.run import run
 from scaleup.training.token_cache import make
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/sweeps/joint.yaml"

@@ -19,7 +19,7 @@ from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import launcher
 from scaleup.sweeps.machines import groups, spread
-from scaleup.sweeps.sweep import parted, sweep
+from scaleup.sweeps.parts import parted, sweep
 from scaleup.training.run import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"

@@ -17,7 +17,7 @@ from scaleup.errors import UserError
 from scaleup.model.build import load_run
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
-from scaleup.sweeps.sweep import sweep
+from scaleup.sweeps.parts import sweep
 from scaleup.training.run import Run, run
 
 Tiny = Callable[..., Recipe]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
-from scaleup.evaluation.probe import probe
+from scaleup.evaluation.depth_profile import probe
 from scaleup.model.build import fresh, load
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "probe.py")

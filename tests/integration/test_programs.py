@@ -21,7 +21,7 @@ from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import fresh, load
 from scaleup.outputs import programs
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 
 tool = partial(started.tool, "export")
 

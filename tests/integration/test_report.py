@@ -17,11 +17,11 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import load_run
-from scaleup.outputs import class_report, report, run_records, svg_plots
+from scaleup.outputs import class_report, report_page, run_records, svg_plots
 from scaleup.outputs.class_report import confused, confusions, recall
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
-from scaleup.sweeps.sweep import sweep
+from scaleup.sweeps.parts import sweep
 from scaleup.training.run import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
@@ -82,7 +82,7 @@ document.title = JSON.stringify({
 @pytest.mark.parametrize("width", [500, 1280])
 def test_a_browser_shows_every_plot_and_complains_of_nothing(swept: Path, tmp_path: Path, width: int) -> None:
     """500 pixels are the narrowest window that Chromium opens."""
-    report.write([swept], tmp_path / "page.html", shards_of(swept))
+    report_page.write([swept], tmp_path / "page.html", shards_of(swept))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={width},844"]
     shown = tmp_path / "shown.html"
@@ -104,7 +104,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe],
     run(recipe, sweep_arms(recipe), stop_after=0)
     with (tmp_path / "out" / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 1, "ar')  # a line that is being written
-    result = report.write([tmp_path / "out"], tmp_path / "page.html", refresh=30)
+    result = report_page.write([tmp_path / "out"], tmp_path / "page.html", refresh=30)
     assert result["runs"] == {"out": "unfinished: 1 of 40 steps so far"}
     page = (tmp_path / "page.html").read_text()
     assert '<meta http-equiv="refresh" content="30">' in page and page.count("step 1 of 40") == 3
@@ -138,7 +138,7 @@ def test_a_running_mean_is_over_a_twentieth_of_the_steps() -> None:
 
 def test_what_is_no_run_is_named_with_those_near(swept: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not the directory of a run, it has no recipe\.yaml; below it: .*/out"):
-        report.write([tmp_path], tmp_path / "page.html")
+        report_page.write([tmp_path], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -160,7 +160,7 @@ def test_a_sweep_in_parts_shows_the_curves_of_all_of_them(parted: Path, tmp_path
     found = run_records.read(parted)
     assert found.state == "complete, 2 steps" and list(found.arms) == ["full", "last", "gated", "depth2_lr1e-3"]
     assert all(found.series(arm, "loss")[0] == [0, 1] for arm in found.arms)
-    report.write([parted], tmp_path / "page.html")
+    report_page.write([parted], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     (loss,) = re.findall(r'<svg role="img" aria-label="out loss".*?</svg>', page, re.DOTALL)
     assert all(f">{arm}</text>" in loss for arm in found.arms)
@@ -173,7 +173,7 @@ def test_a_sweep_in_parts_that_is_unfinished_says_what_there_is(parted: Path, tm
     lines = (second / "metrics.jsonl").read_text().splitlines()
     (second / "metrics.jsonl").write_text(lines[0] + "\n")
     shutil.rmtree(parted / "gated")
-    result = report.write([parted], tmp_path / "page.html")
+    result = report_page.write([parted], tmp_path / "page.html")
     assert result["runs"] == {"out": "unfinished: 1 of 2 parts are complete, 6 of 8 steps of all arms so far"}
     page = (tmp_path / "page.html").read_text()
     rows = re.findall(r"<tr><td><span[^>]*></span>(.*?)</td><td>(.*?)</td>.*?<td>([^<]*)</td></tr>", page)
@@ -206,18 +206,18 @@ def profile(swept: Path, tmp_path: Path) -> Path:
 
 
 def test_a_depth_profile_stands_beside_the_sweep(swept: Path, profile: Path, tmp_path: Path) -> None:
-    report.write([swept], tmp_path / "page.html")  # it is found beside the model
+    report_page.write([swept], tmp_path / "page.html")  # it is found beside the model
     page = (tmp_path / "page.html").read_text()
     assert page.count(">linear probe</text>") == 1  # that of motion alone
     assert "12 samples of val, list ffffffffffff" in page
     assert "motion: accuracy against frozen depth, beside a linear probe" in page
-    report.write([swept], tmp_path / "given.html", probe=profile / "probe.json")
+    report_page.write([swept], tmp_path / "given.html", probe=profile / "probe.json")
     assert (tmp_path / "given.html").read_text() == page
     (profile.parent / "config.json").write_text(json.dumps({"tubes": {"long": "otherwise"}}))
     with pytest.raises(UserError, match="is of another model than .*/began', which .*/out' began from: tubes differ"):
-        report.write([swept], tmp_path / "page.html", probe=profile)
+        report_page.write([swept], tmp_path / "page.html", probe=profile)
     with pytest.raises(UserError, match="is no depth profile of tools/probe.py"):
-        report.write([swept], tmp_path / "page.html", probe=swept / "result.json")
+        report_page.write([swept], tmp_path / "page.html", probe=swept / "result.json")
 
 
 def test_a_depth_profile_fits_a_model_whose_file_is_older(swept: Path, profile: Path, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_depth_profile_fits_a_model_whose_file_is_older(swept: Path, profile: 
         (profile.parent / "config.json").write_text(json.dumps({"tubes": {"long": config}}))
         probe["model"]["tubes"] = {"long": seen}
         (profile / "probe.json").write_text(json.dumps(probe))
-        report.write([swept], tmp_path / "page.html", probe=profile)
+        report_page.write([swept], tmp_path / "page.html", probe=profile)
 
 
 def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Path) -> None:

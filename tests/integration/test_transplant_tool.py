@@ -16,8 +16,8 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import fresh
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 ROOT = Path(__file__).parents[2]
 TINY = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}

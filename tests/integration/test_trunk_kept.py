@@ -17,12 +17,12 @@ from scaleup.evaluate import evaluate
 from scaleup.model.build import fresh, load, load_run
 from scaleup.model.trunk import on_meta
 from scaleup.model.tubevit import TubeViT
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 from scaleup.recipe import load as load_recipe
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 TOOLS = Path(__file__).parents[2] / "tools"
 Tiny = Callable[..., Recipe]

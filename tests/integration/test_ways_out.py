@@ -107,7 +107,7 @@ def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[s
 
 MACHINE, DEVICE = "the machine has no memory left", "the device has no memory left"
 HERE = (
-    "from scaleup import evaluate; from scaleup.cli import tool; from scaleup.evaluation import probe; "
+    "from scaleup import evaluate; from scaleup.cli import tool; from scaleup.evaluation import depth_profile as probe; "
     "from scaleup.data import batches, loader; "
 )
 IN_TRAINING = "from scaleup.training import log; log.Metrics.log = "

@@ -25,7 +25,7 @@ from scaleup.sweeps import costs
 from scaleup.training.run_inputs import outlines
 from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.move import adapted_config
-from scaleup.transplants.plan import plan_channels
+from scaleup.transplants.transplant_plan import plan_channels
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 FILES = sorted(PAPER.glob("*.yaml"))

@@ -15,8 +15,8 @@ from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
 from scaleup.evaluation import depth_curve
-from scaleup.evaluation import probe as measuring
-from scaleup.evaluation.probe import Reader, probe
+from scaleup.evaluation import depth_profile as measuring
+from scaleup.evaluation.depth_profile import Reader, probe
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT
 

@@ -19,8 +19,8 @@ from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import describe, load
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 TRIALS = 170  # of each kind of file, three kinds

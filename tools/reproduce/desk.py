@@ -19,8 +19,8 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes" / "paper"
 FRAMES = 24  # of a video: clips of 16 begin anywhere

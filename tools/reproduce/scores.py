@@ -9,7 +9,7 @@ from pathlib import Path
 from scaleup.common.files import write_text
 from scaleup.data.shards import Shards
 from scaleup.evaluate import evaluate
-from scaleup.evaluation.probe import probe
+from scaleup.evaluation.depth_profile import probe
 from scaleup.model.build import load, load_run
 
 Strides = Mapping[str, list[int]]  # of tubes, and of "frames"
@@ -45,7 +45,7 @@ def file_name(shards: str, views: str, strides: Strides | None = None) -> str:
 
 def image_scores(models: Mapping[str, Path], data: Path) -> dict[str, Scores]:
     """On the validation split of images, of each model: ``image LABEL`` of its heads, and ``image LABEL, linear`` of
-    classifiers that :func:`scaleup.evaluation.probe.probe` fits to what its last block gives of the training split."""
+    classifiers that :func:`~scaleup.evaluation.depth_profile.probe` fits to its last block on the training split."""
     able = {name: path for name, path in models.items() if json.loads((path / "config.json").read_text())["heads"]}
     heads = scores(able, data / "images-val")
     return {

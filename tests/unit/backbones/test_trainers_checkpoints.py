@@ -17,8 +17,8 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import load
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 NAME, KWARGS = "timm:vit_tiny_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 SIZE, PROBE = (32, 32), "blocks.0.attn.qkv.weight"

@@ -10,12 +10,12 @@ from scaleup import recipe as recipes
 from scaleup.config.schema import Recipe
 from scaleup.model.build import fresh, load
 from scaleup.model.trunk import on_meta
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import Run, run
 from scaleup.training.token_cache import make
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
 
 ARMS = "arms: {last: {frozen_depth: 2}, gated: {frozen_depth: 1, gate: true}}\n"
 

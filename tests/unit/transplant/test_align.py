@@ -18,12 +18,12 @@ from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.model.places import TubeSpec
 from scaleup.outputs import token_maps
-from scaleup.outputs.export import export
+from scaleup.outputs.conversion import export
 from scaleup.transplants.account import lines
+from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.align import pairs
 from scaleup.transplants.donor import Kernel, read
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.transplant_plan import Options
 
 D, MEAN, STD = 48, [0.2, 0.5, 0.6], [0.3, 0.2, 0.4]  # width of the large model; what the small one is fed
 GENERATOR = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from scaleup.errors import UserError
 from scaleup.model.places import TubeSpec
 from scaleup.transplants.donor import Kernel
-from scaleup.transplants.plan import plan_channels, preferred_folds
+from scaleup.transplants.transplant_plan import plan_channels, preferred_folds
 
 SPEC = TubeSpec("long", (8, 8, 8), (16, 32, 32))
 SIZE = (32, 224, 224)

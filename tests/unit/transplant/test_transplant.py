@@ -17,9 +17,9 @@ from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.transplants.account import lines
+from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.move import scale_tubes
-from scaleup.transplants.plan import Options
-from scaleup.transplants.transplant import transplant
+from scaleup.transplants.transplant_plan import Options
 
 FOLDS = {"none": 48, "two": 24, "four": 12, "three": 16, "cut": 18, "narrow": 60}  # widths of small models for 48
 PIXELS = torch.rand(2, 3, 16, 32, 40, generator=torch.Generator().manual_seed(0))

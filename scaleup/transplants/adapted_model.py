@@ -1,4 +1,4 @@
-"""A whole transplant: read both parents, plan, move, measure, account for every tensor, write."""
+"""A whole transplant: read both parents, plan, move, measure, account for every tensor, write the adapted model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from scaleup.common.machine import peak_bytes
 from scaleup.common.ridge import Affine
 from scaleup.model.tokenizer import normalise
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants import measure, plan
+from scaleup.transplants import measure, transplant_plan
 from scaleup.transplants.account import account, remarks
 from scaleup.transplants.align import Alignment, fit
 from scaleup.transplants.donor import Donor, read
 from scaleup.transplants.move import adapted_config, move, randomise_tubes, scale_tubes
-from scaleup.transplants.plan import Options
+from scaleup.transplants.transplant_plan import Options
 
 
 def transplant(
@@ -43,19 +43,23 @@ def transplant(
     """
     started = time.perf_counter()
     seen = clips if images is None else images
-    plan.refuse_nonsense(options, images is not None, out is None or seen is not None)
+    transplant_plan.refuse_nonsense(options, images is not None, out is None or seen is not None)
     if out is not None:
         refuse_existing(out, options.overwrite)
     donor = read(small)
-    large = build(backbone, plan.positional_kwargs(options), options.size, "meta", options.seed)
-    plans = plan.plans(donor, large, options)
-    gate_at = plan.gate_at(large, options.gate_at)
-    report = plan.planned(donor, large, plans, gate_at, options.match)
+    large = build(backbone, transplant_plan.positional_kwargs(options), options.size, "meta", options.seed)
+    plans = transplant_plan.plans(donor, large, options)
+    gate_at = transplant_plan.gate_at(large, options.gate_at)
+    report = transplant_plan.planned(donor, large, plans, gate_at, options.match)
     if out is None:
         return report
     on_disk = gate_at if options.placement == "disk" else 0
-    large = build(backbone, plan.positional_kwargs(options), options.size, options.weights, options.seed, on_disk)
-    config = adapted_config(donor, large, plans, options.seed, plan.positions(donor, large, options), gate_at)
+    large = build(
+        backbone, transplant_plan.positional_kwargs(options), options.size, options.weights, options.seed, on_disk
+    )
+    config = adapted_config(
+        donor, large, plans, options.seed, transplant_plan.positions(donor, large, options), gate_at
+    )
     config_file.check(config, str(out))  # what is written can be loaded
     alignment = _alignment(donor, large, options, config, seen) if options.match == "align" else None
     report |= {"align": alignment.measured} if alignment is not None else {}

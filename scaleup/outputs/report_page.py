@@ -1,4 +1,4 @@
-"""One self-contained page on runs: what was trained, what came of it, what it cost, and where it looks."""
+"""One self-contained page on runs: what was trained, its results, its cost, and where it looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep of any number of arms: one run where memory holds them all, else in parts, each of them a run of its own."""
+"""A sweep of any number of arms: one run where memory holds them all, else in parts, each of them a run."""
 
 from __future__ import annotations
 

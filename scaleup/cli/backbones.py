@@ -1,0 +1,31 @@
+"""List every plain ViT that timm and open_clip register: size, positions, licence, and which tubes fit. No weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from scaleup.cli import tool
+from scaleup.common.timing import progress
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = tool.parser(__doc__, 'tools/backbones.py "*dinov3*"\n  tools/backbones.py --markdown > docs/backbones.md')
+    made.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'timm:*huge*' (default: all)")
+    made.add_argument("--markdown", action="store_true", help="print the page docs/backbones.md")
+    return made
+
+
+def run(args: argparse.Namespace) -> Any:
+    from scaleup.outputs import backbone_table
+
+    names = backbone_table.names(args.pattern)
+    with progress("building", len(names)) as advance:
+        found = backbone_table.table(names, advance)
+    if args.json:
+        return backbone_table.as_json(found)
+    return backbone_table.markdown(found) if args.markdown else backbone_table.text(found)
+
+
+def show(page: str) -> None:
+    print(page, end="")

@@ -1,0 +1,66 @@
+"""Labels for images and videos: files, folders, patterns, addresses, or a video stream on stdin (-)."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from scaleup.cli import tool
+from scaleup.errors import UserError
+
+EXAMPLE = """tools/predict.py runs/vit_h clips/ "photos/*.jpg" --top 3
+  tools/predict.py runs/vit_h match.mp4 --hop 1 --overlay match-seen.mp4
+  ffmpeg -i /dev/video0 -f matroska - | tools/predict.py runs/vit_h -"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = tool.parser(__doc__, EXAMPLE)
+    made.add_argument("model", help="model directory or hub id")
+    made.add_argument("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
+    made.add_argument("--head", help="which head answers (default: the model's one)")
+    made.add_argument("--top", type=int, default=5, help="how many classes are named (default 5)")
+    made.add_argument("--hop", type=float, help="seconds between two clips of a long video (default: a clip's length)")
+    made.add_argument("--batch", type=int, default=8, help="clips at a time (default 8)")
+    made.add_argument("--overlay", metavar="FILE", help="also draw where the model looks, for one source: .mp4 or .png")
+    made.add_argument("--base", help="the backbone's weights, if they are not where they were")
+    return made
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    sources = asked(args)
+    from scaleup.evaluation.predictor import Predictor, draw, predict
+    from scaleup.model.build import load  # after what may be wrong with the arguments: its imports take seconds
+
+    predictor = Predictor(load(args.model, args.base), args.head, args.top, args.hop, args.batch)
+    result = predict(predictor, sources)
+    if args.overlay and result["files"]:
+        draw(predictor, sources[0], args.overlay)
+        result["overlay"] = args.overlay
+    return result
+
+
+def asked(args):
+    """The sources one by one; UserError where an argument is wrong."""
+    from scaleup.evaluation import overlay
+    from scaleup.media import STDIN, expanded
+
+    for option in ("top", "hop", "batch"):
+        if (value := getattr(args, option)) is not None and value <= 0:
+            raise UserError(f"--{option} {value} is not above 0")
+    sources = expanded(args.sources)
+    if args.overlay:
+        overlay.refuse_name(args.overlay)
+        if len(sources) != 1 or sources == [STDIN]:
+            raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
+    return sources
+
+
+def show(result: dict[str, Any]) -> None:
+    for file in result["files"]:
+        answers = ", ".join(f"{each['class']} {each['probability']:.1%}" for each in file["top"])
+        print(f"{file['source']}: {answers}")
+        for clip in file.get("clips", ()) if len(file.get("clips", ())) > 1 else ():
+            best = clip["top"][0]
+            print(f"  {clip['second']:8.2f} s  {best['class']} {best['probability']:.1%}")
+    if "overlay" in result:
+        print(f"overlay -> {result['overlay']}")

@@ -1,0 +1,53 @@
+"""Train several arms of one model together: every batch passes the frozen trunk once for all of them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from scaleup import recipe
+from scaleup.cli import train
+from scaleup.cli.train import seconds, show
+from scaleup.common.machine import bytes_of
+from scaleup.errors import UserError
+
+__all__ = ["arguments", "run", "show"]
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = train.arguments(__doc__, "tools/sweep.py recipes/demo/sweep.yaml 'grid.lr=[1e-3,3e-3]' out=runs/sweep")
+    memory = "of each device that may be filled, e.g. 70G (default: all it has); arms that exceed it train in parts"
+    made.add_argument("--memory", metavar="SIZE", help=memory)
+    where = "train on several machines at once: processes of this one, or jobs of SLURM (both by submitit)"
+    made.add_argument("--where", choices=("local", "slurm"), help=where)
+    made.add_argument("--machines", type=int, metavar="N", help="how many, with --where")
+    slurm = "options of sbatch for each job, '_' for '-', e.g. time=180 gpus_per_node=8 ntasks_per_node=8"
+    made.add_argument("--slurm", nargs="+", default=[], metavar="key=value", help=slurm)
+    return made
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    limit, memory = seconds(args.stop_after), bytes_of(args.memory, "--memory") if args.memory else None
+    read = recipe.load(args.recipe, args.changes)
+    arms, slurm = recipe.sweep_arms(read), _checked(args)
+    from scaleup.sweeps import costs, machines  # after what may be wrong: these imports take seconds
+    from scaleup.sweeps.parts import sweep
+
+    if args.plan:
+        groups = machines.groups(read, arms, args.machines) if args.where else []
+        apart = {"machines": [list(group) for group in groups]} if args.where else {}
+        return costs.plan(read, arms, available=memory) | apart
+    if args.where:
+        return machines.spread(read, arms, args.where, args.machines, slurm, args.overwrite, limit, memory)
+    return sweep(read, arms, args.overwrite, limit, memory)
+
+
+def _checked(args: argparse.Namespace) -> dict[str, str]:
+    """The options of SLURM, where all of the arguments go together."""
+    if args.where and (args.machines or 0) < 1:
+        raise UserError(f"--where {args.where} needs --machines, a whole number of at least 1")
+    if not args.where and (args.machines is not None or args.slurm):
+        raise UserError(f"--{'slurm' if args.slurm else 'machines'} needs --where, which is local or slurm")
+    if wrong := [option for option in args.slurm if "=" not in option]:
+        raise UserError(f"--slurm {wrong[0]!r} is not key=value")
+    return dict(option.split("=", 1) for option in args.slurm)

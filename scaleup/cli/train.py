@@ -1,0 +1,89 @@
+"""Train one model: a small one jointly on images and videos, or the late layers of an adapted one."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from scaleup import recipe
+from scaleup.cli import tool
+from scaleup.errors import UserError
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+EXAMPLE = "tools/train.py recipes/demo/small.yaml train.steps=300 out=runs/small"
+
+
+def arguments(description: str | None = __doc__, example: str = EXAMPLE) -> argparse.ArgumentParser:
+    """Those of ``sweep`` too."""
+    made = tool.parser(description, example)
+    made.add_argument("recipe", help="YAML file that describes the run")
+    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
+    made.add_argument("--plan", action="store_true", help="show tokens, FLOPs, memory and time; train nothing")
+    made.add_argument("--overwrite", action="store_true", help="replace the run that stands in the output directory")
+    made.add_argument("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
+    return made
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    limit = seconds(args.stop_after)
+    read = recipe.load(args.recipe, args.changes)
+    arms = {"model": read.arm}
+    from scaleup.sweeps import costs  # after what may be wrong: these imports take seconds
+    from scaleup.training import run as training
+
+    return costs.plan(read, arms) if args.plan else training.run(read, arms, args.overwrite, limit)
+
+
+def seconds(text: str | None) -> float | None:
+    """``2h50m``, ``90s`` or ``1h30m15s`` -> seconds; None where there is no limit."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", text) or not text:
+        raise UserError(
+            f"--stop-after {text!r} is no time; allowed are hours, minutes and seconds such as 2h50m or 90s"
+        )
+    return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a plan, or the result of a run, an arm a line."""
+    if "flops" in result:
+        from scaleup.sweeps import plan_text
+
+        print(plan_text.text(result), end="")
+        for number, group in enumerate(result.get("machines", []), 1):
+            print(f"machine {number}: {', '.join(group)}")
+        return
+    if "stopped" in result:
+        part = f" of part {result['part']}" if "part" in result else ""
+        print(
+            f"stopped after {result['stopped']} of {result['steps']} steps{part}; the same command goes on from there"
+        )
+        return
+    if "failed" in result:
+        for lost in result["failed"]:
+            print(f"{lost['part']} ({', '.join(lost['arms'])}): {lost['error']}; log: {lost['log']}")
+        print("what the others have trained stays; the same command goes on")
+        return
+    print(f"{result['steps']} steps -> {result['out']}")
+    for name, arm in result["arms"].items():
+        share = f"{arm['trained_parameters']:,} parameters trained, {arm['frozen_parameters']:,} frozen"
+        print(f"{name}: frozen depth {arm['frozen_depth']}, {share}" + _outcome(arm))
+    print(f"trunk, shared by all arms: {result['trunk_seconds']:.4f} s a step")
+    for depth, moved in result["trunk"].get("drift", {}).items():
+        print(f"trunk in {result['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+
+
+def _outcome(arm: dict[str, Any]) -> str:
+    if arm["diverged"] is not None:
+        return f", diverged at step {arm['diverged']}: no model is written"
+    alpha = "" if arm["alpha"] is None else f", alpha {arm['alpha']:.4f}"
+    alpha += f" (largest {arm['alpha_largest']:.4f})" if "alpha_largest" in arm else ""
+    early = f", ended early after {arm['steps']} steps" if arm["ended"] == "early" else ""
+    best = "" if arm["best_step"] is None else f", accuracy {arm['valid_accuracy']:.2%} after step {arm['best_step']}"
+    still = "".join(
+        f", {head} still at chance ({found['accuracy']:.1%} where the most frequent class has {found['chance']:.1%})"
+        for head, found in arm.get("at_chance", {}).items()
+    )
+    return f", {arm['arm_seconds']:.4f} s a step, loss {arm['loss']:.4f}{alpha}{early}{best}{still}"
