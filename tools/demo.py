@@ -26,7 +26,9 @@ from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
+from scaleup.evaluation.evaluation_record import record
 from scaleup.model.build import load, load_run
+from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export
 from scaleup.outputs.parity import parity
 from scaleup.recipe import sweep_arms
@@ -120,12 +122,13 @@ class Demo:
         test = self.out / "data/videos-test"
         rows = []
         for name, result in trained.items():
-            scores = evaluate({name: load(self.out / name / "model")}, test, "1x1", batch=64)[name]
+            scores = _recorded({name: load(self.out / name / "model")}, test, [self.out / name / "model"])[name]
             tubes = "none" if name == "patches" else "trained"
             title = "2D patches only" if name == "patches" else "small joint model"
             rows.append(_row(title, "model", "small", tubes, result, scores))
         for tubes, result in sweeps.items():
-            for name, scores in evaluate(load_run(result["out"]), test, "1x1", batch=64).items():
+            models = load_run(result["out"])
+            for name, scores in _recorded(models, test, [Path(result["out"], name) for name in models]).items():
                 kind = tubes if result["arms"][name]["frozen_depth"] else "trained"
                 rows.append(_row(name, name, "adapted", kind, result, scores))
         return rows
@@ -136,6 +139,14 @@ class Demo:
         scores = evaluate(arms, self.out / "data/videos-val", "1x1", batch=64)
         frozen = [name for name in arms if arms[name].frozen_depth]
         return self.out / "sweep" / max(frozen, key=lambda name: scores[name]["heads"]["motion"]["top1"])
+
+
+def _recorded(models: dict[str, TubeViT], shards: Path, directories: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Scores of models on shards, kept in their directories, where a report finds them."""
+    scores = evaluate(models, shards, "1x1", batch=64)
+    for (name, model), directory in zip(models.items(), directories, strict=True):
+        record(directory, model, scores[name], {"strides": {}, "precision": "float32"})
+    return scores
 
 
 def _trained(read: schema.Recipe, arms: dict[str, schema.Arm]) -> dict[str, Any]:

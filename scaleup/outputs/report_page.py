@@ -60,22 +60,22 @@ def _sections(
     runs: list[Facts], shards: str | Path | None, probe: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, str]]:
     """Titles and contents."""
-    yield "What came of it", "".join(summary(runs, probe))
+    yield "Result", "".join(summary(runs, probe))
     complete: dict[str, dict[str, TubeViT]] = {}
     for run in runs:
         at = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{at}curves", html.text(run.state) + html.figures(curves(run))
+        yield f"{at}Curves", html.text(run.state) + html.figures(curves(run))
         models, without = _models(run)
-        yield f"{at}where tubes look", html.text(without) if without else _looks(models)
+        yield f"{at}Where tubes look", html.text(without) if without else _looks(models)
         if drawn := token_maps.kernels(next(iter(models.values()))) if models else {}:
-            yield f"{at}kernels", html.figures(drawn)
+            yield f"{at}Kernels of the tubes", html.figures(drawn)
         if run.result is not None and models:
             complete[run.name] = models
     if shards is not None and complete:
-        yield "Class by class", "".join(by_class(complete, shards))
+        yield "Classes", "".join(by_class(complete, shards))
     for run in runs:
         at = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{at}recipe", html.folded("the resolved recipe", html.code(run.yaml))
+        yield f"{at}Recipe", html.folded("The resolved recipe", html.code(run.yaml))
     yield "Environment", "".join(_environments(runs))
 
 
@@ -96,8 +96,8 @@ def _looks(models: Mapping[str, TubeViT]) -> str:
 def _environments(runs: Sequence[Facts]) -> Iterator[str]:
     for run in runs:
         if run.result is not None and "environment" in run.result:
-            yield html.heading(f"where {run.name} was trained") + html.code(_words(run.result["environment"]))
-    yield html.heading("where this page was made") + html.code(_words(environment()))
+            yield html.heading(f"Where {run.name} was trained") + html.code(_words(run.result["environment"]))
+    yield html.heading("Where this page was made") + html.code(_words(environment()))
 
 
 def _words(about: Mapping[str, Any]) -> str:

@@ -71,9 +71,10 @@ class Facts:
         return schedule(self.arms[arm], self.recipe.train)[0]
 
     def stands(self, arm: str) -> str:
-        """How an arm ended, or how far it is."""
+        """How an arm ended, which of its heads stayed at chance, or how far it is."""
         if arm in self.made:
-            return self.made[arm].get("ended", "complete")
+            at_chance = [f"{head} at chance" for head in self.made[arm].get("at_chance", {})]
+            return ", ".join([self.made[arm].get("ended", "complete"), *at_chance])
         return f"step {self.taken(arm)} of {self.planned(arm)}" if self.taken(arm) else "not begun"
 
     def series(self, arm: str, *path: str) -> Series:

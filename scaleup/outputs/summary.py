@@ -1,4 +1,4 @@
-"""What came of runs: a row for each arm, accuracy against frozen depth and against cost, and curves over steps."""
+"""The results of runs: a row for each arm, accuracy against frozen depth and against cost, and curves over steps."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
     best, run, arm = max(known, key=lambda each: each[0])
     seconds = run.seconds(arm)
     return {
-        "best accuracy": f"{best:.1%}",
-        "of arm": arm if len(runs) == 1 else f"{run.name}/{arm}",
-        "blocks frozen in it": run.arms[arm].frozen_depth,
-        "of a step of it": f"{seconds:.3g} s" if seconds else None,
+        "best arm": arm if len(runs) == 1 else f"{run.name}/{arm}",
+        "its accuracy (top-1)": f"{best:.1%}",
+        "its frozen blocks": run.arms[arm].frozen_depth,
+        "a step of it": f"{seconds:.3g} s" if seconds else None,
         **counts,
     }
 

@@ -1,0 +1,64 @@
+"""``scaleup VERB`` is ``tools/VERB.py``; unknown verbs and recipes name the nearest."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scaleup import cli, recipe
+from scaleup.errors import UserError
+
+TOOLS = Path(__file__).parents[2] / "tools"
+INSTRUMENTS = {"bench", "demo", "reproduce"}  # of the authors; they stay in the repository
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of ``scaleup WORDS``."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/scaleup", *words])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_each_verb_is_a_tool_and_each_tool_a_verb() -> None:
+    tools = {path.stem for path in TOOLS.glob("*.py")} - INSTRUMENTS
+    assert tools - {"draw_method"} == set(cli.VERBS)
+    assert all(f'run_verb("{verb}")' in (TOOLS / f"{verb}.py").read_text() for verb in cli.VERBS)
+
+
+def test_help_lists_the_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert called(monkeypatch) == called(monkeypatch, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.split()[:1] == [verb] and len(line.split()) > 4 for line in lines) for verb in cli.VERBS)
+
+
+def test_an_unknown_verb_names_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert called(monkeypatch, "transplnt") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: 'transplnt' is no verb of scaleup; allowed are make_shards, ")
+    assert said.endswith("; nearest: 'transplant'\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_example_is_of_the_command_that_was_called(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert called(monkeypatch, verb, "--help") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: scaleup {verb} ") and f"scaleup {verb} " in said.split("example:")[1]
+    assert "tools/" not in said.split("example:")[1]
+
+
+def test_the_toolkits_own_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/demo/data/videos-train", "runs/demo/data/images-train"):
+        Path(name).mkdir(parents=True)
+    assert recipe.load("demo/small").model.backbone.kwargs["embed_dim"] == 72
+    with pytest.raises(
+        UserError, match=r"there is no recipe 'demo/smal'; allowed are a YAML file and .*; nearest: 'demo/small"
+    ):
+        recipe.load("demo/smal")
+    Path("demo").mkdir()
+    Path("demo/small").write_text("seed: 3\n")  # a file that is there comes first
+    assert recipe.load("demo/small", ["data.train.a.shards=runs"]).seed == 3
