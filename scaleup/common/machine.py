@@ -9,8 +9,6 @@ import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 from scaleup.errors import UserError
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -40,6 +38,8 @@ PACKAGES = ("scaleup", "torch", "timm", "open_clip_torch", "deepspeed", "peft", 
 
 def environment() -> dict[str, str]:
     """Python, platform, processor or accelerator, and the versions of what computes."""
+    import torch  # takes seconds: tools import this module before they know what is asked
+
     device = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else str(device or "cpu")
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"

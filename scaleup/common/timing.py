@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from statistics import median
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    import torch  # takes seconds: tools import this module before they know what is asked
 
 
 def now(device: torch.device) -> float:
     """Seconds on a clock, once the device has done all that it was asked to."""
     if device.type != "cpu":
+        import torch
+
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 

@@ -1,5 +1,6 @@
 """``scaleup VERB`` is ``tools/VERB.py``; unknown verbs and recipes name the nearest."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def test_the_toolkits_own_recipes_are_found_by_name(tmp_path: Path, monkeypatch:
     Path("demo").mkdir()
     Path("demo/small").write_text("seed: 3\n")  # a file that is there comes first
     assert recipe.load("demo/small", ["data.train.a.shards=runs"]).seed == 3
+
+
+def test_what_is_wrong_is_said_before_torch_is_imported() -> None:
+    code = "import sys; from importlib import import_module; from scaleup.cli import VERBS; "
+    code += "[import_module(f'scaleup.cli.{verb}') for verb in VERBS]; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
