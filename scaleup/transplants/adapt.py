@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -53,7 +54,7 @@ def adapt(
     """
     name = vit.pretrained_cfg["architecture"]  # type: ignore[index]
     refuse_unless_plain(vit, f"timm:{name}")
-    backbone = timm.take_apart(vit, f"timm:{name}")
+    backbone = timm.take_apart(_without_classifier(vit), f"timm:{name}")
     backbone.kwargs = dict(kwargs or {})
     _refuse_others(name, backbone)
     own = backbone.absolute or backbone.rotary
@@ -77,6 +78,13 @@ def adapt(
         model = TubeViT.assemble(config, backbone, seed)
     classes = {head: list(names) for head, names in (heads or {}).items()}
     return model.with_arm(frozen_depth, gate, classes, seed).eval()
+
+
+def _without_classifier(vit: nn.Module) -> nn.Module:
+    """A shallow copy; the caller's model keeps its own."""
+    made = copy.copy(vit)
+    made._modules = {**vit._modules, "head": nn.Identity()}
+    return made
 
 
 def _refuse_others(name: str, backbone: Backbone) -> None:

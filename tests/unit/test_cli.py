@@ -38,7 +38,7 @@ def test_an_unknown_verb_names_the_nearest(monkeypatch: pytest.MonkeyPatch, caps
     assert called(monkeypatch, "transplnt") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: 'transplnt' is no verb of scaleup; allowed are make_shards, ")
-    assert said.endswith("; nearest: 'transplant'\n") and said.count("\n") == 1
+    assert "; nearest: 'transplant'" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
