@@ -38,6 +38,9 @@ def arguments():
     loader.add_argument("--workers", type=int, default=2, help="processes of each side (default 2)")
     loader.add_argument("--samples", type=int, default=10_000, help="over which memory is watched (default 10000)")
     loader.add_argument("--copied", action="store_true", help="videos with x264's defaults (default: as re-encoded)")
+    busy = figures.add_parser("busy", help="the demo's work alone, and beside processes that never rest")
+    busy.add_argument("directory", help="of the demo, such as runs/demo")
+    busy.add_argument("--others", type=int, default=2, help="processes that never rest (default 2)")
     cache = figures.add_parser("cache", help="steps from a token cache against the arm alone; its size and precision")
     cache.add_argument("--backbone", default="vit_b")
     cache.add_argument("--frozen-depth", type=int, default=9, help="frozen blocks (default 9)")
@@ -62,6 +65,7 @@ def arguments():
         (trunk, 5),
         (stream, 3),
         (loader, 5),
+        (busy, 3),
         (cache, 5),
         (peers, 3),
         (curves, 3),
