@@ -15,8 +15,8 @@ test: .venv/installed  # on two cores; more with JOBS=8
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
-families: .venv/installed  # the README's table and docs/backbones.md
-	$(BIN)/python -m pytest tests/families --readme --ignore tests/families/test_readme.py
+families: .venv/installed  # writes docs/families.md and docs/backbones.md
+	$(BIN)/python -m pytest tests/families --write-page --ignore tests/families/test_families_page.py
 	$(BIN)/python tools/backbones.py --markdown > docs/backbones.tmp
 	mv docs/backbones.tmp docs/backbones.md
 

@@ -114,6 +114,7 @@ INTRODUCTION = """# Backbones
 The {count} plain ViTs that {versions} register, as `tools/backbones.py --markdown` lists them.
 Each name can be given to `tools/transplant.py`, with a tag of its weights where it has several:
 `timm:vit_base_patch16_224.mae`, `open_clip:ViT-H-14/laion2b_s32b_b79k`.
+Which families the tests cover, and what they show, is in [families.md](families.md).
 
 - **tokens**: of a frame at the model's own size, without **prefix** tokens (class token and registers).
 - **parameters** are without a classifier; the **licence** is that of the library's first weights of the name.

@@ -1,13 +1,13 @@
 """Every test that takes a ``family`` or a ``stored`` model runs once for each family.
 
-``--readme`` writes the README's table from the outcome: make families.
+``--write-page`` writes the table of docs/families.md from the outcome: make families.
 """
 
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 
+import families_page
 import pytest
-import readme
 import torch
 from clip import StoredClip
 from families import FAMILIES, Family, Stored
@@ -16,7 +16,7 @@ OUTCOMES = pytest.StashKey[dict[tuple[str, str], set[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--readme", action="store_true", help="write the README's table of families")
+    parser.addoption("--write-page", action="store_true", help="write the table of docs/families.md")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,15 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if item.path.stem in readme.COLUMNS:
+    if item.path.stem in families_page.COLUMNS:
         item.config.stash[OUTCOMES][item.callspec.params["family"].name, item.path.stem].add(report.outcome)
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--readme", False):
+    if session.config.getoption("--write-page", False):
         outcomes = session.config.stash[OUTCOMES]
-        readme.write({pair: outcomes[pair] == {"passed"} for pair in readme.PAIRS})
+        families_page.write({pair: outcomes[pair] == {"passed"} for pair in families_page.PAIRS})
 
 
 @pytest.fixture(scope="session", autouse=True)

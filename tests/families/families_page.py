@@ -1,11 +1,11 @@
-"""The README's table of families, written from what a run of the tests has proved."""
+"""The table of docs/families.md, written from what a run of the tests has proved."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from families import FAMILIES
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- families: written by make families -->\n", "<!-- families end -->\n"
 COLUMNS = {  # file of tests -> what they prove
     "test_exact": "exact on images",
@@ -28,10 +28,10 @@ def table(proved: Proved) -> str:
 
 
 def current() -> str:
-    """What stands in the README."""
-    return README.read_text().partition(BEGIN)[2].partition(END)[0]
+    """The table that stands on the page."""
+    return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
 
 
 def write(proved: Proved) -> None:
-    before, _, rest = README.read_text().partition(BEGIN)
-    README.write_text(before + BEGIN + table(proved) + END + rest.partition(END)[2])
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table(proved) + END + rest.partition(END)[2])
