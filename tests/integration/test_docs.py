@@ -3,6 +3,7 @@
 The commands of docs/tutorial.md are run by test_tutorial.py; here those of all pages are read as their tools read them.
 """
 
+import ast
 import dataclasses
 import re
 import runpy
@@ -26,6 +27,9 @@ FENCED = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.M | re.S)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\((?!https?://)([^)\s]+)\)")
 HOME = re.compile(r"(?:scaleup|recipes|tools|tests|docs)/[\w./-]*")
+DOTTED = re.compile(r"scaleup(?:\.[A-Za-z_]+)+")
+NAMED = re.compile(r"`([\w.]+)` \(`([\w/]+\.py)`\)")  # `Gate.of` (`model/arm.py`)
+LISTED = re.compile(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)")  # `model/arm.py`: `Gate`, `Arm.features`
 SETTING = re.compile(r"((?:arm|train|trunk|data)\.[a-z_.]+)(?:=\S+)?")
 ENDS = {"&&", "|", "&"}  # of a command of the shell
 
@@ -136,3 +140,57 @@ def test_every_tool_and_page_is_named_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.py")]
     assert not [file.name for file in files if str(file.relative_to(ROOT)) not in text]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def defined(path: Path) -> set[str]:
+    """The names that a module defines: ``settle``, ``Gate``, ``Gate.of``."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            names |= {target.id} if isinstance(target, ast.Name) else set()
+    return names
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+@pages
+def test_modules_that_are_named_are_there(page: Path) -> None:
+    """``scaleup.model.arm`` is a module, ``scaleup.model.arm.Gate`` a name in one."""
+    for name in {found for code in [*inline(page), *blocks(page, "python")] for found in DOTTED.findall(code)}:
+        module, _, last = name.rpartition(".")
+        inside = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        assert (
+            is_module(name)
+            or (inside.exists() and last in defined(inside))
+            or (module == "scaleup" and f'"{last}"' in (ROOT / "scaleup" / "__init__.py").read_text())
+        ), f"{page.name} names {name}"
+
+
+def test_the_architecture_lists_every_module_and_no_other() -> None:
+    text, listed, room = (ROOT / "docs" / "architecture.md").read_text(), set(), ""
+    for line in text.partition("```\nscaleup/\n")[2].partition("```")[0].splitlines():
+        if line.endswith("/"):
+            room = line
+        elif line:
+            listed.add(room + line.split()[0])
+    modules = {str(path.relative_to(ROOT / "scaleup")) for path in (ROOT / "scaleup").rglob("*.py")}
+    assert listed == {name for name in modules if not name.endswith("/__init__.py") or name == "cli/__init__.py"}
+
+
+def test_the_architecture_names_what_is_defined_where_it_says() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    pairs = [(path, name) for name, path in NAMED.findall(text)]
+    pairs += [(path, name) for path, names in LISTED.findall(text) for name in re.findall(r"[\w.]+", names)]
+    assert len(pairs) > 30
+    for path, name in pairs:
+        assert name in defined(ROOT / "scaleup" / path), f"{path} does not define {name}"
