@@ -57,13 +57,13 @@ def draw_result(found: dict[tuple[str, str], dict[str, Score]], plt: Any) -> Any
                 colour = TRANSPLANTED if tubes == "transplanted" else RANDOM
                 axis.bar(x, score.mean, 0.36, yerr=errors, color=colour, ecolor="#444444", capsize=2)
         axis.axhline(CHANCE[what], color="#444444", linestyle=":", linewidth=1)
-        axis.text(len(LABELS) - 0.45, CHANCE[what] + 1, "chance", ha="right", fontsize=8, color="#444444")
-        axis.set(title=f"{what}, top-1 (%)", ylim=(0, 100), xticks=range(len(LABELS)))
+        axis.text(len(LABELS) - 0.45, CHANCE[what], "chance", va="center", fontsize=8, color="#444444")
+        axis.set(title=f"{what}, top-1 (%)", ylim=(0, 100), xlim=(-0.5, len(LABELS) - 0.5), xticks=range(len(LABELS)))
         axis.set_xticklabels(LABELS.values(), fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     bars = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (TRANSPLANTED, RANDOM)]
-    axes[0].legend(bars, ["transplanted tubes", "random tubes"], fontsize=8, loc="upper left", frameon=False)
-    figure.supxlabel("what trains in the large image ViT", fontsize=9)
+    legend = {"fontsize": 8, "loc": "outside lower center", "ncols": 2, "frameon": False}
+    figure.legend(bars, ["transplanted tubes", "random tubes"], title="what trains in the large image ViT", **legend)
     return figure
 
 
@@ -87,43 +87,44 @@ def draw_method(plt: Any) -> Any:
     def words(x: float, y: float, text: str, size: float = 8.5, **how: Any) -> None:
         axis.text(x, y, text, ha=how.pop("ha", "center"), va="center", fontsize=size, **how)
 
+    def tokens_of(y: float, upper: str, lower: str, colour: str) -> None:
+        """Images and videos to tokens."""
+        box(0.3, y - 0.7, 1.9, 1.4, "images,\nvideos", PLAIN)
+        box(3.1, y + 0.15, 2.3, 0.8, upper, colour)
+        box(3.1, y - 0.95, 2.3, 0.8, lower, colour)
+        box(6.3, y - 0.7, 0.9, 1.4, "$z_0$", PLAIN)
+        for side in (-1, 1):
+            arrow((2.2, y + 0.25 * side), (3.1, y + 0.55 * side))
+            arrow((5.4, y + 0.55 * side), (6.3, y + 0.25 * side))
+
     words(0.3, 8.2, "1  Small ViT, trained on images and videos together", 10, ha="left", weight="bold")
-    box(0.3, 6.2, 1.9, 1.4, "images,\nvideos", PLAIN)
-    box(3.2, 7.0, 2.2, 0.8, "patches", TRAINS)
-    box(3.2, 5.9, 2.2, 0.8, "video tubes", TRAINS)
-    box(6.9, 6.2, 6.2, 1.4, "all blocks", TRAINS)
-    box(14.2, 6.2, 2.6, 1.4, "norm, pool,\nheads", TRAINS)
-    for begin, end in (((2.2, 7.1), (3.2, 7.4)), ((2.2, 6.7), (3.2, 6.3)), ((5.4, 7.4), (6.9, 7.1))):
-        arrow(begin, end)
-    arrow((5.4, 6.3), (6.9, 6.7))
-    arrow((13.1, 6.9), (14.2, 6.9))
+    tokens_of(6.9, "patches", "video tubes", TRAINS)
+    box(8.0, 6.2, 7.2, 1.4, "all blocks", TRAINS)
+    box(16.2, 6.2, 2.5, 1.4, "norm, pool,\nheads", TRAINS)
+    arrow((7.2, 6.9), (8.0, 6.9))
+    arrow((15.2, 6.9), (16.2, 6.9))
 
-    arrow((4.3, 5.9), (4.3, 2.1), colour=TRANSPLANTED, width=2.5)
-    words(4.7, 4.75, "2  Tubes move into the large ViT by space-to-depth", 10, ha="left", weight="bold")
-    words(4.7, 4.15, "one token = the small kernel at f places, side by side:", ha="left")
+    arrow((4.25, 5.95), (4.25, 2.95), colour=TRANSPLANTED, width=2.5)
+    words(4.7, 5.2, "2  Tubes move into the large ViT by space-to-depth", 10, ha="left", weight="bold")
+    words(4.7, 4.55, "one token = c channels of the small kernel at f places, side by side:", ha="left")
     for number in range(4):
-        box(12.3 + 0.75 * number, 3.95, 0.7, 0.4, "c", TRAINS)
-    words(15.5, 4.15, "= width D of the large ViT", ha="left")
+        box(13.2 + 0.6 * number, 4.35, 0.55, 0.4, "c", TRAINS)
+    words(15.75, 4.55, "= width D", ha="left")
 
-    words(7.0, 3.35, "3  Large image ViT: early blocks frozen, late blocks train", 10, ha="left", weight="bold")
-    box(0.3, 1.3, 1.9, 1.4, "images,\nvideos", PLAIN)
-    box(3.2, 2.1, 2.2, 0.8, "patches", FROZEN)
-    box(3.2, 1.0, 2.2, 0.8, "moved tubes", FROZEN)
-    box(6.9, 1.3, 3.6, 1.4, "frozen blocks", FROZEN)
-    box(12.9, 1.3, 2.4, 1.4, "late blocks", TRAINS)
+    words(4.7, 3.45, "3  Large image ViT: early blocks frozen, late blocks train", 10, ha="left", weight="bold")
+    tokens_of(2.0, "moved tubes", "patches", FROZEN)
+    box(8.0, 1.3, 2.9, 1.4, "frozen blocks", FROZEN)
+    axis.add_patch(plt.Circle((12.0, 2.0), 0.36, facecolor=TRAINS, edgecolor="#444444", linewidth=0.8))
+    words(12.0, 1.98, "+", 12)
+    box(13.1, 1.3, 2.3, 1.4, "late blocks", TRAINS)
     box(16.2, 1.3, 2.5, 1.4, "norm, pool,\nheads", TRAINS)
-    axis.add_patch(plt.Circle((11.7, 2.0), 0.36, facecolor=TRAINS, edgecolor="#444444", linewidth=0.8))
-    words(11.7, 1.98, "+", 12)
-    for begin, end in (((2.2, 2.2), (3.2, 2.5)), ((2.2, 1.8), (3.2, 1.4)), ((5.4, 2.5), (6.9, 2.2))):
-        arrow(begin, end)
-    arrow((5.4, 1.4), (6.9, 1.8))
-    arrow((10.5, 2.0), (11.34, 2.0))
-    arrow((12.06, 2.0), (12.9, 2.0))
-    arrow((15.3, 2.0), (16.2, 2.0))
-    words(10.9, 2.3, "h")
-    words(6.2, 2.75, "$z_0$", 9)
-    arrow((6.2, 2.0), (6.2, 0.6), (11.7, 0.6), (11.7, 1.64))
-    words(8.9, 0.3, r"the gate: $h + \tanh(\alpha)\, z_0$, and $\alpha$ starts at 0", 9)
+    arrow((7.2, 2.0), (8.0, 2.0))
+    arrow((10.9, 2.0), (11.64, 2.0))
+    arrow((12.36, 2.0), (13.1, 2.0))
+    arrow((15.4, 2.0), (16.2, 2.0))
+    words(11.2, 2.3, "$h$", 9)
+    arrow((6.75, 1.3), (6.75, 0.65), (12.0, 0.65), (12.0, 1.64))
+    words(9.3, 0.33, r"gate: $h + \tanh(\alpha)\, z_0$, where $\alpha$ starts at 0", 9)
 
     for x, colour, text in ((13.6, TRAINS, "trains"), (15.9, FROZEN, "frozen")):
         box(x, 0.25, 0.5, 0.35, "", colour)

@@ -123,10 +123,18 @@ def test_settings_are_those_of_recipes(page: Path) -> None:
         assert is_setting(path), f"{page.name} names {path}"
 
 
+def headings(page: Path) -> set[str]:
+    """The headings of a page, as links name them: ``note-step`` for ``Note: step``."""
+    titles = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
 @pages
 def test_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(page.read_text()):
-        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+        file, _, heading = link.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists() and (not heading or heading in headings(there)), f"{page.name} links to {link}"
 
 
 @pages
