@@ -1,4 +1,4 @@
-"""List every plain ViT that timm and open_clip register: size, positions, licence, and which tubes fit. No weights."""
+"""List every plain ViT of timm and open_clip: size, positions, licence, and which tubes fit. Reads no weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compute the frozen part of a recipe's model once: what its arms are fed, of every training sample, to disk.
+"""Compute the frozen part of a recipe's model once for every training sample, and store it on disk.
 
 Train from it with trunk.cache=DIR: no video is decoded and no frozen block is computed. What is finished when it is cut
 off is kept: the same command goes on from there.

@@ -1,4 +1,4 @@
-"""Check everything about a shard directory: sizes, hashes, offsets, labels, keys, and that every sample decodes.
+"""Check a shard directory: sizes, hashes, offsets, labels, keys, and that every sample decodes.
 
 Of a token cache, which has a shard directory for each dataset, all are checked.
 """

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy over t x s views, every sample exactly once."""
+"""Measure top-1 and top-5 accuracy over several views of each sample. Every sample counts exactly once."""
 
 from __future__ import annotations
 

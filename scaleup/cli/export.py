@@ -1,4 +1,4 @@
-"""Write a model in another form (our own, peft, timm, torch.export, ONNX, AOTInductor), read it back, compare."""
+"""Write a model in another form (our own, peft, timm, torch.export, ONNX, AOTInductor), read back and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos or images to WebDataset shards with an index, or the embedded data to try everything with.
+"""Pack videos or images into WebDataset shards with an index; or make the embedded data, to try everything.
 
 SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of a path and a label in each line;
 a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the folder of HMDB51's

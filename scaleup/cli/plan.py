@@ -1,4 +1,4 @@
-"""What a run would cost, before anything of it is built: tokens, parameters, FLOPs, memory, cache and time."""
+"""Plan what a run costs before anything is built: tokens, parameters, FLOPs, memory, cache and time."""
 
 from __future__ import annotations
 

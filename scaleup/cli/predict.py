@@ -1,4 +1,4 @@
-"""Labels for images and videos: files, folders, patterns, addresses, or a video stream on stdin (-)."""
+"""Predict labels for images and videos: files, folders, patterns, addresses, or a video stream on stdin (-)."""
 
 from __future__ import annotations
 

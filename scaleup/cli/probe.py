@@ -1,4 +1,4 @@
-"""Depth profile: what linear classifiers read from a frozen model after each block, in one pass, before any sweep."""
+"""Measure what linear classifiers read from a frozen model after each block, in one pass: a depth profile."""
 
 from __future__ import annotations
 

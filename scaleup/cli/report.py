@@ -1,4 +1,4 @@
-"""One HTML page on runs, complete or not: curves, accuracy against depth and cost, tubes, confusion, recipe."""
+"""Write one HTML page on runs, complete or not: curves, accuracy against depth and cost, tubes, confusion, recipe."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ HEADS = {"motion": ["left", "right", "up"]}
 
 
 class Family(NamedTuple):
-    """What docs/families.md calls it, the library's name of one of its models, and what is made smaller beyond SMALL."""
+    """Its title in docs/families.md, the library's name of one of its models, and what is made smaller beyond SMALL."""
 
     title: str
     name: str

@@ -17,6 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, ValidationError
 
+import draw_method
 from scaleup.cli import tool
 from scaleup.config.compose import combinations
 from scaleup.config.schema import Arm, Recipe
@@ -148,6 +149,15 @@ def test_every_tool_and_page_is_named_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.py")]
     assert not [file.name for file in files if str(file.relative_to(ROOT)) not in text]
+
+
+def test_the_result_is_drawn_from_the_table_of_the_readme() -> None:
+    page = (ROOT / "README.md").read_text()
+    found = draw_method.scores(page)
+    assert {arm for arm, _ in found} >= set(draw_method.LABELS)
+    assert all(0 <= score.low <= score.mean <= score.high <= 100 for row in found.values() for score in row.values())
+    assert "| adapted: last1 | random | 5 of 6 | 70 (61 to 78) | 32 (30 to 34) |" in page
+    assert found["last1", "random"] == {"shape": (70, 61, 78), "motion": (32, 30, 34)}
 
 
 def test_the_readme_is_short() -> None:
