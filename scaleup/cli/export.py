@@ -1,4 +1,4 @@
-"""Write a model in another form (our own, peft, timm, torch.export, ONNX, AOTInductor), read back and compared."""
+"""Write a model in another form (our own, peft, timm, torch.export, ONNX, AOTInductor) and compare the two."""
 
 from __future__ import annotations
 
