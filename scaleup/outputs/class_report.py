@@ -56,7 +56,7 @@ def confused(counts: np.ndarray, classes: list[str], most: int = 5) -> list[str]
 SHOWN = 20  # classes, those that change most; the rest unfolds
 
 
-def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> Iterator[str]:
+def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> Iterator[html.Block]:
     """The section on ``models`` (run -> arm -> model), after a pass over the shards for each run."""
     counts: dict[str, dict[str, np.ndarray]] = {}  # head -> arm -> (classes, classes)
     names: dict[str, list[str]] = {}
@@ -64,10 +64,10 @@ def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> It
         try:
             found, seen = confusions(arms, shards)
         except UserError as error:
-            yield html.text(f"{run}: none, {error}")
+            yield html.Text(f"{run}: none, {error}")
             continue
         failed = f"{seen['samples']} samples, {len(seen['failures'])} failures"
-        yield html.text(f"{run}: {failed}, {Path(shards).name}, one view, list {seen['list_sha256'][:12]}")
+        yield html.Text(f"{run}: {failed}, {Path(shards).name}, one view, list {seen['list_sha256'][:12]}")
         for arm, heads in found.items():
             for head, matrix in heads.items():
                 names.setdefault(head, arms[arm].config["heads"][head])
@@ -77,21 +77,21 @@ def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> It
         yield from _of_head(head, each, names[head])
 
 
-def _of_head(head: str, counts: dict[str, np.ndarray], classes: list[str]) -> Iterator[str]:
+def _of_head(head: str, counts: dict[str, np.ndarray], classes: list[str]) -> Iterator[html.Block]:
     top1 = {arm: matrix.trace() / max(1, matrix.sum()) for arm, matrix in counts.items()}
     best, base = max(top1, key=lambda arm: top1[arm]), next(iter(counts))
     shown = 100 * counts[best] / counts[best].sum(axis=1, keepdims=True).clip(min=1)
-    yield html.heading(head)
-    yield html.text("top-1 " + ", ".join(f"{arm} {100 * share:.2f} %" for arm, share in top1.items()))
-    yield html.figures({f"{head}, % of each row, of {best}": svg_plots.matrix(f"{head} {best}", shown, classes)})
-    yield html.text("Most often: " + ("; ".join(confused(counts[best], classes)) or "no mistakes"))
+    yield html.Heading(head)
+    yield html.Text("top-1 " + ", ".join(f"{arm} {100 * share:.2f} %" for arm, share in top1.items()))
+    yield html.Figures({f"{head}, % of each row, of {best}": svg_plots.matrix(f"{head} {best}", shown, classes)})
+    yield html.Text("Most often: " + ("; ".join(confused(counts[best], classes)) or "no mistakes"))
     if len(counts) > 1:
-        yield html.text(f"Recall of each class in %, and how it changes from {base}, in points, the largest first:")
+        yield html.Text(f"Recall of each class in %, and how it changes from {base}, in points, the largest first:")
         rows = _changes(counts, classes, base)
         header = ["class", base, *(arm for arm in counts if arm != base)]
-        yield html.table(header, rows[:SHOWN])
+        yield html.Table(header, rows[:SHOWN])
         if len(rows) > SHOWN:
-            yield html.folded(f"all {len(rows)} classes", html.table(header, rows))
+            yield html.Folded(f"all {len(rows)} classes", html.Table(header, rows))
 
 
 def _changes(counts: dict[str, np.ndarray], classes: list[str], base: str) -> list[list[Any]]:

@@ -58,25 +58,25 @@ def write(
 
 def _sections(
     runs: list[Facts], shards: str | Path | None, probe: Mapping[str, Any] | None
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, list[html.Block]]]:
     """Titles and contents."""
-    yield "Result", "".join(summary(runs, probe))
+    yield "Result", list(summary(runs, probe))
     complete: dict[str, dict[str, TubeViT]] = {}
     for run in runs:
         at = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{at}Curves", html.text(run.state) + html.figures(curves(run))
+        yield f"{at}Curves", [html.Text(run.state), html.Figures(curves(run))]
         models, without = _models(run)
-        yield f"{at}Where tubes look", html.text(without) if without else _looks(models)
+        yield f"{at}Where tubes look", [html.Text(without)] if without else _looks(models)
         if drawn := token_maps.kernels(next(iter(models.values()))) if models else {}:
-            yield f"{at}Kernels of the tubes", html.figures(drawn)
+            yield f"{at}Kernels of the tubes", [html.Figures(drawn)]
         if run.result is not None and models:
             complete[run.name] = models
     if shards is not None and complete:
-        yield "Classes", "".join(by_class(complete, shards))
+        yield "Classes", list(by_class(complete, shards))
     for run in runs:
         at = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{at}Recipe", html.folded("The resolved recipe", html.code(run.yaml))
-    yield "Environment", "".join(_environments(runs))
+        yield f"{at}Recipe", [html.Folded("The resolved recipe", html.Code(run.yaml))]
+    yield "Environment", list(_environments(runs))
 
 
 def _models(run: Facts) -> tuple[dict[str, TubeViT], str]:
@@ -88,16 +88,18 @@ def _models(run: Facts) -> tuple[dict[str, TubeViT], str]:
         return {}, f"Not drawn: {error}."
 
 
-def _looks(models: Mapping[str, TubeViT]) -> str:
-    words = html.text("How many tokens see each pixel, and below it each frame: the lighter the more.")
-    return words + html.figures(token_maps.token_maps(next(iter(models.values()))), small=True)
+def _looks(models: Mapping[str, TubeViT]) -> list[html.Block]:
+    words = html.Text("How many tokens see each pixel, and below it each frame: the lighter the more.")
+    return [words, html.Figures(token_maps.token_maps(next(iter(models.values()))), small=True)]
 
 
-def _environments(runs: Sequence[Facts]) -> Iterator[str]:
+def _environments(runs: Sequence[Facts]) -> Iterator[html.Block]:
     for run in runs:
         if run.result is not None and "environment" in run.result:
-            yield html.heading(f"Where {run.name} was trained") + html.code(_words(run.result["environment"]))
-    yield html.heading("Where this page was made") + html.code(_words(environment()))
+            yield html.Heading(f"Where {run.name} was trained")
+            yield html.Code(_words(run.result["environment"]))
+    yield html.Heading("Where this page was made")
+    yield html.Code(_words(environment()))
 
 
 def _words(about: Mapping[str, Any]) -> str:

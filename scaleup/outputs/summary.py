@@ -10,27 +10,27 @@ from scaleup.outputs import html, svg_plots
 from scaleup.outputs.run_records import Facts
 
 
-def summary(runs: Sequence[Facts], probe: Mapping[str, Any] | None) -> Iterator[str]:
+def summary(runs: Sequence[Facts], probe: Mapping[str, Any] | None) -> Iterator[html.Block]:
     """Tiles, table and plots of all arms of the runs.
 
     Args:
         probe: what :func:`scaleup.evaluation.depth_profile.probe` found of the model that they began from.
     """
-    yield html.tiles(_tiles(runs))
+    yield html.Tiles(_tiles(runs))
     heads = list(dict.fromkeys(head for run in runs for arm in run.scores.arms.values() for head in arm))
     each = [f"{head} %" for head in heads] if len(heads) > 1 else []
     header = ("arm", "frozen blocks", "trained parameters", "loss", "accuracy %", *each, "alpha", "seconds a step", "")
-    yield html.table(header, [list(_row(run, arm, heads, len(runs) > 1)) for run in runs for arm in run.arms])
+    yield html.Table(header, [list(_row(run, arm, heads, len(runs) > 1)) for run in runs for arm in run.arms])
     for run in runs:
         if run.scores.arms:
-            yield html.text(f"Accuracy (top-1) of {run.name}: {run.scores.words}.")
+            yield html.Text(f"Accuracy (top-1) of {run.name}: {run.scores.words}.")
     labels = probe["labels"] if probe else {}
     names = list(dict.fromkeys([*heads, *labels]))
-    yield html.figures({title: plot for head in names for title, plot in _against(runs, head, labels.get(head))})
+    yield html.Figures({title: plot for head in names for title, plot in _against(runs, head, labels.get(head))})
     if probe is not None:
-        yield html.text(_about(probe))
+        yield html.Text(_about(probe))
     if not heads:
-        yield html.text(
+        yield html.Text(
             "No arm was validated (data.valid, train.valid_every) or evaluated (tools/evaluate.py RUN SHARDS "
             "--record), so there is no accuracy to plot."
         )

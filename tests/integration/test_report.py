@@ -19,6 +19,7 @@ from scaleup.evaluate import evaluate
 from scaleup.model.build import load_run
 from scaleup.outputs import class_report, report_page, run_records, svg_plots
 from scaleup.outputs.class_report import confused, confusions, recall
+from scaleup.outputs.html import document
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
@@ -249,7 +250,8 @@ def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:
         np.eye(25, dtype=int) * 4,
     )
     after[7] = np.roll(after[7], 1)
-    page = "".join(class_report._of_head("motion", {"before": before, "after": after}, names))
+    blocks = list(class_report._of_head("motion", {"before": before, "after": after}, names))
+    page = document("classes", {}, {"Classes": blocks})
     table, everything = page.split("<details>")
     assert table.index("<td>c07</td>") < table.index("<td>c00</td>") and "-100.0" in table
     assert table.count("<tr>") == 21 and everything.count("<tr>") == 26 and "all 25 classes" in everything

@@ -107,7 +107,8 @@ def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[s
 
 MACHINE, DEVICE = "the machine has no memory left", "the device has no memory left"
 HERE = (
-    "from scaleup import evaluate; from scaleup.cli import tool; from scaleup.evaluation import depth_profile as probe; "
+    "from scaleup import evaluate; from scaleup.cli import tool; "
+    "from scaleup.evaluation import depth_profile as probe; "
     "from scaleup.data import batches, loader; "
 )
 IN_TRAINING = "from scaleup.training import log; log.Metrics.log = "
@@ -149,7 +150,7 @@ def test_a_tool_ends_and_so_do_its_processes(way: str, args: dict[str, list[Any]
 
 SCRIPT = """
 import multiprocessing, os, signal, torch
-from scaleup.data.workers import in_workers
+from scaleup.data.batches import in_workers
 
 class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, number):

@@ -70,7 +70,7 @@ STOPPED = """
 import os, runpy, signal, sys
 sys.path.insert(0, {root!r})
 from scaleup import bench
-from scaleup.bench.turns import rotated
+from bench.turns import rotated
 from scaleup.errors import UserError
 
 def figure(**_):

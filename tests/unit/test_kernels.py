@@ -125,7 +125,7 @@ def test_memory_that_is_kept_is_not_taken_anew() -> None:
     """In a process of its own: it is a setting of the process."""
     script = """
 import resource, torch
-from scaleup.kernels import keep_memory
+from scaleup.model.kernels import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -81,7 +81,7 @@ def test_too_little_shared_memory_is_said_before_the_first_batch(opened, needed,
 
 SMALL = """
 import torch
-from scaleup.data.workers import in_workers, stacked
+from scaleup.data.batches import in_workers, stacked
 
 class Large(torch.utils.data.Dataset):
     def __getitem__(self, number):
