@@ -185,7 +185,7 @@ class Train:
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
     cutmix: float = 0.0  # the same; where both are set each step draws one of them, half and half
-    kernels: str = "auto"  # library | lean | fast (see scaleup/model/kernels.py) | auto: fast where it is measured to pay
+    kernels: str = "auto"  # library | lean | fast (model/kernels.py) | auto: fast where measured to pay
     zero_stage: int = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
     accumulate: int = 1  # micro-batches of a step, one after the other: less memory, the same step
