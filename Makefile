@@ -4,12 +4,15 @@ BIN := .venv/bin
 JOBS ?= 2
 COMPILE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --all-extras --no-header --no-annotate pyproject.toml
 
-.PHONY: demo test test-slow test-lowest test-newest families lint lock clean
+.PHONY: demo test test-all test-slow test-lowest test-newest families lint lock clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
 
-test: .venv/installed  # on two cores; more with JOBS=8
+test: .venv/installed  # every promise once, on two cores; more with JOBS=8
+	$(BIN)/python -m pytest -m "not slow and not all" -n $(JOBS) --dist worksteal
+
+test-all: .venv/installed  # and at length: twenty kills, every family, every row of the paper, ...
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 test-slow: .venv/installed

@@ -1,16 +1,9 @@
 """From a recipe to a cache, to a sweep trained from it, through the tools."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, TOOLS / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+from support.tools import tool
 
 
 def test_a_sweep_trains_from_the_cache_that_its_recipe_makes(tiny_path: Path, tmp_path: Path) -> None:

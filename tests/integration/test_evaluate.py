@@ -1,15 +1,14 @@
 """Promise 7: every sample is evaluated exactly once, whatever the number of ranks and workers."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import started
 import torch
+from support import tools
 
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.augment import eval_views
@@ -23,7 +22,6 @@ from scaleup.outputs.conversion import export
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 
-TOOL = str(Path(__file__).parents[2] / "tools" / "evaluate.py")
 COUNT, DAMAGED, VIEWS, SURE = 13, 4, "2x2", 50  # 13 samples in batches of 3: no number of ranks or workers divides them
 
 
@@ -72,12 +70,7 @@ def counts(result: dict[str, Any], head: str) -> tuple[float, float]:
     return tuple(round(result["heads"][head][key] * (COUNT - 1), 6) for key in ("top1", "top5"))  # type: ignore[return-value]
 
 
-def tool(*args: object, ranks: int = 1) -> subprocess.CompletedProcess:
-    if ranks == 1:
-        return started.tool("evaluate", *args)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *launcher, TOOL, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+tool = partial(tools.tool, "evaluate")
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 1), (2, 0), (2, 1)])

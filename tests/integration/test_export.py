@@ -1,16 +1,17 @@
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import tools
+from support.runs import copied
 
 import scaleup
-from scaleup.config.schema import Recipe
+from scaleup import recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
 from scaleup.model import adapter
@@ -23,25 +24,29 @@ from scaleup.outputs.parity import difference
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
-TOOL = str(Path(__file__).parents[2] / "tools" / "export.py")
+tool = partial(tools.tool, "export")
 
 
-@pytest.fixture
-def delta(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
-    """A transplanted model whose last block, gate and head have been changed; its base is ``tmp_path / "large"``."""
-    described = tiny("model.positions.kind=backbone").model
+@pytest.fixture(scope="module")
+def made(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transplanted model whose last block, gate and head have been changed, beside what it was made from."""
+    place = tmp_path_factory.mktemp("export")
+    described = recipe.load(tiny_path, ["model.positions.kind=backbone"]).model
     for name, seed in (("small", 1), ("large", 2)):
-        fresh(described, {}, seed).save_pretrained(tmp_path / name)
-    transplant(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "moved", Options(gate_at=2))
-    model = load(tmp_path / "moved").with_arm(2, True, CLASSES["video"])
+        fresh(described, {}, seed).save_pretrained(place / name)
+    transplant(str(place / "small"), str(place / "large"), place / "moved", Options(gate_at=2))
+    model = load(place / "moved").with_arm(2, True, CLASSES["video"])
     with torch.no_grad():
         model.arm.gate.alpha += 0.5  # type: ignore[union-attr]
         model.arm.blocks["2"].mlp.fc1.weight *= 1.1  # type: ignore[union-attr,operator]
-    return model.save_pretrained(tmp_path / "delta")
+    model.save_pretrained(place / "delta")
+    return place
 
 
-def tool(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def delta(made: Path, tmp_path: Path) -> Path:
+    """That model; its base is ``tmp_path / "large"``."""
+    return copied(made, tmp_path) / "delta"
 
 
 def bits(model: TubeViT) -> dict[str, bytes]:

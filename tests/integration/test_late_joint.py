@@ -1,15 +1,13 @@
 """Late blocks of an adapted model trained on images and videos together: live, from a cache, and on videos alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.tools import tool
 
 import scaleup
 from scaleup.config import schema
@@ -67,9 +65,7 @@ def bits(directory: Path) -> dict[str, bytes]:
 
 def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "joint"
-    command = [sys.executable, str(ROOT / "tools/sweep.py"), str(RECIPE), *changes(prepared, out, "joint")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = tool("sweep", RECIPE, *changes(prepared, out, "joint"))
     assert done.returncode == 0, done.stderr
     logged = lines(out)
     datasets = [line["dataset"] for line in logged]

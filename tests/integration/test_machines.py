@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from support.runs import bits
 
 from scaleup import recipe
 from scaleup.config.schema import Recipe
@@ -26,12 +26,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
 GRID = ["grid.frozen_depth=[2]", "grid.lr=[1e-3,3e-3]"]
 
 
-def bits(run: Path) -> dict[str, bytes]:
-    files = [(path.parent.name, load_file(path)) for path in sorted(run.glob("*/*.safetensors"))]
-    return {f"{arm}/{name}": tensor.numpy().tobytes() for arm, file in files for name, tensor in file.items()}
-
-
-def steps(out: Path) -> list[int]:
+def taken(out: Path) -> list[int]:
     return [path.read_text().count("\n") for path in out.glob("parts/*/metrics.jsonl")]
 
 
@@ -50,7 +45,7 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(tiny_path: Pat
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     end = time.monotonic() + 120
-    while len(steps(out)) < 2 or min(steps(out)) < 2:
+    while len(taken(out)) < 2 or min(taken(out)) < 2:
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
@@ -58,7 +53,7 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(tiny_path: Pat
     assert process.returncode == 130, stderr
     assert "the same command goes on" in stdout and not list(Path(f"{out}.jobs").glob("*.pkl"))
     saved = [int(path.name[-8:]) for path in out.glob("parts/*/checkpoints/step-*")]
-    assert len(saved) == 2 and sorted(saved) == sorted(steps(out)) and max(saved) < 120
+    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 120
 
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -2,14 +2,14 @@
 
 import gc
 import json
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from support.killed import killed
+from support.runs import bits
+from support.tools import tool
 
 from scaleup import recipe
 from scaleup.config.schema import Arm, Recipe
@@ -21,15 +21,8 @@ from scaleup.sweeps.parts import sweep
 from scaleup.training.run import Run, run
 
 Tiny = Callable[..., Recipe]
-TOOLS = Path(__file__).parents[2] / "tools"
-KILLED = Path(__file__).with_name("killed.py")
 GRID = ["grid.frozen_depth=[2]", "grid.lr=[1e-3,3e-3]"]
 NAMES = ["full", "last", "gated", "depth2_lr1e-3", "depth2_lr3e-3"]
-
-
-def bits(run: Path) -> dict[str, bytes]:
-    files = [(path.parent.name, load_file(path)) for path in sorted(run.glob("*/*.safetensors"))]
-    return {f"{arm}/{name}": tensor.numpy().tobytes() for arm, file in files for name, tensor in file.items()}
 
 
 @pytest.fixture
@@ -176,23 +169,19 @@ def test_another_sweep_is_not_gone_on_with(tiny: Tiny, tmp_path: Path, pairs: No
     assert "stopped" in sweep(other, sweep_arms(other), overwrite=True, stop_after=0)
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
-
-
-def test_a_sweep_in_parts_killed_again_and_again_ends_with_the_same_bytes(tiny_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("points", [[4, 15], pytest.param([None] * 8, marks=pytest.mark.all)], ids=["two", "eight"])
+def test_a_sweep_in_parts_killed_again_and_again_ends_with_the_same_bytes(
+    tiny_path: Path, tmp_path: Path, points: list[int | None]
+) -> None:
     """By the tool, with memory for some of the arms at a time."""
-    changes = [*GRID, "train.steps=24", "train.save_every=2"]
+    changes = [*GRID, f"train.steps={24 if len(points) > 2 else 8}", "train.save_every=2"]
     read = recipe.load(tiny_path, [*changes, f"out={tmp_path / 'whole'}"])
     arms = sweep_arms(read)
     memory = costs.memory(read, {name: arms[name] for name in ("full", "last")})["total"]
     run(read, arms)
     out = tmp_path / "cut"
-    command = [TOOLS / "sweep.py", tiny_path, *changes, f"--memory={memory}", f"out={out}"]
-    done = tool(KILLED, out, "--kills=8", "--ranks=1", *command)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["resumed"]) >= 4
+    resumed = killed(points, 1, out, "sweep", tiny_path, *changes, f"--memory={memory}")
+    assert len(resumed) >= len(points) // 2
     assert len(list((out / "parts").iterdir())) > 1 and bits(out) == bits(tmp_path / "whole")
 
 
@@ -201,9 +190,8 @@ def test_two_ranks_train_the_same_parts(tiny_path: Path, tmp_path: Path) -> None
     read = recipe.load(tiny_path, changes)
     arms = sweep_arms(read)
     memory = costs.memory(read, {name: arms[name] for name in ("full", "last")}, ranks=2)["total"]
-    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOOLS / "sweep.py", tiny_path, *changes)
     for out, *more in (("apart", f"--memory={memory}"), ("together",)):
-        done = tool(*two, f"out={tmp_path / out}", *more)
+        done = tool("sweep", tiny_path, *changes, f"out={tmp_path / out}", *more, ranks=2)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "apart" / "parts").exists() and not (tmp_path / "together" / "parts").exists()
     assert bits(tmp_path / "apart") == bits(tmp_path / "together")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from started import tool
+from support.tools import tool
 
 
 def test_the_plan_of_a_sweep(tiny_path: Path, tmp_path: Path) -> None:

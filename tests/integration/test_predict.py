@@ -12,9 +12,9 @@ from threading import Thread
 import av
 import numpy as np
 import pytest
-import started
 import torch
 from PIL import Image
+from support import tools
 
 import scaleup
 from scaleup.config.schema import Recipe
@@ -26,7 +26,7 @@ from scaleup.errors import UserError
 from scaleup.media import expanded
 from scaleup.model.build import fresh
 
-predicted = partial(started.tool, "predict")
+predicted = partial(tools.tool, "predict")
 
 
 @pytest.fixture

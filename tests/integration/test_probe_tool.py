@@ -1,21 +1,17 @@
 """tools/probe.py as people and programs call it."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import started
 from PIL import Image
+from support.tools import tool
 
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.evaluation.depth_profile import probe
 from scaleup.model.build import fresh, load
-
-TOOL = str(Path(__file__).parents[2] / "tools" / "probe.py")
 
 
 @pytest.fixture
@@ -27,17 +23,9 @@ def given(tiny: Callable[..., Recipe], tmp_path: Path) -> tuple[Path, str, str]:
     return model, shards, shards
 
 
-def tool(*args: object, ranks: int = 1) -> subprocess.CompletedProcess:
-    if ranks == 1:
-        return started.tool("probe", *args)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *launcher, TOOL, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
 def test_the_profile_is_printed_and_written(given: tuple[Path, str, str], tmp_path: Path) -> None:
     out = tmp_path / "profile"
-    done = tool(*given, "--head", "motion", "--depths", 3, 1, "--out", out, "--workers", 0, "--batch", 5)
+    done = tool("probe", *given, "--head", "motion", "--depths", 3, 1, "--out", out, "--workers", 0, "--batch", 5)
     assert done.returncode == 0, done.stderr
     assert "12 samples, 0 failures, 1x1 views" in done.stdout and "a heuristic" in done.stdout
     assert "█" in done.stdout and "reading videos-train: 12/12" in done.stderr
@@ -50,7 +38,7 @@ def test_the_profile_is_printed_and_written(given: tuple[Path, str, str], tmp_pa
 
 
 def test_ranks_share_the_samples_and_agree(given: tuple[Path, str, str]) -> None:
-    done = tool(*given, "--json", "--workers", 0, "--batch", 5, ranks=2)
+    done = tool("probe", *given, "--json", "--workers", 0, "--batch", 5, ranks=2)
     assert done.returncode == 0, done.stderr
     ours, theirs = probe(load(given[0]), *given[1:], workers=0), json.loads(done.stdout)
     assert theirs["test"]["samples"] == theirs["train_scored"] == 12
@@ -60,6 +48,6 @@ def test_ranks_share_the_samples_and_agree(given: tuple[Path, str, str]) -> None
 
 
 def test_a_mistake_is_a_sentence_and_exit_code_2(given: tuple[Path, str, str], tmp_path: Path) -> None:
-    done = tool(*given, "--out", tmp_path)
+    done = tool("probe", *given, "--out", tmp_path)
     assert done.returncode == 2 and done.stdout == "" and "--overwrite" in done.stderr
     assert len(done.stderr.splitlines()) == 1

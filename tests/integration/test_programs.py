@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import started
 import timm
 import torch
+from support import tools
 
 import scaleup
 from scaleup.config.schema import Recipe
@@ -23,7 +23,7 @@ from scaleup.model.build import fresh, load
 from scaleup.outputs import programs
 from scaleup.outputs.conversion import export
 
-tool = partial(started.tool, "export")
+tool = partial(tools.tool, "export")
 
 
 @pytest.fixture

@@ -5,14 +5,16 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from support.runs import copied
+from support.tools import tool
 
+from scaleup import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
@@ -25,17 +27,23 @@ from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
 from scaleup.training.run import run
 
-TOOL = Path(__file__).parents[2] / "tools" / "report.py"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture
-def swept(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete sweep with validation after every second step."""
-    shards = tiny().data.train["videos"].shards
-    recipe = tiny(f"data.valid.shards={shards}", "train.valid_every=2")
+    out = tmp_path_factory.mktemp("report") / "out"
+    shards = tiny_path.parent / "shapes" / "videos-train"
+    recipe = recipes.load(tiny_path, [f"data.valid.shards={shards}", "train.valid_every=2", f"out={out}"])
     run(recipe, sweep_arms(recipe))
-    return tmp_path / "out"
+    return out
+
+
+@pytest.fixture
+def swept(made: Path, tmp_path: Path) -> Path:
+    """That sweep, where a test may change it."""
+    return copied(made, tmp_path / "out")
 
 
 def shards_of(run: Path) -> str:
@@ -43,8 +51,7 @@ def shards_of(run: Path) -> str:
 
 
 def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> None:
-    command = [sys.executable, TOOL, swept, "--out", tmp_path / "page.html", "--shards", shards_of(swept), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = tool("report", swept, "--out", tmp_path / "page.html", "--shards", shards_of(swept), "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("confusion: 12/12") == 1  # the page is made once
     assert json.loads(done.stdout)["runs"] == {"out": "complete, 4 steps"}

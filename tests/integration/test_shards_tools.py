@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.tools import tool
 
 from scaleup.config.schema import Input
 from scaleup.data.loader import eval_loader
@@ -19,12 +20,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests/unit/data"))
 from test_tars import write_tar  # noqa: E402
 from videos import numbered  # noqa: E402
-
-
-def tool(name, *args):
-    return subprocess.run(
-        [sys.executable, f"tools/{name}.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True
-    )
 
 
 def picture(shade):

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.runs import weights
+from support.tools import tool
 
 from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
@@ -14,15 +14,8 @@ from scaleup.model.build import load, load_run
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import models, run
 
-TOOLS = Path(__file__).parents[2] / "tools"
 
-
-def bits(model: Path) -> dict[str, bytes]:
-    files = [load_file(file) for file in model.rglob("*.safetensors")]
-    return {name: tensor.numpy().tobytes() for file in files for name, tensor in file.items()}
-
-
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.all)])
 def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe], tmp_path: Path, stage: int) -> None:
     """Bit for bit, with dropout, drop path, mixup and cutmix, whatever trains beside it."""
     recipe = tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")
@@ -31,13 +24,13 @@ def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe
     heads = []
     for name, arm in arms.items():
         run(tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arm})
-        weights = bits(tmp_path / name / "alone")
-        assert weights == bits(tmp_path / "together" / name), name
-        heads.append(weights["heads.motion.weight"])
+        trained = weights(tmp_path / name / "alone")
+        assert trained == weights(tmp_path / "together" / name), name
+        heads.append(trained["heads.motion.weight"])
     assert len(set(heads)) == len(arms)  # they did learn, each in its own way
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.all) for stage in (0, 1)), 2])
 def test_adapters_train_side_by_side_on_weights_that_stay(
     tiny: Callable[..., Recipe], tmp_path: Path, stage: int
 ) -> None:
@@ -48,15 +41,15 @@ def test_adapters_train_side_by_side_on_weights_that_stay(
     begun = {name: model.named_tensors() for name, model in models(recipe, arms).items()}
     run(recipe, arms)
     for name in ("lora", "dora", "ia3", "wide"):
-        weights = bits(tmp_path / "together" / name)
-        kept = {key for key, tensor in begun[name].items() if weights[key] == tensor.detach().numpy().tobytes()}
-        frozen = {key for key in weights if key.startswith("blocks.")}
+        trained = weights(tmp_path / "together" / name)
+        kept = {key for key, tensor in begun[name].items() if trained[key] == tensor.detach().numpy().tobytes()}
+        frozen = {key for key in trained if key.startswith("blocks.")}
         assert frozen <= kept
         if name != "wide":
-            assert kept == {key for key in weights if not key.startswith(("base_model.", "heads.", "norm.", "gate."))}
+            assert kept == {key for key in trained if not key.startswith(("base_model.", "heads.", "norm.", "gate."))}
         if name in ("lora", "wide"):
             run(tiny(f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arms[name]})
-            assert weights == bits(tmp_path / name / "alone")
+            assert trained == weights(tmp_path / name / "alone")
 
 
 def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -64,7 +57,7 @@ def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., 
     recipe = tiny("train.kernels=library")  # lean ones round the arm's last block otherwise
     arms = {"none": replace(recipe.arm, frozen_depth=1, adapt="none"), "last": replace(recipe.arm, frozen_depth=3)}
     result = run(recipe, arms)["arms"]
-    assert bits(tmp_path / "out" / "none") == bits(tmp_path / "out" / "last")
+    assert weights(tmp_path / "out" / "none") == weights(tmp_path / "out" / "last")
     heads, norm = sum((24 + 1) * classes for classes in (8, 6, 8)), 2 * 24
     assert result["none"]["trained_parameters"] == result["last"]["trained_parameters"] == heads + norm
     assert result["none"]["frozen_parameters"] == result["last"]["frozen_parameters"]
@@ -95,15 +88,14 @@ def test_the_arms_of_a_sweep_load_together_as_each_does_alone(tiny: Callable[...
     recipe = tiny(f"out={tmp_path / 'later'}")  # an adapter trains on
     recipe.model.load = str(tmp_path / "sweep" / "lora")
     run(recipe, {"model": arms["lora"]})
-    first, later = bits(tmp_path / "sweep" / "lora"), bits(tmp_path / "later" / "model")
+    first, later = weights(tmp_path / "sweep" / "lora"), weights(tmp_path / "later" / "model")
     assert {key for key in first if first[key] == later[key]} == {
         key for key in first if not key.startswith(("base_model.", "heads.", "norm.", "gate."))
     }
 
 
 def test_the_tool_trains_the_arms_of_the_recipe(tiny_path: Path, tmp_path: Path) -> None:
-    command = [sys.executable, TOOLS / "sweep.py", tiny_path, f"out={tmp_path / 'out'}", "train.steps=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = tool("sweep", tiny_path, f"out={tmp_path / 'out'}", "train.steps=2")
     assert done.returncode == 0, done.stderr
     for name in ("full", "last", "gated"):
         assert f"{name}: frozen depth" in done.stdout

@@ -2,10 +2,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from support import tools
+from support.runs import losses
+from support.tools import LAUNCHER, TOOLS
 
 import scaleup
 from scaleup import recipe
@@ -13,16 +17,7 @@ from scaleup.config.schema import Recipe
 from scaleup.data.loader import classes_of
 from scaleup.training.run import run
 
-TOOL = str(Path(__file__).parents[2] / "tools" / "train.py")
-
-
-def train(*args: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher, TOOL, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["arms"]["model"]["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+train = partial(tools.tool, "train")
 
 
 def test_a_trained_model_loads_and_can_be_trained_on(tiny_path: Path, tmp_path: Path) -> None:
@@ -59,17 +54,26 @@ def test_mistakes_are_sentences_and_exit_code_2(tiny_path: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("stage", "adapt"), [(0, "full"), (2, "full"), (1, "lora")])
+@pytest.mark.parametrize(
+    ("stage", "adapt", "fresh"),
+    [(0, "full", True), (2, "full", False), pytest.param(1, "lora", False, marks=pytest.mark.all)],
+)
 def test_two_processes_train_as_one_does(
-    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int, adapt: str
+    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int, adapt: str, fresh: bool
 ) -> None:
     """The same global batches: losses agree within rounding. No dropout, no mixup: each process draws its own."""
     changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
     changes += [f"train.zero_stage={stage}", f"arm.adapt={adapt}"]
     one = tiny(*changes)
     run(one, {"model": one.arm})
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    done = train(tiny_path, f"out={tmp_path / 'two'}", *changes, "--json", launcher=launcher)
+    args = [tiny_path, f"out={tmp_path / 'two'}", *changes, "--json"]
+    done = launched(*args) if fresh else train(*args, ranks=2)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1  # the first process speaks for both
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "out"), rel=1e-4)
+
+
+def launched(*args: object) -> subprocess.CompletedProcess:
+    """Two ranks by the launcher, which start as they do for users."""
+    command = [sys.executable, *LAUNCHER, TOOLS / "train.py", *args]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120)

@@ -1,15 +1,14 @@
 """The transplant as users run it: what it prints, what it writes, and what it says to mistakes."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import tools
 
 import scaleup
 from scaleup.backbones.build import build
@@ -19,9 +18,13 @@ from scaleup.model.build import fresh
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
-ROOT = Path(__file__).parents[2]
+run = partial(tools.tool, "transplant")
 TINY = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +49,6 @@ def model(width: int, tubes: dict[str, schema.Tube]) -> Any:
         tubes=tubes,
     )
     return fresh(settings, {"shape": ["a", "b"]}, 3)
-
-
-def run(*arguments: Any) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / "transplant.py"), *map(str, arguments)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 def files(directory: Path) -> set[str]:

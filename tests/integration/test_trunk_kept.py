@@ -1,14 +1,14 @@
 """Frozen blocks in another precision or place, from the transplant to the evaluation of what was trained."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import copied
+from support.tools import tool
 
 import scaleup
 from scaleup.config.schema import Recipe, Trunk
@@ -24,7 +24,6 @@ from scaleup.training.run import run
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
-TOOLS = Path(__file__).parents[2] / "tools"
 Tiny = Callable[..., Recipe]
 
 
@@ -32,18 +31,25 @@ def options(placement: str = "device") -> Options:
     return Options(gate_at=2, placement=placement)
 
 
-@pytest.fixture
-def parents(tiny: Tiny, tmp_path: Path) -> tuple[str, str]:
-    described = tiny("model.positions.kind=backbone").model
+@pytest.fixture(scope="module")
+def made(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, and what a transplant makes of them."""
+    place = tmp_path_factory.mktemp("kept")
+    described = load_recipe(tiny_path, ["model.positions.kind=backbone"]).model
     for name, seed in (("small", 1), ("large", 2)):
-        fresh(described, {}, seed).save_pretrained(tmp_path / name)
-    return str(tmp_path / "small"), str(tmp_path / "large")
+        fresh(described, {}, seed).save_pretrained(place / name)
+    transplant(str(place / "small"), str(place / "large"), place / "moved", options())
+    return place
 
 
 @pytest.fixture
-def moved(parents: tuple[str, str], tmp_path: Path) -> Path:
-    transplant(*parents, tmp_path / "moved", options())
-    return tmp_path / "moved"
+def moved(made: Path, tmp_path: Path) -> Path:
+    return copied(made, tmp_path) / "moved"
+
+
+@pytest.fixture
+def parents(moved: Path, tmp_path: Path) -> tuple[str, str]:
+    return str(tmp_path / "small"), str(tmp_path / "large")
 
 
 def sweep(tiny_path: Path, moved: Path, out: Path, *changes: str) -> dict:
@@ -124,8 +130,7 @@ def test_a_run_is_evaluated_as_its_trunk_was_kept(tiny_path: Path, moved: Path, 
     recipe = load_recipe(tmp_path / "low/recipe.yaml")
     shards = recipe.data.train["videos"].shards
     for changes, precision in (([], "bfloat16"), (["--precision", "float32", "--placement", "disk"], "float32")):
-        arguments = [TOOLS / "evaluate.py", tmp_path / "low", shards, "--views", "1x1", "--json", *changes]
-        done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+        done = tool("evaluate", tmp_path / "low", shards, "--views", "1x1", "--json", *changes)
         assert done.returncode == 0, done.stderr
         arms = json.loads(done.stdout)["arms"]
         assert {arm["trunk"]["precision"] for arm in arms.values()} == {precision}

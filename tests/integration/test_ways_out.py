@@ -1,8 +1,6 @@
 """Every way out of a tool ends it and the processes that it began, with a sentence where the cause is known."""
 
-import multiprocessing
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import started
+from support.tools import LAUNCHER, TOOLS, start
 
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.model.build import fresh
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SECONDS = 240  # far more than any of them takes, also on a busy machine: what has not ended then, hangs
 
 
@@ -28,22 +25,12 @@ class End(NamedTuple):
     left: list[int]  # processes that it left behind
 
 
-def broken(failure: str, tool: str, *args: object, log: Path) -> End:
+def broken(failure: str, name: str, *args: object) -> End:
     """A tool in which ``failure``, a line of Python, comes to pass before it begins."""
-    process = started._server.Process(target=_run, args=(failure, [str(TOOLS / f"{tool}.py"), *map(str, args)], log))
-    process.start()
-    process.join(SECONDS)
-    return End(process.exitcode, log.read_text(), left(process.pid))
-
-
-def _run(failure: str, command: list[str], log: Path) -> None:
-    os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # as where no test has begun the tool
-    for number in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
-    exec(failure, globals())
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+    running = start(name, *args, failure=failure)
+    (code,) = running.codes(SECONDS)
+    (pid,) = running.pids
+    return End(code, "".join(file.read_text() for file in running.files[1:] if file.exists()), left(pid))
 
 
 def left(session: int | None, named: str = "") -> list[int]:
@@ -107,20 +94,15 @@ def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[s
 
 MACHINE, DEVICE = "the machine has no memory left", "the device has no memory left"
 HERE = (
-    "from scaleup import evaluate; from scaleup.cli import tool; "
-    "from scaleup.evaluation import depth_profile as probe; "
-    "from scaleup.data import batches, loader; "
+    "import signal; from test_ways_out import fails, signals; from scaleup import evaluate; "
+    "from scaleup.cli import tool; from scaleup.data import batches, loader; "
+    "from scaleup.evaluation import depth_profile as probe; from scaleup.training import token_cache; "
 )
 IN_TRAINING = "from scaleup.training import log; log.Metrics.log = "
 WAYS = {
     "device": ("evaluate", "evaluate.arm_inputs = fails(RuntimeError('CUDA out of memory (put in)'))", 2, DEVICE),
     "host": ("probe", "probe.Reader.__call__ = fails(MemoryError())", 2, MACHINE),
-    "unknown": (
-        "cache",
-        "from scaleup.training import cache_writer; cache_writer.named = fails(KeyError('put in'))",
-        1,
-        "KeyError",
-    ),
+    "unknown": ("cache", "token_cache.named = fails(KeyError('put in'))", 1, "KeyError"),
     "disk": ("train", IN_TRAINING + "fails(OSError(28, 'put in'))", 2, "the disk is full"),
     "killed": ("sweep", IN_TRAINING + "signals(signal.SIGKILL, True)", 2, "was killed, most likely because"),
     "no bus": ("train", IN_TRAINING + "signals(signal.SIGBUS, True)", 2, "shared memory (/dev/shm) is too small"),
@@ -140,9 +122,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_tool_ends_and_so_do_its_processes(way: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
+def test_a_tool_ends_and_so_do_its_processes(way: str, args: dict[str, list[Any]]) -> None:
     tool, failure, code, told = WAYS[way]
-    end = broken(HERE + failure, tool, *args[tool], log=tmp_path / "log")
+    end = broken(HERE + failure, tool, *args[tool])
     assert end.code == code and not end.left, end
     assert told in end.said, end.said
     assert ("Traceback" in end.said) == (code == 1 and bool(told)), end.said
@@ -192,11 +174,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("tool", ["train", "evaluate"])
+@pytest.mark.parametrize("tool", ["train", pytest.param("evaluate", marks=pytest.mark.all)])
 def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "ranks.py"]
-    command = [sys.executable, *launcher, TOOLS / f"{tool}.py", *args[tool]]
+    command = [sys.executable, *LAUNCHER, tmp_path / "ranks.py", TOOLS / f"{tool}.py", *args[tool]]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
         try:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from slow_tubes import slow_tokens
+from support.slow_tubes import slow_tokens
 from torch import Tensor
 
 from scaleup.model.places import TubeSpec

@@ -68,8 +68,8 @@ def test_the_tool_prints_a_figure() -> None:
 
 STOPPED = """
 import os, runpy, signal, sys
-sys.path.insert(0, {root!r})
-from scaleup import bench
+sys.path.insert(0, {tools!r})
+import bench
 from bench.turns import rotated
 from scaleup.errors import UserError
 
@@ -92,9 +92,9 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_bench_that_is_stopped_prints_what_it_has_measured(tmp_path: Path, way: str) -> None:
     stop, code, why = WAYS[way]
-    root = Path(__file__).parents[2]
+    tools = Path(__file__).parents[2] / "tools"
     script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(root=str(root), tool=str(root / "tools" / "bench.py"), stop=stop))
+    script.write_text(STOPPED.format(tools=str(tools), tool=str(tools / "bench.py"), stop=stop))
     done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr
     found = json.loads(done.stdout)

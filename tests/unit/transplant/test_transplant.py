@@ -9,7 +9,7 @@ import timm
 import torch
 from donors import LARGE, large_directory, small_model
 from safetensors.torch import load_file, save_file
-from slow_tubes import slow_tokens
+from support.slow_tubes import slow_tokens
 from torch import Tensor, nn
 
 import scaleup

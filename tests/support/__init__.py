@@ -1,0 +1,1 @@
+"""What several tests need: tools in forked processes, runs that are killed, what stands in runs."""

@@ -1,0 +1,44 @@
+"""What stands in the directory of a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+
+def weights(model: Path) -> dict[str, bytes]:
+    """The bytes of every tensor of a model's directory, by its name."""
+    files = [load_file(file) for file in sorted(model.rglob("*.safetensors"))]
+    return {name: tensor.numpy().tobytes() for file in files for name, tensor in file.items()}
+
+
+def bits(run: Path, *arms: str) -> dict[str, bytes]:
+    """The bytes of every tensor of the arms of a run (all of them, where none is named), by arm and name."""
+    named = arms or sorted(path.parent.name for path in run.glob("*/config.json"))
+    return {f"{arm}/{name}": content for arm in named for name, content in weights(run / arm).items()}
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of a run, each of one step."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(run: Path) -> list[int]:
+    return [line["step"] for line in metrics(run)]
+
+
+def losses(run: Path) -> list[float]:
+    """Of the one arm of a run."""
+    return [line["arms"]["model"]["loss"] for line in metrics(run)]
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A directory of models and runs again at another place, which they also name in their files."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for pattern in ("*.json", "*.yaml", "*.md"):
+        for path in target.rglob(pattern):
+            text = path.read_text()
+            if str(source) in text:
+                path.write_text(text.replace(str(source), str(target)))
+    return target

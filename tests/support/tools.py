@@ -1,0 +1,134 @@
+"""Tools of this project, each run in processes of its own, forked from one that has imported what takes seconds.
+
+What only a fresh start can show is seen by the tests that start Python: of the tutorial, of launchers, of mistakes.
+"""
+
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # of two ranks, in fresh processes
+SECONDS = 240
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["support.preload"])
+
+
+class Running:
+    """A tool that runs: one process, or one for each rank, each the first of a group of its own."""
+
+    def __init__(self, command: list[str], ranks: int, stdin: bytes, failure: str) -> None:
+        self.command, self.directory = command, Path(tempfile.mkdtemp(prefix="tool-"))
+        self.files = [self.directory / stream for stream in ("stdin", "stdout", "stderr")]
+        self.files[0].write_bytes(stdin)
+        together = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
+        self.processes = [
+            process(
+                _run_tool,
+                (command, self.files, str(Path.cwd())),
+                os.environ | (together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
+                failure,
+            )
+            for rank in range(ranks)
+        ]
+
+    @property
+    def pids(self) -> list[int]:
+        return [each.pid for each in self.processes]  # type: ignore[misc]
+
+    @property
+    def alive(self) -> bool:
+        return all(each.exitcode is None for each in self.processes)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to all processes of the job, as schedulers and terminals send them."""
+        for pid in self.pids:
+            os.killpg(pid, number)
+
+    def wait(self, seconds: float = SECONDS) -> subprocess.CompletedProcess:
+        """What it printed, and the first exit code that is not 0."""
+        codes = self.codes(seconds)
+        if None in codes:
+            for each in self.processes:
+                each.kill()
+            raise TimeoutError(f"{self.command} takes longer than {seconds} s: {self.files[2].read_text()[-2000:]}")
+        stdout, stderr = (file.read_text() if file.exists() else "" for file in self.files[1:])
+        shutil.rmtree(self.directory)
+        return subprocess.CompletedProcess(self.command, next(filter(None, codes), 0), stdout, stderr)
+
+    def codes(self, seconds: float = SECONDS) -> list[int | None]:
+        """The exit codes; None of a process that does not end."""
+        end = time.monotonic() + seconds
+        for each in self.processes:
+            each.join(max(end - time.monotonic(), 0))
+        return [each.exitcode for each in self.processes]
+
+
+def start(name: str, *args: object, ranks: int = 1, stdin: bytes = b"", failure: str = "") -> Running:
+    """Begin ``tools/NAME.py ARGS`` in this directory, with this environment.
+
+    Args:
+        failure: a line of Python that is executed before, which makes something fail.
+    """
+    return Running([str(TOOLS / f"{name}.py"), *map(str, args)], ranks, stdin, failure)
+
+
+def tool(name: str, *args: object, ranks: int = 1, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """``tools/NAME.py ARGS`` in this directory, with this environment."""
+    return start(name, *args, ranks=ranks, stdin=stdin).wait()
+
+
+def process(function: Callable, args: tuple, environment: Mapping[str, str], failure: str = "") -> ForkServerProcess:
+    """A process forked from the one that has imported everything."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [path])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+    made = _server.Process(target=_begin, args=(function, args, dict(environment), failure))
+    made.start()
+    return made
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return str(probe.getsockname()[1])
+
+
+def _begin(function: Callable, args: tuple, environment: dict[str, str], failure: str) -> None:
+    os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # as where no test has begun the tool
+    os.environ.clear()
+    os.environ.update(environment)
+    exec(failure, {})
+    function(*args)
+
+
+def _run_tool(command: list[str], files: list[Path], directory: str) -> None:
+    for number, (file, how) in enumerate(zip(files, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
+        os.dup2(os.open(file, how | os.O_APPEND | os.O_CREAT), number)
+    sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115  multiprocessing has closed it
+    os.chdir(directory)
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    finally:
+        if "RANK" in os.environ:  # Python would, at its end
+            from scaleup.common.distributed import leave
+
+            leave()
