@@ -38,6 +38,21 @@ arms:
   gated: {frozen_depth: 1, gate: true}
 """
 
+FAMILIES = {  # those of tests/families that make test tries, of each library and kind; make test-all tries all
+    *("vit_base_patch16_224.augreg_in21k", "vit_medium_patch16_reg4_gap_256", "vit_base_patch16_siglip_224.webli"),
+    *("vit_giant_patch14_dinov2", "vit_pwee_patch16_reg1_gap_256", "eva02_small_patch14_224"),
+    *("vit_small_patch16_dinov3", "vit_pe_core_base_patch16_224", "vit_small_patch16_rope_mixed_ape_224"),
+    *("ViT-B-32-quickgelu", "coca_ViT-L-14", "EVA02-L-14"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
+        if family and family.id not in FAMILIES:
+            item.add_marker("all")
+
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -67,9 +67,10 @@ def test_every_row_loads_as_a_model(path: Path, scale: str) -> None:
     assert scale == "desk" or not lines, "a header names rows that are none"
 
 
+@pytest.mark.parametrize("rows", [1, pytest.param(None, marks=pytest.mark.all)], ids=["one", "all"])
 @pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
-def test_every_row_goes_through_the_plan(path: Path, scale: str) -> None:
-    for choice, read in loaded(path, scale):
+def test_rows_go_through_the_plan(path: Path, scale: str, rows: int | None) -> None:
+    for choice, read in loaded(path, scale)[:rows]:
         plan, model = costs.plan(read, paper.arms(read), gflops=50), paper.outline(read)
         frames = {"image": 1, "video": model.preprocess.frames}
         for modality in plan["flops"]:

@@ -198,10 +198,16 @@ def tensors(out: Path, arms: Iterable[str]) -> dict[str, dict[str, bytes]]:
     return {arm: {file.name: file.read_bytes() for file in (out / arm).rglob("*.safetensors")} for arm in arms}
 
 
-ZERO = pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, False), (2, False), (1, True), (2, True)])
+STAGES = [(0, False), (1, False), (2, False), (1, True), (2, True)]
 
 
-@ZERO
+def zero(*short: tuple[int, bool]) -> pytest.MarkDecorator:
+    """Stages of ZeRO, with the optimizer offloaded or not: of all, those that ``make test`` tries."""
+    cases = [pytest.param(*each, marks=() if each in short else pytest.mark.all) for each in STAGES]
+    return pytest.mark.parametrize(("stage", "offload"), cases)
+
+
+@zero((0, False), (2, True))
 def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, stage: int, offload: bool) -> None:
     """Stopped after every step, with all kinds of arms, dropout and mixes; heads that rested have no momentum."""
     changes = [
@@ -298,8 +304,8 @@ def lines_of(recipe: Recipe, arms: dict[str, schema.Arm]) -> list[dict]:
     return [json.loads(line) for line in (Path(recipe.out) / "metrics.jsonl").read_text().splitlines()]
 
 
-@ZERO
-@pytest.mark.parametrize("parts", [2, 4])
+@zero((2, False))
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.all)])
 def test_micro_batches_take_the_same_steps(tiny: Tiny, parts: int, stage: int, offload: bool) -> None:
     """Mixes cross the borders of micro-batches; without dropout nothing else tells them from the whole batch."""
     changes = [
@@ -337,7 +343,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(tiny: Tiny) -> None:
         run(recipe, {"model": recipe.arm})
 
 
-@ZERO
+@zero((1, True))
 def test_checkpointed_activations_change_no_bit(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, offload: bool
 ) -> None:
