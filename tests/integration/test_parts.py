@@ -169,12 +169,13 @@ def test_another_sweep_is_not_gone_on_with(tiny: Tiny, tmp_path: Path, pairs: No
     assert "stopped" in sweep(other, sweep_arms(other), overwrite=True, stop_after=0)
 
 
-@pytest.mark.parametrize("points", [[4, 15], pytest.param([None] * 8, marks=pytest.mark.all)], ids=["two", "eight"])
+@pytest.mark.parametrize("points", [[4, 13], pytest.param([None] * 8, marks=pytest.mark.all)], ids=["two", "eight"])
 def test_a_sweep_in_parts_killed_again_and_again_ends_with_the_same_bytes(
     tiny_path: Path, tmp_path: Path, points: list[int | None]
 ) -> None:
     """By the tool, with memory for some of the arms at a time."""
-    changes = [*GRID, f"train.steps={24 if len(points) > 2 else 8}", "train.save_every=2"]
+    long = len(points) > 2
+    changes = [*(GRID if long else ()), f"train.steps={24 if long else 8}", "train.save_every=2"]
     read = recipe.load(tiny_path, [*changes, f"out={tmp_path / 'whole'}"])
     arms = sweep_arms(read)
     memory = costs.memory(read, {name: arms[name] for name in ("full", "last")})["total"]
@@ -186,7 +187,7 @@ def test_a_sweep_in_parts_killed_again_and_again_ends_with_the_same_bytes(
 
 
 def test_two_ranks_train_the_same_parts(tiny_path: Path, tmp_path: Path) -> None:
-    changes = [*GRID, "train.steps=2"]
+    changes = ["train.steps=2"]
     read = recipe.load(tiny_path, changes)
     arms = sweep_arms(read)
     memory = costs.memory(read, {name: arms[name] for name in ("full", "last")}, ranks=2)["total"]

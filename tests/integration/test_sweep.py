@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.marks import at_length
 from support.runs import weights
 from support.tools import tool
 
@@ -15,7 +16,7 @@ from scaleup.recipe import sweep_arms
 from scaleup.training.run import models, run
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.all)])
+@pytest.mark.parametrize("stage", [0, *at_length(2)])
 def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe], tmp_path: Path, stage: int) -> None:
     """Bit for bit, with dropout, drop path, mixup and cutmix, whatever trains beside it."""
     recipe = tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")
@@ -30,7 +31,7 @@ def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe
     assert len(set(heads)) == len(arms)  # they did learn, each in its own way
 
 
-@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.all) for stage in (0, 1)), 2])
+@pytest.mark.parametrize("stage", [2, *at_length(0, 1)])
 def test_adapters_train_side_by_side_on_weights_that_stay(
     tiny: Callable[..., Recipe], tmp_path: Path, stage: int
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tools
+from support.marks import at_length
 from support.runs import losses
 from support.tools import LAUNCHER, TOOLS
 
@@ -56,7 +57,7 @@ def test_mistakes_are_sentences_and_exit_code_2(tiny_path: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("stage", "adapt", "fresh"),
-    [(0, "full", True), (2, "full", False), pytest.param(1, "lora", False, marks=pytest.mark.all)],
+    [(0, "full", True), (2, "full", False), *at_length((1, "lora", False))],
 )
 def test_two_processes_train_as_one_does(
     tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int, adapt: str, fresh: bool

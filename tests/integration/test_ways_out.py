@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.marks import at_length
 from support.tools import LAUNCHER, TOOLS, start
 
 from scaleup.config.schema import Recipe
@@ -174,7 +175,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("tool", ["train", pytest.param("evaluate", marks=pytest.mark.all)])
+@pytest.mark.parametrize("tool", ["train", *at_length("evaluate")])
 def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     command = [sys.executable, *LAUNCHER, tmp_path / "ranks.py", TOOLS / f"{tool}.py", *args[tool]]

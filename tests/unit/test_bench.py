@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.marks import at_length
 
 from bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
 from bench.turns import alternated, compared, goal, python
@@ -89,7 +90,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["Ctrl-C", *at_length("SIGTERM", "a mistake", "another error")])
 def test_a_bench_that_is_stopped_prints_what_it_has_measured(tmp_path: Path, way: str) -> None:
     stop, code, why = WAYS[way]
     tools = Path(__file__).parents[2] / "tools"

@@ -142,6 +142,7 @@ def test_figures_of_all_peers_can_be_had(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.all
 def test_curves_can_be_drawn(tmp_path: Path) -> None:
     asked = ["curves", "--quick", "--json", "--out", tmp_path]
     done = subprocess.run([sys.executable, TOOL, *asked], capture_output=True, text=True, timeout=300)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import paper_plans as paper
 import pytest
+from support.marks import at_length
 
 from scaleup import recipe
 from scaleup.config import schema
@@ -67,7 +68,7 @@ def test_every_row_loads_as_a_model(path: Path, scale: str) -> None:
     assert scale == "desk" or not lines, "a header names rows that are none"
 
 
-@pytest.mark.parametrize("rows", [1, pytest.param(None, marks=pytest.mark.all)], ids=["one", "all"])
+@pytest.mark.parametrize("rows", [1, *at_length(None)], ids=["one", "all"])
 @pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
 def test_rows_go_through_the_plan(path: Path, scale: str, rows: int | None) -> None:
     for choice, read in loaded(path, scale)[:rows]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.marks import at_length
 from test_tars import downloaded, write_tar
 from videos import moving
 
@@ -23,7 +24,7 @@ from scaleup.data.verify import verify
 from scaleup.errors import UserError
 
 
-@pytest.fixture(params=[40, pytest.param(200, marks=pytest.mark.all)])
+@pytest.fixture(params=[40, *at_length(200)])
 def times(request):
     """How many damaged files of each kind."""
     return request.param

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.marks import at_length
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shapes import CLASSES, make_sample
@@ -77,7 +78,7 @@ MIXED = ("train.steps=6", "train.valid_every=1", "data.workers=0")
 END = {"full": 4, "short": 2, "gated": 6, "lora": 5, "ia3": 6, "idle": 3}
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, *at_length(2)])
 def test_an_arm_of_a_mixed_sweep_ends_as_the_same_arm_alone(tiny: Tiny, valid: str, tmp_path: Path, stage: int) -> None:
     changes = [*MIXED, valid, f"train.zero_stage={stage}"]
     recipe = tiny(*changes, f"out={tmp_path / 'together'}")
@@ -92,7 +93,10 @@ def test_an_arm_of_a_mixed_sweep_ends_as_the_same_arm_alone(tiny: Tiny, valid: s
     assert together["idle"]["ended"] == "early" and together["wild"]["ended"] == "diverged"
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(0, False), (1, True), (2, False)])
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [*(pytest.param(*each, marks=pytest.mark.all) for each in ((0, False), (1, True))), (2, False)],
+)
 def test_a_mixed_run_in_pieces_ends_with_the_same_bytes(
     tiny: Tiny, valid: str, tmp_path: Path, stage: int, offload: bool
 ) -> None:
@@ -260,8 +264,7 @@ def test_a_set_that_does_not_fit_is_refused_before_training(tiny: Tiny, valid: s
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("stage", "accumulate"), [(0, 1), (2, 2), *at_length((0, 2), (1, 1), (1, 2), (2, 1))])
 def test_an_arm_that_diverges_is_lost_alone(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture, stage: int, accumulate: int
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.marks import at_length
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -203,7 +204,7 @@ STAGES = [(0, False), (1, False), (2, False), (1, True), (2, True)]
 
 def zero(*short: tuple[int, bool]) -> pytest.MarkDecorator:
     """Stages of ZeRO, with the optimizer offloaded or not: of all, those that ``make test`` tries."""
-    cases = [pytest.param(*each, marks=() if each in short else pytest.mark.all) for each in STAGES]
+    cases = [*short, *at_length(*(each for each in STAGES if each not in short))]
     return pytest.mark.parametrize(("stage", "offload"), cases)
 
 
@@ -305,7 +306,7 @@ def lines_of(recipe: Recipe, arms: dict[str, schema.Arm]) -> list[dict]:
 
 
 @zero((2, False))
-@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.all)])
+@pytest.mark.parametrize("parts", [2, *at_length(4)])
 def test_micro_batches_take_the_same_steps(tiny: Tiny, parts: int, stage: int, offload: bool) -> None:
     """Mixes cross the borders of micro-batches; without dropout nothing else tells them from the whole batch."""
     changes = [
