@@ -23,8 +23,8 @@ TOOLS = ROOT / "tools"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # of two ranks, in fresh processes
 SECONDS = 240
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["support.preload"])
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(["support.preload"])
 
 
 class Running:
@@ -99,7 +99,7 @@ def process(function: Callable, args: tuple, environment: Mapping[str, str], fai
         forkserver.ensure_running()
     finally:
         os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
-    made = _server.Process(target=_begin, args=(function, args, dict(environment), failure))
+    made = forked.Process(target=_begin, args=(function, args, dict(environment), failure))
     made.start()
     return made
 

@@ -1,12 +1,12 @@
 import subprocess
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from support.tools import forked
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World, join
@@ -181,15 +181,14 @@ def test_importing_the_package_does_not_import_deepspeed() -> None:
 def meet(rank: int, meeting: str, told: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
-    told.put((rank, [world.join_lists([]), world.joined(["a", "b"][:rank]), world.joined([str(rank)] * 2)]))
+    told.put((rank, [world.join_lists(each) for each in ([], ["a", "b"][:rank], [str(rank)] * 2)]))
     dist.destroy_process_group()
 
 
 def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
     """None has anything, one has, both have."""
-    context = get_context("spawn")
-    told = context.Queue()
-    ranks = [context.Process(target=meet, args=(rank, str(tmp_path / "meeting"), told)) for rank in range(2)]
+    told = forked.Queue()
+    ranks = [forked.Process(target=meet, args=(rank, str(tmp_path / "meeting"), told)) for rank in range(2)]
     for process in ranks:
         process.start()
     found = dict(told.get(timeout=120) for _ in ranks)
