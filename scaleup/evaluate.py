@@ -18,7 +18,7 @@ from scaleup.data.batches import Batch, Failure
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
-from scaleup.model.runtime import settle, settle_kernels
+from scaleup.model.runtime import prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT
 
@@ -42,7 +42,7 @@ def evaluate(
 
     Returns:
         For each model what :func:`scores` says, ``"shards"`` (their name), ``"modality"``, ``"labels"`` (by head), and
-        ``"trunk"``, see :func:`scaleup.model.runtime.settle`.
+        ``"trunk"``, see :func:`scaleup.model.runtime.prepare_trunks`.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer
@@ -53,12 +53,12 @@ def evaluate(
     with world.together():
         for model in models.values():
             model.eval().arm.to(world.device)
-        settle_kernels(models.values(), "auto", world)
-        settled = settle(models.values(), trunk or Trunk(), world)
+        set_kernels(models.values(), "auto", world)
+        about = prepare_trunks(models.values(), trunk or Trunk(), world)
         seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
         found = scores(models, seen)
     on = {"shards": opened.name, "modality": opened.modality, "labels": heads}
-    return {name: score | on | {"trunk": _kept(models[name], settled)} for name, score in found.items()}
+    return {name: score | on | {"trunk": _kept(models[name], about)} for name, score in found.items()}
 
 
 class Once:
@@ -128,10 +128,10 @@ def scores(models: Mapping[str, TubeViT], seen: Once) -> dict[str, dict[str, Any
     }
 
 
-def _kept(model: TubeViT, settled: dict[str, Any]) -> dict[str, Any]:
+def _kept(model: TubeViT, about: dict[str, Any]) -> dict[str, Any]:
     """What of the trunk concerns a model."""
-    drift = {depth: moved for depth, moved in settled.get("drift", {}).items() if depth == model.frozen_depth}
-    return settled | {"drift": drift} if model.trunk is not None else {}
+    drift = {depth: moved for depth, moved in about.get("drift", {}).items() if depth == model.frozen_depth}
+    return about | {"drift": drift} if model.trunk is not None else {}
 
 
 def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scaleup.data.decode import EXTENSIONS, BadSample
-from scaleup.data.folders import OF_SYSTEMS, Found, by_reason, failure, hidden, walk
+from scaleup.data.folders import OF_SYSTEMS, Found, count_by_reason, failure, hidden, walk
 from scaleup.data.storage import storage
 from scaleup.errors import UserError
 
@@ -42,7 +42,7 @@ def _matches(source: str) -> list[str]:
         everything = list(walk(path))
         media = _media(everything)
         left = [each for each in everything if each.reason and _as_file(str(each.path)) not in media]
-        for line in by_reason(failure(each.path, each.reason) for each in left):
+        for line in count_by_reason(failure(each.path, each.reason) for each in left):
             print(f"left out: {line}", file=sys.stderr)
         return media
     if path.exists() or path.is_symlink():

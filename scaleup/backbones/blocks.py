@@ -68,7 +68,7 @@ def pools_first(tail: Any) -> bool:
     return token and tail.attn_pool is None and not hasattr(tail, "head_dist")
 
 
-def fits(block: Any) -> bool:
+def knows_first_token(block: Any) -> bool:
     """Whether :func:`first_token` knows how a block computes."""
     if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in block.modules()):
         return False  # it would draw for fewer tokens, and so otherwise
@@ -79,7 +79,7 @@ def fits(block: Any) -> bool:
 
 
 def first_token(block: Any, h: Tensor, **context: Tensor) -> Tensor:
-    """What a block that :func:`fits` makes of the first of all tokens h (B, N, D): (B, 1, D)."""
+    """What a block that :func:`knows_first_token` makes of the first of all tokens h (B, N, D): (B, 1, D)."""
     first = h[:, :1]
     if hasattr(block, "ln_1"):
         x = block.ln_1(h)

@@ -13,10 +13,10 @@ import torch
 
 from scaleup.backbones import open_clip, timm
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.loading import Undrawn, load
+from scaleup.backbones.loading import SkipInit, load
 from scaleup.backbones.locate import locate
 from scaleup.checkpoint.hub import HUB, files_of, find, is_path
-from scaleup.common.model_choice import listed, tell
+from scaleup.common.model_choice import join_words, report_choice
 from scaleup.common.tensors import File
 from scaleup.errors import UserError
 
@@ -53,7 +53,7 @@ def build(
     _refuse_giants(at.name, at.kwargs)
     family, _, own_name = at.name.partition(":")
     library, size = LIBRARIES[family], size or at.input.get("size")
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipInit():
         vit = library.create(own_name, at.kwargs, size)
     made = library.take_apart(vit, at.name)
     if at.weights is None:
@@ -68,13 +68,13 @@ def build(
         made = _filled(made, vit, library, file, on_disk)
         if is_path(at.weights) or at.weights.startswith(HUB):
             heads = dict.fromkeys(name.partition(".")[0] for name in made.left)
-            tell(file.path, file.said, f"of the model, {listed(heads)} left out" if heads else "")
+            report_choice(file.path, file.said, f"of the model, {join_words(heads)} left out" if heads else "")
     fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
     fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
     return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
 
 
-def extended(backbone: Backbone, count: int, seed: int) -> Backbone:
+def add_blocks(backbone: Backbone, count: int, seed: int) -> Backbone:
     """A backbone with ``count`` more blocks on top, drawn from ``seed`` (Table 8); its kwargs say the new depth.
 
     Raises:

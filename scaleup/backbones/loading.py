@@ -17,7 +17,7 @@ IN_PLACE = ("normal_", "uniform_", "fill_", "zero_", "mul_", "div_", "add_", "cl
 INITIALIZERS = ("normal_", "uniform_", "constant_", "kaiming_uniform_")
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """What would change the values of a tensor on the meta device in place is left undone."""
 
     DRAWS = frozenset(

@@ -55,8 +55,8 @@ def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: i
             began = now(h.device)
             made[precision](tokens, **context)
             seconds[precision].append(now(h.device) - began)
-    settled = {precision: median(times[1:]) for precision, times in seconds.items()}
-    return min(settled, key=settled.__getitem__), settled
+    medians = {precision: median(times[1:]) for precision, times in seconds.items()}
+    return min(medians, key=medians.__getitem__), medians
 
 
 def drift(wanted: Tensor, found: Tensor) -> float:
@@ -87,7 +87,7 @@ class BlockFile(NamedTuple):
         block.load_state_dict(read, strict=False, assign=True)
 
 
-def materialised(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
+def load_block(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
     """A float32 copy of a block, with all of it in memory."""
     made = copy.deepcopy(blocks[index])
     if file is not None:
@@ -95,7 +95,7 @@ def materialised(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> n
     return made
 
 
-def in_turn(
+def iterate_blocks(
     blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype
 ) -> Iterator[Callable[..., Tensor]]:
     """Blocks ready to be called, one after the other; those that are elsewhere are fetched one ahead.
@@ -152,7 +152,7 @@ def _called(block: nn.Module, held: dict[str, Tensor], h: Tensor, **context: Any
 
 
 @contextmanager
-def lent(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
+def fill_on_call(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
     """For a while, blocks on the meta device fetch their float32 tensors whenever they are called, by whomever."""
     handles = []
     for index, block in enumerate(blocks):

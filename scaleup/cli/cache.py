@@ -11,14 +11,14 @@ from typing import Any
 
 from scaleup import recipe
 from scaleup.cli import tool
-from scaleup.common.machine import bytes_of
+from scaleup.common.machine import parse_bytes
 from scaleup.config import schema
 from scaleup.errors import UserError
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
-    limit, chosen = bytes_of(args.limit, "--limit") if args.limit else None, args.depths or depths(read)
+    limit, chosen = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or depths(read)
     from scaleup.training.token_cache import make  # after what may be wrong: its imports take seconds
 
     return make(read, chosen, args.out, args.views, args.precision, limit, args.overwrite)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.cli import tool
-from scaleup.common.timing import speaks
+from scaleup.common.timing import is_first_rank
 from scaleup.errors import UserError
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for model in models.values():
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
-    for name, result in results.items() if args.record and speaks() else ():
+    for name, result in results.items() if args.record and is_first_rank() else ():
         how = {"strides": strides, "precision": result["trunk"].get("precision", "float32")}
         record(Path(args.model, name) if many else Path(args.model), models[name], result, how)
     return {"arms": results} if many else results["model"]

@@ -15,7 +15,7 @@ from typing import Any
 from scaleup.cli import tool
 from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
-from scaleup.data.folders import by_reason
+from scaleup.data.folders import count_by_reason
 from scaleup.data.pack import pack
 from scaleup.data.shapes import SPLITS, make_shapes
 from scaleup.data.shards import Shards
@@ -100,7 +100,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"{made['path']}: {made['samples']} {made['modality']}s, {classes}, list {made['list_sha256'][:12]}")
         if made["failures"]:
             print(f"  {len(made['failures'])} files left out (all of them in index.json):")
-        for line in by_reason(made["failures"])[:20]:
+        for line in count_by_reason(made["failures"])[:20]:
             print(f"  {line}")
         if made["notes"]:
             print(f"  {len(made['notes'])} things are odd about files that are used (all of them in index.json):")

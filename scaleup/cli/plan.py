@@ -7,7 +7,7 @@ from typing import Any
 
 from scaleup import recipe
 from scaleup.cli import tool
-from scaleup.common.machine import bytes_of
+from scaleup.common.machine import parse_bytes
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def arguments() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     read = recipe.load(args.recipe, args.changes)
     arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
-    available = bytes_of(args.memory, "--memory") if args.memory else None
+    available = parse_bytes(args.memory, "--memory") if args.memory else None
     from scaleup.sweeps import costs  # after what may be wrong: its imports take seconds
 
     return costs.plan(read, arms, args.ranks, available, args.gflops, args.views)

@@ -8,7 +8,7 @@ from typing import Any
 
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
-from scaleup.common.timing import speaks
+from scaleup.common.timing import is_first_rank
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     model, kept = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
     result = probe(model, args.train, args.test, args.head, args.depths, args.views, args.batch, args.workers, kept)
-    if args.out and speaks():
+    if args.out and is_first_rank():
         depth_curve.write(result, args.out, args.overwrite)
     return result
 

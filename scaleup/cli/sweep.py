@@ -8,7 +8,7 @@ from typing import Any
 from scaleup import recipe
 from scaleup.cli import train
 from scaleup.cli.train import seconds, show
-from scaleup.common.machine import bytes_of
+from scaleup.common.machine import parse_bytes
 from scaleup.errors import UserError
 
 __all__ = ["arguments", "run", "show"]
@@ -27,14 +27,14 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    limit, memory = seconds(args.stop_after), bytes_of(args.memory, "--memory") if args.memory else None
+    limit, memory = seconds(args.stop_after), parse_bytes(args.memory, "--memory") if args.memory else None
     read = recipe.load(args.recipe, args.changes)
     arms, slurm = recipe.sweep_arms(read), _checked(args)
     from scaleup.sweeps import costs, machines  # after what may be wrong: these imports take seconds
     from scaleup.sweeps.parts import sweep
 
     if args.plan:
-        groups = machines.groups(read, arms, args.machines) if args.where else []
+        groups = machines.group_arms(read, arms, args.machines) if args.where else []
         apart = {"machines": [list(group) for group in groups]} if args.where else {}
         return costs.plan(read, arms, available=memory) | apart
     if args.where:

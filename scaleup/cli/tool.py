@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from scaleup.common import processes
-from scaleup.common.timing import speaks
+from scaleup.common.timing import is_first_rank
 
 
 def parser(description: str | None, example: str) -> argparse.ArgumentParser:
@@ -39,9 +39,9 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
     try:
         with _stdout_kept_clean():
             result = run(args)
-        if args.json and speaks():
+        if args.json and is_first_rank():
             print(json.dumps(result))
-        elif speaks():
+        elif is_first_rank():
             show(result)
         sys.stdout.flush()
     except SystemExit:
@@ -51,7 +51,7 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
         try:
             code = _told(error)
         finally:
-            processes.leave(code)
+            processes.end_all(code)
     sys.exit(result.get("exit", 0) if isinstance(result, dict) else 0)
 
 
@@ -59,7 +59,7 @@ def _told(error: BaseException) -> int:
     """Say what failed; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted", 130)
-    if said := processes.sentence(error):
+    if said := processes.explain(error):
         return _fail(f"error: {said}", 2)
     traceback.print_exception(error)
     return 1

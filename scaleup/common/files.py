@@ -47,7 +47,7 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         yield temporary
-        take_place(temporary, out)
+        swap_in(temporary, out)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
@@ -55,9 +55,9 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def take_place(temporary: Path, out: Path) -> None:
+def swap_in(temporary: Path, out: Path) -> None:
     """Rename to ``out``; what stood there goes only after its successor is complete."""
-    let_read(temporary)  # mkdtemp made it private
+    make_readable(temporary)  # mkdtemp made it private
     if not out.exists():
         move(temporary, out)
         return
@@ -67,7 +67,7 @@ def take_place(temporary: Path, out: Path) -> None:
     shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def let_read(path: Path) -> None:
+def make_readable(path: Path) -> None:
     """Let everybody read a file or directory that its owner alone may read, where the file system knows of such."""
     with suppress(OSError):  # object stores and network shares refuse, and lose nothing by it
         path.chmod(0o755 if path.is_dir() else 0o644)

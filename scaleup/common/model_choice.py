@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scaleup.common.timing import speaks
+from scaleup.common.timing import is_first_rank
 from scaleup.errors import UserError, nearest
 
 Place = tuple[str, ...]
@@ -122,7 +122,9 @@ def _preferred(file: Path, models: Collection[Place]) -> Place:
     best = [place for place in models if ranks[place] == min(ranks.values())]
     if len(best) > 1:
         count, labels = "two" if len(best) == 2 else len(best), _labels(best)
-        raise UserError(f"{file} holds tensors of {count} models, {listed(labels)}; give just one: {file}:{labels[0]}")
+        raise UserError(
+            f"{file} holds tensors of {count} models, {join_words(labels)}; give just one: {file}:{labels[0]}"
+        )
     return best[0]
 
 
@@ -143,7 +145,7 @@ def _wanted(file: Path, names: Mapping[Place, str], models: Collection[Place], w
         found = [(*words, *place) for place in _models(inner)]
     if not found:
         labels = _labels(models)
-        raise UserError(f"{file} holds no {wanted!r}; allowed are {listed(labels)}{nearest(wanted, labels)}")
+        raise UserError(f"{file} holds no {wanted!r}; allowed are {join_words(labels)}{nearest(wanted, labels)}")
     return _preferred(file, found)
 
 
@@ -162,23 +164,23 @@ def _taking(models: Collection[Place], place: Place) -> str:
         return f"holds {labels[place]}, which is taken" if _rank(place)[1] < 4 or _rank(place)[0] else ""
     other = next(label for each, label in labels.items() if each != place)
     why = ", as timm does" if {*TIMM, "encoder"} & {*place} else ""
-    return f"holds {listed(labels.values())}; taking {labels[place]}{why}; choose with FILE:{other}"
+    return f"holds {join_words(labels.values())}; taking {labels[place]}{why}; choose with FILE:{other}"
 
 
 def _left(beside: Iterable[Place], place: Place) -> str:
     """What of the file is no model's: its names as far as they differ from a place."""
     tops = (name[: next((n for n, word in enumerate(name, 1) if place[n - 1 : n] != (word,)), None)] for name in beside)
     found = dict.fromkeys(".".join(top) for top in tops if not NO_WEIGHTS.search(".".join(top)))
-    return f"{listed(found)} left out" if found else ""
+    return f"{join_words(found)} left out" if found else ""
 
 
-def tell(file: Path, *said: str) -> None:
+def report_choice(file: Path, *said: str) -> None:
     """Say on stderr, in one line, what a file holds beside what was taken."""
-    if speaks() and any(said):
+    if is_first_rank() and any(said):
         print(f"{file.name}: {'; '.join(each for each in said if each)}", file=sys.stderr)
 
 
-def listed(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str]) -> str:
     """``a, b and 3 more``."""
     words = list(words)
     shown = words[:SHOWN] + ([f"{len(words) - SHOWN} more"] if len(words) > SHOWN else [])

@@ -66,7 +66,7 @@ def _kill(processes: WeakSet[BaseProcess] | list[BaseProcess]) -> None:
             process.kill()
 
 
-def leave(code: int) -> NoReturn:
+def end_all(code: int) -> NoReturn:
     """End this process, and kill those that it began. What Python does when it ends would wait for threads and
     processes that may never answer."""
     for stream in (sys.stdout, sys.stderr):
@@ -121,7 +121,7 @@ OF_TEXT = [  # the first that is found tells most
 ]
 
 
-def sentence(error: BaseException) -> str | None:
+def explain(error: BaseException) -> str | None:
     """What to tell people of an error; None of one whose cause is not known, which is for its traceback to tell."""
     if isinstance(error, UserError):
         return str(error)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scaleup.common import pickles
-from scaleup.common.model_choice import choose, listed
+from scaleup.common.model_choice import choose, join_words
 from scaleup.errors import UserError
 
 INDEX_ENDING = ".index.json"
@@ -240,7 +240,7 @@ def _objects(path: Path) -> str:
     if not shown:
         return ""
     return (
-        f"; beside tensors it holds {listed(shown)}: save the weights alone, with "
+        f"; beside tensors it holds {join_words(shown)}: save the weights alone, with "
         "torch.save(model.state_dict(), FILE), where it was written"
     )
 

@@ -77,7 +77,7 @@ class Rate:
 console = Console(stderr=True)  # stdout belongs to results
 
 
-def speaks() -> bool:
+def is_first_rank() -> bool:
     """Whether this process prints: of several that run together, the first does."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -97,7 +97,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[eta]}"),
         TextColumn("{task.fields[note]}"),
     )
-    rate, tenth, leads = Rate(), max(1, total // 10), speaks()
+    rate, tenth, leads = Rate(), max(1, total // 10), is_first_rank()
     with Progress(*columns, console=console, disable=not (console.is_terminal and leads)) as bars:
         task = bars.add_task(title, total=total, eta="", note="")
 

@@ -84,12 +84,12 @@ def read(text: str) -> Any:
     return yaml.load(text, _Loader)  # noqa: S506  a safe loader
 
 
-def settled(content: Any, is_text: IsText, at: tuple[str, ...] = ()) -> Any:
+def typed(content: Any, is_text: IsText, at: tuple[str, ...] = ()) -> Any:
     """``content`` with text where a setting is text, numbers and truth values elsewhere."""
     if isinstance(content, dict):
-        return {key: settled(value, is_text, (*at, key)) for key, value in content.items()}
+        return {key: typed(value, is_text, (*at, key)) for key, value in content.items()}
     if isinstance(content, list):
-        return [settled(value, is_text, (*at, "")) for value in content]
+        return [typed(value, is_text, (*at, "")) for value in content]
     if isinstance(content, Word):
         return content.text if is_text(at) else content.value
     return content
@@ -130,7 +130,7 @@ def compose(
             if key and equals and key not in groups:
                 _change(changes, key, value, is_text, mistakes)
         chosen = OmegaConf.merge(_chosen(content, choices, str(path)), changes)
-        return settled(OmegaConf.to_container(chosen, resolve=True), is_text)
+        return typed(OmegaConf.to_container(chosen, resolve=True), is_text)
 
 
 def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes: list[str]) -> None:

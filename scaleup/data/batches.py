@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scaleup.common import processes
-from scaleup.common.machine import said
+from scaleup.common.machine import format_bytes
 from scaleup.common.processes import end_with_python, follow
 from scaleup.config.schema import Input
 from scaleup.errors import UserError
@@ -60,7 +60,7 @@ class _Told(Dataset):
         try:
             return self.dataset[number]
         except Exception as error:
-            if (sentence := processes.sentence(error)) is None:
+            if (sentence := processes.explain(error)) is None:
                 raise
             return _Refusal(sentence)
 
@@ -83,8 +83,8 @@ def refuse_small_shared(batch: int, count: int, workers: int) -> None:
     free = _free_shared() if needed else 0
     if needed > free:
         raise UserError(
-            f"the batches of {ranks * workers} loader processes need {said(needed)} of shared memory (/dev/shm), and "
-            f"{said(free)} are free; {processes.SHARED}"
+            f"the batches of {ranks * workers} loader processes need {format_bytes(needed)} of shared memory "
+            f"(/dev/shm), and {format_bytes(free)} are free; {processes.SHARED}"
         )
 
 
@@ -96,7 +96,7 @@ def _free_shared() -> int:
     return found.f_bavail * found.f_frsize
 
 
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
+def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
     """``torch.stack``; in a process of :func:`in_workers` into shared memory that is used by turns.
 
     Fresh shared memory, handed out by the kernel page by page, would cost half of what decoding costs. So the main
@@ -124,7 +124,7 @@ def _begin_worker(_: int) -> None:
 
 def _not_handed_over(error: Exception, _: Any) -> None:
     """End: Python would drop the result, and the main process wait for it for ever."""
-    reason = processes.sentence(error) or f"{type(error).__name__} {error}"
+    reason = processes.explain(error) or f"{type(error).__name__} {error}"
     print(f"a loader process cannot hand over a batch: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -161,12 +161,12 @@ def input_bytes(input: Input, modality: str) -> int:
     return 3 * math.prod(input.size) * (input.frames if modality == "video" else 1)
 
 
-def together(
+def collate(
     name: str, shards: Samples, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
 ) -> Batch:
     """The batch of samples ``read`` (number, pixels), with what they are to each head."""
     indices = [index for index, _ in read]
-    pixels = stacked([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
+    pixels = stack_shared([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
     labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
 

@@ -14,7 +14,16 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from scaleup.data.pictures import MAX_PIXELS, BadSample, Pictures, View, check_pixels, shrunk, upright_rgb, whole
+from scaleup.data.pictures import (
+    MAX_PIXELS,
+    BadSample,
+    Pictures,
+    View,
+    check_pixels,
+    shrunk_size,
+    upright_rgb,
+    whole_view,
+)
 from scaleup.data.playback import Noted, Opened, Playback, refuse_missing, unnoted, unopened, video_stream
 from scaleup.data.timeline import Extent, Timeline
 
@@ -43,7 +52,7 @@ def decode_image(data: bytes, short: int | None = None) -> Tensor:
         BadSample: it cannot be decoded, or has more than ``MAX_PIXELS`` pixels.
     """
     upright = upright_image(data)
-    height, width = shrunk(upright.height, upright.width, short)
+    height, width = shrunk_size(upright.height, upright.width, short)
     pixels = np.array(upright.resize((width, height), reducing_gap=2.0))  # (H, W, 3)
     import torch  # takes seconds, which those who write or check files alone do not wait for
 
@@ -59,7 +68,7 @@ def upright_image(data: bytes) -> Image.Image:
     except BadSample:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        raise BadSample(reason("image", error)) from None
+        raise BadSample(failure_reason("image", error)) from None
 
 
 def decode_clip(data: bytes, frames: int, fps: float, start: float = 0.0, view: View | None = None) -> Tensor:
@@ -87,7 +96,7 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
         BadSample: it cannot be decoded, has no video stream or no frame, or more than ``MAX_PIXELS`` a frame; too
             much of it is damaged, or missing at its end.
     """
-    pictures = Pictures(view or whole())
+    pictures = Pictures(view or whole_view())
     shown = shown_frames(data, frames, fps, starts, pictures.planes, pictures.opened)
     clips = np.empty((len(starts), 3, frames, *shown[0][0].shape), np.uint8)
     for number, planes in enumerate(shown):
@@ -143,7 +152,7 @@ def _video(data: bytes, strict: bool = False) -> Iterator[tuple[av.VideoStream, 
     except BadSample:
         raise
     except Exception as error:  # includes InvalidDataError, which is a ValueError
-        raise BadSample(reason("video", error)) from None
+        raise BadSample(failure_reason("video", error)) from None
 
 
 def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray, bool]:
@@ -231,7 +240,7 @@ def _met(
     return shown + [take(current)] * (len(wanted) - len(shown))
 
 
-def reason(what: str, error: Exception) -> str:
+def failure_reason(what: str, error: Exception) -> str:
     """Why something could not be read, in the words of the library that tried."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(r" <.* at 0x[0-9a-f]+>", "", text.splitlines()[0])  # Pillow names the object that it reads
@@ -254,6 +263,6 @@ def check(data: bytes, modality: str, noted: Noted = unnoted) -> None:
     if modality == "image":
         upright_image(data)
         return
-    pictures = Pictures(whole(16))
+    pictures = Pictures(whole_view(16))
     for number, (_, frame) in enumerate(every_frame(data, pictures.opened, noted)):
         pictures.accept(frame) if number else pictures(frame)

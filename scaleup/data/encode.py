@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from scaleup.data.decode import check, every_frame, upright_image
-from scaleup.data.pictures import Cut, Pictures, shrunk
+from scaleup.data.pictures import Cut, Pictures, shrunk_size
 from scaleup.data.playback import Noted, unnoted
 
 PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # endings, and Pillow's words for them
@@ -63,7 +63,7 @@ def encoded(
 
 def _image(data: bytes, ending: str, encoding: Encoding) -> bytes:
     buffer, upright = io.BytesIO(), upright_image(data)
-    height, width = shrunk(upright.height, upright.width, encoding.short)
+    height, width = shrunk_size(upright.height, upright.width, encoding.short)
     smaller = upright.resize((width, height), Image.Resampling.BICUBIC)
     smaller.save(buffer, PILLOW[ending], quality=encoding.quality)
     return buffer.getvalue()
@@ -71,7 +71,7 @@ def _image(data: bytes, ending: str, encoding: Encoding) -> bytes:
 
 def _video(data: bytes, encoding: Encoding, noted: Noted) -> bytes:
     """H.264 in MP4, upright and without sound, with a key frame every two seconds at 30 frames a second at least."""
-    buffer, pictures = io.BytesIO(), Pictures(lambda h, w: Cut((0, 0, h, w), even(*shrunk(h, w, encoding.short))))
+    buffer, pictures = io.BytesIO(), Pictures(lambda h, w: Cut((0, 0, h, w), even(*shrunk_size(h, w, encoding.short))))
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
         stream: Any = file.add_stream("libx264", rate=30, options=X264)
         stream.pix_fmt, stream.thread_count, stream.codec_context.time_base = "yuv420p", 1, Fraction(1, CLOCK)

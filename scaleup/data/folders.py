@@ -24,7 +24,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def by_reason(failures: Iterable[Failure]) -> list[str]:
+def count_by_reason(failures: Iterable[Failure]) -> list[str]:
     """A line for each kind of reason, the most frequent first: one that has it, and how many more."""
     kinds: dict[str, list[Failure]] = {}
     for each in failures:
@@ -106,7 +106,7 @@ def left_out(entry: os.DirEntry[str]) -> str:
     try:
         mode = entry.stat().st_mode
     except OSError as error:
-        return broken(Path(entry.path), error)
+        return is_broken_link(Path(entry.path), error)
     if stat.S_ISDIR(mode) and entry.is_symlink() and _leads_back(entry.path):
         return "links to a folder that it lies in"
     return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else NO_FILE
@@ -115,7 +115,7 @@ def left_out(entry: os.DirEntry[str]) -> str:
 NO_FILE = "is no file but a pipe, a socket or a device"
 
 
-def broken(path: Path, error: OSError) -> str:
+def is_broken_link(path: Path, error: OSError) -> str:
     """Why what an error is about cannot be read."""
     if not path.is_symlink():
         return f"cannot be read: {error.strerror}"

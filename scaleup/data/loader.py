@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from scaleup.config import schema
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
-from scaleup.data.batches import Batch, Failure, Samples, batches, input_bytes, refuse_small_shared, together
+from scaleup.data.batches import Batch, Failure, Samples, batches, collate, input_bytes, refuse_small_shared
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
@@ -72,7 +72,7 @@ def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None
 Joined = Callable[[list[Failure]], list[Failure]]
 
 
-def alone(failures: list[Failure]) -> list[Failure]:
+def single_rank(failures: list[Failure]) -> list[Failure]:
     """What all ranks failed to read, where there are no others."""
     return failures
 
@@ -85,7 +85,7 @@ def train_loader(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    joined: Joined = alone,
+    joined: Joined = single_rank,
 ) -> Iterator[Batch]:
     """The batches of steps ``start`` to ``steps`` - 1: this rank's part of each.
 
@@ -108,7 +108,7 @@ def train_loader(
     return train_steps(dataset, data.workers, range(start, steps), joined)
 
 
-def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = alone) -> Iterator[Batch]:
+def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = single_rank) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
     # No generator: in a traceback its frame would keep the processes alive.
     return map(partial(dataset.watched, joined), batches(dataset, steps, workers))
@@ -147,7 +147,7 @@ class TrainSteps(Dataset):
         if data.batch % world:
             raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
         self.batch, self.max_bad = data.batch, data.max_bad
-        self.places = order.share(data.batch, rank, world)
+        self.places = order.rank_slice(data.batch, rank, world)
         self.shards, self.read = shards, read
         self.orders = {name: order.Order(shards.sizes, seed, data.window) for name, shards in self.shards.items()}
         self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
@@ -159,7 +159,7 @@ class TrainSteps(Dataset):
         failures: dict[str, str] = {}
         read = [self._read(name, nth * self.batch + place, failures) for place in self.places]
         whole = [item for item in read if item]
-        return together(name, self.shards[name], self.heads[name], whole, list(failures.items()))
+        return collate(name, self.shards[name], self.heads[name], whole, list(failures.items()))
 
     def allowed(self, name: str) -> float:
         """How many unreadable samples dataset ``name`` may have; one must be left in any case."""
@@ -242,7 +242,7 @@ class EvalBatches(Dataset):
                 read.append((index, views))
             except BadSample as error:
                 failures.append((self.shards.keys[index], str(error)))
-        return together(self.shards.name, self.shards, self.heads, read, failures)
+        return collate(self.shards.name, self.shards, self.heads, read, failures)
 
 
 def _named(batch: Batch) -> Batch:

@@ -67,7 +67,7 @@ class Order:
         return in_turn[np.argsort(moved, kind="stable")]
 
 
-def share(count: int, rank: int, world: int) -> range:
+def rank_slice(count: int, rank: int, world: int) -> range:
     """Which places of a global batch of ``count`` samples are rank ``rank``'s; ``world`` divides ``count``."""
     assert count % world == 0, (count, world)
     return range(rank * count // world, (rank + 1) * count // world)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from scaleup.common.files import refuse_existing, take_place
+from scaleup.common.files import refuse_existing, swap_in
 from scaleup.common.processes import parallel
 from scaleup.data.decode import BadSample
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.folders import NO_FILE, Failure, failure
 from scaleup.data.shards import Sample, Shards, index_of, write_index, write_json, write_shard
 from scaleup.data.sources import Item, Listing, extension_of
-from scaleup.data.unfinished import clear, finished, partial_directory
+from scaleup.data.unfinished import clear_partial, partial_directory, read_finished
 from scaleup.errors import UserError
 
 Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
@@ -62,7 +62,7 @@ def pack(
     chunks = [tasks[begin : begin + per_shard] for begin in range(0, len(tasks), per_shard)]
     numbers = {name: number for number, name in enumerate(listing.classes)}
     with partial_directory(out, _plan(items, listing.classes, encoding, seed, per_shard)) as partial:
-        parts = {number: part for number in range(len(chunks)) if (part := finished(partial, number))}
+        parts = {number: part for number in range(len(chunks)) if (part := read_finished(partial, number))}
         if parts:
             print(f"going on: {len(parts)} of {len(chunks)} shards are finished", file=sys.stderr)
         advance(len(left_out) + sum(len(chunks[number]) for number in parts))
@@ -71,7 +71,7 @@ def pack(
             for number in left:
                 parts[number] = _packed(partial, number, chunks[number], results, numbers, advance)
         _conclude(partial, [parts[number] for number in range(len(chunks))], listing, left_out)
-        take_place(partial, out)
+        swap_in(partial, out)
     return Shards.open(out)
 
 
@@ -108,7 +108,7 @@ def _conclude(partial: Path, parts: list[dict[str, Any]], listing: Listing, left
         raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
     kept = {shard["file"] for shard in shards}
     write_index(partial, index_of(listing.modality, {"label": listing.classes}, shards, failures, notes))
-    clear(partial, kept | {"index.json"})
+    clear_partial(partial, kept | {"index.json"})
 
 
 def _plan(items: list[Item], classes: list[str], encoding: Encoding, seed: int, per_shard: int) -> str:

@@ -39,12 +39,12 @@ class BadSample(Exception):
     """A sample that cannot be read, and why, in a few words. It is named, counted and left out."""
 
 
-def whole(short: int | None = None) -> View:
+def whole_view(short: int | None = None) -> View:
     """All of the picture, shrunk so that its short side has at most ``short`` pixels."""
-    return lambda height, width: Cut((0, 0, height, width), shrunk(height, width, short))
+    return lambda height, width: Cut((0, 0, height, width), shrunk_size(height, width, short))
 
 
-def shrunk(height: int, width: int, short: int | None) -> tuple[int, int]:
+def shrunk_size(height: int, width: int, short: int | None) -> tuple[int, int]:
     """(height, width) with a short side of at most ``short`` pixels."""
     scale = min(1.0, (short or MAX_PIXELS) / min(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

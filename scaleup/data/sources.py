@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
-from scaleup.data.folders import by_reason, failure, hidden, printable, walk
+from scaleup.data.folders import count_by_reason, failure, hidden, printable, walk
 from scaleup.data.lists import is_media, read_json, read_lines, read_rows
 from scaleup.data.tar_members import is_tar, packed_as
 from scaleup.errors import UserError, nearest
@@ -115,7 +115,7 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
     found = sorted(walk(source), key=lambda each: each.path)
     inside = [(each.path.relative_to(source).parts[0], each) for each in found]
     if not any(name in folders and not each.reason for name, each in inside):
-        said = by_reason(failure(each.path, each.reason) for each in found if each.reason)
+        said = count_by_reason(failure(each.path, each.reason) for each in found if each.reason)
         raise UserError(
             "; ".join([f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE", *said])
         )
@@ -240,7 +240,7 @@ def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
         return most
     known = ", ".join(f".{extension}" for extensions in EXTENSIONS.values() for extension in extensions)
     counts = " and ".join(f"{len(found[kind])}, such as '{found[kind][0].path}'" for kind in found if found[kind])
-    left = by_reason(failure(item.path, item.reason) for item in items if item.reason)
+    left = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
     kinds = f"{' and '.join(kind for kind in found if found[kind]) or 'no'} files" + (f" ({counts})" if counts else "")
     raise UserError("; ".join([f"'{source}' holds {kinds}; one kind of these is needed: {known}", *left]))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scaleup.config.schema import Input
 from scaleup.data.augment import covering, spatial_views
-from scaleup.data.decode import reason
+from scaleup.data.decode import failure_reason
 from scaleup.data.pictures import BadSample, Cut, Pictures
 from scaleup.data.playback import Noted, Opened, Playback, unnoted, unopened, video_stream
 
@@ -40,7 +40,7 @@ def frames(
                 first = second if first is None else first
                 yield second - first, frame
     except (av.FFmpegError, OSError) as error:
-        raise BadSample(reason("video", error)) from None
+        raise BadSample(failure_reason("video", error)) from None
 
 
 def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = unnoted) -> Iterator[tuple[float, Tensor]]:

@@ -36,7 +36,7 @@ def compressed(path: Path) -> str:
 Members = dict[str, tarfile.TarInfo]  # by ending
 
 
-def grouped(path: Path) -> tuple[dict[str, Members], list[tuple[str, str]]]:
+def group_members(path: Path) -> tuple[dict[str, Members], list[tuple[str, str]]]:
     """Members of a tar by key and ending, as WebDataset divides names, and what is wrong with names or with the tar."""
     groups: dict[str, Members] = {}
     wrong: list[tuple[str, str]] = []

@@ -15,10 +15,10 @@ from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
-from scaleup.data.folders import NO_FILE, Failure, broken, by_reason, hidden
+from scaleup.data.folders import NO_FILE, Failure, count_by_reason, hidden, is_broken_link
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Shards, file_sha256, index_of, write_index
-from scaleup.data.tar_members import Members, failed_as, grouped, is_tar, packed_as
+from scaleup.data.tar_members import Members, failed_as, group_members, is_tar, packed_as
 from scaleup.errors import UserError, nearest
 
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
@@ -83,7 +83,7 @@ def _unreadable(path: Path) -> str:
     try:
         path.open("rb").close()
     except OSError as error:
-        return broken(path, error)
+        return is_broken_link(path, error)
     return ""
 
 
@@ -117,7 +117,7 @@ def _modality(tars: list[Path]) -> str:
         counts = {modality: sum(endings[ending] for ending in known) for modality, known in EXTENSIONS.items()}
         if any(counts.values()):
             return max(counts, key=lambda modality: counts[modality])
-    said = by_reason(failed_as(path.name, *wrong) for path in tars for wrong in grouped(path)[1])
+    said = count_by_reason(failed_as(path.name, *wrong) for path in tars for wrong in group_members(path)[1])
     raise UserError("; ".join([f"{len(tars)} tars, and no images or videos in any of them", *said]))
 
 
@@ -133,7 +133,7 @@ def _scan(path: Path, modality: str, label: str | None) -> dict[str, Any]:
     """The entry of one tar, its samples with the text of their label instead of its number, and its failures."""
     entry: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     samples, failures, notes = [], [], list[dict[str, str]]()
-    groups, wrong = grouped(path)
+    groups, wrong = group_members(path)
     for key, members in groups.items():
         try:
             with path.open("rb") as file:

@@ -22,7 +22,7 @@ from torch import Tensor
 from scaleup.config import schema
 from scaleup.data.batches import Batch, refuse_small_shared
 from scaleup.data.decode import BadSample
-from scaleup.data.loader import Joined, TrainSteps, alone, check_heads, train_steps
+from scaleup.data.loader import Joined, TrainSteps, check_heads, single_rank, train_steps
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
 
@@ -31,7 +31,7 @@ KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}  # as s
 LARGEST = 127  # of int8, either way
 
 
-def lowered(tokens: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
+def quantise(tokens: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     """Tokens (B, N, D) by name, in the precision in which they are kept; of int8 with a scale for each token beside
     them: ``NAME.scale`` (B, N, 1), float32."""
     if precision != "int8":
@@ -41,8 +41,8 @@ def lowered(tokens: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     return {name: each.to(torch.int8) for name, each in whole.items()} | scales
 
 
-def raised(kept: Mapping[str, Tensor], name: str) -> Tensor:
-    """float32 tokens (B, N, D) from what :func:`lowered` made of them."""
+def dequantise(kept: Mapping[str, Tensor], name: str) -> Tensor:
+    """float32 tokens (B, N, D) from what :func:`quantise` made of them."""
     scale = kept.get(f"{name}.scale")
     return kept[name].float() if scale is None else kept[name] * scale
 
@@ -52,7 +52,7 @@ def record(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(dict(tensors))
 
 
-class Place(NamedTuple):
+class ByteRange(NamedTuple):
     """Where a tensor lies in a record."""
 
     kind: str  # a key of KINDS
@@ -61,11 +61,11 @@ class Place(NamedTuple):
     end: int
 
 
-def layout(record: bytes) -> dict[str, Place]:
+def layout(record: bytes) -> dict[str, ByteRange]:
     """Where the tensors of a record lie in it; ValueError, or what else nonsense makes Python raise, if it is none."""
     start = 8 + int.from_bytes(record[:8], "little")
     found = {
-        name: Place(entry["dtype"], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
+        name: ByteRange(entry["dtype"], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
         for name, entry in json.loads(record[8:start]).items()
     }
     for name, (kind, shape, begin, end) in found.items():
@@ -85,7 +85,7 @@ def check(data: bytes) -> None:
         raise BadSample("holds tokens that are not finite")
 
 
-def tensor_of(records: Tensor, place: Place) -> Tensor:
+def tensor_of(records: Tensor, place: ByteRange) -> Tensor:
     """A tensor of a batch of records, uint8 (B, bytes): (B, *shape)."""
     return records[:, place.begin : place.end].contiguous().view(KINDS[place.kind]).view(-1, *place.shape)
 
@@ -110,7 +110,7 @@ class CachedSet:
             self.failures = {failure["source"]: failure["reason"] for failure in self.shards.failures}
             self.rows = self._numbered()
             self.labels = {name: labels[self.rows[:, 0]] for name, labels in self.shards.labels.items()}
-            self.layout = {name: Place(*place) for name, place in self.made["layout"].items()}
+            self.layout = {name: ByteRange(*place) for name, place in self.made["layout"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise UserError(f"'{path}' is no cache that can be used: {type(error).__name__} {error}") from None
 
@@ -157,7 +157,7 @@ def cached_loader(
     steps: range,
     rank: int,
     world: int,
-    joined: Joined = alone,
+    joined: Joined = single_rank,
 ) -> Iterator[Batch]:
     """The batches of :func:`scaleup.data.loader.train_loader`, sample for sample, with records for pixels.
 

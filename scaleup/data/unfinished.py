@@ -35,7 +35,7 @@ def partial_directory(out: Path, plan: str) -> Iterator[Path]:
             if (found := file.read()) != plan:
                 if found:
                     print("the files or options have changed: beginning anew", file=sys.stderr)
-                clear(partial, {"plan"})
+                clear_partial(partial, {"plan"})
                 file.truncate(0)
                 file.write(plan)
                 file.flush()
@@ -48,7 +48,7 @@ def partial_name(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def clear(directory: Path, kept: set[str]) -> None:
+def clear_partial(directory: Path, kept: set[str]) -> None:
     """Remove everything in it but what is called as in ``kept``."""
     for path in directory.iterdir():
         if path.name in kept:
@@ -59,7 +59,7 @@ def clear(directory: Path, kept: set[str]) -> None:
             path.unlink()
 
 
-def finished(directory: Path, number: int) -> dict[str, Any] | None:
+def read_finished(directory: Path, number: int) -> dict[str, Any] | None:
     """What is known of shard ``number``, if it is as it was written."""
     try:
         part: dict[str, Any] = json.loads((directory / f"{number:06d}.json").read_bytes())

@@ -16,7 +16,7 @@ from scaleup.data.decode import BadSample, check
 from scaleup.data.playback import Noted, unnoted
 from scaleup.data.shards import MEDIA, file_sha256, read_index
 from scaleup.data.storage import storage
-from scaleup.data.tar_members import Members, failed_as, grouped
+from scaleup.data.tar_members import Members, failed_as, group_members
 from scaleup.errors import UserError
 
 
@@ -88,7 +88,7 @@ def _differences(tar: Path, shard: dict[str, Any], index: dict[str, Any], noted:
         yield f"{tar.name}: {tar.stat().st_size} bytes, not {shard['bytes']}"
     if file_sha256(tar) != shard["sha256"]:
         yield f"{tar.name}: its sha256 is not the index's"
-    groups, wrong = grouped(tar)
+    groups, wrong = group_members(tar)
     known = {failure["source"] for failure in index["failures"]}
     named = (failed_as(tar.name, key, reason) for key, reason in wrong)
     yield from (f"{each['source']}: {each['reason']}" for each in named if each["source"] not in known)

@@ -12,7 +12,7 @@ from scaleup.common.files import new_directory
 WIDTH = 40  # characters of a bar that stands for 100 %
 
 
-def suggested(rows: Sequence[Mapping[str, Any]]) -> int:
+def suggest_depths(rows: Sequence[Mapping[str, Any]]) -> int:
     """The smallest depth above which no accuracy is higher by more than the standard error; a heuristic."""
     for index, row in enumerate(rows):
         if max(above["accuracy"] for above in rows[index:]) <= row["accuracy"] + row["standard_error"]:
@@ -20,8 +20,8 @@ def suggested(rows: Sequence[Mapping[str, Any]]) -> int:
     raise AssertionError("the last depth has none above it")
 
 
-def suggestion(label: str, curve: Mapping[str, Any]) -> str:
-    """What :func:`suggested` found, as a sentence."""
+def describe_suggestion(label: str, curve: Mapping[str, Any]) -> str:
+    """What :func:`suggest_depths` found, as a sentence."""
     row = next(row for row in curve["rows"] if row["depth"] == curve["suggested_depth"])
     return (
         f"{label}: above depth {row['depth']} accuracy rises by no more than its standard error "
@@ -39,7 +39,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             + "█" * round(WIDTH * row["accuracy"])
             for row in curve["rows"]
         ]
-        text += [suggestion(label, curve), ""]
+        text += [describe_suggestion(label, curve), ""]
     for split in ("train", "test"):
         seen = result[split]
         text += [

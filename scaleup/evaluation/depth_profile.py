@@ -24,8 +24,8 @@ from scaleup.config.schema import Input, Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.evaluate import Once
-from scaleup.evaluation.depth_curve import suggested
-from scaleup.model.runtime import settle
+from scaleup.evaluation.depth_curve import suggest_depths
+from scaleup.model.runtime import prepare_trunks
 from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
@@ -67,7 +67,7 @@ def probe(
         ``{"labels": {label: {"classes", "chance", "rows": [{"depth", "train_accuracy", "accuracy", "standard_error",
         "penalty"}], "suggested_depth"}}, "train", "test": {"shards", "samples", "failures", "list_sha256", "views"},
         "train_scored", "pool", "model", "trunk", "seconds"}``; accuracies are shares of 1, and that of the training
-        samples is taken on ``train_scored`` of them. For ``trunk`` see :func:`scaleup.model.runtime.settle`.
+        samples is taken on ``train_scored`` of them. For ``trunk`` see :func:`scaleup.model.runtime.prepare_trunks`.
 
     Raises:
         UserError: a label, its classes or a depth do not fit, a split has samples of one class alone or none that can
@@ -79,7 +79,7 @@ def probe(
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     about = _about(frozen)
     with world.together():
-        settled = settle([frozen], trunk or Trunk(), world)
+        about = prepare_trunks([frozen], trunk or Trunk(), world)
         reader = Reader(frozen, chosen, world.device)
         how = Input(**model.config["input"]), views, batch, workers, world
         learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
@@ -96,7 +96,7 @@ def probe(
         "train_scored": scored,
         "pool": POOL,
         "model": about,
-        "trunk": settled,
+        "trunk": about,
         "seconds": time.perf_counter() - began,
     }
 
@@ -110,7 +110,7 @@ def _curves(
         columns = list(fits), train[:, k].tolist(), test[:, k].tolist(), errors[:, k].tolist()
         penalties = [fit.penalties[k] for fit in fits.values()]
         rows = [dict(zip(ROW, row, strict=True)) for row in zip(*columns, penalties, strict=True)]
-        curves[label] = {"classes": count, "chance": 1 / count, "rows": rows, "suggested_depth": suggested(rows)}
+        curves[label] = {"classes": count, "chance": 1 / count, "rows": rows, "suggested_depth": suggest_depths(rows)}
     return curves
 
 

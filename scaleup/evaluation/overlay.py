@@ -36,7 +36,7 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
     return (gradient * (tokens - tokens.mean(0))).sum(-1).clamp(min=0)
 
 
-def painted(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:
+def paint_relevance(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:
     """Relevance of tokens (N,) spread over the pixels that each covers: (T, H, W), at most 1.
 
     A pixel gets the mean of the tokens that cover it.
@@ -44,14 +44,14 @@ def painted(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:
     total, cover = torch.zeros(2, *size)
     weights = iter(relevance.tolist())
     for spec in specs:
-        for box in boxes(spec, size):
+        for box in token_boxes(spec, size):
             total[box] += next(weights)
             cover[box] += 1
     mean = total / cover.clamp(min=1)
     return mean / mean.max().clamp(min=1e-12)
 
 
-def boxes(spec: TubeSpec, size: Size) -> list[tuple[slice, slice, slice]]:
+def token_boxes(spec: TubeSpec, size: Size) -> list[tuple[slice, slice, slice]]:
     """All that each token covers, fold included, in the order of the tokens."""
     t, h, w = (
         [slice(int(places[0]), int(places[-1]) + kernel) for places in axis]
@@ -110,7 +110,7 @@ def overlay(model: TubeViT, pixels: Tensor, head: str) -> np.ndarray:
     with torch.no_grad():
         probabilities = model(x, head).softmax(-1)[0]
     target, size = int(probabilities.argmax()), size_of(x)
-    heat = painted(token_relevance(model, x, head, target).cpu(), model.tokenizer.specs(size), size)
+    heat = paint_relevance(token_relevance(model, x, head, target).cpu(), model.tokenizer.specs(size), size)
     frames = (pixels if pixels.dim() == 4 else pixels[:, None]).permute(1, 2, 3, 0).float()  # (T, h, w, 3)
     strength = 0.7 * heat[..., None]
     mixed = (1 - strength) * frames + strength * COLOUR

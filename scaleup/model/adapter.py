@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scaleup.checkpoint.model_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from scaleup.common.files import let_read
+from scaleup.common.files import make_readable
 from scaleup.errors import UserError
 from scaleup.model.arm import generator_of
 
@@ -143,4 +143,4 @@ def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, ten
     directory.mkdir(exist_ok=True)
     (directory / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     save_file(dict(tensors), directory / ADAPTER_WEIGHTS, {"format": "pt"})
-    let_read(directory / ADAPTER_WEIGHTS)  # safetensors writes for the owner alone
+    make_readable(directory / ADAPTER_WEIGHTS)  # safetensors writes for the owner alone

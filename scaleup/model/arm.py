@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scaleup.backbones.blocks import first_token, fits, pools_first
+from scaleup.backbones.blocks import first_token, knows_first_token, pools_first
 from scaleup.errors import UserError
 from scaleup.model.kernels import computed
 from scaleup.model.tokenizer import Tokenizer, size_of
@@ -106,7 +106,7 @@ class Arm(nn.Module):
     def _call(self, index: str, block: nn.Module) -> Callable[..., Tensor]:
         """How a block is called: the last one for the class token alone where the tail reads no other."""
         last = index == list(self.blocks)[-1]
-        alone = last and self.kernels != "library" and pools_first(self.tail) and fits(block)
+        alone = last and self.kernels != "library" and pools_first(self.tail) and knows_first_token(block)
         return computed(partial(first_token, block) if alone else block, self.kernels)
 
     def train(self, mode: bool = True) -> Arm:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.build import build, extended
+from scaleup.backbones.build import add_blocks, build
 from scaleup.checkpoint import config_json
 from scaleup.checkpoint.config_json import FORMAT
 from scaleup.checkpoint.model_directory import local, public_name, read_report, read_tensors, refuse_misfits
@@ -45,7 +45,7 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
     kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
     backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
     if entry.fresh_blocks:
-        backbone = extended(backbone, entry.fresh_blocks, seed)
+        backbone = add_blocks(backbone, entry.fresh_blocks, seed)
     described = describe(
         backbone,
         seed,
@@ -62,7 +62,7 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
     return model
 
 
-def outline(source: str | Path) -> TubeViT:
+def load_on_meta(source: str | Path) -> TubeViT:
     """The model of a directory, or of a hub id, on the meta device: its config.json is enough."""
     return TubeViT.from_config(config_json.read(local(source)), "meta")
 

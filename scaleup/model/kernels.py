@@ -129,7 +129,7 @@ def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: in
     return "fast" if library >= PAYS * fast else "lean"
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the process keep what it frees, for the next layer.
 
     glibc gives large buffers back to the system at once, and takes the next ones anew, page by page: as slow as a third

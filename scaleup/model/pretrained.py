@@ -35,7 +35,7 @@ from scaleup.checkpoint.model_directory import (
     refuse_misfits,
 )
 from scaleup.common import tensors
-from scaleup.common.files import let_read, new_directory
+from scaleup.common.files import make_readable, new_directory
 from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.adapter import Adapt
@@ -134,7 +134,7 @@ class Pretrained(nn.Module):
                 save_file(content, weights, {"config": text})  # one key: with two, their order is chance
             except SafetensorError as error:
                 raise UserError(f"{directory} could not be written ({error}); nothing was left behind") from error
-            let_read(weights)  # safetensors writes for the owner alone
+            make_readable(weights)  # safetensors writes for the owner alone
         return Path(directory)
 
     def push_to_hub(self, repo_id: str, private: bool = False, message: str = "scaleup", **options: Any) -> str:

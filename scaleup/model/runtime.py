@@ -1,4 +1,4 @@
-"""How a run computes: its trunk put where the recipe says, precision and kernels settled, what that moves measured."""
+"""How a run computes: where its trunk is, in which precision and with which kernels, and how far its output drifts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from scaleup.backbones.placement import drift, fastest, materialised
+from scaleup.backbones.placement import drift, fastest, load_block
 from scaleup.common.distributed import World
 from scaleup.config.schema import Trunk as Settings
-from scaleup.model.kernels import choose, keep_memory
+from scaleup.model.kernels import choose, keep_freed_memory
 from scaleup.model.tokenizer import natural_clip, normalise, size_of
-from scaleup.model.trunk import Trunk, on_meta, recast
+from scaleup.model.trunk import Trunk, cast_trunks, is_on_meta
 from scaleup.model.tubevit import TubeViT
 
 
-def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dict[str, Any]:
+def prepare_trunks(models: Collection[TubeViT], settings: Settings, world: World) -> dict[str, Any]:
     """Place and cast the blocks that the trunks of ``models`` share.
 
     Returns:
@@ -36,26 +36,26 @@ def settle(models: Collection[TubeViT], settings: Settings, world: World) -> dic
     precision, seconds = settings.precision, dict[str, float]()
     if precision == "auto":
         precision, seconds = world.first(_measured(trunk, clip))
-    settled = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}
+    about = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}
     wanted = trunk(clip, depths) if precision != "float32" else {}
     if precision != "float32":
-        recast(trunks, precision, deepest.public_blocks())
+        cast_trunks(trunks, precision, deepest.public_blocks())
     found = trunk(clip, depths) if wanted else {}
-    return settled | {"drift": {depth: drift(wanted[depth].h, found[depth].h) for depth in sorted(wanted)}}
+    return about | {"drift": {depth: drift(wanted[depth].h, found[depth].h) for depth in sorted(wanted)}}
 
 
 @torch.no_grad()
 def _measured(trunk: Trunk, clip: torch.Tensor) -> tuple[str, dict[str, float]]:
-    block = materialised(trunk.blocks, 0, trunk.file).to(clip.device)
+    block = load_block(trunk.blocks, 0, trunk.file).to(clip.device)
     return fastest(block, trunk.tokenizer(clip), trunk.tokenizer.context(size_of(clip)).at(0))
 
 
-def settle_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
+def set_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
     """Have the trunks and arms of ``models`` compute as :mod:`scaleup.model.kernels` says; ``auto`` measures a block.
 
     To be called before blocks are cast; returns the choice.
     """
-    keep_memory()
+    keep_freed_memory()
     if kernels == "auto":
         kernels = world.first(_kernels_of(next(iter(models)), world.device))
     for model in models:
@@ -69,8 +69,8 @@ def _kernels_of(model: TubeViT, device: torch.device) -> str:
     """All blocks of a model are alike, so the arms of a sweep choose as each of them would alone."""
     block, frames = model.blocks[0], model.preprocess.frames
     h = torch.randn(1, model.count_tokens(frames), model.tokenizer.embed_dim, device=device)
-    if model.trunk is not None and on_meta(block):
-        block = materialised(model.trunk.blocks, 0, model.trunk.file)
+    if model.trunk is not None and is_on_meta(block):
+        block = load_block(model.trunk.blocks, 0, model.trunk.file)
     with torch.no_grad():
         context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
     return choose(block, h, context)

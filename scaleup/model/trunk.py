@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, in_turn
+from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, iterate_blocks
 from scaleup.model.kernels import computed
 from scaleup.model.positions import Context
 from scaleup.model.tokenizer import Tokenizer, size_of
@@ -28,8 +28,8 @@ Inputs = dict[int, Tensor | Taps]  # of arms, by frozen depth; where nothing is 
 class Trunk(nn.Module):
     """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
 
-    Blocks may be kept in low precision (:func:`recast`), on the host or in a file (:mod:`scaleup.backbones.placement`);
-    z0 and the taps are float32 all the same.
+    Blocks may be kept in low precision (:func:`cast_trunks`), on the host or in a file
+    (:mod:`scaleup.backbones.placement`); z0 and the taps are float32 all the same.
     """
 
     def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module], file: BlockFile | None = None) -> None:
@@ -52,7 +52,7 @@ class Trunk(nn.Module):
         wanted, dtype = set(depths), COMPUTED_IN[self.precision]
         z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
         h, told, taps = z0.to(dtype), context.to(dtype), {}
-        for index, block in enumerate(in_turn(self.blocks[: max(wanted)], h.device, self.file, dtype)):
+        for index, block in enumerate(iterate_blocks(self.blocks[: max(wanted)], h.device, self.file, dtype)):
             h = computed(block, self.kernels)(h, **told.at(index))
             if index + 1 in wanted:
                 taps[index + 1] = Taps(z0, h.to(z0.dtype), context)
@@ -62,7 +62,7 @@ class Trunk(nn.Module):
         """Move to the device all but the blocks that wait elsewhere."""
         self.tokenizer.to(device)
         for block in self.blocks:
-            if placement != "host" and not on_meta(block):
+            if placement != "host" and not is_on_meta(block):
                 block.to(device)
 
 
@@ -72,11 +72,11 @@ def arm_inputs(trunk: Trunk | None, x: Tensor, depths: Iterable[int]) -> Inputs:
     return {0: x} | (trunk(x, frozen) if trunk is not None and frozen else {})
 
 
-def on_meta(block: nn.Module) -> bool:
+def is_on_meta(block: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in block.parameters())
 
 
-def recast(trunks: list[Trunk], precision: str, public: set[str]) -> None:
+def cast_trunks(trunks: list[Trunk], precision: str, public: set[str]) -> None:
     """Put the blocks that trunks share into another precision, one at a time.
 
     Args:
@@ -85,7 +85,7 @@ def recast(trunks: list[Trunk], precision: str, public: set[str]) -> None:
     """
     deepest = max(trunks, key=lambda trunk: len(trunk.blocks))
     for index, block in enumerate(deepest.blocks):
-        if not on_meta(block):
+        if not is_on_meta(block):
             tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
             deepest.originals |= {name: tensor for name, tensor in tensors.items() if name not in public}
             block = cast(block, precision)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.placement import BlockFile, materialised
+from scaleup.backbones.placement import BlockFile, load_block
 from scaleup.checkpoint.model_directory import is_of_adapter
 from scaleup.errors import UserError, nearest
 from scaleup.model import adapter
@@ -20,7 +20,7 @@ from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Arm, Gate, Heads, init_head
 from scaleup.model.pretrained import Pretrained
 from scaleup.model.tokenizer import Preprocess, Tokenizer
-from scaleup.model.trunk import Taps, Trunk, arm_inputs, on_meta
+from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -153,9 +153,9 @@ class TubeViT(Pretrained):
 
     def _in_memory(self, index: int) -> nn.Module:
         """A block with its weights, which may be in a file."""
-        if self.trunk is None or index >= self.frozen_depth or not on_meta(self.blocks[index]):
+        if self.trunk is None or index >= self.frozen_depth or not is_on_meta(self.blocks[index]):
             return self.blocks[index]
-        return materialised(self.trunk.blocks, index, self.trunk.file)
+        return load_block(self.trunk.blocks, index, self.trunk.file)
 
     def place(self, device: torch.device, placement: str = "device") -> TubeViT:
         """Move to a device all but the frozen blocks that wait on the host or in a file."""

@@ -11,7 +11,7 @@ from scaleup.common.files import new_directory, refuse_existing
 from scaleup.errors import UserError, nearest
 from scaleup.model.build import load
 from scaleup.outputs import programs
-from scaleup.outputs.formats import merged, write_adapter, write_own, write_timm
+from scaleup.outputs.formats import merge_adapter, write_adapter, write_own, write_timm
 from scaleup.outputs.parity import largest, parity
 
 __all__ = ["TARGETS", "export", "parity"]
@@ -66,9 +66,9 @@ def export(
         elif to == "peft":
             found = dict(zip(("image", "video"), write_adapter(model, source, half, base), strict=True))
         elif to == "timm":
-            found["image"], timed = write_timm(merged(model) if merge else model, half)
+            found["image"], timed = write_timm(merge_adapter(model) if merge else model, half)
         else:
-            plain = merged(model) if model.config["adapter"] else model
+            plain = merge_adapter(model) if model.config["adapter"] else model
             found, timed = programs.write(plain, programs.FORMS[to], half, frames)
         limit, measure = (0, "abs") if exact else (ROUNDING, "rel")
         if not (most := largest(found.values())) <= limit:

@@ -15,7 +15,7 @@ from scaleup.backbones.backbone import resolve
 from scaleup.backbones.timm import create
 from scaleup.checkpoint.model_directory import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from scaleup.common import tensors
-from scaleup.common.files import let_read
+from scaleup.common.files import make_readable
 from scaleup.errors import UserError
 from scaleup.model import adapter, pretrained
 from scaleup.model.adapter import Adapt
@@ -29,7 +29,7 @@ def write_own(
     model: TubeViT, source: str | Path, to: str, out: Path, base: str | None, merge: bool
 ) -> tuple[float, float]:
     """Write ``source``, of which ``model`` was read; returns what :func:`parity` says of what was written."""
-    kept = merged(load(source, base)) if merge else model
+    kept = merge_adapter(load(source, base)) if merge else model
     if to == "delta" and not kept.base:
         kept.base = pretrained.base_of(kept.config, base)
     kept.save_pretrained(out, to, overwrite=True)
@@ -37,7 +37,7 @@ def write_own(
     return parity(model, load(out, base), relative=merge)
 
 
-def merged(model: TubeViT) -> TubeViT:
+def merge_adapter(model: TubeViT) -> TubeViT:
     """The model itself, its adapter folded into the weights of its blocks."""
     if model.config["adapter"] is None:
         raise UserError("this model has no adapter to merge; leave out --merge")
@@ -97,7 +97,7 @@ def save(
     vit.load_state_dict({key: tensor for key, tensor in tensors.items() if key in own})  # strict: nothing is missing
     fed = {"input_size": (3, *size), "mean": tuple(mean), "std": tuple(std)}
     save_for_hf(vit, str(directory), {"pretrained_cfg": fed}, safe_serialization=True)
-    let_read(directory / "model.safetensors")  # safetensors writes for the owner alone
+    make_readable(directory / "model.safetensors")  # safetensors writes for the owner alone
 
 
 def features(directory: Path, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from scaleup.evaluation.overlay import boxes
+from scaleup.evaluation.overlay import token_boxes
 from scaleup.model.places import Size, TubeSpec
 from scaleup.model.tubes import patch_of, resize_kernel
 from scaleup.model.tubevit import TubeViT
@@ -24,7 +24,7 @@ def token_maps(model: TubeViT) -> dict[str, str]:
 
 def _token_map(spec: TubeSpec, size: Size) -> str:
     cover = np.zeros(size)
-    for box in boxes(spec, size):
+    for box in token_boxes(spec, size):
         cover[box] += 1
     picture = cover.max(axis=0)  # (H, W)
     times = np.repeat(cover.max(axis=(1, 2))[None], max(2, size[1] // 8), axis=0)  # a strip below: frames

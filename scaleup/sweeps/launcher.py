@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scaleup.common.processes import sentence
+from scaleup.common.processes import explain
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 
@@ -33,13 +33,13 @@ class Job:
         if self.device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device  # submitit hides all
         _join()
-        from scaleup.sweeps.parts import begun, sweep
+        from scaleup.sweeps.parts import is_begun, sweep
 
         try:
-            anew = not begun(Path(self.recipe.out))
+            anew = not is_begun(Path(self.recipe.out))
             result = sweep(self.recipe, self.arms, anew, self.stop_after, self.memory)
         except Exception as error:
-            if (said := sentence(error)) is None:
+            if (said := explain(error)) is None:
                 raise
             return {"error": said}
         if result.get("exit") == 128 + signal.SIGUSR2:

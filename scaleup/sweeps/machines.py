@@ -21,23 +21,23 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.sweeps.costs import own_memory
 from scaleup.sweeps.launcher import Job, Launcher
-from scaleup.sweeps.parts import PARTS, Part, collect, parted, summary
+from scaleup.sweeps.parts import PARTS, Part, collect, split_arms, summary
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_directory
 from scaleup.training.run_directory import is_complete
 from scaleup.training.stop import Stop, exit_code
 
 
-def groups(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict[str, Arm]]:
+def group_arms(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict[str, Arm]]:
     """Arms of neighbouring depths for each machine, so that the busiest has as few FLOPs a step as it can."""
     sketch = Sketch(recipe, arms)
     names = sorted(arms, key=lambda name: arms[name].frozen_depth)
     trunk = [sketch.trunk([name], "video", 1).flops for name in names]
-    ends = balanced(trunk, [sketch.arm(name, "video", 1).flops for name in names], min(machines, len(names)))
+    ends = balance(trunk, [sketch.arm(name, "video", 1).flops for name in names], min(machines, len(names)))
     return [{name: arms[name] for name in names[begin:end]} for begin, end in pairwise((0, *ends))]
 
 
-def balanced(trunk: Sequence[float], arms: Sequence[float], count: int) -> tuple[int, ...]:
+def balance(trunk: Sequence[float], arms: Sequence[float], count: int) -> tuple[int, ...]:
     """Where each of ``count`` groups of neighbours ends, so that the dearest is as cheap as it can be.
 
     Args:
@@ -93,13 +93,13 @@ def spread(
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"--where {where} starts jobs of its own; start it without torchrun or deepspeed")
-    run_directory.goes_on(recipe, overwrite)  # what is wrong with the output is said before a job is thought of
+    run_directory.check_resumable(recipe, overwrite)  # what is wrong with the output is said before a job is thought of
     out = Path(recipe.out)
     launcher = Launcher(where, out.with_name(out.name + ".jobs"), slurm or {})
-    parts = parted(recipe, arms, overwrite, lambda: groups(recipe, arms, machines), least=1)
+    parts = split_arms(recipe, arms, overwrite, lambda: group_arms(recipe, arms, machines), least=1)
     if not parts:
         raise UserError(f"{recipe.out!r} holds a run that was begun on one machine; go on with it without --where")
-    with run_directory.held(out):
+    with run_directory.lock_run(out):
         fleet = Fleet(launcher, recipe, min(machines, len(parts)), stop_after, memory)
         reason = fleet.train([part for part in parts if not is_complete(part.out)])
         for part in parts:

@@ -22,7 +22,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
 from scaleup.training import run_directory
 from scaleup.training.run import run
-from scaleup.training.run_directory import RESULT, is_complete, note
+from scaleup.training.run_directory import RESULT, is_complete, write_note
 
 PARTS = "parts"
 Groups = list[dict[str, Arm]]
@@ -64,17 +64,17 @@ def sweep(
     world, out = join(), Path(recipe.out)
     leads = world.rank == 0
     with world.together(), ExitStack() as stack:
-        parts = world.first(parted(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
+        parts = world.first(split_arms(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
         if not parts:
             return run(recipe, arms, overwrite, stop_after)
         if leads:
-            stack.enter_context(run_directory.held(out))
+            stack.enter_context(run_directory.lock_run(out))
         for number, part in enumerate(parts, 1):
             if not world.first(is_complete(part.out)):
                 if leads:
                     print(f"part {number} of {len(parts)}: {', '.join(part.arms)}", file=sys.stderr)
                 left = None if end is None else end - time.monotonic()
-                result = sweep(part.recipe(recipe), part.arms, not begun(part.out), left, memory)
+                result = sweep(part.recipe(recipe), part.arms, not is_begun(part.out), left, memory)
                 _free()
                 if "stopped" in result:
                     return result | {"out": recipe.out, "part": f"{number} of {len(parts)}"}
@@ -88,7 +88,7 @@ def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
     return costs.waves(recipe, arms, memory or costs.own_memory(), join().size)
 
 
-def parted(
+def split_arms(
     recipe: Recipe, arms: dict[str, Arm], overwrite: bool, split: Callable[[], Groups], least: int = 2
 ) -> list[Part]:
     """The parts of a sweep that goes on, or that begins and is ``split`` into ``least`` or more; else none: it is a
@@ -98,8 +98,8 @@ def parted(
         UserError: what stands in the output is not for this recipe to replace or to go on with.
     """
     out = Path(recipe.out)
-    with run_directory.held(out):
-        if run_directory.goes_on(recipe, overwrite) and begun(out):
+    with run_directory.lock_run(out):
+        if run_directory.check_resumable(recipe, overwrite) and is_begun(out):
             found = sorted((out / PARTS).glob("*/recipe.yaml"))
             return [Part(path.parent, {name: arms[name] for name in OmegaConf.load(path).arms}) for path in found]
         groups = split()
@@ -109,7 +109,7 @@ def parted(
         return _begin(recipe, groups)
 
 
-def begun(out: Path) -> bool:
+def is_begun(out: Path) -> bool:
     """Whether something would be lost if the run in ``out`` began anew."""
     return any((out / name).exists() for name in ("checkpoints", PARTS, RESULT))
 
@@ -121,7 +121,7 @@ def _begin(recipe: Recipe, groups: Groups) -> list[Part]:
     with new_directory(place) as half:
         for part in parts:
             (half / part.out.name).mkdir()
-            recipes.save(run_directory.settled(part.recipe(recipe)), half / part.out.name / "recipe.yaml")
+            recipes.save(run_directory.with_absolute_paths(part.recipe(recipe)), half / part.out.name / "recipe.yaml")
     return parts
 
 
@@ -150,7 +150,7 @@ def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> dict[str
         "arms": {name: found[name] for name in arms},
     }
     result |= {"exit": 1} if any("exit" in each for each in results) else {}
-    note(result, out)
+    write_note(result, out)
     return result
 
 

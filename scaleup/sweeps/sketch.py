@@ -23,7 +23,7 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training import cache_plan
 from scaleup.training.arm_trainer import Classifier
-from scaleup.training.run_inputs import outlines
+from scaleup.training.run_inputs import models_on_meta
 
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 
@@ -38,7 +38,7 @@ class Sketch:
     """Passes are found by running the modules themselves on tensors without content, once for arms that are alike."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
-        self.recipe, self.arms, self.models = recipe, arms, outlines(recipe, arms)
+        self.recipe, self.arms, self.models = recipe, arms, models_on_meta(recipe, arms)
         cache = recipe.trunk.cache
         self.datasets = open_datasets(recipe.data if cache is None else in_cache(recipe.data, cache))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})

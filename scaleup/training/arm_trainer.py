@@ -36,7 +36,7 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
 
 
 @dataclass
-class Standing:
+class ArmState:
     """Whether an arm has ended, and how good it was at its best; a checkpoint holds it as JSON."""
 
     ended: str | None = None  # complete | early (validations without a rise) | diverged; None while it trains
@@ -82,7 +82,7 @@ class ArmTrainer:
         self.name, self.model, self.settings, self.world = name, model, settings, world
         self.seed, self.smoothing = recipe.seed, recipe.train.label_smoothing
         self.steps, self.warmup = schedule(settings, recipe.train)
-        self.standing = Standing()
+        self.standing = ArmState()
         self.best: dict[str, Tensor] = {}  # what trains, as it was when validated best; on the first rank
         model.train()
         model.arm.grad_checkpointing = settings.grad_checkpointing
@@ -146,7 +146,7 @@ class ArmTrainer:
     def restore(self, tensors: dict[str, Tensor], standing: Mapping[str, Any]) -> None:
         """Put back what :meth:`gather` found, and how the arm stood."""
         engine.restore(self.engine, tensors)
-        self.standing = Standing(**standing)
+        self.standing = ArmState(**standing)
         if self.world.rank == 0:
             self.best = {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}
 
@@ -161,7 +161,7 @@ class ArmTrainer:
         return {
             "adapt": self.settings.adapt,
             "precision": self.settings.precision,
-            "arm_seconds": settled_mean(self.seconds) if last else None,
+            "arm_seconds": late_mean(self.seconds) if last else None,
             "loss": statistics.fmean(last) if last else None,
             **alphas(self.model.arm.gate),
             "steps": self.standing.steps,
@@ -194,6 +194,6 @@ def _joined(name: str, values: list[Any]) -> Any:
     return sum(values) if name.endswith("seconds") else values[-1]
 
 
-def settled_mean(seconds: list[float]) -> float:
+def late_mean(seconds: list[float]) -> float:
     """The mean without the first few steps, which pay for warming up."""
     return statistics.fmean(seconds[min(5, len(seconds) // 2) :])

@@ -16,15 +16,15 @@ from torch import nn
 from scaleup.checkpoint.config_json import completed
 from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
-from scaleup.common.machine import said
+from scaleup.common.machine import format_bytes
 from scaleup.config.schema import Recipe
 from scaleup.data.shards import Shards
 from scaleup.data.storage import storage
-from scaleup.data.token_records import CachedSet, lowered, record
+from scaleup.data.token_records import CachedSet, quantise, record
 from scaleup.data.unfinished import partial_name
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.run_directory import flat
+from scaleup.training.run_directory import flatten_keys
 
 TOKENIZER = ("frames", "tubes", "interpolate", "positions")  # of config.json
 
@@ -74,7 +74,7 @@ def _leaves(parts: dict[str, Any], precision: str, blocks: int) -> dict[str, Any
     """What taps are made of by key path, with the first so many blocks by number."""
     numbered = {str(number): sha256 for number, sha256 in enumerate(parts["blocks"][:blocks])}
     tokenizer = completed(parts["tokenizer"])  # of a cache that is older too
-    return flat(parts | {"tokenizer": tokenizer, "blocks": numbered, "trunk": {"precision": precision}})
+    return flatten_keys(parts | {"tokenizer": tokenizer, "blocks": numbered, "trunk": {"precision": precision}})
 
 
 def _short(value: Any) -> str:
@@ -120,7 +120,7 @@ def blank_record(model: TubeViT, modality: str, depths: list[int], precision: st
     count = model.count_tokens(1 if modality == "image" else model.preprocess.frames)
     names = ["z0", *(f"h{depth}" for depth in depths)]
     blank = {name: torch.zeros(1, count, model.tokenizer.embed_dim) for name in names}
-    kept = lowered(blank, precision)
+    kept = quantise(blank, precision)
     return record({name: tensor[0] for name, tensor in kept.items()})
 
 
@@ -146,12 +146,12 @@ def refuse_too_large(size: int, out: Path, limit: int | None) -> None:
     """UserError where the limit or the free disk does not allow so many bytes at ``out``; what stands there half
     written counts as done."""
     if limit is not None and size > limit:
-        raise UserError(f"the cache takes {said(size)}, more than --limit allows, {said(limit)}")
+        raise UserError(f"the cache takes {format_bytes(size)}, more than --limit allows, {format_bytes(limit)}")
     there = next(parent for parent in out.resolve().parents if parent.exists())
     left = size - sum(tar.stat().st_size for tar in partial_name(out).glob("*/*.tar"))
     free = shutil.disk_usage(there).free
     if left > free * (1 - SPARE):
         raise UserError(
-            f"the cache takes {said(size)}, and of the {said(free)} that are free on the disk of '{out}' {SPARE:.0%} "
-            "must stay free; choose fewer views, fewer depths, or precision int8"
+            f"the cache takes {format_bytes(size)}, and of the {format_bytes(free)} that are free on the disk "
+            f"of '{out}' {SPARE:.0%} must stay free; choose fewer views, fewer depths, or precision int8"
         )

@@ -13,7 +13,7 @@ from scaleup.common.distributed import World
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
-from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, raised
+from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
 from scaleup.model.positions import Context
 from scaleup.model.trunk import Inputs, Taps, arm_inputs
 from scaleup.model.tubevit import TubeViT
@@ -95,8 +95,8 @@ class Cached:
 
     def _inputs(self, batch: Batch, rows: slice) -> Inputs:
         kept = self.sets[batch.dataset].tensors(batch.pixels[rows].to(self.world.device))
-        z0, context = raised(kept, "z0"), self.contexts[batch.dataset]
-        return {depth: Taps(z0, raised(kept, f"h{depth}"), context) for depth in self.depths}
+        z0, context = dequantise(kept, "z0"), self.contexts[batch.dataset]
+        return {depth: Taps(z0, dequantise(kept, f"h{depth}"), context) for depth in self.depths}
 
 
 @torch.no_grad()

@@ -13,13 +13,13 @@ from scaleup.common.distributed import join
 from scaleup.common.timing import now, progress
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.errors import UserError
-from scaleup.model.runtime import settle, settle_kernels
+from scaleup.model.runtime import prepare_trunks, set_kernels
 from scaleup.training import run_directory, run_inputs
-from scaleup.training.arm_trainer import ArmTrainer, settled_mean, whole_step
+from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Metrics, Recent, line
-from scaleup.training.run_inputs import models
+from scaleup.training.run_inputs import build_models
 from scaleup.training.stop import Stop, exit_code
 from scaleup.training.validation import Validation
 
@@ -43,8 +43,8 @@ def run(
         "ended", "diverged", "best_step", "valid_accuracy", "at_chance"}}}``, also written to ``result.json``. Seconds
         are means over the steps after the first few, the loss is the mean over the last tenth of them; alpha is None
         without a gate, and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
-        :func:`scaleup.model.runtime.settle`. An arm took ``steps``, and ``ended`` as
-        :class:`scaleup.training.arm_trainer.Standing` says. Where arms are validated, a model is what it was after
+        :func:`scaleup.model.runtime.prepare_trunks`. An arm took ``steps``, and ``ended`` as
+        :class:`scaleup.training.arm_trainer.ArmState` says. Where arms are validated, a model is what it was after
         ``best_step``, with ``valid_accuracy``. ``at_chance`` has the heads that learn nothing, see
         :class:`scaleup.training.log.Recent`. An arm that ``diverged`` at a step has no directory, and
         ``"exit"`` is then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and
@@ -54,21 +54,21 @@ def run(
         UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
             diverges that is no sweep's, or another rank no longer answers.
     """
-    resumes, out = run_directory.goes_on(recipe, overwrite), Path(recipe.out)
+    resumes, out = run_directory.check_resumable(recipe, overwrite), Path(recipe.out)
     world = join()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
     with ExitStack() as stack:
         stack.enter_context(world.together())
         if leads:
-            stack.enter_context(run_directory.held(out))
-            resumes = run_directory.goes_on(recipe, overwrite)  # it may have ended in the meantime
+            stack.enter_context(run_directory.lock_run(out))
+            resumes = run_directory.check_resumable(recipe, overwrite)  # it may have ended in the meantime
         checkpoint = world.first(saved.newest() if resumes and leads else None)
         training = Run(recipe, arms, checkpoint)
         stack.callback(training.close)
         if leads and not resumes:
             run_directory.begin(recipe, overwrite)
-            stack.enter_context(run_directory.held(out))
+            stack.enter_context(run_directory.lock_run(out))
         if leads and resumes:
             saved.clear(training.done)
             _say_resumed(training, checkpoint)
@@ -90,11 +90,11 @@ class Run:
     """The arms of a run, and what they are fed; ``done`` steps are behind it."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm], checkpoint: Checkpoint | None = None) -> None:
-        self.recipe, self.arms, self.models = recipe, arms, models(recipe, arms)
+        self.recipe, self.arms, self.models = recipe, arms, build_models(recipe, arms)
         self.world = join()
         _refuse_uneven(recipe, self.world.size)
         self.done = checkpoint.step if checkpoint else 0
-        self.sources, self.lists = run_inputs.digests(recipe), run_inputs.lists(recipe)
+        self.sources, self.lists = run_inputs.hash_inputs(recipe), run_inputs.list_inputs(recipe)
         if checkpoint is not None:
             run_inputs.refuse_changed(checkpoint.state.get("sources", {}), self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
@@ -103,8 +103,8 @@ class Run:
         if checkpoint is not None:  # ``auto`` may choose otherwise when it measures again
             trunk = replace(trunk, precision=checkpoint.state["precision"])
             kernels = checkpoint.state.get("kernels", "library")  # of a run that began before there was a choice
-        self.kernels = settle_kernels(self.models.values(), kernels, self.world)
-        self.settled = self._settled(trunk)
+        self.kernels = set_kernels(self.models.values(), kernels, self.world)
+        self.about_trunk = self._prepare(trunk)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.steps = max(trainer.steps for trainer in self.trainers.values())
         shares, batch = run_inputs.most_frequent(recipe), recipe.data.batch
@@ -115,15 +115,17 @@ class Run:
         if checkpoint is not None:
             self._restore(checkpoint)
 
-    def _settled(self, trunk: Trunk) -> dict[str, Any]:
+    def _prepare(self, trunk: Trunk) -> dict[str, Any]:
         """The trunk as it computes; beside a cache it does so for validation alone, from where its blocks are."""
         if isinstance(self.feed, Live):
-            return settle(self.models.values(), trunk, self.world)
+            return prepare_trunks(self.models.values(), trunk, self.world)
         trunk = replace(trunk, precision=self.feed.made["trunk"]["precision"], placement="host")
         validates = self.recipe.data.valid is not None and self.recipe.train.valid_every
-        settled = settle(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
+        about = (
+            prepare_trunks(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
+        )
         kept = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
-        return settled | {"cache": {"directory": self.recipe.trunk.cache} | kept}
+        return about | {"cache": {"directory": self.recipe.trunk.cache} | kept}
 
     def close(self) -> None:
         for trainer in self.trainers.values():
@@ -181,7 +183,7 @@ class Run:
         """What a checkpoint holds beside tensors."""
         return {
             "arms": {name: asdict(arm) for name, arm in self.arms.items()},
-            "precision": self.settled.get("precision", "float32"),
+            "precision": self.about_trunk.get("precision", "float32"),
             "kernels": self.kernels,
             "ranks": self.world.size,
             "sources": self.sources,
@@ -238,13 +240,13 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """What :func:`run` returns."""
-        seconds = settled_mean(self.trunk_seconds)
-        trunk = {"trunk_seconds": seconds, "trunk": self.settled, "kernels": self.kernels}
+        seconds = late_mean(self.trunk_seconds)
+        trunk = {"trunk_seconds": seconds, "trunk": self.about_trunk, "kernels": self.kernels}
         return {
             "out": self.recipe.out,
             "steps": self.steps,
             **trunk,
-            **run_directory.arms(self.trainers, self.recent, self.recipe.out),
+            **run_directory.describe_arms(self.trainers, self.recent, self.recipe.out),
         }
 
 

@@ -30,7 +30,7 @@ def is_complete(out: Path) -> bool:
     return (out / RESULT).is_file()
 
 
-def arms(trainers: Mapping[str, ArmTrainer], recent: Mapping[str, Recent], out: str) -> dict[str, Any]:
+def describe_arms(trainers: Mapping[str, ArmTrainer], recent: Mapping[str, Recent], out: str) -> dict[str, Any]:
     """``{"arms", "environment"}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm
     diverged."""
     found = {name: {**sizes(trainer.model), **trainer.result()} for name, trainer in trainers.items()}
@@ -45,7 +45,7 @@ def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path, data
     """Write the models of arms that did not diverge, and then the result, which says that the run is complete.
 
     Args:
-        data: what they were trained on, see :func:`scaleup.training.run_inputs.lists`.
+        data: what they were trained on, see :func:`scaleup.training.run_inputs.list_inputs`.
     """
     trunk = {"seconds": result["trunk_seconds"], **result["trunk"]}
     for name, arm in result["arms"].items():
@@ -53,10 +53,10 @@ def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path, data
             began = models[name].report
             models[name].report = {"training": arm, "data": data, "trunk": trunk, "began_from": began}
             models[name].save_pretrained(out / name, overwrite=True)
-    note(result, out)
+    write_note(result, out)
 
 
-def note(result: dict[str, Any], out: Path) -> None:
+def write_note(result: dict[str, Any], out: Path) -> None:
     write_text(out / RESULT, json.dumps(result, indent=2))
 
 
@@ -65,7 +65,7 @@ FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.kee
 OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
 
 
-def goes_on(recipe: Recipe, overwrite: bool) -> bool:
+def check_resumable(recipe: Recipe, overwrite: bool) -> bool:
     """Whether an unfinished run of this recipe stands in ``recipe.out``; False where a new one begins there.
 
     Raises:
@@ -88,7 +88,7 @@ def goes_on(recipe: Recipe, overwrite: bool) -> bool:
 
 
 @contextmanager
-def held(out: Path, patience: float = 15.0) -> Iterator[None]:
+def lock_run(out: Path, patience: float = 15.0) -> Iterator[None]:
     """Inside, no other process goes on with the run or replaces it.
 
     Raises:
@@ -104,10 +104,10 @@ def held(out: Path, patience: float = 15.0) -> Iterator[None]:
 def begin(recipe: Recipe, overwrite: bool) -> None:
     """Make the directory with its recipe, in the place of what stands there."""
     with new_directory(recipe.out, overwrite) as directory:
-        recipes.save(settled(recipe), directory / "recipe.yaml")
+        recipes.save(with_absolute_paths(recipe), directory / "recipe.yaml")
 
 
-def settled(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe, fit to be read from another directory."""
     if recipe.model.load and Path(recipe.model.load).is_dir():
         return replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
@@ -121,17 +121,19 @@ def _differing(path: Path, recipe: Recipe) -> str:
         there = _leaves(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         return f"its recipe.yaml cannot be read ({' '.join(str(error).split())})"
-    here = _leaves(settled(recipe))
+    here = _leaves(with_absolute_paths(recipe))
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
 
 
 def _leaves(recipe: Any) -> dict[str, Any]:
-    return flat(OmegaConf.to_container(recipes.resolved(recipe)))
+    return flatten_keys(OmegaConf.to_container(recipes.resolved(recipe)))
 
 
-def flat(value: Any, at: str = "") -> dict[str, Any]:
+def flatten_keys(value: Any, at: str = "") -> dict[str, Any]:
     """The leaves of nested mappings by key path."""
     if not isinstance(value, dict) or not value:
         return {at: value}
-    return {key: leaf for name, each in value.items() for key, leaf in flat(each, f"{at}.{name}".strip(".")).items()}
+    return {
+        key: leaf for name, each in value.items() for key, leaf in flatten_keys(each, f"{at}.{name}".strip(".")).items()
+    }

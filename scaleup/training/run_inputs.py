@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaleup.backbones.loading import Undrawn
+from scaleup.backbones.loading import SkipInit
 from scaleup.checkpoint.model_directory import local
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import classes_of, open_datasets
@@ -21,14 +21,14 @@ from scaleup.data.token_records import CachedSet, in_cache
 from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Heads
-from scaleup.model.build import fresh, load, outline
+from scaleup.model.build import fresh, load, load_on_meta
 from scaleup.model.tubevit import TubeViT
 
 
-def models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
+def build_models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
     """A model for each arm; frozen tensors are shared, what trains is each arm's own."""
     heads = heads_of(recipe)
-    return _with_arms(began_from(recipe, heads), arms, heads, recipe.seed)
+    return _with_arms(starting_model(recipe, heads), arms, heads, recipe.seed)
 
 
 def heads_of(recipe: Recipe) -> Heads:
@@ -37,7 +37,7 @@ def heads_of(recipe: Recipe) -> Heads:
     return classes_of(recipe.data if cache is None else in_cache(recipe.data, cache))
 
 
-def began_from(recipe: Recipe, heads: Heads) -> TubeViT:
+def starting_model(recipe: Recipe, heads: Heads) -> TubeViT:
     """The model that all arms begin from. With a cache its frozen blocks stay in their file, where they have one."""
     if recipe.model.load is None:
         return fresh(recipe.model, heads, recipe.seed)
@@ -47,12 +47,12 @@ def began_from(recipe: Recipe, heads: Heads) -> TubeViT:
     return load(recipe.model.load, placement=recipe.trunk.placement)
 
 
-def outlines(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
+def models_on_meta(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
     """The same models on the meta device: no weight is read, drawn or copied."""
     heads = heads_of(recipe)
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipInit():
         if recipe.model.load is not None:
-            template = outline(recipe.model.load)
+            template = load_on_meta(recipe.model.load)
         else:
             backbone = replace(recipe.model.backbone, weights="meta")
             template = fresh(replace(recipe.model, backbone=backbone), heads, recipe.seed)
@@ -85,7 +85,7 @@ def sizes(model: TubeViT) -> dict[str, int]:
 PIECES, PIECE = 16, 1 << 16  # of a file of weights: what was trained anew differs in each
 
 
-def digests(recipe: Recipe) -> dict[str, str]:
+def hash_inputs(recipe: Recipe) -> dict[str, str]:
     """sha256 by setting: of the index of each set of shards, which has those of its tars, and of the model's files.
 
     Of large files pieces are read, evenly spread from the first byte to the last.
@@ -102,7 +102,7 @@ def digests(recipe: Recipe) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in found.items()}
 
 
-def lists(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Of each training set its name, its modality, how many samples it has, and the sha256 of their list."""
     found = {}
     for name, each in recipe.data.train.items():

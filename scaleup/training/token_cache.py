@@ -16,25 +16,25 @@ from torch.utils.data import Dataset
 
 from scaleup.backbones.placement import drift
 from scaleup.common.distributed import World, own_device
-from scaleup.common.files import refuse_existing, take_place
-from scaleup.common.machine import said
+from scaleup.common.files import refuse_existing, swap_in
+from scaleup.common.machine import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.batches import in_workers, input_bytes, refuse_small_shared
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Sample, Shards, index_of, write_index, write_json, write_shard
-from scaleup.data.token_records import layout, lowered, raised, record
-from scaleup.data.unfinished import clear, finished, partial_directory
+from scaleup.data.token_records import dequantise, layout, quantise, record
+from scaleup.data.unfinished import clear_partial, partial_directory, read_finished
 from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
-from scaleup.model.runtime import settle, settle_kernels
+from scaleup.model.runtime import prepare_trunks, set_kernels
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import cache_plan
 from scaleup.training.cache_plan import made_of, samples_of_a_tar
-from scaleup.training.run_inputs import began_from, heads_of
+from scaleup.training.run_inputs import heads_of, starting_model
 
 
 class Decoded(NamedTuple):
@@ -87,7 +87,7 @@ class SetWriter:
     def write(self, advance: Callable[[int], None]) -> None:
         """Write all shards that are not there yet; ``advance`` is called with the number of samples done."""
         self.directory.mkdir(exist_ok=True)
-        parts = {number: part for number in range(len(self.chunks)) if (part := finished(self.directory, number))}
+        parts = {number: part for number in range(len(self.chunks)) if (part := read_finished(self.directory, number))}
         if parts:
             print(f"going on: {len(parts)} of {len(self.chunks)} shards of '{self.name}' are finished", file=sys.stderr)
         advance(sum(len(self.chunks[number]) for number in parts))
@@ -103,7 +103,7 @@ class SetWriter:
         failures = [failure for part in self.parts for failure in part["failures"]]
         shards = [part["shard"] for part in self.parts if part["shard"]["samples"]]
         write_index(self.directory, index_of("taps", self.shards.classes, shards, failures) | {"made": self.made})
-        clear(self.directory, {"index.json", *(shard["file"] for shard in shards)})
+        clear_partial(self.directory, {"index.json", *(shard["file"] for shard in shards)})
 
     def _batches(self, chunk: range) -> list[range]:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
@@ -147,7 +147,7 @@ class SetWriter:
                 f"the trunk gives tokens of dataset '{self.name}' that are not finite; choose another trunk.precision "
                 f"than {made['trunk']['precision']}, or another model"
             )
-        kept = {name: each.cpu() for name, each in lowered(tokens, made["precision"]).items()}
+        kept = {name: each.cpu() for name, each in quantise(tokens, made["precision"]).items()}
         for row in range(len(pixels)):
             yield record({name: each[row] for name, each in kept.items()})
 
@@ -197,15 +197,15 @@ def make(
     _refuse_too_large(sets, blank, views, out, limit)
     how = {"depths": depths, "views": views, "precision": precision, "seed": recipe.seed}
     made = {name: how | _origin(recipe, model, name, each, blank[name]) for name, each in sets.items()}
-    settled = _settled(recipe, model)
+    about = _prepare(recipe, model)
     for each in made.values():
-        each["trunk"] = {key: settled[key] for key in ("precision", "kernels")}
+        each["trunk"] = {key: about[key] for key in ("precision", "kernels")}
     _write(recipe, model, sets, made, out)
     return {
         "out": str(out),
         "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         **{key: how[key] for key in ("depths", "views", "precision")},
-        "trunk": settled,
+        "trunk": about,
         "drift": _drift(model, depths, precision),
         "datasets": {name: _described(out / name) for name in sets},
         "seconds": time.perf_counter() - began,
@@ -214,7 +214,7 @@ def make(
 
 def _frozen(recipe: Recipe, depths: list[int]) -> TubeViT:
     """The recipe's model, frozen up to the deepest of ``depths``."""
-    model = began_from(recipe, heads_of(recipe))
+    model = starting_model(recipe, heads_of(recipe))
     for depth in depths:
         if not 1 <= depth <= model.depth:
             raise UserError(f"there are no taps at frozen depth {depth}; this model has 1 to {model.depth}")
@@ -226,8 +226,8 @@ def _refuse_too_large(
 ) -> None:
     """Say how large the cache will be, and refuse what does not fit."""
     needed = sum(cache_plan.cache_bytes(each, len(blank[name]), views) for name, each in sets.items())
-    records = ", ".join(f"a view of '{name}' {said(len(record))}" for name, record in blank.items())
-    print(f"the cache takes {said(needed)}: {records}", file=sys.stderr)
+    records = ", ".join(f"a view of '{name}' {format_bytes(len(record))}" for name, record in blank.items())
+    print(f"the cache takes {format_bytes(needed)}: {records}", file=sys.stderr)
     cache_plan.refuse_too_large(needed, out, limit)
 
 
@@ -243,11 +243,11 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
     }
 
 
-def _settled(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
+def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     """Put the trunk where the recipe says, in its precision and with its kernels; returns what was chosen."""
     world = World(0, 1, device := own_device())
-    kernels = settle_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
-    return settle([model], recipe.trunk, world) | {"kernels": kernels}
+    kernels = set_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
+    return prepare_trunks([model], recipe.trunk, world) | {"kernels": kernels}
 
 
 def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[str, Any], out: Path) -> None:
@@ -259,16 +259,16 @@ def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[s
                 writer.write(advance)
         for writer in writers:
             writer.conclude()
-        clear(partial, set(sets))
-        take_place(partial, out)
+        clear_partial(partial, set(sets))
+        swap_in(partial, out)
 
 
 def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float]:
     clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config)
     assert model.trunk is not None
     tokens = named(model.trunk(clip.to(next(model.arm.parameters()).device), depths))
-    kept = lowered(tokens, precision)
-    return {name: drift(each, raised(kept, name)) for name, each in tokens.items()}
+    kept = quantise(tokens, precision)
+    return {name: drift(each, dequantise(kept, name)) for name, each in tokens.items()}
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def adapt(
     Raises:
         UserError: the ViT is not plain, is another than its timm name and ``kwargs`` give, or the depth does not fit.
     """
-    name = vit.pretrained_cfg["architecture"]  # type: ignore[index]
+    name: str = vit.pretrained_cfg["architecture"]  # type: ignore[index, assignment]
     refuse_unless_plain(vit, f"timm:{name}")
     backbone = timm.take_apart(_without_classifier(vit), f"timm:{name}")
     backbone.kwargs = dict(kwargs or {})

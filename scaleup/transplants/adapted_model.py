@@ -48,9 +48,9 @@ def transplant(
         refuse_existing(out, options.overwrite)
     donor = read(small)
     large = build(backbone, transplant_plan.positional_kwargs(options), options.size, "meta", options.seed)
-    plans = transplant_plan.plans(donor, large, options)
+    plans = transplant_plan.plan_tubes(donor, large, options)
     gate_at = transplant_plan.gate_at(large, options.gate_at)
-    report = transplant_plan.planned(donor, large, plans, gate_at, options.match)
+    report = transplant_plan.describe_plans(donor, large, plans, gate_at, options.match)
     if out is None:
         return report
     on_disk = gate_at if options.placement == "disk" else 0

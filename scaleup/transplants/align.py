@@ -43,7 +43,7 @@ def fit(patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Iterab
     """
     moments, held, count = Moments(fold[1] * fold[2] * len(patch.bias), large.embed_dim), [], 0
     for batch in images:
-        x, y = pairs(patch, given, large, batch, fold)
+        x, y = token_pairs(patch, given, large, batch, fold)
         out = (torch.arange(count, count + len(batch)) + 1) % HELD_OUT == 0
         moments.add(x[~out].flatten(0, 1), y[~out].flatten(0, 1))
         held.append((x[out].flatten(0, 1), y[out].flatten(0, 1)))
@@ -62,7 +62,7 @@ def fit(patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Iterab
 
 
 @torch.no_grad()
-def pairs(
+def token_pairs(
     patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Tensor, fold: Size
 ) -> tuple[Tensor, Tensor]:
     """Tokens of the same places of images (B, 3, H, W), without positions: the small model's (B, N, h*w*d), its places
@@ -103,7 +103,7 @@ def _patch_tokens(large: Backbone, images: Tensor) -> Tensor:
     return tokens[: len(patches)].unflatten(0, (len(images), -1))
 
 
-def aligned(weight: Tensor, bias: Tensor, map: Affine, places: int) -> tuple[Tensor, Tensor]:
+def align_kernels(weight: Tensor, bias: Tensor, map: Affine, places: int) -> tuple[Tensor, Tensor]:
     """A kernel (c, 3, t, h, w) and its bias (c,), applied at ``places`` whose channels are concatenated and then
     mapped, as kernels that are summed: (D, places*3, t, h, w) and (D,). Exact: both are linear."""
     dropped = places * len(bias) - len(map.weight)  # channels of the last place that the small model does not keep

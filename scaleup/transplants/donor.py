@@ -15,7 +15,7 @@ from torch import Tensor
 from scaleup.checkpoint import config_json as config_file
 from scaleup.checkpoint.model_directory import FULL, read_report, trained_on
 from scaleup.common import tensors
-from scaleup.common.model_choice import tell
+from scaleup.common.model_choice import report_choice
 from scaleup.errors import UserError
 from scaleup.model.places import TubeSpec
 from scaleup.model.tubes import resize_kernel
@@ -75,7 +75,7 @@ def read(path: str | Path) -> Donor:
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
     held = tensors.File(file)
-    tell(held.path, held.said)
+    report_choice(held.path, held.said)
     found = {_public(name): tensor for name, tensor in zip(held.mapped, held.copies(held.mapped), strict=True)}
     if LIGHTNING[0] in found:
         config = LIGHTNING_CONFIG

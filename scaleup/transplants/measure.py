@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.placement import lent
+from scaleup.backbones.placement import fill_on_call
 from scaleup.common.ridge import Affine
 from scaleup.config.schema import Input
 from scaleup.data.loader import eval_loader
@@ -31,7 +31,7 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: An
         images: (B, 3, H, W), normalised for the backbone.
         taps: what the adapted model's arm reads for them.
     """
-    with lent(large.blocks, large.block_file()):
+    with fill_on_call(large.blocks, large.block_file()):
         if large.positions is None:
             wanted = large.features(images)
         else:  # one of our own models, which adds positions of its own

@@ -14,7 +14,7 @@ from scaleup.backbones.backbone import Backbone
 from scaleup.model.build import describe
 from scaleup.model.places import TubeSpec
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants.align import Alignment, aligned
+from scaleup.transplants.align import Alignment, align_kernels
 from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.transplant_plan import Plan
 
@@ -70,7 +70,7 @@ def move(donor: Donor, config: dict[str, Any], backbone: Backbone, alignment: Al
             weight, bias = refold(kernel, donor.config["input"], config["input"])
             tube = model.tokenizer.tubes[kernel.spec.name]
             if alignment is not None:
-                weight, bias = aligned(weight, bias, alignment.map, tube.spec.places_per_token)
+                weight, bias = align_kernels(weight, bias, alignment.map, tube.spec.places_per_token)
             tube.kernel.copy_(weight)
             tube.bias.copy_(bias)
     return model.eval()

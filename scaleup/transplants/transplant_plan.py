@@ -173,7 +173,7 @@ def gate_at(large: Backbone, asked: int | None) -> int:
     return depth
 
 
-def plans(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
+def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
     """How the channels of each tube become the backbone's width."""
     size = (donor.config["input"]["frames"], *large.size)
     if options.match != "align":
@@ -184,7 +184,7 @@ def plans(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
     return [plan_aligned(kernel, width, large.embed_dim, size, fold) for kernel in donor.kernels]
 
 
-def planned(donor: Donor, large: Backbone, plans: list[Plan], gate_at: int, match: str) -> dict[str, Any]:
+def describe_plans(donor: Donor, large: Backbone, plans: list[Plan], gate_at: int, match: str) -> dict[str, Any]:
     """What is known before any weight is touched."""
     size = (donor.config["input"]["frames"], *large.size)
     stride, offset = donor.config["frames"]["stride"], donor.config["frames"]["offset"]

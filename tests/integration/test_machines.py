@@ -19,8 +19,8 @@ from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import launcher
-from scaleup.sweeps.machines import groups, spread
-from scaleup.sweeps.parts import parted, sweep
+from scaleup.sweeps.machines import group_arms, spread
+from scaleup.sweeps.parts import split_arms, sweep
 from scaleup.training.run import run
 
 TWO = ["arms.full=null"]  # arms are left, a job each
@@ -73,7 +73,7 @@ def test_a_job_that_fails_is_named_and_the_others_stay(
 ) -> None:
     read, out = tiny(*TWO, "train.steps=2"), tmp_path / "out"
     arms = sweep_arms(read)
-    _, second = parted(read, arms, False, lambda: groups(read, arms, 2), least=1)
+    _, second = split_arms(read, arms, False, lambda: group_arms(read, arms, 2), least=1)
     (second.out / "checkpoints" / "step-00000001").mkdir(parents=True)
     result = spread(read, arms, "local", 2)
     (failed,) = result["failed"]

@@ -19,7 +19,7 @@ from support import tools
 import scaleup
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
-from scaleup.data.pictures import Pictures, whole
+from scaleup.data.pictures import Pictures, whole_view
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
@@ -184,7 +184,7 @@ def test_a_video_without_pictures_and_one_shorter_than_a_clip(model: Path, tmp_p
     result = json.loads(done.stdout)
     assert [each["reason"] for each in result["failures"]] == ["no video stream"]
     loaded = scaleup.load(model)
-    convert = Pictures(whole())
+    convert = Pictures(whole_view())
     shown = [torch.from_numpy(convert(frame)) for _, frame in frames(str(tmp_path / "short.mp4"), convert.opened)]
     found = {each["class"]: each["probability"] for each in result["files"][0]["top"]}
 

@@ -15,7 +15,7 @@ from scaleup.config.schema import Recipe, Trunk
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import fresh, load, load_run
-from scaleup.model.trunk import on_meta
+from scaleup.model.trunk import is_on_meta
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export
 from scaleup.recipe import load as load_recipe
@@ -73,7 +73,7 @@ def test_a_transplant_from_disk_is_the_transplant(parents: tuple[str, str], move
 
 def test_a_model_on_disk_gives_what_the_model_gives_and_saves_what_it_is(moved: Path, tmp_path: Path) -> None:
     resident, streamed = load(moved), load(moved, placement="disk")
-    assert all(on_meta(block) for block in streamed.trunk.blocks)  # type: ignore[union-attr]
+    assert all(is_on_meta(block) for block in streamed.trunk.blocks)  # type: ignore[union-attr]
     clip = torch.randn(2, 3, 8, 32, 32)
     with torch.no_grad():
         assert torch.equal(streamed.forward_features(clip), resident.forward_features(clip))
@@ -149,7 +149,7 @@ def test_placements_give_the_same_accuracy(tiny_path: Path, moved: Path, tmp_pat
 def test_blocks_of_a_full_directory_wait_in_it(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
     export(moved, "full", tmp_path / "full")
     streamed, clip = load(tmp_path / "full", placement="disk"), torch.randn(2, 3, 8, 32, 32)
-    assert all(on_meta(block) for block in streamed.trunk.blocks)  # type: ignore[union-attr]
+    assert all(is_on_meta(block) for block in streamed.trunk.blocks)  # type: ignore[union-attr]
     with torch.no_grad():
         assert torch.equal(streamed.forward_features(clip), load(moved).forward_features(clip))
     streamed.save_pretrained(tmp_path / "again")

@@ -10,7 +10,7 @@ import torchao.quantization  # noqa: F401
 from scaleup import recipe
 from scaleup.common.distributed import join
 from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.run_inputs import models
+from scaleup.training.run_inputs import build_models
 
 
 def status(key: str) -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     world = join()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = status("VmRSS")
-    model = models(read, {"model": read.arm})["model"]
+    model = build_models(read, {"model": read.arm})["model"]
     model.arm.kernels = read.train.kernels
     trainer = ArmTrainer("model", model, read.arm, read, world)
     shape = (read.data.batch, 3, model.preprocess.frames, *model.preprocess.size)

@@ -22,7 +22,7 @@ from scaleup.config.schema import Recipe
 from scaleup.data.shards import Sample, write_shards
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps import costs
-from scaleup.training.run_inputs import outlines
+from scaleup.training.run_inputs import models_on_meta
 from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.move import adapted_config
 from scaleup.transplants.transplant_plan import plan_channels
@@ -86,7 +86,7 @@ def arms(read: Recipe) -> dict[str, schema.Arm]:
 
 
 def outline(read: Recipe) -> TubeViT:
-    return next(iter(outlines(read, arms(read)).values()))
+    return next(iter(models_on_meta(read, arms(read)).values()))
 
 
 class Line(NamedTuple):

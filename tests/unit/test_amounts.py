@@ -1,6 +1,6 @@
 import pytest
 
-from scaleup.common.machine import bytes_of
+from scaleup.common.machine import parse_bytes
 from scaleup.errors import UserError
 
 
@@ -9,10 +9,10 @@ from scaleup.errors import UserError
     [("200G", 200e9), ("1.5T", 1.5e12), ("12kB", 12e3), ("12", 12), ("24GiB", 24 * 2**30), ("0.5Mi", 2**19)],
 )
 def test_amounts_are_read(text: str, bytes: float) -> None:
-    assert bytes_of(text, "--limit") == bytes
+    assert parse_bytes(text, "--limit") == bytes
 
 
 @pytest.mark.parametrize("text", ["much", "-1G", "3X", "5i", ""])
 def test_what_is_no_amount_is_named(text: str) -> None:
     with pytest.raises(UserError, match=f"--limit '{text}' is no amount of bytes; allowed are such as 200G"):
-        bytes_of(text, "--limit")
+        parse_bytes(text, "--limit")

@@ -4,7 +4,7 @@ import pickle
 import pytest
 from safetensors import SafetensorError
 
-from scaleup.common.processes import sentence
+from scaleup.common.processes import explain
 from scaleup.errors import UserError
 
 LOADER = "DataLoader worker (pid 17) is killed by signal: "
@@ -54,11 +54,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_a_known_cause_is_told(error: Exception, said: str) -> None:
-    assert (sentence(error) or "").startswith(said) or f": {said}" in (sentence(error) or "")
+    assert (explain(error) or "").startswith(said) or f": {said}" in (explain(error) or "")
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2"), KeyError("out of memory"), FileNotFoundError(2, ""), pickle.PickleError()]
 )
 def test_other_errors_keep_their_traceback(error: Exception) -> None:
-    assert sentence(error) is None
+    assert explain(error) is None

@@ -153,7 +153,7 @@ def test_waves_fit_and_are_as_few_as_can_be(tiny: Tiny, monkeypatch: pytest.Monk
 
 def test_zero_shares_the_optimizer_among_ranks(tiny: Tiny) -> None:
     recipe = tiny("train.zero_stage=2")
-    trains = sum(p.nbytes for p in models_of_runs.models(recipe, {"arm": Arm()})["arm"].parameters())
+    trains = sum(p.nbytes for p in models_of_runs.build_models(recipe, {"arm": Arm()})["arm"].parameters())
     assert costs.memory(recipe, {"arm": Arm()}, ranks=4)["optimizer"] == 3 * trains // 4
 
 

@@ -12,7 +12,7 @@ from scaleup.config.schema import Recipe
 from scaleup.sweeps import costs
 from scaleup.sweeps.trace import counter
 from scaleup.training.run import Run
-from scaleup.training.run_inputs import outlines
+from scaleup.training.run_inputs import models_on_meta
 
 TUBES = """
   tubes:
@@ -52,7 +52,7 @@ def test_the_modules_of_larger_models_take_what_is_planned(
 ) -> None:
     """On the meta device, where nothing is computed and attention is products, which every torch counts by itself."""
     large = read(tiny_path, name, frozen, frames, side)
-    model = outlines(large, {"model": large.arm})["model"]
+    model = models_on_meta(large, {"model": large.arm})["model"]
     assert model.trunk is not None
     model.arm.kernels = model.trunk.kernels = "lean"
     x = torch.empty(large.data.batch, 3, frames, side, side, device="meta")

@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from scaleup.sweeps.machines import balanced
+from scaleup.sweeps.machines import balance
 
 
 def dearest(trunk: list[int], arms: list[int], ends: tuple[int, ...]) -> int:
@@ -17,10 +17,10 @@ def test_no_other_groups_of_neighbours_are_better(count: int) -> None:
     for _ in range(20):
         trunk, arms = sorted(source.integers(0, 50, 7).tolist()), source.integers(1, 30, 7).tolist()
         every = [(*cuts, 7) for cuts in combinations(range(1, 7), count - 1)]
-        ends = balanced(trunk, arms, count)
+        ends = balance(trunk, arms, count)
         assert ends in every
         assert dearest(trunk, arms, ends) == min(dearest(trunk, arms, each) for each in every)
 
 
 def test_the_deep_trunk_is_one_machine_s() -> None:
-    assert balanced([0, 0, 8, 8], [9, 9, 4, 4], 2) == (2, 4)
+    assert balance([0, 0, 8, 8], [9, 9, 4, 4], 2) == (2, 4)

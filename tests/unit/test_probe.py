@@ -201,7 +201,7 @@ def test_tokens_are_pooled_without_the_prefix_and_beside_its_first() -> None:
 )
 def test_the_suggestion_is_where_accuracy_stops_rising(accuracies: list[float], depth: int) -> None:
     rows = [{"depth": n, "accuracy": a, "standard_error": 0.03} for n, a in enumerate(accuracies)]
-    assert depth_curve.suggested(rows) == depth
+    assert depth_curve.suggest_depths(rows) == depth
 
 
 def test_mistakes_are_sentences(model: TubeViT, splits: tuple[Path, Path], tmp_path: Path) -> None:

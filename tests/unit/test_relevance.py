@@ -11,7 +11,7 @@ from scaleup.config.schema import Backbone, Input, Model, Tube
 from scaleup.data.stream import frames
 from scaleup.errors import UserError
 from scaleup.evaluation import overlay
-from scaleup.evaluation.overlay import boxes, painted, token_relevance
+from scaleup.evaluation.overlay import paint_relevance, token_boxes, token_relevance
 from scaleup.model.build import fresh
 from scaleup.model.places import TubeSpec
 from scaleup.model.trunk import Taps
@@ -68,8 +68,8 @@ def test_every_pixel_gets_the_mean_of_the_tokens_that_cover_it() -> None:
                                 expected[a][b][c].append(relevance[number].item())
                     number += 1
     slow = np.array([[[np.mean(each) if each else 0 for each in row] for row in plane] for plane in expected])
-    assert painted(relevance, specs, size).numpy() == pytest.approx(slow / slow.max(), abs=1e-6)
-    assert number == count == sum(len(boxes(spec, size)) for spec in specs)
+    assert paint_relevance(relevance, specs, size).numpy() == pytest.approx(slow / slow.max(), abs=1e-6)
+    assert number == count == sum(len(token_boxes(spec, size)) for spec in specs)
 
 
 def test_an_overlay_is_red_where_it_looks_and_says_what_it_sees(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_overlay_is_red_where_it_looks_and_says_what_it_sees(tmp_path: Path) 
     x = made.preprocess(clip[None])
     best = int(made(x, "motion").argmax())
     relevance = token_relevance(made, x, "motion", best)
-    heat = painted(relevance, made.tokenizer.specs((8, 32, 32)), (8, 32, 32)).numpy()
+    heat = paint_relevance(relevance, made.tokenizer.specs((8, 32, 32)), (8, 32, 32)).numpy()
     for channel, colour in enumerate((255, 40, 0)):
         expected = (1 - 0.7 * heat) * clip[channel].numpy() + 0.7 * heat * colour
         assert pictures[:, 18:, :, channel] == pytest.approx(expected[:, 18:], abs=0.6)  # below the letters

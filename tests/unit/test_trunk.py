@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from scaleup.backbones import placement
 from scaleup.backbones.build import build
-from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, drift, fastest, lent, materialised
+from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, drift, fastest, fill_on_call, load_block
 from scaleup.errors import UserError
 from scaleup.model.positions import Relative
-from scaleup.model.trunk import Trunk, on_meta, recast
+from scaleup.model.trunk import Trunk, cast_trunks, is_on_meta
 
 DEPTHS = [1, 3]
 
@@ -42,8 +42,8 @@ def test_blocks_in_a_file_give_what_resident_blocks_give(precision: str, stored:
     resident = adapted(frozen_depth=3, init_values=0.1)[0].trunk
     resident.blocks.load_state_dict({n: t.to(stored).float() for n, t in resident.blocks.state_dict().items()})
     streamed = on_disk(resident, tmp_path / "blocks.safetensors", stored)
-    recast([streamed], precision, set())
-    recast([resident], precision, set())
+    cast_trunks([streamed], precision, set())
+    cast_trunks([resident], precision, set())
     for x in (IMAGES, VIDEOS):
         assert_same_taps(streamed, resident, x)
     assert all(parameter.is_meta for block in streamed.blocks[:2] for parameter in block.parameters())
@@ -67,7 +67,7 @@ def test_each_block_is_read_once_and_one_ahead(tmp_path: Path, monkeypatch: pyte
         return real(*args)
 
     monkeypatch.setattr(placement, "_fetched", spy)
-    running = placement.in_turn(streamed.blocks, torch.device("cpu"), streamed.file, torch.float32)
+    running = placement.iterate_blocks(streamed.blocks, torch.device("cpu"), streamed.file, torch.float32)
     next(running)
     next(running)
     for _ in range(100):
@@ -90,7 +90,7 @@ def test_buffers_that_no_file_holds_come_along(tmp_path: Path) -> None:
         owner, _, leaf = name.rpartition(".")
         meta.get_submodule(owner)._buffers[leaf] = buffer
     file = BlockFile(str(path), {f"0.{name}": name for name in block.state_dict()})
-    (call,) = placement.in_turn([meta], torch.device("cpu"), file, torch.float32)
+    (call,) = placement.iterate_blocks([meta], torch.device("cpu"), file, torch.float32)
     h = torch.randn(1, 5, 48)
     assert torch.equal(call(h), block(h))
 
@@ -101,7 +101,7 @@ def test_buffers_that_no_file_holds_come_along(tmp_path: Path) -> None:
 def test_low_precision_moves_the_taps_a_little(precision: str, near: float, far: float) -> None:
     model, _ = adapted(frozen_depth=3)
     wanted = model.trunk(VIDEOS, DEPTHS)
-    recast([model.trunk], precision, set())
+    cast_trunks([model.trunk], precision, set())
     found = model.trunk(VIDEOS, DEPTHS)
     for depth in DEPTHS:
         assert near < drift(wanted[depth].h, found[depth].h) < far
@@ -126,7 +126,7 @@ def test_trunks_share_the_blocks_that_were_cast_and_keep_what_nobody_else_has() 
     trunks = [template.with_arm(depth, True, {}).trunk for depth in (1, 3)]
     before = {f"blocks.{name}": tensor.clone() for name, tensor in template.trunk.blocks.state_dict().items()}
     public = {name for name in before if name.startswith("blocks.0.")}
-    recast(trunks, "bfloat16", public)
+    cast_trunks(trunks, "bfloat16", public)
     assert trunks[0].blocks[0] is trunks[1].blocks[0]
     assert trunks[0].originals is trunks[1].originals and trunks[0].originals.keys() == before.keys() - public
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunks[0].originals.items())
@@ -138,7 +138,7 @@ def test_relative_positions_follow_the_precision() -> None:
     model.tokenizer.positions = Relative(2)
     nn.init.normal_(model.tokenizer.positions.tables)
     wanted = model.trunk(VIDEOS, [3])[3]
-    recast([model.trunk], "bfloat16", set())
+    cast_trunks([model.trunk], "bfloat16", set())
     told: list[Tensor] = []
     model.trunk.blocks[1].register_forward_pre_hook(
         lambda _, x, given: told.append(given["attn_mask"]), with_kwargs=True
@@ -166,9 +166,9 @@ def test_the_library_itself_can_be_asked_while_its_blocks_are_in_a_file(tmp_path
     wanted = vit(IMAGES)
     streamed = on_disk(model.trunk, tmp_path / "blocks.safetensors")
     vit.blocks[0], vit.blocks[1] = streamed.blocks[0], streamed.blocks[1]
-    with lent(vit.blocks, streamed.file):
+    with fill_on_call(vit.blocks, streamed.file):
         assert torch.equal(vit(IMAGES), wanted)
-    assert all(on_meta(block) for block in vit.blocks[:2]) and not on_meta(vit.blocks[2])
+    assert all(is_on_meta(block) for block in vit.blocks[:2]) and not is_on_meta(vit.blocks[2])
     with pytest.raises(RuntimeError):
         vit(IMAGES)
 
@@ -177,7 +177,7 @@ def test_a_block_from_a_file_can_be_had_in_memory(tmp_path: Path) -> None:
     resident = adapted(frozen_depth=3)[0].trunk
     streamed = on_disk(resident, tmp_path / "blocks.safetensors", torch.float64)
     for index in range(3):
-        made = materialised(streamed.blocks, index, streamed.file)
+        made = load_block(streamed.blocks, index, streamed.file)
         wanted = resident.blocks[index].state_dict()
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.state_dict().items())
         assert made is not streamed.blocks[index]

@@ -30,7 +30,7 @@ def busy(directory: str, others: int = 2, repeats: int = 3) -> dict[str, Any]:
     demo, began_on = Path(directory), machine()
     if not (demo / "adapted").is_dir():
         raise UserError(f"'{directory}' is not the directory of a demo; make it with: make demo")
-    rows = []
+    rows, goals = [], []
     with tempfile.TemporaryDirectory() as out:
         for name, arguments in _works(demo, out).items():
 
@@ -38,9 +38,10 @@ def busy(directory: str, others: int = 2, repeats: int = 3) -> dict[str, Any]:
                 return python(*arguments).seconds
 
             turns = alternated(_beside(others, alone), alone, repeats, what=name)
-            rows.append({"work": name, **compared(turns)})
-    what = f"beside {others} busy processes / alone"
-    return {"machine": began_on, "rows": rows, "goals": [goal(f"{r['work']} {what}", r["ratio"], MOST) for r in rows]}
+            measured = compared(turns)
+            rows.append({"work": name, **measured})
+            goals.append(goal(f"{name}, beside {others} busy processes / alone", measured["ratio"], MOST))
+    return {"machine": began_on, "rows": rows, "goals": goals}
 
 
 def _works(demo: Path, out: str) -> dict[str, list[str]]:

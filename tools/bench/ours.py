@@ -15,7 +15,7 @@ from scaleup.config.schema import Arm, Input, Recipe
 from scaleup.errors import UserError
 from scaleup.model.build import fresh
 from scaleup.model.places import TubeSpec
-from scaleup.model.runtime import settle_kernels
+from scaleup.model.runtime import set_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
@@ -54,7 +54,7 @@ def training(
     template = tubevit(size, frames)
     models = [template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device) for arm in arms]
     clips = random_clip(size, frames, batch // world.size).to(world.device)
-    settle_kernels(models, kernels, world)
+    set_kernels(models, kernels, world)
     trainers = [
         ArmTrainer(str(index), model, arm, recipe, world)
         for index, (model, arm) in enumerate(zip(models, arms, strict=True))

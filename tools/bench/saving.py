@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.turns import rotated, timed
 from scaleup.common.distributed import join
 from scaleup.config.schema import Arm, Recipe
-from scaleup.model.runtime import settle_kernels
+from scaleup.model.runtime import set_kernels
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
@@ -40,7 +40,7 @@ class Steps:
         world = join()
         for model in self.models.values():
             model.place(world.device)
-        self.kernels = settle_kernels(self.models.values(), "auto", world)
+        self.kernels = set_kernels(self.models.values(), "auto", world)
         self.trainers = {name: ArmTrainer(name, self.models[name], settings[name], recipe, world) for name in settings}
         self.clips = clips.to(world.device)
         self.labels = {head: torch.zeros(len(clips), dtype=torch.long, device=world.device) for head in heads}

@@ -13,7 +13,7 @@ from bench.turns import rotated, timed
 from scaleup.common.distributed import join
 from scaleup.model.adapter import Adapt
 from scaleup.model.kernels import Fast
-from scaleup.model.runtime import settle_kernels
+from scaleup.model.runtime import set_kernels
 from scaleup.model.trunk import Trunk
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import counter
@@ -31,7 +31,7 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, A
     """
     depth = template.depth - template.depth // 4
     model = template.with_arm(depth, False, {}, adapt=Adapt("none"))
-    kernels = settle_kernels([model], "auto", join())
+    kernels = set_kernels([model], "auto", join())
     trunk = model.trunk
     assert trunk is not None
     library = Trunk(model.tokenizer, trunk.blocks)

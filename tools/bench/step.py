@@ -17,7 +17,7 @@ from scaleup.common.distributed import join
 from scaleup.common.machine import peak_bytes
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.model.build import fresh
-from scaleup.model.runtime import settle_kernels
+from scaleup.model.runtime import set_kernels
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import sizes
@@ -123,7 +123,7 @@ def trained(template: TubeViT, arm: Arm, batch: int) -> tuple[TubeViT, Callable[
     world, recipe = join(), Recipe()
     model = template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device)
     recipe.data.batch = batch
-    settle_kernels([model], recipe.train.kernels, world)
+    set_kernels([model], recipe.train.kernels, world)
     trainer = ArmTrainer("model", model, arm, recipe, world)
     clips = random_clips(batch).to(world.device)
     labels = {"motion": torch.zeros(batch, dtype=torch.long, device=world.device)}

@@ -19,11 +19,11 @@ from bench.step import GIB
 from bench.transplant import TOOL, small_model
 from bench.turns import alternated, compared, goal, machine, python, timed
 from scaleup.backbones.build import build
-from scaleup.backbones.placement import cast, materialised
+from scaleup.backbones.placement import cast, load_block
 from scaleup.data.shapes import make_shapes
 from scaleup.model.build import load
 from scaleup.model.tokenizer import natural_clip, normalise
-from scaleup.model.trunk import Trunk, recast
+from scaleup.model.trunk import Trunk, cast_trunks
 
 CHUNK = 1 << 22  # random numbers that are written over and over
 
@@ -124,8 +124,8 @@ def _compared(adapted: Path, precision: str, repeats: int) -> dict[str, Any]:
     streamed = load(adapted, placement="disk")
     trunk, depth = streamed.trunk, streamed.frozen_depth
     assert trunk is not None
-    recast([trunk], precision, set())
-    blocks = [cast(materialised(trunk.blocks, index, trunk.file), precision) for index in range(depth)]
+    cast_trunks([trunk], precision, set())
+    blocks = [cast(load_block(trunk.blocks, index, trunk.file), precision) for index in range(depth)]
     resident = Trunk(trunk.tokenizer, blocks)
     resident.precision = precision
     clip = normalise(natural_clip(streamed.preprocess.frames, streamed.preprocess.size), streamed.config)

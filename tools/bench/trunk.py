@@ -12,7 +12,7 @@ from bench.turns import alternated, compared, machine, timed
 from scaleup.backbones.placement import COMPUTED_IN, drift
 from scaleup.model.adapter import Adapt
 from scaleup.model.tokenizer import natural_clip, normalise
-from scaleup.model.trunk import Trunk, recast
+from scaleup.model.trunk import Trunk, cast_trunks
 
 
 @torch.inference_mode()
@@ -30,7 +30,7 @@ def trunk(backbone: str = "vit_b", frozen_depth: int | None = None, repeats: int
     wanted, rows = exact(clip, [frozen])[frozen].h, []
     for precision in [name for name in COMPUTED_IN if name != "float32"]:
         low = Trunk(exact.tokenizer, exact.blocks)
-        recast([low], precision, {f"blocks.{name}" for name in exact.blocks.state_dict()})
+        cast_trunks([low], precision, {f"blocks.{name}" for name in exact.blocks.state_dict()})
         moved = drift(wanted, low(clip, [frozen])[frozen].h)
         sides = timed(partial(low, clip, [frozen])), timed(partial(exact, clip, [frozen]))
         turns = alternated(*sides, repeats, what=precision)

@@ -10,7 +10,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from scaleup.backbones.backbone import ALIASES, Backbone, resolve
-from scaleup.backbones.build import build, extended
+from scaleup.backbones.build import add_blocks, build
 from scaleup.common import tensors
 from scaleup.config import schema
 from scaleup.errors import UserError
@@ -98,7 +98,7 @@ def test_fresh_blocks_start_fan_in_at_every_width(name: str, width: int) -> None
 
 def test_blocks_that_are_added_start_fan_in(tmp_path: Path) -> None:
     save_file(trained().state_dict(), tmp_path / "vit.safetensors")
-    grown = extended(build(NAME, KWARGS, (32, 24), str(tmp_path / "vit.safetensors")), 2, 1)
+    grown = add_blocks(build(NAME, KWARGS, (32, 24), str(tmp_path / "vit.safetensors")), 2, 1)
     found = spread(nn.ModuleList(grown.blocks[2:]))
     assert len(found) == 8 and all(0.5 < each < 1.3 for each in found.values()), found
 

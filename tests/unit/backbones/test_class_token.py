@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from scaleup.backbones.blocks import fits, pools_first
+from scaleup.backbones.blocks import knows_first_token, pools_first
 from scaleup.config.schema import Backbone, Input, Model, Positions, Tube
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import fresh
@@ -59,7 +59,7 @@ def assert_alike(model: TubeViT) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_features_and_gradients_are_the_whole_blocks(case: str) -> None:
     model = model_of(*CASES[case])
-    assert pools_first(model.arm.tail) and fits(model.blocks[-1])
+    assert pools_first(model.arm.tail) and knows_first_token(model.blocks[-1])
     assert_alike(model)
 
 
@@ -110,7 +110,7 @@ def test_pools_of_other_tokens_get_them_all(name: str, kwargs: dict[str, Any]) -
 
 def test_a_block_that_draws_dropout_is_left_as_it_is() -> None:
     model = model_of(VIT, "backbone", SMALL | {"proj_drop_rate": 0.1})
-    assert not fits(model.train().blocks[-1]) and fits(model.eval().blocks[-1])
+    assert not knows_first_token(model.train().blocks[-1]) and knows_first_token(model.eval().blocks[-1])
 
 
 def test_blocks_that_are_not_known_are_left_as_they_are() -> None:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from scaleup.backbones.loading import Undrawn
+from scaleup.backbones.loading import SkipInit
 from scaleup.errors import UserError
 from scaleup.model.places import folds_to
 from scaleup.outputs import backbone_table
@@ -93,7 +93,7 @@ def test_folds_in_words_and_in_numbers() -> None:
 
 def test_values_are_left_undrawn_on_the_meta_device_alone() -> None:
     real, absent = torch.full((3,), 7.0), torch.empty(3, device="meta")
-    with Undrawn():
+    with SkipInit():
         torch.nn.init.normal_(real)
         real.mul_(2).clamp_(-1e6, 1e6)
         assert torch.nn.init.constant_(absent, 3.0) is absent and absent.normal_() is absent

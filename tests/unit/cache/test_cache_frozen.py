@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from scaleup import recipe as recipes
 from scaleup.config.schema import Recipe
 from scaleup.model.build import fresh, load
-from scaleup.model.trunk import on_meta
+from scaleup.model.trunk import is_on_meta
 from scaleup.outputs.conversion import export
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import Run, run
@@ -48,14 +48,14 @@ def test_frozen_blocks_stay_in_their_file_and_what_is_saved_is_whole(
     make(loaded(kind), [1, 2], made, precision="float32")
     recipe = loaded(kind, f"out={tmp_path / 'cached'}", f"trunk.cache={made}")
     training = Run(recipe, sweep_arms(recipe))
-    assert all(on_meta(block) for model in training.models.values() for block in model.trunk.blocks)  # type: ignore
+    assert all(is_on_meta(block) for model in training.models.values() for block in model.trunk.blocks)  # type: ignore
     run(recipe, sweep_arms(recipe))
     file = "delta.safetensors" if kind == "delta" else "model.safetensors"
     for arm in ("last", "gated"):
         wanted, found = (load_file(tmp_path / name / arm / file) for name in ("live", "cached"))
         assert found.keys() == wanted.keys()
         assert all((found[name] - wanted[name]).abs().max() <= 1e-5 for name in wanted)
-        assert not any(on_meta(block) for block in load(tmp_path / "cached" / arm).blocks)
+        assert not any(is_on_meta(block) for block in load(tmp_path / "cached" / arm).blocks)
 
 
 def test_another_seed_trains_from_the_same_views(loaded: Callable[..., Recipe], tmp_path: Path) -> None:

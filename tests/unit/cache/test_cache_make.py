@@ -11,13 +11,13 @@ import torch
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Shards
-from scaleup.data.token_records import CachedSet, lowered, raised
+from scaleup.data.token_records import CachedSet, dequantise, quantise
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import cache_plan
 from scaleup.training import token_cache as making
-from scaleup.training.run_inputs import models
+from scaleup.training.run_inputs import build_models
 from scaleup.training.token_cache import SetWriter, make
 
 Frozen = Callable[..., Recipe]
@@ -36,7 +36,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def model_of(recipe: Recipe) -> TubeViT:
-    return models(recipe, {"last": recipe.arm})["last"]
+    return build_models(recipe, {"last": recipe.arm})["last"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -54,7 +54,7 @@ def test_records_hold_what_the_trunk_gives_of_each_view(frozen: Frozen, tmp_path
             kept = cached.tensors(cached.record(sample, epoch)[None])
             for tensor, wanted in (("z0", taps[1].z0), ("h1", taps[1].h), ("h3", taps[3].h)):
                 error = {"float32": 1e-6, "bfloat16": 2**-8, "int8": 0.02}[precision]
-                found = raised(kept, tensor)
+                found = dequantise(kept, tensor)
                 assert found.dtype == torch.float32 and found.shape == wanted.shape
                 assert (found - wanted).norm() <= error * wanted.norm()
     assert all((share < 1e-6) == (precision == "float32") for share in made["drift"].values())
@@ -63,7 +63,7 @@ def test_records_hold_what_the_trunk_gives_of_each_view(frozen: Frozen, tmp_path
 def test_int8_is_within_half_a_step_of_each_token() -> None:
     tokens = torch.randn(2, 5, 16) * torch.logspace(-3, 3, 5)[:, None]
     tokens[0, 0] = 0
-    found = raised(lowered({"z0": tokens}, "int8"), "z0")
+    found = dequantise(quantise({"z0": tokens}, "int8"), "z0")
     steps = tokens.abs().amax(-1, keepdim=True) / 127
     assert ((found - tokens).abs() <= 0.501 * steps).all() and not found[0, 0].any()
 

@@ -10,7 +10,7 @@ import pytest
 from scaleup.config.schema import Input
 from scaleup.data.decode import BadSample, check, decode_clip
 from scaleup.data.encode import Encoding, encoded
-from scaleup.data.pictures import Pictures, whole
+from scaleup.data.pictures import Pictures, whole_view
 from scaleup.data.stream import clips
 
 PATCHES = np.array([[200, 30, 40], [30, 180, 60], [20, 40, 220], [130, 130, 130]], np.uint8)
@@ -28,7 +28,7 @@ def patches(pixels):
 
 
 def converted(frame):
-    return patches(Pictures(whole())(frame))
+    return patches(Pictures(whole_view())(frame))
 
 
 def writable():

@@ -17,7 +17,7 @@ from videos import moving
 from scaleup.config import schema
 from scaleup.data.decode import BadSample, check, decode_clip, decode_image
 from scaleup.data.loader import train_loader
-from scaleup.data.pictures import whole
+from scaleup.data.pictures import whole_view
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
@@ -161,7 +161,7 @@ def test_videos(video, way, times):
     for hurt in HURT[way](video, times):
         try:
             check(hurt, "video")
-            clip = decode_clip(hurt, 6, 10, 0.5, whole(16))
+            clip = decode_clip(hurt, 6, 10, 0.5, whole_view(16))
             assert clip.dtype == torch.uint8 and clip.shape[:2] == (3, 6)
         except BadSample as error:
             bad += 1

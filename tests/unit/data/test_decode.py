@@ -11,7 +11,7 @@ from videos import moving, numbered, numbers
 
 from scaleup.data import decode, pictures
 from scaleup.data.decode import BadSample, check, decode_clip, decode_clips, decode_image
-from scaleup.data.pictures import Cut, whole
+from scaleup.data.pictures import Cut, whole_view
 
 
 def shown(stamps, times):
@@ -96,8 +96,8 @@ def test_other_containers_and_missing_timestamps(container, codec):
 
 def test_shrinks_the_short_side_and_never_enlarges():
     video = numbered(3, height=64, width=96)
-    assert decode_clip(video, 2, 10, view=whole(32)).shape == (3, 2, 32, 48)
-    assert decode_clip(video, 2, 10, view=whole(200)).shape == (3, 2, 64, 96)
+    assert decode_clip(video, 2, 10, view=whole_view(32)).shape == (3, 2, 32, 48)
+    assert decode_clip(video, 2, 10, view=whole_view(200)).shape == (3, 2, 64, 96)
     image = io.BytesIO()
     Image.new("RGB", (96, 64)).save(image, "png")
     assert decode_image(image.getvalue(), short=32).shape == (3, 32, 48)

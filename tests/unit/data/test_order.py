@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scaleup.data.order import Order, dataset_at, share
+from scaleup.data.order import Order, dataset_at, rank_slice
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_a_dataset_within_the_window_is_permuted_freely():
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
 def test_ranks_share_the_global_batch(world):
-    assert [place for rank in range(world) for place in share(12, rank, world)] == list(range(12))
+    assert [place for rank in range(world) for place in rank_slice(12, rank, world)] == list(range(12))

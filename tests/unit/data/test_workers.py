@@ -10,11 +10,11 @@ from torch.utils.data import Dataset
 from scaleup.common.distributed import World
 from scaleup.config.schema import Arm, Valid
 from scaleup.data import batches
-from scaleup.data.batches import in_workers, stacked
+from scaleup.data.batches import in_workers, stack_shared
 from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.training.run_inputs import models
+from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
 
 
@@ -26,7 +26,7 @@ class Numbers(Dataset):
 
     def __getitem__(self, number):
         shape = (4, 3, 2) if self.varied and number % 3 == 0 else (5, 7)
-        return stacked([torch.full(shape, number)] * (1 + self.varied * number % 4))
+        return stack_shared([torch.full(shape, number)] * (1 + self.varied * number % 4))
 
 
 @pytest.mark.parametrize("varied", [False, True])
@@ -60,7 +60,7 @@ def evaluated(recipe):
 
 
 def validated(recipe):
-    Validation(recipe, Valid(recipe.data.train["videos"].shards), models(recipe, {"a": Arm()}).values(), WORLD)
+    Validation(recipe, Valid(recipe.data.train["videos"].shards), build_models(recipe, {"a": Arm()}).values(), WORLD)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -17,7 +17,7 @@ from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import load, load_run
 from scaleup.training import arm_trainer
-from scaleup.training.arm_trainer import Standing
+from scaleup.training.arm_trainer import ArmState
 from scaleup.training.engine import weights
 from scaleup.training.run import Run, run
 from scaleup.training.validation import Validation
@@ -214,7 +214,7 @@ def test_an_arm_ends_where_its_patience_does(
 
 def test_validation_changes_no_bit(tiny: Tiny, valid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run with dropout, whose last weights are taken for its best."""
-    monkeypatch.setattr(Standing, "validated", lambda *_: True)
+    monkeypatch.setattr(ArmState, "validated", lambda *_: True)
     plain, watched = tiny(f"out={tmp_path / 'plain'}"), tiny("train.valid_every=1", valid)
     arms = {"gated": replace(plain.arm, frozen_depth=1, gate=True, steps=3), "full": plain.arm}
     run(plain, arms)

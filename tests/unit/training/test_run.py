@@ -18,7 +18,7 @@ from scaleup.model.trunk import Taps
 from scaleup.recipe import sweep_arms
 from scaleup.training import engine
 from scaleup.training.run import Run, run
-from scaleup.training.run_directory import held
+from scaleup.training.run_directory import lock_run
 
 Tiny = Callable[..., Recipe]
 
@@ -366,9 +366,9 @@ def test_two_processes_do_not_write_one_run(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny()
     run(recipe, {"model": recipe.arm}, stop_after=0)
     with (
-        held(tmp_path / "out"),
+        lock_run(tmp_path / "out"),
         pytest.raises(UserError, match="another process is at work on the run in"),
-        held(tmp_path / "out", patience=0.2),
+        lock_run(tmp_path / "out", patience=0.2),
     ):
         raise AssertionError
     assert run(recipe, {"model": recipe.arm}, stop_after=0)["stopped"] == 2  # the lock went with the run

@@ -21,7 +21,7 @@ from scaleup.outputs import token_maps
 from scaleup.outputs.conversion import export
 from scaleup.transplants.account import lines
 from scaleup.transplants.adapted_model import transplant
-from scaleup.transplants.align import pairs
+from scaleup.transplants.align import token_pairs
 from scaleup.transplants.donor import Kernel, read
 from scaleup.transplants.transplant_plan import Options
 
@@ -159,7 +159,8 @@ def test_tokens_of_one_place_see_one_piece_of_the_image(patch: tuple, fold: tupl
         lit = dark.clone()
         lit[..., row * h + h // 2 - 1 : row * h + h // 2 + 1, column * w + w // 2 - 1 : column * w + w // 2 + 1] = 1
         for before, after in zip(
-            *(pairs(kernel, {"mean": MEAN, "std": STD}, large, each, (1, *fold)) for each in (dark, lit)), strict=True
+            *(token_pairs(kernel, {"mean": MEAN, "std": STD}, large, each, (1, *fold)) for each in (dark, lit)),
+            strict=True,
         ):
             assert before.shape == after.shape and before.shape[1] == (32 // h) * columns
             changed = (after - before).abs().amax((0, 2)) > 1e-4
