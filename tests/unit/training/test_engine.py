@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from support.tools import forked
+from support.marks import at_length
+from support.tools import LAUNCHER, forked
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World, join
@@ -214,9 +215,9 @@ print(more())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed by Linux alone")
-def test_no_thread_of_gloo_outlives_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "ranks"), [((), 1), *at_length((LAUNCHER, 2))])
+def test_no_thread_of_gloo_outlives_python(tmp_path: Path, launcher: tuple[str, ...], ranks: int) -> None:
     """One that lets a tensor go while the interpreter ends takes the process down, once in hundreds of runs."""
     (tmp_path / "threads.py").write_text(THREADS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, tmp_path / "threads.py"], capture_output=True, text=True)
-    assert (done.stdout.count("True"), done.stdout.count("False")) == (2, 2), done.stderr
+    done = subprocess.run([sys.executable, *launcher, tmp_path / "threads.py"], capture_output=True, text=True)
+    assert (done.stdout.count("True"), done.stdout.count("False")) == (ranks, ranks), done.stderr
