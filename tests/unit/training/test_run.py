@@ -170,6 +170,7 @@ def test_what_cannot_work_is_said(tiny: Tiny, changes: list[str], said: str) -> 
         run(recipe, {"model": recipe.arm})
 
 
+KINDS = ("full", "dora", "ia3")
 PLAIN = ["train.mixup=0", "train.label_smoothing=0", "arm.clip=0"]
 PLAIN += [f"model.backbone.kwargs.{kind}=0" for kind in ("proj_drop_rate", "drop_path_rate")]
 
