@@ -123,6 +123,7 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ("trunk.placement=disk", "trunk.placement: disk needs a model that is loaded"),
         ("train.mixup=.nan", "train.mixup: nan is not a number of at least 0"),
         ("train.betas=[0.9,1]", "train.betas: [0.9, 1] is not a list [beta1, beta2]"),
+        ("train.offload=true", "train.offload: True needs ZeRO, train.zero_stage is 0"),
         ("train.zero_stage=3", "train.zero_stage: 3 is not 0, 1 or 2"),
         ("arm.lr=fast", "arm.lr: 'fast' is not a number above 0"),
         ("arm.lr=.inf", "arm.lr: inf is not a number above 0"),
