@@ -41,7 +41,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def asked(args):
     """The sources one by one; UserError where an argument is wrong."""
-    from scaleup.evaluation import overlay
     from scaleup.media import STDIN, expanded
 
     for option in ("top", "hop", "batch"):
@@ -49,6 +48,8 @@ def asked(args):
             raise UserError(f"--{option} {value} is not above 0")
     sources = expanded(args.sources)
     if args.overlay:
+        from scaleup.evaluation import overlay  # takes seconds
+
         overlay.refuse_name(args.overlay)
         if len(sources) != 1 or sources == [STDIN]:
             raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
