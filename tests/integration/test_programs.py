@@ -13,8 +13,11 @@ import pytest
 import timm
 import torch
 from support import tools
+from support.marks import at_length
+from support.runs import copied
 
 import scaleup
+from scaleup import recipe
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.errors import UserError
@@ -26,13 +29,18 @@ from scaleup.outputs.conversion import export
 tool = partial(tools.tool, "export")
 
 
-@pytest.fixture
-def saved(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapted model of two heads with an open gate and tubes that fold."""
-    described = tiny("model.positions.kind=backbone", "model.tubes.long.fold=[1,2,1]").model
-    model = fresh(described, {}, 0).with_arm(2, True, CLASSES["video"])
+    changes = ["model.positions.kind=backbone", "model.tubes.long.fold=[1,2,1]", "model.backbone.kwargs.depth=2"]
+    model = fresh(recipe.load(tiny_path, changes).model, {}, 0).with_arm(1, True, CLASSES["video"])
     model.arm.gate.alpha.data += 0.5  # type: ignore[union-attr]
-    return model.save_pretrained(tmp_path / "saved")
+    return model.save_pretrained(tmp_path_factory.mktemp("programs") / "saved")
+
+
+@pytest.fixture
+def saved(made: Path, tmp_path: Path) -> Path:
+    return copied(made, tmp_path / "saved")
 
 
 def samples(count: int, *shape: int) -> torch.Tensor:
@@ -85,7 +93,7 @@ def test_onnxruntime_gives_the_same(saved: Path, tmp_path: Path) -> None:
             assert np.abs(values - expected(saved, pixels)[head].numpy()).max() < 1e-5
 
 
-@pytest.mark.parametrize("to", ["torch", "onnx"])
+@pytest.mark.parametrize("to", at_length("torch", "onnx"))
 def test_a_program_for_each_length_of_clips(saved: Path, tmp_path: Path, to: str) -> None:
     result = export(saved, to, tmp_path / "out", frames=[8, 11, 16])
     for length in (11, 16):  # 8 is the model's own
@@ -103,13 +111,16 @@ def test_a_program_for_each_length_of_clips(saved: Path, tmp_path: Path, to: str
 
 
 @pytest.mark.parametrize(
-    ("kind", "fold"), [("cosine", "[2,1,1]"), ("learned", "[1,3,1]"), ("relative", "[3,1,1]"), ("backbone", "[1,1,3]")]
+    ("kind", "fold"),
+    [("cosine", "[2,1,1]"), *at_length(("learned", "[1,3,1]"), ("relative", "[3,1,1]"), ("backbone", "[1,1,3]"))],
 )
 def test_one_program_for_every_length_of_a_span(
     tiny: Callable[..., Recipe], tmp_path: Path, kind: str, fold: str
 ) -> None:
     """Places of tubes are not evenly spaced, and at some lengths the last token is moved back inside."""
-    described = tiny(f"model.positions.kind={kind}", f"model.tubes.long.fold={fold}").model
+    described = tiny(
+        f"model.positions.kind={kind}", f"model.tubes.long.fold={fold}", "model.backbone.kwargs.depth=2"
+    ).model
     fresh(described, CLASSES["video"], 0).save_pretrained(tmp_path / "saved")
     result = export(tmp_path / "saved", "torch", tmp_path / "out", frames=["8-13"])
     assert result["video_8-13_max_rel_diff"] < 1e-5
@@ -124,6 +135,7 @@ def test_one_program_for_every_length_of_a_span(
         run(samples(1, 14, 32, 32))
 
 
+@pytest.mark.all
 def test_onnxruntime_reads_every_length_of_a_span(saved: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     export(saved, "onnx", tmp_path / "out", frames=["8-12"])
@@ -187,6 +199,7 @@ def test_a_program_that_differs_is_an_error_and_nothing_stays(
     assert {path.name for path in tmp_path.iterdir()} == {"saved"}
 
 
+@pytest.mark.all
 def test_weights_beside_a_program_are_part_of_its_size(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,8 +215,9 @@ def test_weights_beside_a_program_are_part_of_its_size(
     assert sizes == {name: (tmp_path / "out" / f"{name}.pt2").stat().st_size + 1000 for name in ("image", "video")}
 
 
+@pytest.mark.all
 def test_an_adapter_is_merged_into_a_program(saved: Path, tmp_path: Path) -> None:
-    model = load(saved).with_arm(2, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
+    model = load(saved).with_arm(1, True, CLASSES["video"], adapt=Adapt("lora", 2, 8.0))
     for parameter in model.arm.parameters():
         parameter.data += 0.1 * parameter.requires_grad
     model.save_pretrained(tmp_path / "adapted")

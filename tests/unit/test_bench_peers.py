@@ -106,6 +106,7 @@ def test_a_page_without_marks_is_refused_before_anything_is_measured(tmp_path: P
             peers(docs=str(at))
 
 
+@pytest.mark.all
 def test_figures_of_all_peers_can_be_had(tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.png"
     page.write_text(f"before\n{peers_page.BEGIN}old\n{peers_page.END}after\n")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.marks import at_length
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaleup import recipe
@@ -36,6 +37,7 @@ def planned(read: Recipe) -> int:
     return costs.plan(read, {"model": read.arm}, gflops=1)["flops"]["video"]["step"] * read.data.batch
 
 
+@pytest.mark.all
 def test_a_real_step_of_vit_b_takes_what_is_planned(tiny_path: Path) -> None:
     """Loader, trunk, arm, update, as tools/train.py has them."""
     vit_b = read(tiny_path, "vit_b", 9, 32, 224)
@@ -46,7 +48,9 @@ def test_a_real_step_of_vit_b_takes_what_is_planned(tiny_path: Path) -> None:
     assert planned(vit_b) == pytest.approx(counted.get_total_flops(), rel=0.1)
 
 
-@pytest.mark.parametrize(("name", "frozen", "frames", "side"), [("vit_l", 18, 64, 336), ("vit_h", 24, 32, 224)])
+@pytest.mark.parametrize(
+    ("name", "frozen", "frames", "side"), [("vit_l", 18, 64, 336), *at_length(("vit_h", 24, 32, 224))]
+)
 def test_the_modules_of_larger_models_take_what_is_planned(
     tiny_path: Path, name: str, frozen: int, frames: int, side: int
 ) -> None:

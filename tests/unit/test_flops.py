@@ -9,7 +9,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import flop_registry
 
 from scaleup.config.schema import Recipe
-from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.trace import ATTENTION, counter
 
@@ -44,11 +43,12 @@ def test_what_torch_knows_changes_nothing(
     tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, knows: str
 ) -> None:
     read = tiny()
-    before, step = costs.plan(read, sweep_arms(read), gflops=1)["flops"], counted(SDPBackend.FLASH_ATTENTION)
+    arms = {"model": read.arm}
+    before, step = costs.plan(read, arms, gflops=1)["flops"], counted(SDPBackend.FLASH_ATTENTION)
     for operation in ATTENTION:
         if knows == "more":
             monkeypatch.setitem(flop_registry, operation, lambda *args, **kwargs: 10**12)
         else:
             monkeypatch.delitem(flop_registry, operation, raising=False)
-    assert costs.plan(read, sweep_arms(read), gflops=1)["flops"] == before
+    assert costs.plan(read, arms, gflops=1)["flops"] == before
     assert counted(SDPBackend.FLASH_ATTENTION) == step

@@ -30,6 +30,7 @@ def test_every_side_decodes_the_same_frames(small):
     assert 0 <= bench._begin(random.Random(0)) < 2 - 9 / 15
 
 
+@pytest.mark.all
 def test_figures_of_every_side(small, tmp_path):
     result = bench.loader(str(tmp_path), count=4, clips=4, workers=1, repeats=1, samples=40)
     sides = {row["side"]: row for row in result["rows"]}
