@@ -79,7 +79,7 @@ def probe(
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     about = _about(frozen)
     with world.together():
-        about = prepare_trunks([frozen], trunk or Trunk(), world)
+        prepared = prepare_trunks([frozen], trunk or Trunk(), world)
         reader = Reader(frozen, chosen, world.device)
         how = Input(**model.config["input"]), views, batch, workers, world
         learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
@@ -96,7 +96,7 @@ def probe(
         "train_scored": scored,
         "pool": POOL,
         "model": about,
-        "trunk": about,
+        "trunk": prepared,
         "seconds": time.perf_counter() - began,
     }
 

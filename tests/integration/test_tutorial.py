@@ -4,11 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from support.marks import at_length
+from support.warm import warm_python
 from timm.models import save_for_hf
 
 from scaleup.data.shapes import make_sample
@@ -19,7 +23,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.M | re.S)
 VARIABLES = {"CLIPS": "clips", "IMAGES": "images", "BACKBONE": "backbone", "SCALE": "desk"}
 STANDS_FOR = {  # what is not done as it stands, because tests install nothing
     "make .venv/installed": f"make --dry-run --file '{ROOT}/Makefile' .venv/installed",
-    "source .venv/bin/activate": f"export PATH='{Path(sys.executable).parent}':$PATH",
+    "source .venv/bin/activate": f"export PATH=$PWD/warm:'{Path(sys.executable).parent}':$PATH",
 }
 CLASSES = {"clips": ("video", "mp4", ["grow", "turn"]), "images": ("image", "png", ["round", "square"])}
 
@@ -50,8 +54,14 @@ def script() -> str:
     return text
 
 
-def test_every_command_of_the_tutorial_runs(place: Path) -> None:
+@pytest.mark.parametrize("python", [warm_python, *at_length(nullcontext)])
+def test_every_command_of_the_tutorial_runs(place: Path, python: Callable[[Path], AbstractContextManager]) -> None:
     """And leaves what the page says that it leaves."""
+    with python(place / "warm"):
+        run(place)
+
+
+def run(place: Path) -> None:
     told = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(
         ["bash", "-ex", "-o", "pipefail", "-c", script()],

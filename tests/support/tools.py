@@ -30,7 +30,15 @@ forked.set_forkserver_preload(["support.preload"])
 class Running:
     """A tool that runs: one process, or one for each rank, each the first of a group of its own."""
 
-    def __init__(self, command: list[str], ranks: int, stdin: bytes, failure: str) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        ranks: int = 1,
+        stdin: bytes = b"",
+        failure: str = "",
+        place: str | Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.command, self.directory = command, Path(tempfile.mkdtemp(prefix="tool-"))
         self.files = [self.directory / stream for stream in ("stdin", "stdout", "stderr")]
         self.files[0].write_bytes(stdin)
@@ -38,8 +46,9 @@ class Running:
         self.processes = [
             process(
                 _run_tool,
-                (command, self.files, str(Path.cwd())),
-                os.environ | (together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
+                (command, self.files, str(place or Path.cwd())),
+                dict(os.environ if environment is None else environment)
+                | (together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
                 failure,
             )
             for rank in range(ranks)
