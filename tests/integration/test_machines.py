@@ -6,13 +6,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.marks import at_length
 from support.runs import bits
 from support.tools import start, tool
+from support.warm import warm_python
 
 from scaleup import recipe
 from scaleup.config.schema import Recipe
@@ -68,8 +69,16 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
     assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=100")
 
 
+@pytest.fixture
+def warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Jobs are forked, not started."""
+    with warm_python(tmp_path / "warm"):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "warm" / "python"))
+        yield
+
+
 def test_a_job_that_fails_is_named_and_the_others_stay(
-    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
+    warm: None, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
 ) -> None:
     read, out = tiny(*TWO, "train.steps=2"), tmp_path / "out"
     arms = sweep_arms(read)
@@ -121,7 +130,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin"
 
 
-def test_jobs_of_slurm(slurm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> None:
+def test_jobs_of_slurm(warm: None, slurm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> None:
     read = tiny(*TWO, "train.steps=2")
     options = {"time": "180", "gpus_per_node": "8", "reservation": "mine"}
     result = spread(read, sweep_arms(read), "slurm", 2, options)

@@ -13,7 +13,8 @@ from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.model.build import load, load_run
 from scaleup.recipe import sweep_arms
-from scaleup.training.run import models, run
+from scaleup.training.run import run
+from scaleup.training.run_inputs import build_models
 
 
 @pytest.mark.parametrize("stage", [0, *at_length(2)])
@@ -39,7 +40,7 @@ def test_adapters_train_side_by_side_on_weights_that_stay(
     late = replace(recipe.arm, frozen_depth=1, gate=True, lora_rank=2)
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none")}
     arms |= {"full": recipe.arm, "wide": replace(late, adapt="lora", lora_rank=5, frozen_depth=0, gate=False)}
-    begun = {name: model.named_tensors() for name, model in models(recipe, arms).items()}
+    begun = {name: model.named_tensors() for name, model in build_models(recipe, arms).items()}
     run(recipe, arms)
     for name in ("lora", "dora", "ia3", "wide"):
         trained = weights(tmp_path / "together" / name)

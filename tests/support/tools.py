@@ -133,9 +133,10 @@ def _run_tool(command: list[str], files: list[Path], directory: str) -> None:
         os.dup2(os.open(file, how | os.O_APPEND | os.O_CREAT), number)
     sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115  multiprocessing has closed it
     os.chdir(directory)
-    sys.argv = command
+    module = command[0] == "-m"
+    sys.argv = command[1:] if module else command
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name="__main__")
     finally:
         if "RANK" in os.environ:  # Python would, at its end
             from scaleup.common.distributed import leave

@@ -1,4 +1,4 @@
-"""A ``python`` for shell scripts that gives tools to :mod:`support.tools`; all else it gives to Python."""
+"""A ``python`` that gives tools and jobs of submitit to :mod:`support.tools`, and all else to Python."""
 
 import json
 import socket
@@ -21,8 +21,9 @@ sys.stderr.write(err)
 sys.exit(code)
 """
 PYTHON = """#!/bin/sh
-case "$1" in
-tools/*.py) exec '{python}' -I -S '{client}' '{address}' "$@" ;;
+case "$1 $2 $3" in
+tools/*.py*) exec '{python}' -I -S '{client}' '{address}' "$@" ;;
+"-u -m submitit"*) shift; exec '{python}' -I -S '{client}' '{address}' "$@" ;;
 *) exec '{python}' "$@" ;;
 esac
 """
@@ -49,7 +50,11 @@ def _serve(listener: socket.socket) -> None:
             connection, _ = listener.accept()
         except OSError:  # it is closed
             return
-        with connection, connection.makefile("rw") as asked:
-            command, place, environment = json.loads(asked.readline())
-            done = Running(command, place=place, environment=environment).wait()
-            json.dump([done.returncode, done.stdout, done.stderr], asked)
+        Thread(target=_answer, args=(connection,), daemon=True).start()
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection, connection.makefile("rw") as asked:
+        command, place, environment = json.loads(asked.readline())
+        done = Running(command, place=place, environment=environment).wait()
+        json.dump([done.returncode, done.stdout, done.stderr], asked)
