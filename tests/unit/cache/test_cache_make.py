@@ -140,7 +140,7 @@ def test_what_is_too_large_is_refused_before_anything_is_read(
         raise AssertionError
 
     monkeypatch.setattr(Shards, "read", nothing)
-    monkeypatch.setattr(making, "settle", nothing)
+    monkeypatch.setattr(making, "prepare_trunks", nothing)
     with pytest.raises(UserError, match=r"the cache takes .* kB, more than --limit allows, 10 kB"):
         make(frozen(), [2], tmp_path / "out", limit=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 9 * 10**5, 10**5))
