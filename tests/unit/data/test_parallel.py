@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import os, signal, sys, time
 from multiprocessing.connection import Connection
-from scaleup.data import parallel
+from scaleup.common import processes as parallel
 from scaleup.errors import UserError
 
 parallel.PATIENCE = 0.2
