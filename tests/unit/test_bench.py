@@ -113,5 +113,5 @@ def test_a_process_that_measures_ends_with_an_interrupt() -> None:
         "import os, signal, threading, time\nfrom bench.alone import alone\n"
         "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\nalone(time.sleep, 600)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root / "tools", capture_output=True, text=True, timeout=120)
     assert "KeyboardInterrupt" in done.stderr

@@ -125,7 +125,7 @@ def test_memory_that_is_kept_is_not_taken_anew() -> None:
     """In a process of its own: it is a setting of the process."""
     script = """
 import resource, torch
-from scaleup.model.kernels import keep_memory
+from scaleup.model.kernels import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -133,7 +133,7 @@ def faults():
         torch.ones(2**24)  # 64 MiB, freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-given_back, _ = faults(), keep_memory()
+given_back, _ = faults(), keep_freed_memory()
 print(given_back, faults(), faults())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -81,11 +81,11 @@ def test_too_little_shared_memory_is_said_before_the_first_batch(opened, needed,
 
 SMALL = """
 import torch
-from scaleup.data.batches import in_workers, stacked
+from scaleup.data.batches import in_workers, stack_shared
 
 class Large(torch.utils.data.Dataset):
     def __getitem__(self, number):
-        return stacked([torch.zeros(2**22, dtype=torch.uint8)])
+        return stack_shared([torch.zeros(2**22, dtype=torch.uint8)])
 
 next(in_workers(Large(), range(10), 2))
 """
