@@ -18,9 +18,8 @@ from scaleup.model import adapter
 from scaleup.model.adapter import KINDS, Adapt
 from scaleup.model.build import fresh, load
 from scaleup.model.tubevit import TubeViT
-from scaleup.outputs import parity
 from scaleup.outputs.conversion import export
-from scaleup.outputs.parity import difference
+from scaleup.outputs.parity import difference, parity
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 

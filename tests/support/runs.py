@@ -36,9 +36,18 @@ def losses(run: Path) -> list[float]:
 def copied(source: Path, target: Path) -> Path:
     """A directory of models and runs again at another place, which they also name in their files."""
     shutil.copytree(source, target, dirs_exist_ok=True)
-    for pattern in ("*.json", "*.yaml", "*.md"):
-        for path in target.rglob(pattern):
-            text = path.read_text()
-            if str(source) in text:
-                path.write_text(text.replace(str(source), str(target)))
+    for path in filter(Path.is_file, target.rglob("*")):
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            path.write_bytes(_renamed(content, str(source), str(target)))
+        elif str(source).encode() in content:
+            path.write_bytes(content.replace(str(source).encode(), str(target).encode()))
     return target
+
+
+def _renamed(content: bytes, old: str, new: str) -> bytes:
+    """The content of a safetensors file whose header names another place: its length, and the header filled up to 8."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip(b" ").replace(old.encode(), new.encode())
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
