@@ -121,9 +121,7 @@ class Run:
             return prepare_trunks(self.models.values(), trunk, self.world)
         trunk = replace(trunk, precision=self.feed.made["trunk"]["precision"], placement="host")
         validates = self.recipe.data.valid is not None and self.recipe.train.valid_every
-        about = (
-            prepare_trunks(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
-        )
+        about = prepare_trunks(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
         kept = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
         return about | {"cache": {"directory": self.recipe.trunk.cache} | kept}
 
