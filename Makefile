@@ -32,10 +32,10 @@ lock: .venv-uv/bin/uv  # the newest of everything: make lock UPGRADE=--upgrade
 	$(COMPILE) --universal --python-version 3.10 $(UPGRADE) --output-file constraints.txt
 
 test-lowest: .venv-lowest/installed  # with the lowest releases that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest tests/unit -n $(JOBS) --dist worksteal
+	.venv-lowest/bin/python -m pytest tests/unit -m "not slow and not all" -n $(JOBS) --dist worksteal
 
 test-newest: .venv-newest/installed  # with the newest; those of today after rm -r .venv-newest
-	.venv-newest/bin/python -m pytest tests/unit -n $(JOBS) --dist worksteal
+	.venv-newest/bin/python -m pytest tests/unit -m "not slow and not all" -n $(JOBS) --dist worksteal
 
 .venv/installed: constraints.txt pyproject.toml
 	@$(PYTHON) install.py .venv constraints.txt
