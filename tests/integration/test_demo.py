@@ -7,6 +7,7 @@ import pytest
 
 import demo
 import scaleup
+from scaleup.outputs import run_records
 
 ROW = {
     "name",
@@ -72,6 +73,14 @@ def test_the_run_directory_is_for_people(run):
     assert report["best"]["arm"] in page and page.count("\n| ") >= len(report["rows"])
     assert (out / "plot.png").stat().st_size > 10_000
     assert scaleup.load(out / "exported").config["heads"].keys() == {"shape", "motion"}
+
+
+def test_a_report_on_a_sweep_of_the_demo_shows_its_accuracy(run):
+    out, report = run
+    scores = run_records.read(out / "sweep").scores
+    rows = {row["name"]: row for row in report["rows"] if row["tubes"] == "transplanted"}
+    assert "videos-test, 1x1 views" in scores.words
+    assert all(scores.arms[name] == {head: row[head] for head in ("shape", "motion")} for name, row in rows.items())
 
 
 def test_the_control_has_tubes_of_the_same_scale_but_other_kernels(run):

@@ -250,6 +250,12 @@ def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Pat
     assert scores.arms["full"] == {"motion": 0.5}
 
 
+def test_a_head_that_stayed_at_chance_is_named_beside_its_arm() -> None:
+    made = {"a": {"ended": "early", "at_chance": {"motion": {}}}, "b": {"ended": "complete", "at_chance": {}}}
+    facts = run_records.Facts("run", Path("run"), Recipe(arms={"a": {}, "b": {}}), [], [], made, None)
+    assert [facts.stands(arm) for arm in "ab"] == ["early, motion at chance", "complete"]
+
+
 def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:
     names, before, after = (
         [f"c{number:02d}" for number in range(25)],
