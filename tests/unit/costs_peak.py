@@ -9,6 +9,7 @@ import torchao.quantization  # noqa: F401
 
 from scaleup import recipe
 from scaleup.common.distributed import join
+from scaleup.training import engine
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import build_models
 
@@ -20,6 +21,7 @@ def status(key: str) -> int:
 
 def main() -> int:
     torch.set_num_threads(1)
+    engine._deepspeed()  # imported when the first engine is made
     read = recipe.load(sys.argv[1], sys.argv[2:])
     world = join()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
