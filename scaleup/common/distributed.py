@@ -82,11 +82,11 @@ def join() -> World:
     """Join the processes of torchrun or the deepspeed launcher; without a launcher, be the only one."""
     device = own_device()
     if not dist.is_initialized():
-        backends = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_backend(device)}"
+        backend = dist.get_default_backend_for_device(device)
         if "RANK" in os.environ:
-            dist.init_process_group(backends, timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=PATIENCE)
         else:  # no port, no network
-            dist.init_process_group(backends, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(leave)
     return World(dist.get_rank(), dist.get_world_size(), device)
 
@@ -97,12 +97,8 @@ def own_device() -> torch.device:
     if kind is None:
         return torch.device("cpu")
     device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
-    torch.accelerator.set_device_index(device.index)  # collectives of objects go through the current device
+    torch.get_device_module(device).set_device(device)  # collectives of objects go through the current device
     return device
-
-
-def _backend(device: torch.device) -> str:
-    return dist.get_default_backend_for_device(device)
 
 
 def leave() -> None:

@@ -183,7 +183,7 @@ def _shares(
 
 def _add_up(tensor: Tensor, world: World) -> None:
     """The sum over all ranks, in place."""
-    tensor.copy_(world.sum(tensor.cpu()))
+    tensor.copy_(world.sum(tensor.to(world.device)))
 
 
 def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
