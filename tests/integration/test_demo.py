@@ -90,3 +90,13 @@ def test_the_control_has_tubes_of_the_same_scale_but_other_kernels(run):
     for name, tube in reports[0]["tubes"].items():
         assert math.isclose(tube["rms_adapted"], reports[1]["tubes"][name]["rms_adapted"], rel_tol=1e-3)
     assert (kernels[0] - kernels[1]).abs().max() > 0.01
+
+
+def test_a_demo_whose_run_is_stopped_ends(tmp_path, monkeypatch):
+    """It went on to the next stage, and then said that there were no trained arms."""
+    monkeypatch.setattr(demo.costs, "step_flops", lambda *_: {})
+    monkeypatch.setattr(demo, "train", lambda *_: {"stopped": 2, "steps": 3, "exit": 143})
+    monkeypatch.setattr(demo, "VIDEOS", {"train": 4, "val": 2, "test": 2})
+    monkeypatch.setattr(demo, "IMAGES", {"train": 4, "val": 2})
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo(tmp_path / "run")

@@ -101,7 +101,6 @@ class Demo:
         return recipe.load(RECIPES / f"{name}.yaml", changes)
 
     def _train(self, name: str) -> dict[str, Any]:
-        """The result of a run, with ``"gflops"`` of a step of each arm."""
         videos = {} if name == "large" else {"data.train.videos.shards": "data/videos-train"}
         read = self._read(name, out=name, **videos, **{"data.train.images.shards": "data/images-train"})
         return _trained(read, {"model": read.arm})
@@ -148,8 +147,15 @@ def _recorded(models: dict[str, TubeViT], shards: Path, directories: Sequence[Pa
 
 
 def _trained(read: schema.Recipe, arms: dict[str, schema.Arm]) -> dict[str, Any]:
-    flops = costs.step_flops(read, arms)
-    return train(read, arms) | {"gflops": {name: value / 1e9 for name, value in flops.items()}}
+    """The result of a run, with ``"gflops"`` of a step of each arm.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped by a signal.
+    """
+    flops, result = costs.step_flops(read, arms), train(read, arms)
+    if "stopped" in result:
+        raise KeyboardInterrupt
+    return result | {"gflops": {name: value / 1e9 for name, value in flops.items()}}
 
 
 def _row(title: str, name: str, kind: str, tubes: str, result: Mapping, scores: Mapping) -> dict[str, Any]:
