@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from scaleup.common import processes
@@ -31,16 +32,17 @@ def parser(description: str | None, example: str) -> argparse.ArgumentParser:
 
 
 def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:
-    """Run a tool: ``run(args)`` returns the result, ``show(result)`` prints it for people.
+    """Run a tool: ``run(args)`` returns the result, of dataclasses and what JSON knows; ``show(result)`` prints it
+    for people.
 
-    Exit codes: 0, or the result's ``"exit"`` where it is a dict; 2 after an error whose cause is known; 130 after
+    Exit codes: 0, or the result's ``exit`` where it has one; 2 after an error whose cause is known; 130 after
     Ctrl-C; 1 after any other. Whatever failed, the process ends at once, and with it those that it began.
     """
     try:
         with _stdout_kept_clean():
             result = run(args)
         if args.json and is_first_rank():
-            print(json.dumps(result))
+            print(json.dumps(result, default=asdict))
         elif is_first_rank():
             show(result)
         sys.stdout.flush()
@@ -52,7 +54,7 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
             code = _told(error)
         finally:
             processes.end_all(code)
-    sys.exit(result.get("exit", 0) if isinstance(result, dict) else 0)
+    sys.exit(result.get("exit", 0) if isinstance(result, dict) else getattr(result, "exit", 0))
 
 
 def _told(error: BaseException) -> int:
