@@ -18,7 +18,7 @@ from scaleup.data.batches import Batch, Failure
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
-from scaleup.model.runtime import prepare_trunks, set_kernels
+from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT
 
@@ -42,7 +42,7 @@ def evaluate(
 
     Returns:
         For each model what :func:`scores` says, ``"shards"`` (their name), ``"modality"``, ``"labels"`` (by head), and
-        ``"trunk"``, see :func:`scaleup.model.runtime.prepare_trunks`.
+        ``"trunk"``, see :func:`scaleup.model.build.prepare_trunks`.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones import layouts, timm
-from scaleup.backbones.backbone import Backbone, refuse_size
-from scaleup.backbones.blocks import STAGES
+from scaleup.backbones import timm, weights
+from scaleup.backbones.backbone import STAGES, Backbone, refuse_size
 from scaleup.checkpoint import hub
 from scaleup.errors import UserError, nearest
 
@@ -188,7 +187,7 @@ def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
         return given, left | {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
     from open_clip.model import resize_pos_embed
 
-    tensors, other = layouts.convert_for_open_clip(tensors)
+    tensors, other = weights.convert_for_open_clip(tensors)
     positions = {"visual.positional_embedding": tensors["positional_embedding"]}
     resize_pos_embed(positions, SimpleNamespace(visual=tower))
     given = tensors | _within(positions, "visual.")

@@ -1,24 +1,71 @@
-"""Backbones from timm: any plain ``VisionTransformer`` or ``Eva``, taken apart without changing what it computes."""
+"""Rotary angles anywhere between the patches: where a tube's centre lies, timm's own formulas say how far to turn.
+
+Backbones from timm: any plain ``VisionTransformer`` or ``Eva``, taken apart without changing what it computes."""
 
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.layers import to_2tuple
+from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed, to_2tuple
 from timm.models import get_pretrained_cfg
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from scaleup.backbones import layouts, rotary
-from scaleup.backbones.backbone import Backbone, refuse_size
-from scaleup.backbones.blocks import MASKED, refuse_unless_plain
+from scaleup.backbones import weights
+from scaleup.backbones.backbone import MASKED, Backbone, refuse_size, refuse_unless_plain
 from scaleup.checkpoint import hub
 from scaleup.errors import UserError, nearest
+
+ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed)
+
+
+def turn(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sines and cosines of the rotary angles at places between the patches.
+
+    Args:
+        rope: a rotary embedding of timm (one of ROTARY).
+        patches: (N, 2) in patches along h, w; the first patch's centre lies at 0.
+        grid: (gh, gw) patches of an image.
+
+    Returns:
+        (N, 2d) for heads of width d; (depth, heads, N, 2d) where each block has frequencies of its own.
+    """
+    places = _coordinates(rope, patches, grid)  # (N, 2)
+    if isinstance(rope, RotaryEmbeddingMixed):
+        first, second = rope.freqs.float().unsqueeze(-2)  # (depth, heads, 1, d/2) each
+        angles = places[:, :1] * first + places[:, 1:] * second  # (depth, heads, N, d/2)
+        return _layout(angles, half=False).to(rope.freqs)
+    dino = isinstance(rope, RotaryEmbeddingDinoV3)
+    frequencies = 2 * math.pi / rope.periods if dino else rope.bands  # (d/4,)
+    return _layout((places[..., None] * frequencies).flatten(1), rope.rotate_half)
+
+
+def _coordinates(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Places in the units that the frequencies are made for: (N, 2), in the order of the frequencies' axes."""
+    extent = torch.tensor(grid).to(patches)
+    if isinstance(rope, RotaryEmbeddingDinoV3):
+        ends = {"separate": extent, "min": extent.min(), "max": extent.max()}[rope.normalize_coords]
+        places = 2 * (patches + 0.5 + rope.grid_offset) / ends - 1
+    elif isinstance(rope, RotaryEmbeddingCat):
+        places = patches + rope.grid_offset
+        if rope.ref_feat_shape is not None:
+            places = places / extent * torch.tensor(rope.ref_feat_shape).to(patches)
+    else:
+        places = patches
+    return places.flip(-1) if rope.grid_indexing == "xy" else places
+
+
+def _layout(angles: Tensor, half: bool) -> Tensor:
+    """Sines then cosines (..., 2d) of angles (..., d/2), each twice: halves repeated, or neighbours."""
+    turned = angles.sin(), angles.cos()
+    return torch.cat([torch.cat([x, x], -1) if half else x.repeat_interleave(2, -1) for x in turned], -1)
+
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
 HAVE_WEIGHT_INIT = ("timm.models.vision_transformer", "timm.models.deit")
@@ -79,7 +126,7 @@ class Stem(nn.Module):
 
     def rope_at(self, patches: Tensor) -> Tensor:
         """The same at places (N, 2) counted in patches: (..., N, 2d)."""
-        return rotary.turn(self.rope, patches, self.patch_embed.grid_size)
+        return turn(self.rope, patches, self.patch_embed.grid_size)
 
     def _positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         made = self._pos_embed(patches)  # a pair where the family may rotate
@@ -241,7 +288,7 @@ def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], di
     Left out are heads and decoders, and a pool and position embeddings where the model is built without.
     """
     own = vit.state_dict()
-    tensors, other = layouts.convert(tensors, own.keys())
+    tensors, other = weights.convert(tensors, own.keys())
     other |= {name: tensors[name] for name in ("mask_token",) if name in tensors}  # timm takes it for a mark of DINOv2
     family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
     tensors = family.checkpoint_filter_fn(tensors, vit, **_conversion(vit))  # type: ignore[attr-defined]
@@ -276,7 +323,7 @@ def architecture_of(tensors: dict[str, Tensor], names: list[str]) -> str | None:
     for name in names:
         with torch.device("meta"):
             own = timm.create_model(name, num_classes=0).state_dict()
-        given = layouts.convert(tensors, own.keys())[0].items()
+        given = weights.convert(tensors, own.keys())[0].items()
         shapes = {key: tensor.shape for key, tensor in given if not key.startswith(DISPENSABLE[:-2])}
         if {key: tensor.shape for key, tensor in own.items()} == shapes:
             return name

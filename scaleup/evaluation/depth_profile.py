@@ -25,7 +25,7 @@ from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.evaluate import Once
 from scaleup.evaluation.depth_curve import suggest_depths
-from scaleup.model.runtime import prepare_trunks
+from scaleup.model.build import prepare_trunks
 from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
@@ -67,7 +67,7 @@ def probe(
         ``{"labels": {label: {"classes", "chance", "rows": [{"depth", "train_accuracy", "accuracy", "standard_error",
         "penalty"}], "suggested_depth"}}, "train", "test": {"shards", "samples", "failures", "list_sha256", "views"},
         "train_scored", "pool", "model", "trunk", "seconds"}``; accuracies are shares of 1, and that of the training
-        samples is taken on ``train_scored`` of them. For ``trunk`` see :func:`scaleup.model.runtime.prepare_trunks`.
+        samples is taken on ``train_scored`` of them. For ``trunk`` see :func:`scaleup.model.build.prepare_trunks`.
 
     Raises:
         UserError: a label, its classes or a depth do not fit, a split has samples of one class alone or none that can

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from scaleup.errors import UserError
-from scaleup.model.places import Size, TubeSpec
 from scaleup.model.tokenizer import size_of
 from scaleup.model.trunk import Taps
+from scaleup.model.tubes import Size, TubeSpec
 from scaleup.model.tubevit import TubeViT
 
 

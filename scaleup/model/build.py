@@ -1,25 +1,40 @@
-"""Models from recipes, from model directories and from run directories."""
+"""Models from recipes, from model directories and from run directories.
+
+How a run computes: where its trunk is, in which precision and with which kernels, and how far its output drifts."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import add_blocks, build
-from scaleup.checkpoint import config_json
-from scaleup.checkpoint.config_json import FORMAT
-from scaleup.checkpoint.model_directory import local, public_name, read_report, read_tensors, refuse_misfits
-from scaleup.config.schema import Model, Trunk
+from scaleup.checkpoint.model_directory import (
+    FORMAT,
+    local,
+    public_name,
+    read_config,
+    read_report,
+    read_tensors,
+    refuse_misfits,
+)
+from scaleup.common.distributed import World
+from scaleup.config import schema
+from scaleup.config.schema import Model
 from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Heads
-from scaleup.model.tubes import inflate
+from scaleup.model.kernels import choose, keep_freed_memory
+from scaleup.model.tokenizer import natural_clip, normalise, size_of
+from scaleup.model.trunk import Trunk, cast_trunks, drift, fastest, is_on_meta, load_block
+from scaleup.model.tubes import TubeSpec, TubeTokenizer
 from scaleup.model.tubevit import TubeViT
 
 load = TubeViT.from_pretrained
@@ -64,7 +79,7 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
 
 def load_on_meta(source: str | Path) -> TubeViT:
     """The model of a directory, or of a hub id, on the meta device: its config.json is enough."""
-    return TubeViT.from_config(config_json.read(local(source)), "meta")
+    return TubeViT.from_config(read_config(local(source)), "meta")
 
 
 def load_run(run: str | Path, base: str | None = None, placement: str = "device") -> dict[str, TubeViT]:
@@ -87,14 +102,14 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
     return {name: _arm_of(shared, directory) for name, directory in arms.items()}
 
 
-def trunk_of(run: str | Path) -> Trunk:
+def trunk_of(run: str | Path) -> schema.Trunk:
     """How the frozen blocks of a run were kept."""
     kept = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
-    return Trunk(**kept)
+    return schema.Trunk(**kept)
 
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
-    config = config_json.read(directory)
+    config = read_config(directory)
     adapt = Adapt(**config["adapter"]) if config["adapter"] else adapter.FULL
     model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"], adapt=adapt)
     own, found = model.named_tensors(), read_tensors(directory)
@@ -109,3 +124,109 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
     model.report = read_report(directory)
     return model.eval()
+
+
+def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: World) -> dict[str, Any]:
+    """Place and cast the blocks that the trunks of ``models`` share.
+
+    Returns:
+        ``{"precision", "placement", "drift", "block_seconds"}``: how far h_s moves from float32 by frozen depth (RMS of
+        the difference over RMS of h_s, on a made-up clip), and, where the precision was chosen by measuring, what a
+        block took in each. Empty where nothing is frozen.
+    """
+    trunks = [model.trunk for model in models if model.trunk is not None]
+    if not trunks:
+        return {}
+    deepest = max(models, key=lambda model: model.frozen_depth)
+    trunk, depths = deepest.trunk, {model.frozen_depth for model in models} - {0}
+    assert trunk is not None
+    for each in trunks:
+        each.place(world.device, settings.placement)
+    clip = normalise(natural_clip(deepest.preprocess.frames, deepest.preprocess.size), deepest.config).to(world.device)
+    precision, seconds = settings.precision, dict[str, float]()
+    if precision == "auto":
+        precision, seconds = world.first(_measured(trunk, clip))
+    about = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}
+    wanted = trunk(clip, depths) if precision != "float32" else {}
+    if precision != "float32":
+        cast_trunks(trunks, precision, deepest.public_blocks())
+    found = trunk(clip, depths) if wanted else {}
+    return about | {"drift": {depth: drift(wanted[depth].h, found[depth].h) for depth in sorted(wanted)}}
+
+
+@torch.no_grad()
+def _measured(trunk: Trunk, clip: torch.Tensor) -> tuple[str, dict[str, float]]:
+    block = load_block(trunk.blocks, 0, trunk.file).to(clip.device)
+    return fastest(block, trunk.tokenizer(clip), trunk.tokenizer.context(size_of(clip)).at(0))
+
+
+def set_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
+    """Have the trunks and arms of ``models`` compute as :mod:`scaleup.model.kernels` says; ``auto`` measures a block.
+
+    To be called before blocks are cast; returns the choice.
+    """
+    keep_freed_memory()
+    if kernels == "auto":
+        kernels = world.first(_kernels_of(next(iter(models)), world.device))
+    for model in models:
+        model.arm.kernels = kernels
+        if model.trunk is not None:
+            model.trunk.kernels = kernels
+    return kernels
+
+
+def _kernels_of(model: TubeViT, device: torch.device) -> str:
+    """All blocks of a model are alike, so the arms of a sweep choose as each of them would alone."""
+    block, frames = model.blocks[0], model.preprocess.frames
+    h = torch.randn(1, model.count_tokens(frames), model.tokenizer.embed_dim, device=device)
+    if model.trunk is not None and is_on_meta(block):
+        block = load_block(model.trunk.blocks, 0, model.trunk.file)
+    with torch.no_grad():
+        context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
+    return choose(block, h, context)
+
+
+def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
+    """Give each tube the backbone's patch kernel in its central frame, zeros in all others, and the patches' bias.
+
+    This is the central frame initialisation of ViViT (arXiv 2103.15691): at first a tube's token is the patch of its
+    frame t // 2.
+
+    Raises:
+        UserError: patches are made in another way, there is no tube, or one is not as high and wide as a patch, is
+            folded, emits other channels than these, or has no kernel of its own.
+    """
+    if not tubes.specs:
+        raise UserError("model.inflate: True, but model.tubes has none to inflate")
+    patch = patch_of(backbone.stem)
+    if patch is None:
+        raise UserError(f"the patches of {backbone.name} are not one convolution, which tubes begin as (model.inflate)")
+    for spec in tubes.specs:
+        _refuse_misfit(spec, backbone, tubes.shared is not None)
+        tube = tubes[spec.name]
+        with torch.no_grad():
+            tube.kernel.zero_()
+            tube.kernel[:, :, spec.kernel[0] // 2] = patch.weight  # (D, 3, h, w)
+            if patch.bias is not None:
+                tube.bias.copy_(patch.bias)
+
+
+def patch_of(stem: nn.Module) -> nn.Conv2d | None:
+    """The convolution that makes an image ViT's patches, where it is a single one."""
+    found = [module for module in stem.modules() if isinstance(module, nn.Conv2d)]
+    return found[0] if len(found) == 1 else None
+
+
+def _refuse_misfit(spec: TubeSpec, backbone: Backbone, shared: bool) -> None:
+    patch, width = tuple(backbone.patch_size), backbone.embed_dim
+    other = spec.kernel[1:] != patch or spec.places_per_token > 1
+    faults = {
+        "shares an interpolated kernel": shared,
+        f"has kernel {list(spec.kernel)} and fold {list(spec.fold)}": other,
+        f"emits {spec.channels} channels": spec.channels not in (None, width),
+    }
+    if made := next((words for words, holds in faults.items() if holds), None):
+        raise UserError(
+            f"tube {spec.name!r} {made}, and cannot begin as a patch of {backbone.name} (model.inflate); allowed are "
+            f"kernels [t, {patch[0]}, {patch[1]}] of its own that emit {width} channels, without fold"
+        )

@@ -1,7 +1,7 @@
 """How the products in blocks are computed: as the library does, or by ways that give the same but for rounding.
 
 ``library``: bit for bit the library's. ``lean``: the last block for the class token alone, where pooling reads no other
-(:mod:`scaleup.backbones.blocks`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which
+(:mod:`scaleup.model.kernels`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which
 torch gives to oneDNN; its matrix products go to a library that leaves half of some processors' width unused.
 """
 
@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -138,3 +141,70 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def pools_first(tail: Any) -> bool:
+    """Whether a tail reads the first token and no other."""
+    token = getattr(tail, "global_pool", None) == "token" or getattr(tail, "pool_type", None) == "tok"
+    return token and tail.attn_pool is None and not hasattr(tail, "head_dist")
+
+
+def knows_first_token(block: Any) -> bool:
+    """Whether :func:`first_token` knows how a block computes."""
+    if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in block.modules()):
+        return False  # it would draw for fewer tokens, and so otherwise
+    if type(block).__name__ == "ResidualAttentionBlock":  # open_clip's
+        return True
+    known = type(block) in (Block, EvaBlock) and type(block.attn) in (Attention, AttentionRope, EvaAttention)
+    return known and getattr(block.attn, "num_kv_groups", 1) == 1
+
+
+def first_token(block: Any, h: Tensor, **context: Tensor) -> Tensor:
+    """What a block that :func:`knows_first_token` makes of the first of all tokens h (B, N, D): (B, 1, D)."""
+    first = h[:, :1]
+    if hasattr(block, "ln_1"):
+        x = block.ln_1(h)
+        first = first + block.ls_1(block.attention(x[:, :1], x, x))
+        return first + block.ls_2(block.mlp(block.ln_2(first)))
+    first = first + block.drop_path1(_scaled(block, 1, _attended_first(block.attn, block.norm1(h), **context)))
+    return first + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(first))))
+
+
+def _scaled(block: Any, part: int, x: Tensor) -> Tensor:
+    """Layer scale of attention (1) or MLP (2)."""
+    if isinstance(block, Block):
+        return getattr(block, f"ls{part}")(x)
+    gamma = getattr(block, f"gamma_{part}")
+    return x if gamma is None else gamma * x
+
+
+def _attended_first(attn: Any, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+    """What attention gives the first token of x (B, N, D): (B, 1, D)."""
+    q, k, v = (each.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for each in _projected(attn, x))
+    q, k = attn.q_norm(q), attn.k_norm(k)  # (B, H, 1, d) and (B, H, N, d)
+    if rope is not None:  # prefix tokens, the first among them, are not turned
+        prefix, turned = k.split((attn.num_prefix_tokens, k.shape[2] - attn.num_prefix_tokens), dim=2)
+        k = torch.cat([prefix, apply_rot_embed_cat(turned, rope, half=attn.rotate_half)], dim=2).type_as(v)
+        q = q.type_as(v)
+    mask = None if attn_mask is None else attn_mask[..., :1, :]
+    mixed = attn.norm(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        mixed = mixed * attn.gate(x[:, :1]).sigmoid()
+    return attn.proj(mixed)
+
+
+def _projected(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """The query of the first token (B, 1, H*d), keys and values of all (B, N, H*d)."""
+    first = x[:, :1]
+    if attn.qkv is None:
+        return attn.q_proj(first), attn.k_proj(x), attn.v_proj(x)
+    own = getattr(attn, "q_bias", None) is not None  # EVA: keys have no bias
+    bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)) if own else None
+    if type(attn.qkv) is not nn.Linear:  # an adapter around it
+        q, k, v = (attn.qkv(x) if bias is None else attn.qkv(x) + bias).chunk(3, dim=-1)
+        return q[:, :1], k, v
+    width = len(attn.qkv.weight) // 3
+    bias = attn.qkv.bias if bias is None else bias
+    weights = attn.qkv.weight.split((width, 2 * width))
+    biases = (None, None) if bias is None else bias.split((width, 2 * width))
+    return F.linear(first, weights[0], biases[0]), *F.linear(x, weights[1], biases[1]).chunk(2, dim=-1)

@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scaleup.backbones.backbone import Backbone
+from scaleup.backbones.backbone import Backbone, BlockFile
 from scaleup.backbones.build import build
-from scaleup.backbones.placement import BlockFile
-from scaleup.checkpoint import config_json, hub
+from scaleup.checkpoint import hub
 from scaleup.checkpoint.card import Described, card
 from scaleup.checkpoint.hub import is_path
 from scaleup.checkpoint.model_directory import (
@@ -30,6 +29,7 @@ from scaleup.checkpoint.model_directory import (
     FULL,
     local,
     public_name,
+    read_config,
     read_report,
     read_tensors,
     refuse_misfits,
@@ -79,7 +79,7 @@ class Pretrained(nn.Module):
                 of another shape.
         """
         directory = local(source)
-        config = config_json.read(directory)
+        config = read_config(directory)
         whole = (directory / FULL).exists()
         on_disk = config["frozen_depth"] if placement == "disk" else 0
         if whole:

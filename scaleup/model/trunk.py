@@ -1,17 +1,167 @@
-"""The frozen part of a model, outside every engine: run once a batch, whatever the number of arms."""
+"""Frozen blocks: their precision, and where they wait (device, host or file).
+
+The frozen part of a model, outside every engine: run once a batch, whatever the number of arms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, iterate_blocks
+from scaleup.backbones.backbone import BlockFile
+from scaleup.common.timing import now
+from scaleup.errors import UserError
 from scaleup.model.kernels import computed
-from scaleup.model.positions import Context
-from scaleup.model.tokenizer import Tokenizer, size_of
+from scaleup.model.tokenizer import Context, Tokenizer, size_of
+
+COMPUTED_IN = {  # precision of the weights -> of what is computed with them
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,  # weights only, a scale for each row of a matrix
+}
+MEASURED = ("float32", "bfloat16", "float16")  # what ``auto`` chooses from; int8 saves memory, not time
+
+
+def cast(block: nn.Module, precision: str) -> nn.Module:
+    """A copy of a block in a precision (a key of COMPUTED_IN); the block itself where it is float32 already."""
+    if precision == "float32":
+        return block
+    made = copy.deepcopy(block).to(COMPUTED_IN[precision])
+    if precision == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # seconds to import
+
+        quantize_(made, Int8WeightOnlyConfig())
+    return made.requires_grad_(False)
+
+
+@torch.inference_mode()
+def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: int = 3) -> tuple[str, dict[str, float]]:
+    """The precision in which a block is computed fastest on this device, and the seconds that each took.
+
+    Args:
+        h: float32 tokens (B, N, D) that enter the block.
+        context: what the block is told beside them.
+    """
+    made = {precision: cast(block, precision) for precision in MEASURED}
+    seconds: dict[str, list[float]] = {precision: [] for precision in MEASURED}
+    for _ in range(turns + 1):  # in turns, so that what else the machine does falls on all
+        for precision in MEASURED:
+            tokens = h.to(COMPUTED_IN[precision])
+            began = now(h.device)
+            made[precision](tokens, **context)
+            seconds[precision].append(now(h.device) - began)
+    medians = {precision: median(times[1:]) for precision, times in seconds.items()}
+    return min(medians, key=medians.__getitem__), medians
+
+
+def drift(wanted: Tensor, found: Tensor) -> float:
+    """RMS of the difference over RMS of what it should be.
+
+    Raises:
+        UserError: the tokens are not finite.
+    """
+    if not found.isfinite().all():
+        raise UserError("the trunk overflows in this precision; choose trunk.precision float32 or bfloat16")
+    return ((found.double() - wanted).square().mean() / wanted.double().square().mean()).sqrt().item()
+
+
+def load_block(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
+    """A float32 copy of a block, with all of it in memory."""
+    made = copy.deepcopy(blocks[index])
+    if file is not None:
+        file.fill(index, made)
+    return made
+
+
+def iterate_blocks(
+    blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype
+) -> Iterator[Callable[..., Tensor]]:
+    """Blocks ready to be called, one after the other; those that are elsewhere are fetched one ahead.
+
+    A block on the meta device is read from ``file`` in precision ``dtype``, one on the host is copied to ``device``.
+    """
+    if all(_is_on(block, device) for block in blocks):
+        yield from blocks
+        return
+    fetch = partial(_fetched, blocks, device, file, dtype)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(fetch, 0)
+        for index, block in enumerate(blocks):
+            fetched = ahead.result()
+            if index + 1 < len(blocks):
+                ahead = pool.submit(fetch, index + 1)
+            yield block if fetched is None else partial(_called, block, fetched)
+
+
+def _is_on(block: nn.Module, device: torch.device) -> bool:
+    return all(parameter.device == device for parameter in block.parameters())
+
+
+def _fetched(
+    blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype, index: int
+) -> dict[str, Tensor] | None:
+    """All tensors of a block on the device; None where they are there already."""
+    block = blocks[index]
+    if _is_on(block, device):
+        return None
+    held: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    if any(tensor.is_meta for tensor in held.values()):
+        assert file is not None
+        read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in held.items()}
+        held = {name: tensor.to(dtype) for name, tensor in read.items()}
+    return _copied(held, device)
+
+
+def _copied(held: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors on the device, copied beside what it computes."""
+    if device.type == "cpu":
+        return dict(held)
+    stream, computing = torch.Stream(device), torch.accelerator.current_stream(device)
+    with stream:
+        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
+    stream.synchronize()
+    for tensor in copies.values():
+        tensor.record_stream(computing)  # its memory is not given to the next copy before the block has computed
+    return copies
+
+
+def _called(block: nn.Module, held: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
+    return functional_call(block, held, (h,), context)
+
+
+@contextmanager
+def fill_on_call(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
+    """For a while, blocks on the meta device fetch their float32 tensors whenever they are called, by whomever."""
+    handles = []
+    for index, block in enumerate(blocks):
+        empty = {name: tensor for name, tensor in block.state_dict().items() if tensor.is_meta}
+        if empty and file is not None:
+            handles += [
+                block.register_forward_pre_hook(partial(_filled, file, index)),
+                block.register_forward_hook(partial(_emptied, empty)),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _filled(file: BlockFile, index: int, block: nn.Module, _: Any) -> None:
+    file.fill(index, block)
+
+
+def _emptied(empty: Mapping[str, Tensor], block: nn.Module, *_: Any) -> None:
+    block.load_state_dict(empty, strict=False, assign=True)
 
 
 class Taps(NamedTuple):
@@ -29,7 +179,7 @@ class Trunk(nn.Module):
     """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
 
     Blocks may be kept in low precision (:func:`cast_trunks`), on the host or in a file
-    (:mod:`scaleup.backbones.placement`); z0 and the taps are float32 all the same.
+    (:mod:`scaleup.model.trunk`); z0 and the taps are float32 all the same.
     """
 
     def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module], file: BlockFile | None = None) -> None:

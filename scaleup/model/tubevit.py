@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.placement import BlockFile, load_block
+from scaleup.backbones.backbone import Backbone, BlockFile
 from scaleup.checkpoint.model_directory import is_of_adapter
 from scaleup.errors import UserError, nearest
 from scaleup.model import adapter
@@ -20,7 +19,7 @@ from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Arm, Gate, Heads, init_head
 from scaleup.model.pretrained import Pretrained
 from scaleup.model.tokenizer import Preprocess, Tokenizer
-from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta
+from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta, load_block
 
 if TYPE_CHECKING:
     from typing_extensions import Self

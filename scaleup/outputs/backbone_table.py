@@ -19,7 +19,7 @@ from scaleup.backbones import open_clip
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.errors import UserError, nearest
-from scaleup.model.places import Folds, folds_to
+from scaleup.model.tubes import Folds, folds_to
 
 # Channels that a kernel emits at each place: folded tubes, and unfolded ones of small models of width 192, 384 and 768.
 CHANNELS = (64, 128, 256, 192, 384, 768)

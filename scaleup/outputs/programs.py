@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
 from scaleup.model.tokenizer import natural_clip
+from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.parity import difference, largest, medians
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaleup.checkpoint.config_json import completed
-from scaleup.checkpoint.model_directory import local
+from scaleup.checkpoint.model_directory import completed, local
 from scaleup.common.files import write_text
 from scaleup.common.machine import environment
 from scaleup.errors import UserError

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from scaleup.evaluation.overlay import token_boxes
-from scaleup.model.places import Size, TubeSpec
-from scaleup.model.tubes import patch_of, resize_kernel
+from scaleup.model.build import patch_of
+from scaleup.model.tubes import Size, TubeSpec, resize_kernel
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.svg_plots import svg
 

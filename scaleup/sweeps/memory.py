@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from scaleup.backbones.placement import COMPUTED_IN
 from scaleup.checkpoint.model_directory import DELTA
 from scaleup.config.schema import Train
-from scaleup.model.places import Size
+from scaleup.model.trunk import COMPUTED_IN
+from scaleup.model.tubes import Size
 from scaleup.sweeps.sketch import Sketch, device, tensors
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time

@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scaleup.backbones.placement import COMPUTED_IN
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import open_datasets
 from scaleup.data.token_records import in_cache
 from scaleup.model.kernels import LARGEST, SMALLEST
-from scaleup.model.places import Size
-from scaleup.model.trunk import Taps, Trunk
+from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk
+from scaleup.model.tubes import Size
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training import cache_plan

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scaleup.checkpoint.config_json import completed
-from scaleup.checkpoint.model_directory import public_name
+from scaleup.checkpoint.model_directory import completed, public_name
 from scaleup.common import tensors
 from scaleup.common.machine import format_bytes
 from scaleup.config.schema import Recipe

@@ -14,7 +14,7 @@ from scaleup.config.schema import Input, Recipe
 from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
-from scaleup.model.positions import Context
+from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, Taps, arm_inputs
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.cache_plan import made_of, refuse_other

@@ -13,7 +13,7 @@ from scaleup.common.distributed import join
 from scaleup.common.timing import now, progress
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.errors import UserError
-from scaleup.model.runtime import prepare_trunks, set_kernels
+from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
@@ -43,7 +43,7 @@ def run(
         "ended", "diverged", "best_step", "valid_accuracy", "at_chance"}}}``, also written to ``result.json``. Seconds
         are means over the steps after the first few, the loss is the mean over the last tenth of them; alpha is None
         without a gate, and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
-        :func:`scaleup.model.runtime.prepare_trunks`. An arm took ``steps``, and ``ended`` as
+        :func:`scaleup.model.build.prepare_trunks`. An arm took ``steps``, and ``ended`` as
         :class:`scaleup.training.arm_trainer.ArmState` says. Where arms are validated, a model is what it was after
         ``best_step``, with ``valid_accuracy``. ``at_chance`` has the heads that learn nothing, see
         :class:`scaleup.training.log.Recent`. An arm that ``diverged`` at a step has no directory, and

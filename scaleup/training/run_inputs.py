@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaleup.backbones.loading import SkipInit
+from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import local
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import classes_of, open_datasets

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scaleup.backbones.placement import drift
 from scaleup.common.distributed import World, own_device
 from scaleup.common.files import refuse_existing, swap_in
 from scaleup.common.machine import format_bytes
@@ -28,9 +27,9 @@ from scaleup.data.token_records import dequantise, layout, quantise, record
 from scaleup.data.unfinished import clear_partial, partial_directory, read_finished
 from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
-from scaleup.model.runtime import prepare_trunks, set_kernels
+from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.tokenizer import natural_clip, normalise
-from scaleup.model.trunk import Taps
+from scaleup.model.trunk import Taps, drift
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import cache_plan
 from scaleup.training.cache_plan import made_of, samples_of_a_tar

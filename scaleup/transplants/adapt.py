@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from scaleup.backbones import timm
-from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.blocks import refuse_unless_plain
+from scaleup.backbones.backbone import Backbone, refuse_unless_plain
 from scaleup.config.schema import Frames, Tube
 from scaleup.errors import UserError
 from scaleup.model.build import describe

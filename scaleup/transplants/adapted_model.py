@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
-from scaleup.checkpoint import config_json as config_file
+from scaleup.checkpoint.model_directory import check_config
 from scaleup.common import tensors
 from scaleup.common.files import refuse_existing
 from scaleup.common.machine import peak_bytes
@@ -60,7 +60,7 @@ def transplant(
     config = adapted_config(
         donor, large, plans, options.seed, transplant_plan.positions(donor, large, options), gate_at
     )
-    config_file.check(config, str(out))  # what is written can be loaded
+    check_config(config, str(out))  # what is written can be loaded
     alignment = _alignment(donor, large, options, config, seen) if options.match == "align" else None
     report |= {"align": alignment.measured} if alignment is not None else {}
     model = move(donor, config, large, alignment)

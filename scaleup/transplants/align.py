@@ -16,8 +16,8 @@ from torch import Tensor
 from scaleup.backbones.backbone import Backbone
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.errors import UserError
-from scaleup.model.places import Size
 from scaleup.model.tokenizer import normalise
+from scaleup.model.tubes import Size
 from scaleup.transplants.donor import Kernel
 from scaleup.transplants.measure import rms
 

@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.checkpoint import config_json as config_file
-from scaleup.checkpoint.model_directory import FULL, read_report, trained_on
+from scaleup.checkpoint.model_directory import FULL, check_config, read_config, read_report, trained_on
 from scaleup.common import tensors
 from scaleup.common.model_choice import report_choice
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
-from scaleup.model.tubes import resize_kernel
+from scaleup.model.tubes import TubeSpec, resize_kernel
 
 # The public Lightning reimplementation fixes the paper's main tubes and shares one 8x8x8 kernel between them.
 LIGHTNING = "sparse_tubes_tokenizer.conv_proj_weight", "sparse_tubes_tokenizer.conv_proj_bias"
@@ -71,7 +69,7 @@ def read(path: str | Path) -> Donor:
     """
     path = Path(path)
     file = path / FULL if path.is_dir() else path
-    config: Mapping[str, Any] | None = config_file.read(path) if path.is_dir() else None
+    config: Mapping[str, Any] | None = read_config(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
     held = tensors.File(file)
@@ -105,9 +103,9 @@ def _config_beside(file: Path, beside: Mapping[str, Any]) -> Mapping[str, Any]:
         except ValueError as error:
             raise UserError(f"{file} carries a config that is not JSON ({error})") from error
     if config is not None:
-        return config_file.check(config, f"the config in {file}")
+        return check_config(config, f"the config in {file}")
     if (file.parent / "config.json").is_file():
-        return config_file.read(file.parent)
+        return read_config(file.parent)
     raise UserError(f"{file} does not say where its tubes are applied; put the small model's config.json beside it")
 
 

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
-from scaleup.backbones.placement import fill_on_call
 from scaleup.common.ridge import Affine
 from scaleup.config.schema import Input
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
 from scaleup.model.tokenizer import natural_clip, normalise
+from scaleup.model.trunk import fill_on_call
+from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.donor import Donor, Kernel
 

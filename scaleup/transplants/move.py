@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.model.build import describe
-from scaleup.model.places import TubeSpec
+from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.align import Alignment, align_kernels
 from scaleup.transplants.donor import Donor, Kernel

@@ -12,8 +12,8 @@ from typing import Any
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.errors import UserError, nearest
-from scaleup.model.places import Size, TubeSpec, folds_to
-from scaleup.model.positions import KINDS
+from scaleup.model.tokenizer import KINDS
+from scaleup.model.tubes import Size, TubeSpec, folds_to
 from scaleup.transplants import measure
 from scaleup.transplants.donor import Donor, Kernel
 
@@ -32,7 +32,7 @@ class Plan:
 
 
 def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Plan:
-    """Fold a tube to the backbone's width (see :func:`scaleup.model.places.folds_to`) inside clips of ``size``.
+    """Fold a tube to the backbone's width (see :func:`scaleup.model.tubes.folds_to`) inside clips of ``size``.
 
     Raises:
         UserError: ``exact`` is asked for and c does not divide D, or no fold fits the clip.

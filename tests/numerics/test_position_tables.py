@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaleup.model.places import TubeSpec
-from scaleup.model.positions import Relative, cosine, sample_grid
+from scaleup.model.tokenizer import Relative, cosine, sample_grid
+from scaleup.model.tubes import TubeSpec
 
 
 def slow_cosine(coordinates: list[tuple[float, ...]], dim: int) -> Tensor:

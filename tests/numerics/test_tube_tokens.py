@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from support.slow_tubes import slow_tokens
 from torch import Tensor
 
-from scaleup.model.places import TubeSpec
-from scaleup.model.tubes import Tube, TubeTokenizer, resize_kernel
+from scaleup.model.tubes import Tube, TubeSpec, TubeTokenizer, resize_kernel
 
 SPECS = {
     "plain": TubeSpec("tube", (2, 3, 4), (2, 4, 5)),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.checkpoint import config_json
+from scaleup.checkpoint.model_directory import check_config
 from scaleup.config import schema
 from scaleup.config.compose import combinations
 from scaleup.config.schema import Recipe
@@ -72,7 +72,7 @@ def adapt(small: list[str], large: str, kwargs: Mapping[str, object], gate_at: i
     kind = "cosine" if "pos_embed" in kwargs else "backbone"
     described = adapted_config(donor, backbone, plans, 0, {"kind": kind, "amplitude": 1.0}, gate_at)
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(config_json.check(described, str(out))))
+    (out / "config.json").write_text(json.dumps(check_config(described, str(out))))
 
 
 def rows(path: Path, scale: str) -> list[list[str]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import scaleup
 from scaleup.backbones.build import build
-from scaleup.checkpoint.config_json import check
+from scaleup.checkpoint.model_directory import check_config
 from scaleup.common import tensors
 from scaleup.config import schema
 from scaleup.errors import UserError
@@ -311,9 +311,9 @@ def test_an_adapter_that_no_config_knows_is_refused(tmp_path: Path) -> None:
 )
 def test_an_adapter_that_cannot_be_is_named(value: Any, words: str) -> None:
     config = adapted()[0].config
-    assert check(config, "here")["adapter"] is None
+    assert check_config(config, "here")["adapter"] is None
     with pytest.raises(UserError, match=words):
-        check(config | {"adapter": value}, "here")
+        check_config(config | {"adapter": value}, "here")
 
 
 def test_a_model_from_before_there_were_adapters_loads(tmp_path: Path) -> None:

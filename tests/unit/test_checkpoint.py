@@ -17,7 +17,7 @@ from torch import Tensor
 import scaleup
 from scaleup.backbones.build import build
 from scaleup.checkpoint import model_directory
-from scaleup.checkpoint.config_json import check
+from scaleup.checkpoint.model_directory import check_config
 from scaleup.common import tensors
 from scaleup.config import schema
 from scaleup.errors import UserError
@@ -267,7 +267,7 @@ def at(config: Any, path: tuple) -> tuple[Any, Any]:
 
 def test_every_key_of_a_config_is_needed() -> None:
     config = made(None).config
-    assert check(config, "here") == config
+    assert check_config(config, "here") == config
     free = {("backbone", "kwargs"), ("tubes",), ("heads",)}  # names in there are the user's own
     needed = [path for path in paths(config) if isinstance(path[-1], str) and path[:-1] not in free]
     needed = [path for path in needed if path[-1] not in ("adapter", "summed")]  # models are older than these
@@ -277,7 +277,7 @@ def test_every_key_of_a_config_is_needed() -> None:
         inner, key = at(lacking, path)
         del inner[key]
         with pytest.raises(UserError, match=rf"here.*({key}: is missing|{key!r}|format)"):
-            check(lacking, "here")
+            check_config(lacking, "here")
 
 
 @pytest.mark.parametrize(

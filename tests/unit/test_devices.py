@@ -5,7 +5,7 @@ import torch
 
 from scaleup.backbones.build import build
 from scaleup.model.build import describe
-from scaleup.model.positions import KINDS
+from scaleup.model.tokenizer import KINDS
 from scaleup.model.tubevit import TubeViT
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}

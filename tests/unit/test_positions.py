@@ -8,8 +8,8 @@ from torch import Tensor
 
 from scaleup.config import schema
 from scaleup.model.build import fresh
-from scaleup.model.places import TubeSpec
-from scaleup.model.positions import KINDS, Learned, Relative, cosine, sample_grid
+from scaleup.model.tokenizer import KINDS, Learned, Relative, cosine, sample_grid
+from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 
 KWARGS = {"patch_size": 8, "embed_dim": 26, "depth": 2, "num_heads": 2}

@@ -5,7 +5,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from scaleup import recipe
-from scaleup.checkpoint.config_json import Config
+from scaleup.checkpoint.model_directory import Config
 from scaleup.config.compose import combinations, compose
 from scaleup.config.rules import RULES
 from scaleup.config.schema import Arm, Recipe

@@ -13,8 +13,8 @@ from scaleup.errors import UserError
 from scaleup.evaluation import overlay
 from scaleup.evaluation.overlay import paint_relevance, token_boxes, token_relevance
 from scaleup.model.build import fresh
-from scaleup.model.places import TubeSpec
 from scaleup.model.trunk import Taps
+from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 
 HEADS = {"motion": ["left", "right", "up"]}

@@ -10,12 +10,22 @@ from safetensors.torch import save_file
 from test_model import IMAGES, VIDEOS, adapted
 from torch import Tensor, nn
 
-from scaleup.backbones import placement
+from scaleup.backbones.backbone import BlockFile
 from scaleup.backbones.build import build
-from scaleup.backbones.placement import COMPUTED_IN, BlockFile, cast, drift, fastest, fill_on_call, load_block
 from scaleup.errors import UserError
-from scaleup.model.positions import Relative
-from scaleup.model.trunk import Trunk, cast_trunks, is_on_meta
+from scaleup.model import trunk as frozen
+from scaleup.model.tokenizer import Relative
+from scaleup.model.trunk import (
+    COMPUTED_IN,
+    Trunk,
+    cast,
+    cast_trunks,
+    drift,
+    fastest,
+    fill_on_call,
+    is_on_meta,
+    load_block,
+)
 
 DEPTHS = [1, 3]
 
@@ -60,14 +70,14 @@ def test_a_tensor_that_is_in_memory_is_not_read(tmp_path: Path) -> None:
 def test_each_block_is_read_once_and_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streamed = on_disk(adapted(frozen_depth=4)[0].trunk, tmp_path / "blocks.safetensors")
     fetched: list[int] = []
-    real = placement._fetched
+    real = frozen._fetched
 
     def spy(*args: Any) -> Any:
         fetched.append(args[-1])
         return real(*args)
 
-    monkeypatch.setattr(placement, "_fetched", spy)
-    running = placement.iterate_blocks(streamed.blocks, torch.device("cpu"), streamed.file, torch.float32)
+    monkeypatch.setattr(frozen, "_fetched", spy)
+    running = frozen.iterate_blocks(streamed.blocks, torch.device("cpu"), streamed.file, torch.float32)
     next(running)
     next(running)
     for _ in range(100):
@@ -90,7 +100,7 @@ def test_buffers_that_no_file_holds_come_along(tmp_path: Path) -> None:
         owner, _, leaf = name.rpartition(".")
         meta.get_submodule(owner)._buffers[leaf] = buffer
     file = BlockFile(str(path), {f"0.{name}": name for name in block.state_dict()})
-    (call,) = placement.iterate_blocks([meta], torch.device("cpu"), file, torch.float32)
+    (call,) = frozen.iterate_blocks([meta], torch.device("cpu"), file, torch.float32)
     h = torch.randn(1, 5, 48)
     assert torch.equal(call(h), block(h))
 

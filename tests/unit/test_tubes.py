@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
-from scaleup.model.tubes import TubeTokenizer, resize_kernel
+from scaleup.model.tubes import TubeSpec, TubeTokenizer, resize_kernel
 
 PAPER = [  # the paper's main tubes, and its image tokenizer
     TubeSpec("a", (8, 8, 8), (16, 32, 32)),

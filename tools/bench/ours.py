@@ -13,10 +13,9 @@ from bench.tokenizer import FOLDED
 from scaleup.common.distributed import join
 from scaleup.config.schema import Arm, Input, Recipe
 from scaleup.errors import UserError
-from scaleup.model.build import fresh
-from scaleup.model.places import TubeSpec
-from scaleup.model.runtime import set_kernels
+from scaleup.model.build import fresh, set_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
+from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import sizes

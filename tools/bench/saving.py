@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.turns import rotated, timed
 from scaleup.common.distributed import join
 from scaleup.config.schema import Arm, Recipe
-from scaleup.model.runtime import set_kernels
+from scaleup.model.build import set_kernels
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer

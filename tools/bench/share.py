@@ -12,8 +12,8 @@ import torch
 from bench.turns import rotated, timed
 from scaleup.common.distributed import join
 from scaleup.model.adapter import Adapt
+from scaleup.model.build import set_kernels
 from scaleup.model.kernels import Fast
-from scaleup.model.runtime import set_kernels
 from scaleup.model.trunk import Trunk
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import counter

@@ -16,8 +16,7 @@ from bench.turns import alternated, compared, goal, machine, timed
 from scaleup.common.distributed import join
 from scaleup.common.machine import peak_bytes
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
-from scaleup.model.build import fresh
-from scaleup.model.runtime import set_kernels
+from scaleup.model.build import fresh, set_kernels
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import sizes

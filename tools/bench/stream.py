@@ -19,11 +19,10 @@ from bench.step import GIB
 from bench.transplant import TOOL, small_model
 from bench.turns import alternated, compared, goal, machine, python, timed
 from scaleup.backbones.build import build
-from scaleup.backbones.placement import cast, load_block
 from scaleup.data.shapes import make_shapes
 from scaleup.model.build import load
 from scaleup.model.tokenizer import natural_clip, normalise
-from scaleup.model.trunk import Trunk, cast_trunks
+from scaleup.model.trunk import Trunk, cast, cast_trunks, load_block
 
 CHUNK = 1 << 22  # random numbers that are written over and over
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.turns import alternated, compared, goal, machine, timed
-from scaleup.model.places import TubeSpec
-from scaleup.model.tubes import Tube, TubeTokenizer
+from scaleup.model.tubes import Tube, TubeSpec, TubeTokenizer
 
 SIZE = (32, 224, 224)
 FOLDED = (  # the main tubes of the paper's supplement

@@ -9,10 +9,9 @@ import torch
 
 from bench.step import adapted
 from bench.turns import alternated, compared, machine, timed
-from scaleup.backbones.placement import COMPUTED_IN, drift
 from scaleup.model.adapter import Adapt
 from scaleup.model.tokenizer import natural_clip, normalise
-from scaleup.model.trunk import Trunk, cast_trunks
+from scaleup.model.trunk import COMPUTED_IN, Trunk, cast_trunks, drift
 
 
 @torch.inference_mode()

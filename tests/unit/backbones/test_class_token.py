@@ -7,10 +7,10 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from scaleup.backbones.blocks import knows_first_token, pools_first
 from scaleup.config.schema import Backbone, Input, Model, Positions, Tube
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import fresh
+from scaleup.model.kernels import knows_first_token, pools_first
 from scaleup.model.tubevit import TubeViT
 
 VIT, EVA, ROPE = "timm:vit_tiny_patch16_224", "timm:eva02_tiny_patch14_224", "timm:vit_pe_core_tiny_patch16_384"

@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from scaleup.backbones.loading import SkipInit
+from scaleup.backbones.weights import SkipInit
 from scaleup.errors import UserError
-from scaleup.model.places import folds_to
+from scaleup.model.tubes import folds_to
 from scaleup.outputs import backbone_table
 from scaleup.outputs.backbone_table import CHANNELS, FAMILIES, as_json, names, table
 

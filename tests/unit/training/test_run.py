@@ -241,7 +241,7 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
 def test_a_resumed_trunk_keeps_the_precision_that_was_measured(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured again, another could be the fastest."""
     recipe, fastest = tiny("trunk.precision=auto"), iter(["bfloat16", "float32"])
-    monkeypatch.setattr("scaleup.model.runtime.fastest", lambda *_: (next(fastest), {}))
+    monkeypatch.setattr("scaleup.model.build.fastest", lambda *_: (next(fastest), {}))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     run(recipe, arms, stop_after=0)
     assert run(recipe, arms)["trunk"]["precision"] == "bfloat16"

@@ -25,7 +25,7 @@ def convolutions(convolutions: list[tuple], monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_run_measures_once_for_trunk_and_arms(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(["fast"])
-    monkeypatch.setattr("scaleup.model.runtime.choose", lambda *_: next(calls))
+    monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(calls))
     recipe = tiny()
     training = Run(recipe, sweep_arms(recipe))
     parts = [part for model in training.models.values() for part in (model.trunk, model.arm) if part is not None]
@@ -40,7 +40,7 @@ def test_what_the_recipe_names_is_not_measured(tiny: Tiny) -> None:
 def test_a_resumed_run_keeps_the_kernels_that_were_chosen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured again, others could be the fastest."""
     recipe, chosen = tiny(), iter(["fast", "lean"])
-    monkeypatch.setattr("scaleup.model.runtime.choose", lambda *_: next(chosen))
+    monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(chosen))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     run(recipe, arms, stop_after=0)
     assert run(recipe, arms)["kernels"] == "fast"

@@ -16,7 +16,7 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
+from scaleup.model.tubes import TubeSpec
 from scaleup.outputs import token_maps
 from scaleup.outputs.conversion import export
 from scaleup.transplants.account import lines

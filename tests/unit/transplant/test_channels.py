@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
+from scaleup.model.tubes import TubeSpec
 from scaleup.transplants.donor import Kernel
 from scaleup.transplants.transplant_plan import plan_channels, preferred_folds
 

@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scaleup.errors import UserError
-from scaleup.model.places import TubeSpec
-from scaleup.model.tubes import resize_kernel
+from scaleup.model.tubes import TubeSpec, resize_kernel
 from scaleup.transplants.donor import LIGHTNING_TUBES, Donor, read
 
 
