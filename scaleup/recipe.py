@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from scaleup.common.files import write_text
 from scaleup.config.compose import compose
 from scaleup.config.contradictions import contradictions
-from scaleup.config.rules import Reader, is_text
+from scaleup.config.rules import check, is_text
 from scaleup.config.schema import Arm, Input, Recipe, expand
 from scaleup.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 OWN = next((path for path in (HERE / "recipes", HERE.parent / "recipes") if path.is_dir()), HERE)  # wheel, checkout
-__all__ = ["Input", "Recipe", "load", "resolved", "save", "sweep_arms"]
+__all__ = ["Input", "Recipe", "load", "resolved", "save", "sweep_arms", "to_yaml"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,17 +32,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: with every mistake of the recipe and of the overrides, one a line.
     """
-    reader, path = Reader(), _located(Path(path))
-    taken = [item.name for item in fields(Recipe)]
-    given = compose(path, overrides, taken, reader.mistakes, partial(is_text, Recipe))
-    valid = reader.settings(Recipe, given)
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), valid))
-    assert isinstance(found, Recipe)
-    mistakes = reader.mistakes + list(contradictions(found, given))
+    path = _located(Path(path))
+    mistakes: list[str] = []
+    content = compose(path, overrides, [item.name for item in fields(Recipe)], mistakes, partial(is_text, Recipe))
+    recipe, wrong = check(Recipe, content)
+    assert recipe is not None, "every setting of a recipe has a default"
+    mistakes += [*wrong, *contradictions(recipe, content)]
     if mistakes:
         count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  - ".join([f"the recipe {str(path)!r} has {count}:", *mistakes]))
-    return found
+    return recipe
 
 
 def _located(path: Path) -> Path:
@@ -57,15 +57,17 @@ def _located(path: Path) -> Path:
 
 def save(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe to ``path``; :func:`load` reads it back."""
-    write_text(Path(path), OmegaConf.to_yaml(resolved(recipe)))
+    write_text(Path(path), to_yaml(recipe))
 
 
-def resolved(recipe: Recipe) -> DictConfig:
+def to_yaml(recipe: Recipe) -> str:
+    return OmegaConf.to_yaml(resolved(recipe))
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
     """All settings of a recipe that count; of a loaded model, whose settings are its own, its directory."""
-    content = OmegaConf.structured(recipe)
-    if recipe.model.load is None:
-        return content
-    return OmegaConf.create({**content, "model": {"load": recipe.model.load}})
+    content = asdict(recipe)
+    return content if recipe.model.load is None else content | {"model": {"load": recipe.model.load}}
 
 
 def sweep_arms(recipe: Recipe) -> dict[str, Arm]:

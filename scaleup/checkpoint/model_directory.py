@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from omegaconf import OmegaConf
+from pydantic import ConfigDict
 from torch import Tensor
 
 from scaleup.checkpoint.hub import HUB, find
 from scaleup.common import tensors
 from scaleup.config import schema
-from scaleup.config.rules import Reader
+from scaleup.config.rules import Count, Gate, Index, Lengths, Positive, check
 from scaleup.errors import UserError, nearest
 
 FORMAT = "scaleup/1"
@@ -38,23 +38,25 @@ class Source:
 class Adapter:
     """What learned beside the frozen weights of the late blocks; rank and alpha are those of LoRA and DoRA."""
 
-    kind: str  # lora | dora | ia3
-    rank: int
-    alpha: float
+    kind: Literal["lora", "dora", "ia3"]
+    rank: Count
+    alpha: Positive
 
 
 @dataclass
 class Config:
     """The keys of ``config.json``, beside its format; those that a recipe has too mean the same."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of all sections
+
     backbone: Source
     input: schema.Input
     frames: schema.Frames
     tubes: dict[str, schema.Tube]
-    interpolate: list[int] | None
+    interpolate: Lengths | None
     positions: schema.Positions
-    frozen_depth: int
-    gate: bool | str  # as an arm's in a recipe
+    frozen_depth: Index
+    gate: Gate
     adapter: Adapter | None
     heads: dict[str, list[str]]  # head -> names of its classes
 
@@ -81,18 +83,16 @@ def check_config(content: Any, origin: str) -> dict[str, Any]:
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{origin} is not of the format {FORMAT!r}")
-    reader = Reader()
     given = {key: value for key, value in content.items() if key != "format"}
     given.setdefault("adapter", None)  # models are older than adapters
     given = completed(given)
-    valid = reader.settings(Config, given, rule="model.")
-    complete = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), valid))
-    assert isinstance(complete, dict)
-    if mistakes := reader.mistakes + list(_missing(given, complete)):
+    config, mistakes = check(Config, given)
+    valid = asdict(config) if config else {}
+    if mistakes := [*mistakes, *_missing(given, valid)]:
         raise UserError(
             f"{origin} does not describe a model: {'; '.join(mistakes[:6])} ({len(mistakes)} faults in all)"
         )
-    return {"format": FORMAT, **valid}
+    return {"format": FORMAT} | {key: valid[key] for key in given}
 
 
 def completed(parts: Mapping[str, Any]) -> dict[str, Any]:

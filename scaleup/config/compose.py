@@ -30,7 +30,6 @@ from yaml import YAMLError
 from scaleup.errors import UserError, nearest
 
 IsText = Callable[[Sequence[str]], bool]  # whether the setting at a key path is text
-TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
 
 
 class Word:
@@ -56,27 +55,15 @@ def _value(text: str, value: bool | int | float) -> bool | int | float | str:
 class _Loader(get_yaml_loader()):  # type: ignore[misc]
     """Keys are text; other numbers and truth values are Words."""
 
-    def construct_document(self, node: yaml.Node) -> Any:
-        _name_keys(node)
-        return super().construct_document(node)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
+        super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         value = super().construct_object(node, deep)
         return Word(node.value, value) if isinstance(value, bool | int | float) else value
-
-
-def _name_keys(root: yaml.Node) -> None:
-    waiting, seen = [root], {id(root)}
-    while waiting:
-        node = waiting.pop()
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        for key, _ in pairs:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                key.tag = TEXT
-        inside = [each for pair in pairs for each in pair]
-        inside += node.value if isinstance(node, yaml.SequenceNode) else []
-        waiting += [each for each in inside if id(each) not in seen]
-        seen |= set(map(id, inside))
 
 
 def read(text: str) -> Any:
@@ -161,25 +148,20 @@ def combinations(path: Path) -> list[dict[str, str]]:
 
 
 def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
-    made = [chosen]
-    for group, variants in _named(content.get("variants")).items():
-        made = [
+    combined = [chosen]
+    for group, variants in (content.get("variants") or {}).items():
+        combined = [
             deeper
-            for each in made
-            for name, changes in _named(variants).items()
-            if each.get(group, name) == name
-            for deeper in _combinations(changes or {}, each | {group: name})
+            for choice in combined
+            for name, changes in variants.items()
+            if choice.get(group, name) == name
+            for deeper in _combinations(changes or {}, choice | {group: name})
         ]
-    return made
+    return combined
 
 
 def _config(content: Any) -> Any:
     return OmegaConf.create(content, flags={"allow_objects": True}) if isinstance(content, dict) else content
-
-
-def _named(entries: Any) -> dict[str, Any]:
-    """The entries of a mapping, or of nothing, by names as they are given from outside: in YAML 4 is a number."""
-    return {str(name): entry for name, entry in (entries or {}).items()}
 
 
 def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
@@ -225,8 +207,7 @@ def _mappings(variants: Any) -> bool:
 
 def _chosen(content: DictConfig, choices: Mapping[str, str], where: str) -> DictConfig:
     """``content`` with the chosen variant of each group merged over it."""
-    for group, changes in _named(content.pop("variants", None)).items():
-        variants = _named(changes)
+    for group, variants in (content.pop("variants", None) or {}).items():
         name = choices.get(group, next(iter(variants)))
         if name not in variants:
             raise UserError(f"{group}={name}: {where!r} has {', '.join(variants)}{nearest(name, variants)}")

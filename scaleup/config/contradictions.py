@@ -55,6 +55,9 @@ def _in_training(recipe: Recipe) -> Iterator[str]:
 def _in_names(recipe: Recipe) -> Iterator[str]:
     for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
         yield f"arms.{name}: the name is taken, a run keeps its {name} there"
+    for key, values in recipe.grid.items():
+        repeated = [value for number, value in enumerate(values) if value in values[:number]]
+        yield from (f"grid.{key}: {value!r} is listed twice" for value in dict.fromkeys(repeated))
     listed = _changed(recipe.arm, recipe.arms)
     for name, arm in _changed(recipe.arm, expand(recipe.grid)).items():
         if same := [other for other in listed if other == name or listed[other] == arm]:

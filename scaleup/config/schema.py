@@ -7,7 +7,33 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from scaleup.config.rules import (
+    Areas,
+    Betas,
+    Cache,
+    Count,
+    Gate,
+    Heads,
+    Index,
+    InOrder,
+    Lengths,
+    Magnitude,
+    Mean,
+    Named,
+    NotNegative,
+    Offsets,
+    Positive,
+    Ratios,
+    Shards,
+    Share,
+    Size,
+    Std,
+)
 
 SHORT = {"frozen_depth": "depth"}
 
@@ -44,11 +70,11 @@ def _number(value: float) -> str:
 class Tube:
     """A sparse video tube (Section 3.2); every list is in the order t, h, w, in frames and pixels."""
 
-    kernel: list[int]
-    stride: list[int]
-    offset: list[int] = field(default_factory=lambda: [0, 0, 0])
-    fold: list[int] = field(default_factory=lambda: [1, 1, 1])  # space-to-depth, in kernel places along each axis
-    channels: int | None = None  # emitted by the kernel at each place; None: width / places
+    kernel: Lengths
+    stride: Lengths
+    offset: Offsets = field(default_factory=lambda: [0, 0, 0])
+    fold: Lengths = field(default_factory=lambda: [1, 1, 1])  # space-to-depth, in kernel places along each axis
+    channels: Count | None = None  # emitted by the kernel at each place; None: width / places
     summed: bool = False  # places of the fold have kernels of their own and are summed, not concatenated
 
 
@@ -56,16 +82,16 @@ class Tube:
 class Frames:
     """Which frames of a video pass through the image tokenizer."""
 
-    stride: int = 32
-    offset: int = 0
+    stride: Count = 32
+    offset: Index = 0
 
 
 @dataclass
 class Positions:
     """Where tokens are (Section 3.3, Table 7a)."""
 
-    kind: str = "cosine"  # cosine | cosine_no_stride | learned | relative | none | backbone
-    amplitude: float = 1.0  # of the sines; 1 is the paper's
+    kind: Literal["cosine", "cosine_no_stride", "learned", "relative", "none", "backbone"] = "cosine"
+    amplitude: Positive = 1.0  # of the sines; 1 is the paper's
 
 
 @dataclass
@@ -76,18 +102,18 @@ class Backbone:
     name: str = "timm:vit_base_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, the library's own words
     weights: str | None = None  # None: random initialisation; "pretrained"; a file, a directory, a name on a hub
-    fresh_blocks: int = 0  # on top of those that have weights, drawn at random (Table 8)
+    fresh_blocks: Index = 0  # on top of those that have weights, drawn at random (Table 8)
 
 
 @dataclass
 class Input:
     """What a model is fed: clips of ``frames`` frames at ``fps``, ``size`` (h, w) pixels, normalised."""
 
-    frames: int = 32
-    size: list[int] = field(default_factory=lambda: [224, 224])
-    fps: float = 15.0
-    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    frames: Count = 32
+    size: Size = field(default_factory=lambda: [224, 224])
+    fps: Positive = 15.0
+    mean: Mean = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    std: Std = field(default_factory=lambda: [0.5, 0.5, 0.5])
 
 
 @dataclass
@@ -98,8 +124,8 @@ class Model:
     backbone: Backbone = field(default_factory=Backbone)
     input: Input = field(default_factory=Input)
     frames: Frames = field(default_factory=Frames)
-    tubes: dict[str, Tube] = field(default_factory=dict)
-    interpolate: list[int] | None = None  # one shared kernel of this size for all tubes, e.g. [8, 8, 8]
+    tubes: Named[Tube] = field(default_factory=dict)
+    interpolate: Lengths | None = None  # one shared kernel of this size for all tubes, e.g. [8, 8, 8]
     inflate: bool = False  # kernels of the tubes begin as the backbone's patches, inflated in time (Table 5)
     positions: Positions = field(default_factory=Positions)
 
@@ -108,20 +134,20 @@ class Model:
 class Augment:
     """Random changes of a training sample; the same for all frames of a clip."""
 
-    crop_scale: list[float] = field(default_factory=lambda: [0.25, 1.0])  # share of the area kept
-    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width over height
+    crop_scale: Areas = field(default_factory=lambda: [0.25, 1.0])  # share of the area kept
+    crop_ratio: Ratios = field(default_factory=lambda: [0.75, 1.3333])  # width over height
     flip: bool = True  # left-right; off where labels name directions
-    randaugment_layers: int = 0
-    randaugment_magnitude: int = 10
+    randaugment_layers: Index = 0
+    randaugment_magnitude: Magnitude = 10
 
 
 @dataclass
 class Dataset:
     """One training set: shards of images or of videos, and which head learns which label."""
 
-    shards: str  # a directory, or an address such as https://host/train or s3://bucket/train
-    heads: dict[str, str] = field(default_factory=dict)  # head name -> label name in the shards
-    weight: float = 1.0  # share of the batches, relative to the other sets'
+    shards: Shards  # a directory, or an address such as https://host/train or s3://bucket/train
+    heads: Heads = field(default_factory=dict)  # head name -> label name in the shards
+    weight: Positive = 1.0  # share of the batches, relative to the other sets'
     augment: Augment = field(default_factory=Augment)
 
 
@@ -129,85 +155,106 @@ class Dataset:
 class Valid:
     """A set on which arms are validated while they train: one clip and one crop of every sample."""
 
-    shards: str  # a directory or an address
-    heads: dict[str, str] = field(default_factory=dict)  # head name -> label name; none: all whose name and classes fit
+    shards: Shards  # a directory or an address
+    heads: Heads = field(default_factory=dict)  # head name -> label name; none: all whose name and classes fit
 
 
 @dataclass
 class Data:
     """Training sets (whole batches come from one of them), the set to validate on, and how they are read."""
 
-    train: dict[str, Dataset] = field(default_factory=dict)
+    train: Named[Dataset] = field(default_factory=dict)
     valid: Valid | None = None
-    batch: int = 64  # samples of a step, over all ranks
-    workers: int = 1  # loader processes of each rank
-    max_bad: float = 0.01  # share of unreadable samples left out before the run stops
-    window: int = 8192  # samples within which an epoch is shuffled; larger sets are read in near sequence
+    batch: Count = 64  # samples of a step, over all ranks
+    workers: Index = 1  # loader processes of each rank
+    max_bad: Share = 0.01  # share of unreadable samples left out before the run stops
+    window: Count = 8192  # samples within which an epoch is shuffled; larger sets are read in near sequence
 
 
 @dataclass
 class Arm:
     """What trains above the trunk. ``frozen_depth`` blocks are frozen; 0 trains everything, tubes included."""
 
-    frozen_depth: int = 0
-    gate: bool | str = False  # true: one alpha, the paper's; "channel": one for each channel
-    adapt: str = "full"  # the late blocks: full | lora | dora | ia3 (adapters on frozen weights) | none (frozen)
-    lora_rank: int = 8  # of lora and dora, whose products are scaled by lora_alpha / lora_rank
-    lora_alpha: float = 16.0
-    precision: str = "float32"  # of products in the arm: float32 | bfloat16; what trains is float32 in any case
+    frozen_depth: Index = 0
+    gate: Gate = False  # true: one alpha, the paper's; "channel": one for each channel
+    adapt: Literal["full", "lora", "dora", "ia3", "none"] = "full"  # the late blocks; none: frozen too
+    lora_rank: Count = 8  # of lora and dora, whose products are scaled by lora_alpha / lora_rank
+    lora_alpha: Positive = 16.0
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products; what trains is float32 in any case
     grad_checkpointing: bool = False  # compute each block twice instead of keeping its activations
-    lr: float = 1e-3
-    gate_lr: float = 5e-3
-    weight_decay: float = 1e-3
-    clip: float = 1.0  # gradient norm; 0: none
-    steps: int | None = None  # after which the arm ends, and over which its cosine runs; None: train.steps
-    warmup: int | None = None  # None: train.warmup
-    patience: int = 0  # validations in a row without a rise of accuracy that end the arm early; 0: it never does
+    lr: Positive = 1e-3
+    gate_lr: Positive = 5e-3
+    weight_decay: NotNegative = 1e-3
+    clip: NotNegative = 1.0  # gradient norm; 0: none
+    steps: Count | None = None  # after which the arm ends, and over which its cosine runs; None: train.steps
+    warmup: Index | None = None  # None: train.warmup
+    patience: Index = 0  # validations in a row without a rise of accuracy that end the arm early; 0: it never does
 
 
 @dataclass
 class Trunk:
     """How frozen blocks are kept while arms train; ``auto`` measures which precision is fastest on the device."""
 
-    precision: str = "float32"  # float32 | bfloat16 | float16 | int8 | auto
-    placement: str = "device"  # device | host | disk: where blocks wait for their turn
-    cache: str | None = None  # a token cache (tools/cache.py), which stands for videos and frozen blocks in training
+    precision: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
+    placement: Literal["device", "host", "disk"] = "device"  # where blocks wait for their turn
+    cache: Cache | None = None  # a token cache (tools/cache.py), which stands for videos and frozen blocks in training
+
+
+ZeroStage = Annotated[
+    Literal[0, 1, 2],
+    Field(description="0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)"),
+]
 
 
 @dataclass
 class Train:
     """Optimizer and schedule, alike for all arms of a sweep but where an arm has its own steps and warm-up."""
 
-    steps: int = 500
-    optimizer: str = "adamw"  # adamw | adam
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    warmup: int = 20  # steps of linear warm-up before the cosine
-    label_smoothing: float = 0.0
-    mixup: float = 0.0  # alpha of the Beta distribution; 0: none
-    cutmix: float = 0.0  # the same; where both are set each step draws one of them, half and half
-    kernels: str = "auto"  # library | lean | fast (model/kernels.py) | auto: fast where measured to pay
-    zero_stage: int = 0
+    steps: Count = 500
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    betas: Betas = field(default_factory=lambda: [0.9, 0.999])
+    warmup: Index = 20  # steps of linear warm-up before the cosine
+    label_smoothing: Share = 0.0
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution; 0: none
+    cutmix: NotNegative = 0.0  # the same; where both are set each step draws one of them, half and half
+    kernels: Literal["library", "lean", "fast", "auto"] = "auto"  # model/kernels.py; auto: fast where measured to pay
+    zero_stage: ZeroStage = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
-    accumulate: int = 1  # micro-batches of a step, one after the other: less memory, the same step
-    log_every: int = 10
-    save_every: int = 1000  # steps between checkpoints; 0: at the end alone, and where the run is stopped
-    keep: int = 2  # checkpoints at a time
-    valid_every: int = 0  # steps between validations on data.valid, and one where an arm ends; 0: none
+    accumulate: Count = 1  # micro-batches of a step, one after the other: less memory, the same step
+    log_every: Count = 10
+    save_every: Index = 1000  # steps between checkpoints; 0: at the end alone, and where the run is stopped
+    keep: Count = 2  # checkpoints at a time
+    valid_every: Index = 0  # steps between validations on data.valid, and one where an arm ends; 0: none
+
+
+if TYPE_CHECKING:
+    Changes = dict[str, Any]
+    Grid = dict[str, list[Any]]
+else:  # some settings of an arm; some with lists of values
+    settings = get_type_hints(Arm, include_extras=True)
+    lists = {name: Annotated[list[kind], Field(min_length=1)] for name, kind in settings.items()}
+    Changes = Annotated[TypedDict("Changes", settings, total=False), InOrder]
+    Grid = Annotated[
+        TypedDict("Grid", lists, total=False),
+        InOrder,
+        Field(description="a mapping of settings to lists of values"),
+    ]
 
 
 @dataclass
 class Recipe:
     """A whole run. ``arm`` is the arm of a single run and the defaults of every entry of ``arms``."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of all sections
     out: str = ""
-    seed: int = 0
+    seed: Index = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     trunk: Trunk = field(default_factory=Trunk)
     train: Train = field(default_factory=Train)
     arm: Arm = field(default_factory=Arm)
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"changes": Arm})  # name -> changes to arm
-    grid: dict[str, list[Any]] = field(default_factory=dict, metadata={"values": Arm})  # more arms: all combinations
+    arms: Named[Changes] = field(default_factory=dict)  # name -> changes to arm
+    grid: Grid = field(default_factory=dict)  # more arms: all combinations
 
 
 def schedule(arm: Arm, train: Train) -> tuple[int, int]:

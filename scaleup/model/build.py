@@ -143,7 +143,8 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
     for each in trunks:
         each.place(world.device, settings.placement)
     clip = normalise(natural_clip(deepest.preprocess.frames, deepest.preprocess.size), deepest.config).to(world.device)
-    precision, seconds = settings.precision, dict[str, float]()
+    precision: str = settings.precision
+    seconds: dict[str, float] = {}
     if precision == "auto":
         precision, seconds = world.first(_measured(trunk, clip))
     about = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}

@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from omegaconf import OmegaConf
-
 from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.errors import UserError
-from scaleup.recipe import load, resolved, sweep_arms
+from scaleup.recipe import load, sweep_arms, to_yaml
 from scaleup.training.log import read_lines
 from scaleup.training.run_directory import RESULT
 
@@ -115,7 +113,7 @@ class Facts:
     @property
     def yaml(self) -> str:
         """The resolved recipe."""
-        return OmegaConf.to_yaml(resolved(self.recipe))
+        return to_yaml(self.recipe)
 
     @property
     def heads(self) -> Iterator[str]:

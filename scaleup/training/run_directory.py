@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scaleup import recipe as recipes
 from scaleup.common.files import locked, new_directory, write_text
 from scaleup.common.machine import environment
+from scaleup.config.rules import check
 from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
@@ -115,19 +115,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _differing(path: Path, recipe: Recipe) -> str:
-    """The settings in which the recipe at ``path`` is another one, in words; one that the file is older than has its
-    default there."""
+    """The settings in which the recipe at ``path`` is another one, in words."""
     try:
-        there = _leaves(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        return f"its recipe.yaml cannot be read ({' '.join(str(error).split())})"
-    here = _leaves(with_absolute_paths(recipe))
+        stored, mistakes = check(Recipe, OmegaConf.to_container(OmegaConf.load(path)))
+    except (YAMLError, OSError, ValueError) as error:
+        stored, mistakes = None, [" ".join(str(error).split())]
+    if stored is None or mistakes:
+        return f"its recipe.yaml cannot be read ({'; '.join(mistakes)})"
+    there, here = (flatten_keys(recipes.resolved(each)) for each in (stored, with_absolute_paths(recipe)))
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
-
-
-def _leaves(recipe: Any) -> dict[str, Any]:
-    return flatten_keys(OmegaConf.to_container(recipes.resolved(recipe)))
 
 
 def flatten_keys(value: Any, at: str = "") -> dict[str, Any]:

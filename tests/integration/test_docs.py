@@ -4,7 +4,6 @@ The commands of docs/tutorial.md are run by test_tutorial.py; here those of all 
 """
 
 import ast
-import dataclasses
 import re
 import runpy
 import shlex
@@ -15,12 +14,12 @@ from typing import Any, NoReturn
 
 import pytest
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, ValidationError
 
 import draw_method
 from scaleup.cli import tool
 from scaleup.config.compose import combinations
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.rules import setting
+from scaleup.config.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -73,16 +72,7 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def is_setting(path: str) -> bool:
     """Whether recipes have a setting of this path; names of tubes, sets and arms may be any."""
-    group, _, last = path.rpartition(".")
-    if group.split(".")[0] in ("arms", "grid"):
-        return last in {field.name for field in dataclasses.fields(Arm)}
-    try:
-        OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.from_dotlist([f"{path}=null"]))
-    except ConfigKeyError:
-        return False
-    except ValidationError:  # null is no value of it
-        return True
-    return True
+    return setting(Recipe, path.split(".")) is not None
 
 
 def groups(args: Any) -> set[str]:
