@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from scaleup.checkpoint.hub import HUB
 from scaleup.checkpoint.model_directory import stages, trained_on
+from scaleup.common.tables import markdown
 
 USE = """```python
 import scaleup
@@ -129,6 +130,5 @@ def _accuracy(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _table(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
-    cells = ([str(each).replace("|", r"\|") for each in row] for row in rows)
-    lines = [f"| {' | '.join(row)} |\n" for row in cells]
-    return f"| {' | '.join(header)} |\n|{'---|' * len(header)}\n{''.join(lines)}" if lines else ""
+    first, *others = markdown(header, rows)
+    return "\n".join([first, *others, ""]) if len(others) > 1 else ""

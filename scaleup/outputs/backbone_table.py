@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import rich.box
-import rich.console
-import rich.table
 import timm
 
 from scaleup.backbones import open_clip
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
+from scaleup.common import tables
 from scaleup.errors import UserError, nearest
 from scaleup.model.tubes import Folds, folds_to
 
@@ -142,19 +139,14 @@ def _short(fold: Folds) -> str:
 
 def text(found: Table) -> str:
     """The table for people, as wide as it is, and what is refused."""
-    shown = rich.table.Table(*HEADER, box=rich.box.SIMPLE_HEAD)
-    for row in found.rows:
-        shown.add_row(*cells(row))
-    console = rich.console.Console(width=1000, file=(written := io.StringIO()))
-    console.print(shown)
-    lines = [line.rstrip() for line in written.getvalue().splitlines()]
-    return "\n".join([*lines, *_refused(found)]) + "\n"
+    lines = tables.columns([HEADER, *map(cells, found.rows)], left=range(len(HEADER)))
+    return "\n".join([*lines, "", *_refused(found)]) + "\n"
 
 
 def markdown(found: Table) -> str:
     """The page docs/backbones.md."""
     versions = " and ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
-    lines = [f"| {' | '.join(line)} |" for line in (HEADER, ["---"] * len(HEADER), *map(cells, found.rows))]
+    lines = tables.markdown(HEADER, map(cells, found.rows))
     introduction = INTRODUCTION.format(versions=versions, count=len(found.rows))
     return introduction + "\n".join([*lines, "", "## Refused", "", *_refused(found)]) + "\n"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from scaleup.common.tables import columns
+
 
 def in_gib(count: float) -> str:
     """Bytes in words: ``1.50 GiB``."""
@@ -23,14 +25,14 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
     yield f"tokens: image {tokens['image']}, video {tokens['video']} (prefix {tokens['prefix']}, {tubes})"
     yield ""
     for kind, of in flops.items():
-        yield from _table(
+        yield from columns(
             [["one " + kind, "parameters trained", "frozen", "forward", "step"]]
             + [["trunk", "", "", _flop(of["trunk"]), _flop(of["trunk"])]]
             + [_arm(name, arm, kind) for name, arm in plan["arms"].items()]
             + [["all", "", "", _flop(of["forward"]), _flop(of["step"])]]
         )
         yield ""
-    yield from _table([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan["memory"].items())])
+    yield from columns([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan["memory"].items())])
     yield f"of {in_gib(plan['available'])}; the largest batch that fits is {plan['largest_batch']}"
     if len(plan["waves"]) > 1:
         yield f"{len(plan['waves'])} waves: " + "; ".join(", ".join(wave) for wave in plan["waves"])
@@ -63,11 +65,3 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
-
-
-def _table(rows: list[list[str]]) -> Iterator[str]:
-    """Columns as wide as they need; the first to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for first, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

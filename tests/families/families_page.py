@@ -5,6 +5,8 @@ from pathlib import Path
 
 from families import FAMILIES
 
+from scaleup.common.tables import markdown
+
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- families: written by make families -->\n", "<!-- families end -->\n"
 COLUMNS = {  # file of tests -> what they prove
@@ -20,11 +22,11 @@ Proved = Mapping[tuple[str, str], bool]  # (name of a family's model, file of te
 
 def table(proved: Proved) -> str:
     """A row for each family, a column for each file of tests."""
-    rows = [["family", "for example", *COLUMNS.values()], ["---"] * (2 + len(COLUMNS))]
+    rows = []
     for family in FAMILIES:
         verdicts = ["yes" if proved[family.name, tests] else "no" for tests in COLUMNS]
         rows.append([family.title, f"`{family.name}`", *verdicts])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "\n".join([*markdown(["family", "for example", *COLUMNS.values()], rows), ""])
 
 
 def current() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.plots import GIB
 from scaleup.common.files import write_text
+from scaleup.common.tables import markdown
 from scaleup.errors import UserError
 
 BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"
@@ -51,20 +52,21 @@ def _machine(machine: dict[str, Any]) -> Iterator[str]:
     yield f"load before the run {machine['load_before']:.1f}."
 
 
-def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield _line(["model", *(name for name, _ in COLUMNS.values())])
-    yield _line(["---"] + ["--:"] * len(COLUMNS))
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    header = ["model", *(name for name, _ in COLUMNS.values())]
+    cells = []
     for row in rows:
-        cells = [_number(row[key], unit) for key, (_, unit) in COLUMNS.items()]
-        yield _line([f"**{row['name']}**" if row["ours"] else row["name"], *cells])
+        name = f"**{row['name']}**" if row["ours"] else row["name"]
+        cells.append([name, *(_number(row[key], unit) for key, (_, unit) in COLUMNS.items())])
+    return markdown(header, cells, right=range(1, len(header)))
 
 
-def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
-    yield _line(["ratio, median over the turns", "goal, at least", "measured", ""])
-    yield _line(["---", "--:", "--:", "---"])
+def _goals(goals: list[dict[str, Any]]) -> list[str]:
+    rows = []
     for goal in goals:
         met = "met" if goal["met"] else "not met"
-        yield _line([goal["what"], f"{goal['at_least']}", f"{goal['measured']:.2f}", met])
+        rows.append([goal["what"], goal["at_least"], f"{goal['measured']:.2f}", met])
+    return markdown(["ratio, median over the turns", "goal, at least", "measured", ""], rows, right=(1, 2))
 
 
 def _losses(found: dict[str, Any]) -> Iterator[str]:
@@ -83,7 +85,3 @@ def sentence(loss: dict[str, Any]) -> str:
 
 def _number(value: float | None, unit: float) -> str:
     return "" if value is None else f"{value / unit:.3g}" if abs(value / unit) < 1000 else f"{value / unit:.0f}"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

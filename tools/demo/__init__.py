@@ -19,6 +19,7 @@ import torch
 
 from scaleup import recipe
 from scaleup.common.files import refuse_existing
+from scaleup.common.tables import markdown
 from scaleup.common.timing import progress
 from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
@@ -198,15 +199,14 @@ def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool 
 
 def table(report: Mapping[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| model | tubes | frozen blocks | gate alpha | trained | GFLOP / step | seconds | shape | motion |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    header = ["model", "tubes", "frozen blocks", "gate alpha", "trained", "GFLOP / step", "seconds", "shape", "motion"]
+    rows = []
     for row in report["rows"]:
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
-        lines.append(
-            f"| {row['name']} | {row['tubes']} | {row['frozen_depth']} | {alpha} | {row['trained_parameters']:,} | "
-            f"{row['step_gflop']:.0f} | {row['seconds_share']:.0%} | {row['shape']:.1%} | {row['motion']:.1%} |"
-        )
-    return "\n".join(lines)
+        cost = f"{row['trained_parameters']:,}", f"{row['step_gflop']:.0f}", f"{row['seconds_share']:.0%}"
+        accuracy = f"{row['shape']:.1%}", f"{row['motion']:.1%}"
+        rows.append([row["name"], row["tubes"], row["frozen_depth"], alpha, *cost, *accuracy])
+    return "\n".join(markdown(header, rows))
 
 
 def readme(report: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from reproduce.judge import RULE, Verdict, judge
 from reproduce.table import RANDOM, Claim, Table
+from scaleup.common.tables import markdown
 
 EDGE = "*"  # after a learning rate beyond which a better one may lie
 WORDS = ("holds", "within noise", "does not hold")
@@ -41,15 +42,15 @@ def document(tables: Mapping[str, Table], results: Path) -> str:
 
 def _overview(tables: Mapping[str, Table], paths: Mapping[str, Path]) -> list[str]:
     """How many claims of each table hold."""
-    lines = [f"| `tools/reproduce.py` | | seeds | {' | '.join(WORDS)} |", "|---|---|---|" + "---|" * len(WORDS)]
+    rows = []
     for name, table in tables.items():
         cells = ["not run", *["-"] * len(WORDS)]
         if paths[name].exists():
             result = json.loads(paths[name].read_text())
             words = [_verdict(claim, table.head, result["rows"]).word for claim in claims(table, result["rows"])]
             cells = [str(len(result["seeds"])), *(str(words.count(word)) for word in WORDS)]
-        lines.append(f"| `{name}` | {table.title} | {' | '.join(cells)} |")
-    return lines
+        rows.append([f"`{name}`", table.title, *cells])
+    return markdown(["`tools/reproduce.py`", "", "seeds", *WORDS], rows)
 
 
 def section(name: str, table: Table, path: Path) -> str:
@@ -73,12 +74,12 @@ def _setting(result: Mapping[str, Any]) -> str:
 def _rows(table: Table, result: Mapping[str, Any]) -> list[str]:
     others = [head for head in result["chance"] if head != table.head]
     heads = [table.head, *others]
-    lines = [f"| row | paper | {' | '.join(heads)} | learning rate | steps |", "|---|---|" + "---|" * (len(heads) + 2)]
+    rows = []
     for name, row in result["rows"].items():
         paper = "-" if row["paper"] is None else f"{row['paper']:.1f}"
-        values = " | ".join(_spread([seed[head] for seed in row["seeds"].values() if head in seed]) for head in heads)
-        lines.append(f"| {name} | {paper} | {values} | {_rate(row)} | {row['steps']} |")
-    return lines
+        values = [_spread([seed[head] for seed in row["seeds"].values() if head in seed]) for head in heads]
+        rows.append([name, paper, *values, _rate(row), row["steps"]])
+    return markdown(["row", "paper", *heads, "learning rate", "steps"], rows)
 
 
 def _rate(row: Mapping[str, Any]) -> str:
