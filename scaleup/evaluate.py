@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,37 @@ from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT
 
 
+@dataclass
+class Coverage:
+    """What one pass over shards has seen."""
+
+    shards: str  # their name
+    samples: int  # that could be read
+    failures: list[Failure]  # those that could not
+    list_sha256: str  # of the keys of all samples
+    views: str  # temporal x spatial crops of a sample: 4x3
+
+
+@dataclass
+class HeadScore:
+    """How often a head is right: shares of 1."""
+
+    top1: float
+    top5: float
+    loss: float  # mean of -log of the probability of the right class
+    chance: float  # top-1 of guessing
+
+
+@dataclass
+class Evaluation(Coverage):
+    """The accuracy of a model on shards."""
+
+    modality: str  # of the samples: image | video
+    labels: dict[str, str]  # head -> label of the shards
+    heads: dict[str, HeadScore]
+    trunk: dict[str, Any] = field(default_factory=dict)  # see scaleup.model.build.prepare_trunks
+
+
 def evaluate(
     models: Mapping[str, TubeViT],
     shards: str | Path,
@@ -31,7 +63,7 @@ def evaluate(
     batch: int = 16,
     workers: int = 1,
     trunk: Trunk | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Evaluation]:
     """Top-1, top-5 and cross entropy of each head of each model, probabilities averaged over the views.
 
     Args:
@@ -39,10 +71,6 @@ def evaluate(
             pass; they stay on the device, in the precision and with the kernels that they are evaluated with.
         heads: head -> label of the shards; by default every head that has a label's name and classes.
         trunk: how frozen blocks are kept; None for float32 on the device.
-
-    Returns:
-        For each model what :func:`scores` says, ``"shards"`` (their name), ``"modality"``, ``"labels"`` (by head), and
-        ``"trunk"``, see :func:`scaleup.model.build.prepare_trunks`.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer
@@ -55,10 +83,9 @@ def evaluate(
             model.eval().arm.to(world.device)
         set_kernels(models.values(), "auto", world)
         about = prepare_trunks(models.values(), trunk or Trunk(), world)
-        seen = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
-        found = scores(models, seen)
-    on = {"shards": opened.name, "modality": opened.modality, "labels": heads}
-    return {name: score | on | {"trunk": _kept(models[name], about)} for name, score in found.items()}
+        once = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
+        evaluations = scores(models, once)
+    return {name: replace(each, trunk=_kept(models[name], about)) for name, each in evaluations.items()}
 
 
 class Once:
@@ -80,7 +107,7 @@ class Once:
         workers: int,
         world: World,
     ) -> None:
-        self.title, self.shards, self.heads, self.views, self.world = title, shards, heads, views, world
+        self.title, self.shards, self.heads, self.views, self.world = title, shards, dict(heads), views, world
         self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
         self.share = len(range(world.rank, len(shards), world.size))
         self.keys: list[str] = []
@@ -96,36 +123,28 @@ class Once:
                     yield batch
                 advance(len(batch.keys) + len(batch.failures))
 
-    def summary(self) -> dict[str, Any]:
-        """``{"samples", "failures", "list_sha256", "views"}`` of all ranks; all of them must call."""
+    def summary(self) -> Coverage:
+        """What all ranks have seen; all of them must call."""
         everyone = self.world.gather((self.keys, self.failures))
         keys, failures = [k for keys, _ in everyone for k in keys], [f for _, failed in everyone for f in failed]
         seen = sorted(keys + [key for key, _ in failures])  # the promise is checked, not assumed
         assert seen == sorted(self.shards.keys), f"{len(seen)} samples seen of {len(self.shards)}"
-        found = {"samples": len(keys), "failures": failures}
-        return found | {"list_sha256": self.shards.list_sha256, "views": self.views}
+        return Coverage(self.shards.name, len(keys), failures, self.shards.list_sha256, self.views)
 
 
-def scores(models: Mapping[str, TubeViT], seen: Once) -> dict[str, dict[str, Any]]:
-    """What models that are in place and in eval mode make of a pass over shards; all ranks must call.
-
-    Returns:
-        For each model ``{"heads": {head: {"top1", "top5", "loss", "chance"}}, "samples", "failures", "list_sha256",
-        "views"}``: shares of 1, and the mean of -log of the probability of the class that is right.
-    """
-    sums = {name: {head: torch.zeros(3, dtype=torch.float64) for head in seen.heads} for name in models}
-    for batch in seen:
+def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
+    """What models that are in place and in eval mode make of a pass over shards; all ranks must call."""
+    sums = {name: {head: torch.zeros(3, dtype=torch.float64) for head in once.heads} for name in models}
+    for batch in once:
         for name, head, counts in _counts(models, batch):
             sums[name][head] += counts
-    common, everyone = seen.summary(), seen.world.gather(sums)
-    classes = {head: len(seen.shards.classes[label]) for head, label in seen.heads.items()}
-    return {
-        name: {
-            "heads": {h: _means([each[name][h] for each in everyone], common["samples"], classes[h]) for h in classes},
-            **common,
-        }
-        for name in models
-    }
+    coverage, everyone = once.summary(), once.world.gather(sums)
+    classes = {head: len(once.shards.classes[label]) for head, label in once.heads.items()}
+    evaluations = {}
+    for name in models:
+        heads = {h: _means([rank[name][h] for rank in everyone], coverage.samples, classes[h]) for h in classes}
+        evaluations[name] = Evaluation(**vars(coverage), modality=once.shards.modality, labels=once.heads, heads=heads)
+    return evaluations
 
 
 def _kept(model: TubeViT, about: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +196,7 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 
 
-def _means(sums: list[Tensor], samples: int, classes: int) -> dict[str, float]:
+def _means(sums: list[Tensor], samples: int, classes: int) -> HeadScore:
     """Sums (3,) of each rank -> means over all samples."""
     top1, top5, loss = (sum(sums) / max(samples, 1)).tolist()  # type: ignore[union-attr]
-    return {"top1": top1, "top5": top5, "loss": loss, "chance": 1 / classes}
+    return HeadScore(top1, top5, loss, 1 / classes)

@@ -7,7 +7,7 @@ off is kept: the same command goes on from there.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup import recipe
 from scaleup.cli import tool
@@ -15,8 +15,11 @@ from scaleup.common.machine import parse_bytes
 from scaleup.config import schema
 from scaleup.errors import UserError
 
+if TYPE_CHECKING:
+    from scaleup.training.token_cache import TokenCache
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+
+def run(args: argparse.Namespace) -> TokenCache:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
     limit, chosen = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or depths(read)
     from scaleup.training.token_cache import make  # after what may be wrong: its imports take seconds
@@ -32,15 +35,13 @@ def depths(read: schema.Recipe) -> list[int]:
     return found
 
 
-def show(result: dict[str, Any]) -> None:
-    for name, made in result["datasets"].items():
-        failed = f", {len(made['failures'])} left out" if made["failures"] else ""
-        print(f"{result['out']}/{name}: {made['samples']} samples x {result['views']} views{failed}")
-    print(
-        f"{result['bytes']:,} bytes, frozen depths {', '.join(map(str, result['depths']))}, {result['seconds']:.0f} s"
-    )
-    moved = ", ".join(f"{name} {share:.2%}" for name, share in result["drift"].items())
-    print(f"kept in {result['precision']}, by which tokens move by a share of their RMS: {moved}")
+def show(cache: TokenCache) -> None:
+    for name, dataset in cache.datasets.items():
+        failed = f", {len(dataset.failures)} left out" if dataset.failures else ""
+        print(f"{cache.out}/{name}: {dataset.samples} samples x {cache.views} views{failed}")
+    print(f"{cache.bytes:,} bytes, frozen depths {', '.join(map(str, cache.depths))}, {cache.seconds:.0f} s")
+    moved = ", ".join(f"{name} {share:.2%}" for name, share in cache.drift.items())
+    print(f"kept in {cache.precision}, by which tokens move by a share of their RMS: {moved}")
 
 
 def at_least_one(text: str) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.common.timing import is_first_rank
 from scaleup.errors import UserError
+
+if TYPE_CHECKING:
+    from scaleup.evaluate import Evaluation
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -30,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation]]:
     if args.record and not Path(args.model).is_dir():
         raise UserError(f"--record writes into the directory of a model, and '{args.model}' is none of this machine")
     heads = dict(pair(text) for text in args.heads) if args.heads else None
@@ -48,9 +51,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for model in models.values():
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
-    for name, result in results.items() if args.record and is_first_rank() else ():
-        how = {"strides": strides, "precision": result["trunk"].get("precision", "float32")}
-        record(Path(args.model, name) if many else Path(args.model), models[name], result, how)
+    for name, evaluation in results.items() if args.record and is_first_rank() else ():
+        how = {"strides": strides, "precision": evaluation.trunk.get("precision", "float32")}
+        record(Path(args.model, name) if many else Path(args.model), models[name], evaluation, how)
     return {"arms": results} if many else results["model"]
 
 
@@ -68,13 +71,13 @@ def numbers(text):
         raise UserError(f"{text!r} is not T,H,W in whole numbers") from error
 
 
-def show(result: dict[str, Any]) -> None:
-    arms = result.get("arms", {"model": result})
+def show(result: Evaluation | dict[str, dict[str, Evaluation]]) -> None:
+    arms = result["arms"] if isinstance(result, dict) else {"model": result}
     for name, arm in arms.items():
-        for head, score in arm["heads"].items():
-            print(f"{name}: {head} top-1 {score['top1']:.2%}, top-5 {score['top5']:.2%} (chance {score['chance']:.2%})")
-    shown = next(iter(arms.values()))
-    print(f"{shown['samples']} samples, {len(shown['failures'])} failures, {shown['views']} views")
-    print(f"list {shown['list_sha256']}")
-    for depth, moved in shown["trunk"].get("drift", {}).items():
-        print(f"trunk in {shown['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+        for head, score in arm.heads.items():
+            print(f"{name}: {head} top-1 {score.top1:.2%}, top-5 {score.top5:.2%} (chance {score.chance:.2%})")
+    first = next(iter(arms.values()))
+    print(f"{first.samples} samples, {len(first.failures)} failures, {first.views} views")
+    print(f"list {first.list_sha256}")
+    for depth, moved in first.trunk.get("drift", {}).items():
+        print(f"trunk in {first.trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.common.machine import parse_bytes
+
+if TYPE_CHECKING:
+    from scaleup.sweeps.costs import Plan
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -21,7 +24,7 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Plan:
     read = recipe.load(args.recipe, args.changes)
     arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
     available = parse_bytes(args.memory, "--memory") if args.memory else None
@@ -30,7 +33,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return costs.plan(read, arms, args.ranks, available, args.gflops, args.views)
 
 
-def show(result: dict[str, Any]) -> None:
+def show(plan: Plan) -> None:
     from scaleup.sweeps import plan_text
 
-    print(plan_text.text(result), end="")
+    print(plan_text.text(plan), end="")

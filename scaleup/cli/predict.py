@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.errors import UserError
+
+if TYPE_CHECKING:
+    from scaleup.evaluation.predictor import Predictions
 
 EXAMPLE = """tools/predict.py runs/vit_h clips/ "photos/*.jpg" --top 3
   tools/predict.py runs/vit_h match.mp4 --hop 1 --overlay match-seen.mp4
@@ -26,16 +29,16 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Predictions:
     sources = asked(args)
     from scaleup.evaluation.predictor import Predictor, draw, predict
     from scaleup.model.build import load  # after what may be wrong with the arguments: its imports take seconds
 
     predictor = Predictor(load(args.model, args.base), args.head, args.top, args.hop, args.batch)
     result = predict(predictor, sources)
-    if args.overlay and result["files"]:
+    if args.overlay and result.files:
         draw(predictor, sources[0], args.overlay)
-        result["overlay"] = args.overlay
+        result.overlay = args.overlay
     return result
 
 
@@ -56,12 +59,13 @@ def asked(args):
     return sources
 
 
-def show(result: dict[str, Any]) -> None:
-    for file in result["files"]:
-        answers = ", ".join(f"{each['class']} {each['probability']:.1%}" for each in file["top"])
-        print(f"{file['source']}: {answers}")
-        for clip in file.get("clips", ()) if len(file.get("clips", ())) > 1 else ():
-            best = clip["top"][0]
-            print(f"  {clip['second']:8.2f} s  {best['class']} {best['probability']:.1%}")
-    if "overlay" in result:
-        print(f"overlay -> {result['overlay']}")
+def show(result: Predictions) -> None:
+    from scaleup.evaluation.predictor import describe_clip
+
+    for file in result.files:
+        answers = ", ".join(f"{each.class_} {each.probability:.1%}" for each in file.top)
+        print(f"{file.source}: {answers}")
+        for clip in file.clips if len(file.clips) > 1 else ():
+            print(f"  {describe_clip(clip)}")
+    if result.overlay is not None:
+        print(f"overlay -> {result.overlay}")

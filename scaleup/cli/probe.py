@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
 from scaleup.common.timing import is_first_rank
+
+if TYPE_CHECKING:
+    from scaleup.evaluation.depth_curve import DepthProfile
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> DepthProfile:
     if args.out:
         refuse_existing(args.out, args.overwrite)
     from scaleup.config.schema import Trunk
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: DepthProfile) -> None:
     from scaleup.evaluation import depth_curve
 
     print("\n".join(depth_curve.lines(result)))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup import recipe
 from scaleup.cli import train
 from scaleup.cli.train import seconds, show
 from scaleup.common.machine import parse_bytes
 from scaleup.errors import UserError
+
+if TYPE_CHECKING:
+    from scaleup.cli.train import Result
+    from scaleup.sweeps.machines import FailedSweep
 
 __all__ = ["arguments", "run", "show"]
 
@@ -26,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Result | FailedSweep:
     limit, memory = seconds(args.stop_after), parse_bytes(args.memory, "--memory") if args.memory else None
     read = recipe.load(args.recipe, args.changes)
     arms, slurm = recipe.sweep_arms(read), _checked(args)
@@ -34,9 +38,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from scaleup.sweeps.parts import sweep
 
     if args.plan:
-        groups = machines.group_arms(read, arms, args.machines) if args.where else []
-        apart = {"machines": [list(group) for group in groups]} if args.where else {}
-        return costs.plan(read, arms, available=memory) | apart
+        plan = costs.plan(read, arms, available=memory)
+        if args.where:
+            plan.machines = [list(group) for group in machines.group_arms(read, arms, args.machines)]
+        return plan
     if args.where:
         return machines.spread(read, arms, args.where, args.machines, slurm, args.overwrite, limit, memory)
     return sweep(read, arms, args.overwrite, limit, memory)

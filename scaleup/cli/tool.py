@@ -42,7 +42,7 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
         with _stdout_kept_clean():
             result = run(args)
         if args.json and is_first_rank():
-            print(json.dumps(result, default=asdict))
+            print(json.dumps(result, default=_as_json))
         elif is_first_rank():
             show(result)
         sys.stdout.flush()
@@ -55,6 +55,11 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
         finally:
             processes.end_all(code)
     sys.exit(result.get("exit", 0) if isinstance(result, dict) else getattr(result, "exit", 0))
+
+
+def _as_json(result: Any) -> dict[str, Any]:
+    """A dataclass by its fields; ``class_`` is the key ``class``."""
+    return asdict(result, dict_factory=lambda pairs: {name.removesuffix("_"): value for name, value in pairs})
 
 
 def _told(error: BaseException) -> int:

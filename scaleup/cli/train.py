@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.errors import UserError
+
+if TYPE_CHECKING:
+    from scaleup.sweeps.costs import Plan
+    from scaleup.sweeps.machines import FailedSweep
+    from scaleup.training.arm_trainer import ArmResult
+    from scaleup.training.run_directory import RunResult, StoppedRun
+
+    Result = Plan | RunResult | StoppedRun
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 EXAMPLE = "tools/train.py recipes/demo/small.yaml train.steps=300 out=runs/small"
@@ -25,7 +33,7 @@ def arguments(description: str | None = __doc__, example: str = EXAMPLE) -> argp
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Result:
     limit = seconds(args.stop_after)
     read = recipe.load(args.recipe, args.changes)
     arms = {"model": read.arm}
@@ -46,44 +54,45 @@ def seconds(text: str | None) -> float | None:
     return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Result | FailedSweep) -> None:
     """Print a plan, or the result of a run, an arm a line."""
-    if "flops" in result:
-        from scaleup.sweeps import plan_text
+    from scaleup.sweeps import plan_text
+    from scaleup.sweeps.costs import Plan
+    from scaleup.sweeps.machines import FailedSweep
+    from scaleup.training.run_directory import StoppedRun
 
+    if isinstance(result, Plan):
         print(plan_text.text(result), end="")
-        for number, group in enumerate(result.get("machines", []), 1):
-            print(f"machine {number}: {', '.join(group)}")
-        return
-    if "stopped" in result:
-        part = f" of part {result['part']}" if "part" in result else ""
-        print(
-            f"stopped after {result['stopped']} of {result['steps']} steps{part}; the same command goes on from there"
-        )
-        return
-    if "failed" in result:
-        for lost in result["failed"]:
-            print(f"{lost['part']} ({', '.join(lost['arms'])}): {lost['error']}; log: {lost['log']}")
+    elif isinstance(result, StoppedRun):
+        part = f" of part {result.part}" if result.part else ""
+        print(f"stopped after {result.stopped} of {result.steps} steps{part}; the same command goes on from there")
+    elif isinstance(result, FailedSweep):
+        for failed in result.failed:
+            print(f"{failed.part} ({', '.join(failed.arms)}): {failed.error}; log: {failed.log}")
         print("what the others have trained stays; the same command goes on")
-        return
-    print(f"{result['steps']} steps -> {result['out']}")
-    for name, arm in result["arms"].items():
-        share = f"{arm['trained_parameters']:,} parameters trained, {arm['frozen_parameters']:,} frozen"
-        print(f"{name}: frozen depth {arm['frozen_depth']}, {share}" + _outcome(arm))
-    print(f"trunk, shared by all arms: {result['trunk_seconds']:.4f} s a step")
-    for depth, moved in result["trunk"].get("drift", {}).items():
-        print(f"trunk in {result['trunk']['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+    else:
+        _show_complete(result)
 
 
-def _outcome(arm: dict[str, Any]) -> str:
-    if arm["diverged"] is not None:
-        return f", diverged at step {arm['diverged']}: no model is written"
-    alpha = "" if arm["alpha"] is None else f", alpha {arm['alpha']:.4f}"
-    alpha += f" (largest {arm['alpha_largest']:.4f})" if "alpha_largest" in arm else ""
-    early = f", ended early after {arm['steps']} steps" if arm["ended"] == "early" else ""
-    best = "" if arm["best_step"] is None else f", accuracy {arm['valid_accuracy']:.2%} after step {arm['best_step']}"
+def _show_complete(result: RunResult) -> None:
+    print(f"{result.steps} steps -> {result.out}")
+    for name, arm in result.arms.items():
+        share = f"{arm.trained_parameters:,} parameters trained, {arm.frozen_parameters:,} frozen"
+        print(f"{name}: frozen depth {arm.frozen_depth}, {share}" + _outcome(arm))
+    print(f"trunk, shared by all arms: {result.trunk_seconds:.4f} s a step")
+    for depth, moved in result.trunk.get("drift", {}).items():
+        print(f"trunk in {result.trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+
+
+def _outcome(arm: ArmResult) -> str:
+    if arm.diverged is not None:
+        return f", diverged at step {arm.diverged}: no model is written"
+    alpha = "" if arm.alpha is None else f", alpha {arm.alpha:.4f}"
+    alpha += "" if arm.alpha_largest is None else f" (largest {arm.alpha_largest:.4f})"
+    early = f", ended early after {arm.steps} steps" if arm.ended == "early" else ""
+    best = "" if arm.best_step is None else f", accuracy {arm.valid_accuracy:.2%} after step {arm.best_step}"
     still = "".join(
-        f", {head} still at chance ({found['accuracy']:.1%} where the most frequent class has {found['chance']:.1%})"
-        for head, found in arm.get("at_chance", {}).items()
+        f", {head} still at chance ({found.accuracy:.1%} where the most frequent class has {found.chance:.1%})"
+        for head, found in arm.at_chance.items()
     )
-    return f", {arm['arm_seconds']:.4f} s a step, loss {arm['loss']:.4f}{alpha}{early}{best}{still}"
+    return f", {arm.arm_seconds:.4f} s a step, loss {arm.loss:.4f}{alpha}{early}{best}{still}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,13 @@ from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
-from scaleup.evaluate import Once
-from scaleup.evaluation.depth_curve import suggest_depths
+from scaleup.evaluate import Coverage, Once
+from scaleup.evaluation.depth_curve import DepthAccuracy, DepthCurve, DepthProfile, suggest_depths
 from scaleup.model.build import prepare_trunks
 from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
 SCORED = 1000  # training samples that train_accuracy is taken on, lest memory grow with their number
-ROW = ("depth", "train_accuracy", "accuracy", "standard_error", "penalty")
 PROBED = ("backbone", "input", "frames", "tubes", "interpolate", "positions")  # what of config.json makes the tokens
 
 Features = dict[int, Tensor]  # depth -> (B, F)
@@ -54,7 +54,7 @@ def probe(
     batch: int = 16,
     workers: int = 1,
     trunk: Trunk | None = None,
-) -> dict[str, Any]:
+) -> DepthProfile:
     """Accuracy of a linear classifier by depth: 0 is z0, which enters block 1; s is the output of block s.
 
     Args:
@@ -62,12 +62,6 @@ def probe(
         depths: by default all, 0 to the model's own.
         views: clips x crops of a sample, whose features are averaged.
         trunk: how the blocks are kept; None for float32 on the device.
-
-    Returns:
-        ``{"labels": {label: {"classes", "chance", "rows": [{"depth", "train_accuracy", "accuracy", "standard_error",
-        "penalty"}], "suggested_depth"}}, "train", "test": {"shards", "samples", "failures", "list_sha256", "views"},
-        "train_scored", "pool", "model", "trunk", "seconds"}``; accuracies are shares of 1, and that of the training
-        samples is taken on ``train_scored`` of them. For ``trunk`` see :func:`scaleup.model.build.prepare_trunks`.
 
     Raises:
         UserError: a label, its classes or a depth do not fit, a split has samples of one class alone or none that can
@@ -89,28 +83,28 @@ def probe(
         train_shares, scored = _shares(fits, kept, classes, world)
         test_shares, samples = _shares(fits, ((reader(each.pixels), each.labels) for each in tested), classes, world)
         test_summary = _summary(tested)
-    return {
-        "labels": _curves(fits, classes, train_shares, test_shares, samples),
-        "train": train_summary,
-        "test": test_summary,
-        "train_scored": scored,
-        "pool": POOL,
-        "model": about,
-        "trunk": prepared,
-        "seconds": time.perf_counter() - began,
-    }
+    return DepthProfile(
+        labels=_curves(fits, classes, train_shares, test_shares, samples),
+        train=train_summary,
+        test=test_summary,
+        train_scored=scored,
+        pool=POOL,
+        model=about,
+        trunk=prepared,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _curves(
     fits: Mapping[int, Fit], classes: Mapping[str, int], train: Tensor, test: Tensor, samples: int
-) -> dict[str, Any]:
+) -> dict[str, DepthCurve]:
     """The curve of each label, of shares (depths, labels) of both splits."""
     errors, curves = (test * (1 - test) / samples).sqrt(), {}
     for k, (label, count) in enumerate(classes.items()):
         columns = list(fits), train[:, k].tolist(), test[:, k].tolist(), errors[:, k].tolist()
         penalties = [fit.penalties[k] for fit in fits.values()]
-        rows = [dict(zip(ROW, row, strict=True)) for row in zip(*columns, penalties, strict=True)]
-        curves[label] = {"classes": count, "chance": 1 / count, "rows": rows, "suggested_depth": suggest_depths(rows)}
+        rows = [DepthAccuracy(*row) for row in zip(*columns, penalties, strict=True)]
+        curves[label] = DepthCurve(count, 1 / count, rows, suggest_depths(rows))
     return curves
 
 
@@ -235,8 +229,8 @@ def _about(model: TubeViT) -> dict[str, Any]:
     return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: model.config[key] for key in PROBED}}
 
 
-def _summary(once: Once) -> dict[str, Any]:
-    found = once.summary()
-    if not found["samples"]:
+def _summary(once: Once) -> Coverage:
+    coverage = once.summary()
+    if not coverage.samples:
         raise UserError(f"none of the {len(once.shards)} samples of '{once.shards.path}' can be read")
-    return {"shards": str(once.shards.path)} | found
+    return replace(coverage, shards=str(once.shards.path))

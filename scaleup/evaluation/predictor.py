@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +22,51 @@ from scaleup.errors import UserError
 from scaleup.evaluation import overlay
 from scaleup.media import STDIN, content, expanded, kind
 from scaleup.model.tubevit import TubeViT
+
+
+@dataclass
+class ClassProbability:
+    """A class, and how likely it is."""
+
+    class_: str  # in JSON: class
+    probability: float
+
+
+@dataclass
+class ClipPrediction:
+    """What one clip of a video shows."""
+
+    second: float  # at which it begins
+    top: list[ClassProbability]  # the likeliest classes, the likeliest first
+
+
+@dataclass
+class Prediction:
+    """What an image or a video shows."""
+
+    modality: str  # image | video
+    top: list[ClassProbability]  # the likeliest classes, the likeliest first; of a video the mean over its clips
+    clips: list[ClipPrediction] = field(default_factory=list)  # of a video
+    source: str | None = None  # where it was read from
+
+
+@dataclass
+class FailedSource:
+    """A source that cannot be read."""
+
+    source: str
+    reason: str
+
+
+@dataclass
+class Predictions:
+    """What several sources show."""
+
+    head: str  # which answered
+    files: list[Prediction]
+    failures: list[FailedSource]
+    exit: int  # the exit code: 1 where something failed
+    overlay: str | None = None  # the file that was drawn
 
 
 class Predictor:
@@ -40,35 +86,36 @@ class Predictor:
         self.hop = self.input.frames / self.input.fps if hop is None else hop
         self.model, self.top, self.batch = model.eval(), min(top, len(self.classes)), batch
 
-    def image(self, media: bytes) -> dict[str, Any]:
-        """``{"modality", "top"}`` of an image file's content; raises BadSample."""
+    def image(self, media: bytes) -> Prediction:
+        """What an image file's content shows; raises BadSample."""
         (probabilities,) = self.probabilities(eval_views(media, "image", self.input, 1, 1))
-        return {"modality": "image", "top": self.named(probabilities)}
+        return Prediction("image", self.named(probabilities))
 
     def video(
         self,
         source: str | BinaryIO,
-        told: Callable[[dict[str, Any]], None] | None = None,
+        told: Callable[[ClipPrediction], None] | None = None,
         noted: Noted = unnoted,
-    ) -> dict[str, Any]:
-        """``{"modality", "top", "clips"}``: probabilities are averaged over the clips, each ``{"second", "top"}``.
+    ) -> Prediction:
+        """What a video shows, by the mean of the probabilities over its clips.
 
         Args:
-            told: is called with each clip's answer as soon as it is known; then clips are not waited for.
+            told: is called with each clip's prediction as soon as it is known; then clips are not waited for.
             noted: is told at the end what is odd about the video.
 
         Raises:
             BadSample: it cannot be decoded.
         """
-        rows, total, found = [], torch.zeros(len(self.classes)), clips(source, self.input, self.hop, noted)
-        while some := list(islice(found, 1 if told else self.batch)):
-            seconds, pixels = zip(*some, strict=True)
+        predictions, total = list[ClipPrediction](), torch.zeros(len(self.classes))
+        stream = clips(source, self.input, self.hop, noted)
+        while batch := list(islice(stream, 1 if told else self.batch)):
+            seconds, pixels = zip(*batch, strict=True)
             for second, probabilities in zip(seconds, self.probabilities(torch.stack(pixels)), strict=True):
                 total += probabilities
-                rows.append({"second": second, "top": self.named(probabilities)})
+                predictions.append(ClipPrediction(second, self.named(probabilities)))
                 if told is not None:
-                    told(rows[-1])
-        return {"modality": "video", "top": self.named(total / len(rows)), "clips": rows}
+                    told(predictions[-1])
+        return Prediction("video", self.named(total / len(predictions)), predictions)
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -76,29 +123,24 @@ class Predictor:
         device = next(self.model.parameters()).device
         return self.model(self.model.preprocess(pixels.to(device)), self.head).softmax(-1).cpu()
 
-    def named(self, probabilities: Tensor) -> list[dict[str, Any]]:
+    def named(self, probabilities: Tensor) -> list[ClassProbability]:
         """The likeliest classes of probabilities (C,)."""
         best = probabilities.topk(self.top)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [{"class": self.classes[index], "probability": value} for index, value in pairs]
+        return [ClassProbability(self.classes[index], value) for index, value in pairs]
 
 
-def predict(predictor: Predictor, sources: Sequence[str]) -> dict[str, Any]:
-    """What is in each source; one that cannot be read is named on stderr, and the others go on.
-
-    Returns:
-        ``{"head", "files": [{"source", "modality", "top": [{"class", "probability"}], "clips"}], "failures":
-        [{"source", "reason"}], "exit"}``; exit is 1 where something failed.
-    """
+def predict(predictor: Predictor, sources: Sequence[str]) -> Predictions:
+    """What each source shows; one that cannot be read is named on stderr, and the others go on."""
     names = expanded(sources)
     files, failures = [], []
     for name in _tracked(names):
         try:
-            files.append({"source": name, **_answer(predictor, name)})
+            files.append(replace(_answer(predictor, name), source=name))
         except BadSample as error:
             print(f"{name}: {error}", file=sys.stderr)
-            failures.append({"source": name, "reason": str(error)})
-    return {"head": predictor.head, "files": files, "failures": failures, "exit": int(bool(failures))}
+            failures.append(FailedSource(name, str(error)))
+    return Predictions(predictor.head, files, failures, int(bool(failures)))
 
 
 def draw(predictor: Predictor, source: str, path: str) -> None:
@@ -126,7 +168,7 @@ def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
         shown += input.frames - before
 
 
-def _answer(predictor: Predictor, name: str) -> dict[str, Any]:
+def _answer(predictor: Predictor, name: str) -> Prediction:
     if kind(name) == "image":
         return predictor.image(content(name))
 
@@ -137,9 +179,13 @@ def _answer(predictor: Predictor, name: str) -> dict[str, Any]:
     return predictor.video(source, told, noted)
 
 
-def _told(clip: dict[str, Any]) -> None:
-    best = clip["top"][0]
-    print(f"{clip['second']:8.2f} s  {best['class']} {best['probability']:.1%}", file=sys.stderr)
+def _told(clip: ClipPrediction) -> None:
+    print(describe_clip(clip), file=sys.stderr)
+
+
+def describe_clip(clip: ClipPrediction) -> str:
+    """When a clip begins, and its likeliest class."""
+    return f"{clip.second:8.2f} s  {clip.top[0].class_} {clip.top[0].probability:.1%}"
 
 
 def _tracked(names: list[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from scaleup.common.distributed import join
 from scaleup.config.schema import Input
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.evaluate import Once, matched, view_features
+from scaleup.evaluate import Coverage, Once, matched, view_features
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import html, svg_plots
 
@@ -21,7 +21,7 @@ Counts = dict[str, dict[str, np.ndarray]]  # arm -> head -> (classes, classes): 
 
 
 @torch.inference_mode()
-def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 16) -> tuple[Counts, dict[str, Any]]:
+def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 16) -> tuple[Counts, Coverage]:
     """The confusion matrix of every arm and head, one view a sample, every sample once; and what was seen.
 
     Raises:
@@ -66,8 +66,8 @@ def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> It
         except UserError as error:
             yield html.Text(f"{run}: none, {error}")
             continue
-        failed = f"{seen['samples']} samples, {len(seen['failures'])} failures"
-        yield html.Text(f"{run}: {failed}, {Path(shards).name}, one view, list {seen['list_sha256'][:12]}")
+        failed = f"{seen.samples} samples, {len(seen.failures)} failures"
+        yield html.Text(f"{run}: {failed}, {Path(shards).name}, one view, list {seen.list_sha256[:12]}")
         for arm, heads in found.items():
             for head, matrix in heads.items():
                 names.setdefault(head, arms[arm].config["heads"][head])

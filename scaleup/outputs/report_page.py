@@ -94,9 +94,9 @@ def _looks(models: Mapping[str, TubeViT]) -> list[html.Block]:
 
 def _environments(runs: Sequence[Facts]) -> Iterator[html.Block]:
     for run in runs:
-        if run.result is not None and "environment" in run.result:
+        if run.result is not None:
             yield html.Heading(f"Where {run.name} was trained")
-            yield html.Code(_words(run.result["environment"]))
+            yield html.Code(_words(run.result.environment))
     yield html.Heading("Where this page was made")
     yield html.Code(_words(environment()))
 

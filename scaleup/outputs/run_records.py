@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.errors import UserError
 from scaleup.recipe import load, sweep_arms, to_yaml
+from scaleup.training.arm_trainer import ArmResult
 from scaleup.training.log import read_lines
-from scaleup.training.run_directory import RESULT
+from scaleup.training.run_directory import RESULT, RunResult, read_result
 
 Series = tuple[list[int], list[float]]  # steps and values
 SINGLE = "model"  # what the arm of a run is called that is no sweep's
@@ -38,8 +39,8 @@ class Facts:
     recipe: Recipe
     places: list[Path]
     entries: list[dict[str, Any]]
-    made: dict[str, dict[str, Any]]
-    result: dict[str, Any] | None
+    made: dict[str, ArmResult]
+    result: RunResult | None
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -52,7 +53,7 @@ class Facts:
     def state(self) -> str:
         """In words: complete, or how far it has come."""
         if self.result is not None:
-            return f"complete, {self.result['steps']} steps"
+            return f"complete, {self.result.steps} steps"
         parts = self.places[1:]
         if not parts:
             taken = max((entry["step"] + 1 for entry in self.entries), default=0)
@@ -71,8 +72,8 @@ class Facts:
     def stands(self, arm: str) -> str:
         """How an arm ended, which of its heads stayed at chance, or how far it is."""
         if arm in self.made:
-            at_chance = [f"{head} at chance" for head in self.made[arm].get("at_chance", {})]
-            return ", ".join([self.made[arm].get("ended", "complete"), *at_chance])
+            at_chance = [f"{head} at chance" for head in self.made[arm].at_chance]
+            return ", ".join([str(self.made[arm].ended), *at_chance])
         return f"step {self.taken(arm)} of {self.planned(arm)}" if self.taken(arm) else "not begun"
 
     def series(self, arm: str, *path: str) -> Series:
@@ -149,13 +150,6 @@ def read(run: str | Path) -> Facts:
     places = [run, *sorted(path.parent for path in run.glob("parts/**/recipe.yaml"))]
     places = [place for place in places if place == run or not (place / "parts").exists()]
     entries = [entry for place in places for entry in read_lines(place / "metrics.jsonl")]
-    results = [_result(place / RESULT) for place in places]
-    made = {name: arm for result in reversed(results) if result for name, arm in result["arms"].items()}
+    results = [read_result(place) for place in places]
+    made = {name: arm for result in reversed(results) if result for name, arm in result.arms.items()}
     return Facts(run.resolve().name, run, recipe, places, entries, made, results[0])
-
-
-def _result(path: Path) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text())) if path.exists() else None
-    except ValueError as error:
-        raise UserError(f"'{path}' cannot be read: {error}") from error

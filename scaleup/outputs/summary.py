@@ -59,14 +59,14 @@ def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
 
 
 def _row(run: Facts, arm: str, heads: Sequence[str], named: bool) -> Iterator[Any]:
-    made = run.made.get(arm, {})
+    result = run.made.get(arm)
     losses, alphas = run.series(arm, "loss")[1], run.series(arm, "alpha")[1]
-    seconds, trained, mean = run.seconds(arm), made.get("trained_parameters"), accuracy(run, arm)
+    seconds, mean = run.seconds(arm), accuracy(run, arm)
     scores = run.scores.arms.get(arm, {})
     yield html.Arm(f"{run.name}/{arm}" if named else arm, svg_plots.colours(list(run.arms))[arm])
     yield run.arms[arm].frozen_depth
-    yield None if trained is None else f"{trained:,}"
-    yield f"{made.get('loss') or losses[-1]:.4f}" if losses else None
+    yield None if result is None else f"{result.trained_parameters:,}"
+    yield f"{(result and result.loss) or losses[-1]:.4f}" if losses else None
     yield None if mean is None else f"{100 * mean:.2f}"
     if len(heads) > 1:
         yield from (f"{100 * scores[head]:.2f}" if head in scores else None for head in heads)

@@ -7,7 +7,7 @@ is computed: blocks that are frozen, adapted, checkpointed, or computed for the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
 from scaleup.sweeps.plan_text import in_gib
-from scaleup.sweeps.sketch import Sketch, device
+from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes
 
 SIDE, TURNS = 1536, 5  # of the matrices that are multiplied
@@ -41,21 +41,87 @@ def mean_of_sample(sketch: Sketch, flops: dict[str, int]) -> float:
     return found / sum(weights.values())
 
 
-def seconds(sketch: Sketch, flops: dict[str, dict[str, int]], rate: float) -> dict[str, Any]:
-    """``{"step", "epoch", "run", "cached_epoch"}`` at ``rate`` operations a second on all devices together, if reading
-    the data takes no time. An epoch is every sample of every dataset once; from a cache only arms are computed.
-    """
-    data, recipe = sketch.datasets, sketch.recipe
-    step = recipe.data.batch * mean_of_sample(sketch, {kind: each["step"] for kind, each in flops.items()}) / rate
-    epoch = sum(len(shards) * flops[shards.modality]["step"] for shards in data.values())
-    trunk = sum(len(shards) * flops[shards.modality]["trunk"] for shards in data.values())
+@dataclass
+class Tokens:
+    """Tokens of an input, the prefix among them."""
+
+    image: int
+    video: int
+    prefix: int
+    tubes: dict[str, int]
+
+
+@dataclass
+class ArmFlops:
+    """Operations of an arm on one sample, without the trunk."""
+
+    forward: int
+    step: int  # forward, backward and update
+
+
+@dataclass
+class ArmCost:
+    """What one arm takes."""
+
+    frozen_depth: int
+    frozen_parameters: int
+    trained_parameters: int
+    weight_bytes: int
+    gradient_bytes: int
+    flops: dict[str, ArmFlops]  # by modality
+
+
+@dataclass
+class SampleFlops:
+    """Operations on one sample, of the trunk and all arms together."""
+
+    trunk: int
+    forward: int
+    step: int
+
+
+@dataclass
+class Time:
+    """Seconds, if reading the data takes no time."""
+
+    gflops: float  # 10^9 operations of a device in a second
+    measured: bool  # here, by a product of matrices
+    step: float
+    epoch: float  # every sample of every dataset once
+    cached_epoch: float | None  # from a token cache, of the arms alone; None where an arm freezes nothing
+    run: float
+
+
+@dataclass
+class Plan:
+    """All that is known of a run before it begins."""
+
+    steps: int
+    batch: int
+    ranks: int
+    tokens: Tokens
+    arms: dict[str, ArmCost]
+    flops: dict[str, SampleFlops]  # by modality
+    memory: dict[str, int]  # bytes of a device by part, see memory()
+    available: int  # bytes of a device
+    fits: bool
+    largest_batch: int  # that fits; 0 where not one sample does
+    waves: list[list[str]]  # names of the arms that fit together; empty where one does not fit alone
+    cache: CacheSize | None  # None where an arm freezes nothing
+    time: Time
+    warnings: list[str]
+    machines: list[list[str]] = field(default_factory=list)  # names of the arms of each, of a sweep on several
+
+
+def seconds(sketch: Sketch, flops: dict[str, SampleFlops], gflops: float, measured: bool, ranks: int) -> Time:
+    """At ``gflops`` of each of so many devices."""
+    data, recipe, rate = sketch.datasets, sketch.recipe, gflops * 1e9 * ranks
+    step = recipe.data.batch * mean_of_sample(sketch, {kind: each.step for kind, each in flops.items()}) / rate
+    epoch = sum(len(shards) * flops[shards.modality].step for shards in data.values())
+    trunk = sum(len(shards) * flops[shards.modality].trunk for shards in data.values())
     frozen = all(model.trunk is not None for model in sketch.models.values())
-    return {
-        "step": step,
-        "epoch": epoch / rate,
-        "cached_epoch": (epoch - trunk) / rate if frozen else None,
-        "run": recipe.train.steps * step,
-    }
+    cached = (epoch - trunk) / rate if frozen else None
+    return Time(gflops, measured, step, epoch / rate, cached, recipe.train.steps * step)
 
 
 def plan(
@@ -65,21 +131,13 @@ def plan(
     available: int | None = None,
     gflops: float | None = None,
     views: int = 1,
-) -> dict[str, Any]:
-    """All that is known of a run before it begins, fit for JSON.
+) -> Plan:
+    """All that is known of a run before it begins.
 
     Args:
         available: bytes of each device; None for what this machine's has.
         gflops: 10^9 operations that each device does in a second; None to measure a matrix product here.
         views: of each sample in a token cache.
-
-    Returns:
-        ``{"steps", "batch", "ranks", "tokens": {"image", "video", "prefix", "tubes": {name: count}}, "arms": {name:
-        {"frozen_depth", "frozen_parameters", "trained_parameters", "weight_bytes", "gradient_bytes", "flops":
-        {modality: {"forward", "step"}}}}, "flops": {modality: {"trunk", "forward", "step"}}, "memory": {part: bytes},
-        "available", "fits", "largest_batch", "waves", "cache", "time", "warnings"}``. FLOPs are of one sample, those
-        of ``flops`` for all arms together; ``memory`` as of :func:`memory`; ``waves`` are the groups in which the arms
-        fit, empty where one does not fit alone; ``cache`` is None where an arm freezes nothing.
     """
     sketch = Sketch(recipe, arms)
     available = own_memory() if available is None else available
@@ -91,22 +149,22 @@ def plan(
         groups = [list(wave) for wave in _waves(sketch, available, ranks)]
     except UserError:
         groups = []
-    return {
-        "steps": recipe.train.steps,
-        "batch": recipe.data.batch,
-        "ranks": ranks,
-        "tokens": _tokens(sketch),
-        "arms": {name: _arm(sketch, name) for name in arms},
-        "flops": flops,
-        "memory": held,
-        "available": available,
-        "fits": fits,
-        "largest_batch": largest,
-        "waves": groups,
-        "cache": sketch.cache_bytes(views),
-        "time": {"gflops": rate, "measured": gflops is None, **seconds(sketch, flops, rate * 1e9 * ranks)},
-        "warnings": [] if fits else [_too_large(held["total"], available, largest, recipe.data.batch)],
-    }
+    return Plan(
+        steps=recipe.train.steps,
+        batch=recipe.data.batch,
+        ranks=ranks,
+        tokens=_tokens(sketch),
+        arms={name: _arm(sketch, name) for name in arms},
+        flops=flops,
+        memory=held,
+        available=available,
+        fits=fits,
+        largest_batch=largest,
+        waves=groups,
+        cache=sketch.cache_bytes(views),
+        time=seconds(sketch, flops, rate, gflops is None, ranks),
+        warnings=[] if fits else [_too_large(held["total"], available, largest, recipe.data.batch)],
+    )
 
 
 def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
@@ -150,38 +208,35 @@ def _held(sketch: Sketch, names: Collection[str], ranks: int) -> dict[str, int]:
     return by_part(sketch, names, sketch.recipe.data.batch, ranks)
 
 
-def _tokens(sketch: Sketch) -> dict[str, Any]:
+def _tokens(sketch: Sketch) -> Tokens:
     model = next(iter(sketch.models.values()))
     size, prefix = sketch.size("video"), model.tokenizer.num_prefix_tokens
     tubes = {spec.name: spec.tokens(size) for spec in model.tokenizer.specs(size)}
-    return {"image": model.count_tokens(1), "video": model.count_tokens(size[0]), "prefix": prefix, "tubes": tubes}
+    return Tokens(model.count_tokens(1), model.count_tokens(size[0]), prefix, tubes)
 
 
-def _arm(sketch: Sketch, name: str) -> dict[str, Any]:
+def _arm(sketch: Sketch, name: str) -> ArmCost:
     passes = {kind: sketch.arm(name, kind, 2) for kind in sketch.modalities}
-    return sizes(sketch.models[name]) | {
-        "weight_bytes": weights_of_arms(sketch, [name]),
-        "gradient_bytes": trained(sketch, name),
-        "flops": {kind: {"forward": each.forward_flops // 2, "step": each.flops // 2} for kind, each in passes.items()},
-    }
+    return ArmCost(
+        **sizes(sketch.models[name]),
+        weight_bytes=weights_of_arms(sketch, [name]),
+        gradient_bytes=trained(sketch, name),
+        flops={kind: ArmFlops(each.forward_flops // 2, each.flops // 2) for kind, each in passes.items()},
+    )
 
 
 def _of_sample(sketch: Sketch, name: str) -> dict[str, int]:
     return {k: (sketch.trunk([name], k, 2).flops + sketch.arm(name, k, 2).flops) // 2 for k in sketch.modalities}
 
 
-def _flops(sketch: Sketch) -> dict[str, dict[str, int]]:
-    """Of one sample, through the trunk and all arms."""
-    found = {}
+def _flops(sketch: Sketch) -> dict[str, SampleFlops]:
+    """By modality."""
+    flops = {}
     for kind in sketch.modalities:
         trunk, arms = sketch.trunk(sketch.arms, kind, 2), [sketch.arm(name, kind, 2) for name in sketch.arms]
         forward, step = sum(arm.forward_flops for arm in arms), sum(arm.flops for arm in arms)
-        found[kind] = {
-            "trunk": trunk.flops // 2,
-            "forward": (trunk.flops + forward) // 2,
-            "step": (trunk.flops + step) // 2,
-        }
-    return found
+        flops[kind] = SampleFlops(trunk.flops // 2, (trunk.flops + forward) // 2, (trunk.flops + step) // 2)
+    return flops
 
 
 def _too_large(needed: int, available: int, largest: int, batch: int) -> str:

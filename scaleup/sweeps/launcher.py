@@ -13,6 +13,7 @@ from typing import Any
 from scaleup.common.processes import explain
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
+from scaleup.training.run_directory import RunResult, StoppedRun
 
 
 class Job:
@@ -27,8 +28,8 @@ class Job:
     ) -> None:
         self.recipe, self.arms, self.stop_after, self.memory, self.device = recipe, arms, stop_after, memory, device
 
-    def __call__(self) -> dict[str, Any]:
-        """The result of the sweep, or ``{"error": sentence}``."""
+    def __call__(self) -> RunResult | StoppedRun | str:
+        """The result of the sweep, or a sentence that says why it failed."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
         if self.device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device  # submitit hides all
@@ -41,8 +42,8 @@ class Job:
         except Exception as error:
             if (said := explain(error)) is None:
                 raise
-            return {"error": said}
-        if result.get("exit") == 128 + signal.SIGUSR2:
+            return said
+        if result.exit == 128 + signal.SIGUSR2:
             signal.raise_signal(signal.SIGUSR2)  # all is saved: submitit queues the job again
         return result
 
@@ -101,12 +102,12 @@ class Launcher:
         finally:
             signal.signal(signal.SIGINT, heard)
 
-    def result(self, job: Any) -> dict[str, Any]:
-        """What a job that is done returned, or ``{"error": ...}``; its pickles go."""
-        found = {"error": "it ended without a result"} if job.exception() else job.results()[0]
+    def result(self, job: Any) -> RunResult | StoppedRun | str:
+        """What a job that is done returned (see :meth:`Job.__call__`); its pickles go."""
+        result = "it ended without a result" if job.exception() else job.results()[0]
         for pickle in job.paths.folder.glob(f"{job.job_id}_*.pkl"):
             pickle.unlink()
-        return found
+        return result
 
     def end(self, job: Any) -> None:
         """Ask a job to save and end."""

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from scaleup.sweeps.launcher import Job, Launcher
 from scaleup.sweeps.parts import PARTS, Part, collect, split_arms, summary
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_directory
-from scaleup.training.run_directory import is_complete
+from scaleup.training.run_directory import RunResult, StoppedRun, is_complete
 from scaleup.training.stop import Stop, exit_code
 
 
@@ -59,6 +60,26 @@ def balance(trunk: Sequence[float], arms: Sequence[float], count: int) -> tuple[
     return best(0, count)[1]
 
 
+@dataclass
+class FailedPart:
+    """A part of a sweep whose job failed."""
+
+    part: str  # its directory
+    arms: list[str]  # their names
+    error: str  # why, in a sentence
+    log: str  # what the job printed
+
+
+@dataclass
+class FailedSweep:
+    """A sweep some of whose jobs failed. What the others trained stays, and the same call goes on."""
+
+    out: str  # its directory
+    steps: int
+    failed: list[FailedPart]
+    exit: int = 1  # the exit code
+
+
 TAIL = 1 << 20  # bytes at the end of metrics in which their last line is looked for
 
 
@@ -71,7 +92,7 @@ def spread(
     overwrite: bool = False,
     stop_after: float | None = None,
     memory: int | None = None,
-) -> dict[str, Any]:
+) -> RunResult | StoppedRun | FailedSweep:
     """Train ``arms`` as :func:`scaleup.sweeps.parts.sweep` does, in a part for each of ``machines``.
 
     All machines see the output.
@@ -82,10 +103,6 @@ def spread(
     Args:
         where: ``"local"``: processes of this machine, one for each GPU if it has some; ``"slurm"``: jobs of SLURM.
         slurm: see :class:`scaleup.sweeps.launcher.Launcher`.
-
-    Returns:
-        As :func:`scaleup.sweeps.parts.sweep`. Where jobs failed ``{"out", "steps", "failed": [{"part", "arms", "error",
-        "log"}], "exit": 1}``; what the others trained stays, and the same call goes on.
 
     Raises:
         UserError: as :func:`scaleup.sweeps.parts.sweep` and :class:`scaleup.sweeps.launcher.Launcher`, or jobs cannot
@@ -107,11 +124,12 @@ def spread(
                 collect(part, out)
         if all(is_complete(part.out) for part in parts):
             return summary(recipe, arms, parts)
-    return {"out": recipe.out, "steps": recipe.train.steps} | _ended(fleet.outcomes, reason)
+    return _incomplete(recipe, fleet, reason)
 
 
 class Fleet:
-    """Jobs that train parts of a sweep, at most so many at a time; ``outcomes`` is what those that ended came to."""
+    """Jobs that train parts of a sweep, at most so many at a time; ``results`` are of those that ended without fault,
+    ``failed`` the others."""
 
     def __init__(
         self, launcher: Launcher, recipe: Recipe, machines: int, stop_after: float | None, memory: int | None
@@ -121,7 +139,8 @@ class Fleet:
         self.devices = _devices() if local else []
         sharing = math.ceil(machines / max(1, len(self.devices))) if local else 1
         self.memory = own_memory() // sharing if memory is None and local else memory
-        self.outcomes: list[dict[str, Any]] = []
+        self.results: list[RunResult | StoppedRun] = []
+        self.failed: list[FailedPart] = []
 
     def train(self, parts: list[Part]) -> int:
         """Train parts until they have ended; returns for which signal they were asked to end, if for one."""
@@ -139,9 +158,7 @@ class Fleet:
                         waiting.clear()
                         self._end(running)
                     for slot in [slot for slot, (_, job) in running.items() if job.done()]:
-                        part, job = running.pop(slot)
-                        about = {"part": str(part.out), "arms": list(part.arms), "log": str(job.paths.stderr)}
-                        self.outcomes.append(about | self.launcher.result(job))
+                        self._note(*running.pop(slot))
                     before, taken = taken, max(taken, sum(_taken(part.out) for part in parts))
                     advance(taken - before, f"{len(running)} jobs, {len(waiting)} to come")
             finally:
@@ -154,6 +171,14 @@ class Fleet:
         print(f"{part.out}: {', '.join(part.arms)}; log: {job.paths.stderr}", file=sys.stderr)
         return job
 
+    def _note(self, part: Part, job: Any) -> None:
+        """What a job that has ended came to."""
+        result = self.launcher.result(job)
+        if isinstance(result, str):
+            self.failed.append(FailedPart(str(part.out), list(part.arms), result, str(job.paths.stderr)))
+        else:
+            self.results.append(result)
+
     def _end(self, running: Mapping[int, tuple[Part, Any]]) -> None:
         for _, job in running.values():
             self.launcher.end(job)
@@ -164,12 +189,13 @@ def _devices() -> list[str]:
     return visible.split(",") if visible else []
 
 
-def _ended(outcomes: list[dict[str, Any]], reason: int) -> dict[str, Any]:
-    """What to say of a sweep that is not complete; a job that was asked to end before it trained has no result."""
-    if not reason and (failed := [each for each in outcomes if "error" in each]):
-        return {"failed": failed, "exit": 1}
-    stopped = min((each["stopped"] for each in outcomes if "stopped" in each), default=0)
-    return {"stopped": stopped, "exit": exit_code(reason) if reason else max(each.get("exit", 0) for each in outcomes)}
+def _incomplete(recipe: Recipe, fleet: Fleet, reason: int) -> StoppedRun | FailedSweep:
+    """What came of a sweep that is not complete; a job that was asked to end before it trained has no result."""
+    if fleet.failed and not reason:
+        return FailedSweep(recipe.out, recipe.train.steps, fleet.failed)
+    stopped = min((result.stopped for result in fleet.results if isinstance(result, StoppedRun)), default=0)
+    code = exit_code(reason) if reason else max(result.exit for result in fleet.results)
+    return StoppedRun(recipe.out, recipe.train.steps, stopped, code)
 
 
 def _taken(out: Path) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -22,7 +21,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
 from scaleup.training import run_directory
 from scaleup.training.run import run
-from scaleup.training.run_directory import RESULT, is_complete, write_note
+from scaleup.training.run_directory import RESULT, RunResult, StoppedRun, is_complete, read_result
 
 PARTS = "parts"
 Groups = list[dict[str, Arm]]
@@ -44,7 +43,7 @@ def sweep(
     overwrite: bool = False,
     stop_after: float | None = None,
     memory: int | None = None,
-) -> dict[str, Any]:
+) -> RunResult | StoppedRun:
     """Train ``arms`` as :func:`scaleup.training.run.run` does, in as few parts as fit, one after another.
 
     A part is the run ``recipe.out/parts/01``; when it is complete its models are moved up into ``recipe.out``. Parts
@@ -54,8 +53,7 @@ def sweep(
         memory: bytes that a run may fill on each device; by default all that it has.
 
     Returns:
-        What :func:`run` does; of several parts with ``"parts"``, the names of the arms of each, and with seconds of the
-        trunk that are the sum over them. Of a sweep that ended early also ``"part"``, such as ``"2 of 3"``.
+        What :func:`run` does; of several parts one result, with ``parts``.
 
     Raises:
         UserError: as :func:`run`, or an arm does not fit alone.
@@ -76,11 +74,11 @@ def sweep(
                 left = None if end is None else end - time.monotonic()
                 result = sweep(part.recipe(recipe), part.arms, not is_begun(part.out), left, memory)
                 _free()
-                if "stopped" in result:
-                    return result | {"out": recipe.out, "part": f"{number} of {len(parts)}"}
+                if isinstance(result, StoppedRun):
+                    return replace(result, out=recipe.out, part=f"{number} of {len(parts)}")
             if leads:
                 collect(part, out)
-        return world.first(summary(recipe, arms, parts) if leads else {})
+        return cast(RunResult, world.first(summary(recipe, arms, parts) if leads else None))
 
 
 def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
@@ -132,26 +130,26 @@ def collect(part: Part, out: Path) -> None:
             move(part.out / name, out / name)
 
 
-def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> dict[str, Any]:
+def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> RunResult:
     """The results of all parts as one, which is written down and says that the sweep is complete."""
-    out = Path(recipe.out)
-    results = [json.loads((part.out / RESULT).read_text()) for part in parts]
-    found = {name: arm for each in results for name, arm in each["arms"].items()}
-    for name, arm in found.items():
-        arm["directory"] = arm["directory"] and str(out / name)  # None of an arm that diverged
-    drift = {depth: moved for each in results for depth, moved in each["trunk"].get("drift", {}).items()}
-    trunk: dict[str, Any] = next((each["trunk"] for each in results if each["trunk"]), {})
-    result = results[0] | {
-        "out": recipe.out,
-        "steps": max(each["steps"] for each in results),
-        "trunk_seconds": sum(each["trunk_seconds"] for each in results),
-        "trunk": trunk | ({"drift": drift} if trunk else {}),
-        "parts": [list(part.arms) for part in parts],
-        "arms": {name: found[name] for name in arms},
-    }
-    result |= {"exit": 1} if any("exit" in each for each in results) else {}
-    write_note(result, out)
-    return result
+    results = [result for part in parts if (result := read_result(part.out)) is not None]
+    by_arm = {name: arm for result in results for name, arm in result.arms.items()}
+    for name, arm in by_arm.items():
+        arm.directory = arm.directory and str(Path(recipe.out) / name)  # None where it diverged
+    drift = {depth: moved for result in results for depth, moved in result.trunk.get("drift", {}).items()}
+    trunk: dict[str, Any] = next((result.trunk for result in results if result.trunk), {})
+    whole = replace(
+        results[0],
+        out=recipe.out,
+        steps=max(result.steps for result in results),
+        trunk_seconds=sum(result.trunk_seconds for result in results),
+        trunk=trunk | ({"drift": drift} if trunk else {}),
+        arms={name: by_arm[name] for name in arms},
+        exit=max(result.exit for result in results),
+        parts=[list(part.arms) for part in parts],
+    )
+    whole.write()
+    return whole
 
 
 def _free() -> None:

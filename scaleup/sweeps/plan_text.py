@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup.common.tables import columns
+
+if TYPE_CHECKING:
+    from scaleup.sweeps.costs import ArmCost, Plan, Time
 
 
 def in_gib(count: float) -> str:
@@ -13,48 +16,51 @@ def in_gib(count: float) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
-def text(plan: dict[str, Any]) -> str:
+def text(plan: Plan) -> str:
     """The whole plan, a thing a line, in columns."""
     return "\n".join(_lines(plan)) + "\n"
 
 
-def _lines(plan: dict[str, Any]) -> Iterator[str]:
-    tokens, flops = plan["tokens"], plan["flops"]
-    tubes = ", ".join(f"{name} {count}" for name, count in tokens["tubes"].items())
-    yield f"{plan['steps']} steps of {plan['batch']} samples on {plan['ranks']} device(s)"
-    yield f"tokens: image {tokens['image']}, video {tokens['video']} (prefix {tokens['prefix']}, {tubes})"
+def _lines(plan: Plan) -> Iterator[str]:
+    tokens = plan.tokens
+    tubes = ", ".join(f"{name} {count}" for name, count in tokens.tubes.items())
+    yield f"{plan.steps} steps of {plan.batch} samples on {plan.ranks} device(s)"
+    yield f"tokens: image {tokens.image}, video {tokens.video} (prefix {tokens.prefix}, {tubes})"
     yield ""
-    for kind, of in flops.items():
+    for kind, flops in plan.flops.items():
         yield from columns(
             [["one " + kind, "parameters trained", "frozen", "forward", "step"]]
-            + [["trunk", "", "", _flop(of["trunk"]), _flop(of["trunk"])]]
-            + [_arm(name, arm, kind) for name, arm in plan["arms"].items()]
-            + [["all", "", "", _flop(of["forward"]), _flop(of["step"])]]
+            + [["trunk", "", "", _flop(flops.trunk), _flop(flops.trunk)]]
+            + [_arm(name, arm, kind) for name, arm in plan.arms.items()]
+            + [["all", "", "", _flop(flops.forward), _flop(flops.step)]]
         )
         yield ""
-    yield from columns([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan["memory"].items())])
-    yield f"of {in_gib(plan['available'])}; the largest batch that fits is {plan['largest_batch']}"
-    if len(plan["waves"]) > 1:
-        yield f"{len(plan['waves'])} waves: " + "; ".join(", ".join(wave) for wave in plan["waves"])
+    yield from columns([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan.memory.items())])
+    yield f"of {in_gib(plan.available)}; the largest batch that fits is {plan.largest_batch}"
+    if len(plan.waves) > 1:
+        yield f"{len(plan.waves)} waves: " + "; ".join(", ".join(wave) for wave in plan.waves)
     yield ""
-    if plan["cache"]:
-        kept = ", ".join(f"{in_gib(size)} in {precision}" for precision, size in plan["cache"]["bytes"].items())
-        yield f"a token cache of {plan['cache']['views']} view(s) takes {kept}"
-    yield from _times(plan["time"])
-    yield from (f"WARNING: {warning}" for warning in plan["warnings"])
+    if plan.cache:
+        sizes = ", ".join(f"{in_gib(size)} in {precision}" for precision, size in plan.cache.bytes.items())
+        yield f"a token cache of {plan.cache.views} view(s) takes {sizes}"
+    yield from _times(plan.time)
+    yield from (f"WARNING: {warning}" for warning in plan.warnings)
+    yield from (f"machine {number}: {', '.join(group)}" for number, group in enumerate(plan.machines, 1))
 
 
-def _arm(name: str, arm: dict[str, Any], kind: str) -> list[str]:
-    flops, counts = arm["flops"][kind], (arm["trained_parameters"], arm["frozen_parameters"])
-    above = f"{name} (frozen depth {arm['frozen_depth']})"
-    return [above, *(f"{count:,}" for count in counts), _flop(flops["forward"]), _flop(flops["step"])]
+def _arm(name: str, arm: ArmCost, kind: str) -> list[str]:
+    flops = arm.flops[kind]
+    title = f"{name} (frozen depth {arm.frozen_depth})"
+    counts = [f"{count:,}" for count in (arm.trained_parameters, arm.frozen_parameters)]
+    return [title, *counts, _flop(flops.forward), _flop(flops.step)]
 
 
-def _times(time: dict[str, Any]) -> Iterator[str]:
-    how = "as a matrix product here" if time["measured"] else "as given"
-    names = {"step": "a step", "epoch": "an epoch", "cached_epoch": "an epoch from the cache", "run": "the run"}
-    said = ", ".join(f"{name} {_duration(time[key])}" for key, name in names.items() if time[key] is not None)
-    yield f"at {time['gflops']:,.0f} GFLOP/s a device ({how}), loading apart: {said}"
+def _times(time: Time) -> Iterator[str]:
+    how = "as a matrix product here" if time.measured else "as given"
+    times = {"a step": time.step, "an epoch": time.epoch, "an epoch from the cache": time.cached_epoch}
+    times["the run"] = time.run
+    words = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in times.items() if seconds is not None)
+    yield f"at {time.gflops:,.0f} GFLOP/s a device ({how}), loading apart: {words}"
 
 
 def _flop(flops: int) -> str:

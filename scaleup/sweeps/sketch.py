@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,14 @@ def device() -> torch.device:
     """What the run would train on, on this machine."""
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return here or torch.device("cpu")
+
+
+@dataclass
+class CacheSize:
+    """How large a token cache for all arms is."""
+
+    views: int  # of each sample
+    bytes: dict[str, int]  # by the precision of its tokens
 
 
 class Sketch:
@@ -90,8 +99,8 @@ class Sketch:
             self._passes[key] = affine(lambda batch: _step(model, settings, self.size(modality), batch))
         return self._passes[key](batch)
 
-    def cache_bytes(self, views: int) -> dict[str, Any] | None:
-        """``{"views", "bytes": {precision: bytes}}`` of a token cache for all arms; None where one freezes nothing."""
+    def cache_bytes(self, views: int) -> CacheSize | None:
+        """None where an arm freezes nothing."""
         depths = sorted({model.frozen_depth for model in self.models.values()})
         if 0 in depths:
             return None
@@ -105,7 +114,7 @@ class Sketch:
             )
             for precision in ("bfloat16", "int8")
         }
-        return {"views": views, "bytes": sizes}
+        return CacheSize(views, sizes)
 
 
 def _pixels(size: Size, batch: int) -> torch.Tensor:

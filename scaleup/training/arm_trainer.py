@@ -21,7 +21,9 @@ from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import engine
 from scaleup.training.engine import Engine
+from scaleup.training.log import AtChance
 from scaleup.training.mixing import WHOLE, Mix, head_loss
+from scaleup.training.run_inputs import sizes
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
@@ -33,6 +35,28 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@dataclass
+class ArmResult:
+    """What came of one arm of a run."""
+
+    directory: str | None  # of its model; None where it diverged
+    frozen_depth: int
+    frozen_parameters: int
+    trained_parameters: int
+    adapt: str  # none | lora | dora | ia3
+    precision: str  # of its products: float32 | bfloat16
+    arm_seconds: float | None  # of a step, without the trunk: the mean without the first few; None without a step
+    loss: float | None  # mean over the last tenth of its steps; None without a step
+    steps: int  # that it took
+    ended: str | None  # see ArmState
+    diverged: int | None  # the step at which it did
+    best_step: int | None  # where it was validated, the steps after which its model was taken
+    valid_accuracy: float | None  # of that model
+    at_chance: dict[str, AtChance]  # heads that learn nothing
+    alpha: float | None  # of the gate; where each channel has one their mean; None without a gate
+    alpha_largest: float | None = None  # in size, where each channel has one
 
 
 @dataclass
@@ -155,21 +179,26 @@ class ArmTrainer:
         self.seconds.append(entry["seconds"])
         self.losses.append(entry["loss"])
 
-    def result(self) -> dict[str, Any]:
-        """What a report says of the arm; the loss is the mean over the last tenth of the steps, None without any."""
-        last = self.losses[-max(1, len(self.losses) // 10) :]
-        return {
-            "adapt": self.settings.adapt,
-            "precision": self.settings.precision,
-            "arm_seconds": late_mean(self.seconds) if last else None,
-            "loss": statistics.fmean(last) if last else None,
-            **alphas(self.model.arm.gate),
-            "steps": self.standing.steps,
-            "ended": self.standing.ended,
-            "diverged": self.standing.steps if self.standing.ended == "diverged" else None,
-            "best_step": self.standing.best_step,
-            "valid_accuracy": self.standing.valid_accuracy,
-        }
+    def result(self, directory: str, at_chance: dict[str, AtChance]) -> ArmResult:
+        """What came of the arm, whose model is in ``directory`` unless it diverged."""
+        last, diverged = self.losses[-max(1, len(self.losses) // 10) :], self.standing.ended == "diverged"
+        gate = alphas(self.model.arm.gate)
+        return ArmResult(
+            directory=None if diverged else directory,
+            **sizes(self.model),
+            adapt=self.settings.adapt,
+            precision=self.settings.precision,
+            arm_seconds=late_mean(self.seconds) if last else None,
+            loss=statistics.fmean(last) if last else None,
+            steps=self.standing.steps,
+            ended=self.standing.ended,
+            diverged=self.standing.steps if diverged else None,
+            best_step=self.standing.best_step,
+            valid_accuracy=self.standing.valid_accuracy,
+            at_chance=at_chance,
+            alpha=gate["alpha"],
+            alpha_largest=gate.get("alpha_largest"),
+        )
 
     def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> dict[str, Any]:
         """Loss, and loss and accuracy of each head: means over the batches of all ranks. A mixed sample is right where

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -69,6 +70,16 @@ LATELY = 20  # steps of a head that its figures in that line are the mean of
 JUDGED_BY = 1000  # steps after its warm-up by which an arm is judged for the first time; short ones after a quarter
 
 
+@dataclass
+class AtChance:
+    """That a head is no better than guessing."""
+
+    accuracy: float  # on the samples that it was judged by, a share of 1
+    chance: float  # the share of the most frequent class
+    samples: int  # that it was judged by
+    steps: int  # that its arm had taken
+
+
 class Recent:
     """The heads of one arm, on each dataset that they learn from.
 
@@ -105,18 +116,19 @@ class Recent:
         return found
 
     def _said(self, head: Head) -> str:
-        found = head.at_chance
+        verdict = head.at_chance
+        assert verdict is not None
         return (
-            f"head {head.name!r} of arm {self.arm!r} is still at chance after {found['steps']} steps: it is right for "
-            f"{found['accuracy']:.1%} of the last {found['samples']:,} samples, and the most frequent class is that of "
-            f"{found['chance']:.1%}; look at its labels and at what augmentation does to them, try another learning "
+            f"head {head.name!r} of arm {self.arm!r} is still at chance after {verdict.steps} steps: it is right for "
+            f"{verdict.accuracy:.1%} of the last {verdict.samples:,} samples, and the most frequent class is that of "
+            f"{verdict.chance:.1%}; look at its labels and at what augmentation does to them, try another learning "
             "rate or more steps, and of a frozen model let more blocks train"
         )
 
     @property
-    def at_chance(self) -> dict[str, dict[str, Any]]:
+    def at_chance(self) -> dict[str, AtChance]:
         """The heads that were at chance when they were last judged: what a result says of them."""
-        return {head.name: head.at_chance for head in self.heads.values() if head.at_chance}
+        return {head.name: head.at_chance for head in self.heads.values() if head.at_chance is not None}
 
 
 class Head:
@@ -126,7 +138,7 @@ class Head:
         self.name, self.chance = name, chance
         self.lately: deque[tuple[float, float]] = deque(maxlen=LATELY)  # loss, accuracy
         self.right, self.samples = 0.0, 0  # since it was last judged
-        self.at_chance: dict[str, Any] = {}
+        self.at_chance: AtChance | None = None
         self.named = False
         self.margin = min(chance, 1 - chance) / 4
 
@@ -138,7 +150,7 @@ class Head:
         share, seen = self.right / self.samples, self.samples
         self.right, self.samples = 0.0, 0
         low = share <= self.chance + self.margin
-        self.at_chance = {"accuracy": share, "chance": self.chance, "samples": seen, "steps": steps} if low else {}
+        self.at_chance = AtChance(share, self.chance, seen, steps) if low else None
         first, self.named = low and not self.named, self.named or low
         return first
 

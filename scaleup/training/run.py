@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.common.distributed import join
+from scaleup.common.machine import environment
 from scaleup.common.timing import now, progress
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.errors import UserError
@@ -19,6 +20,7 @@ from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
 from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Metrics, Recent, line
+from scaleup.training.run_directory import RunResult, StoppedRun
 from scaleup.training.run_inputs import build_models
 from scaleup.training.stop import Stop, exit_code
 from scaleup.training.validation import Validation
@@ -26,7 +28,7 @@ from scaleup.training.validation import Validation
 
 def run(
     recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False, stop_after: float | None = None
-) -> dict[str, Any]:
+) -> RunResult | StoppedRun:
     """Train ``arms`` together on the recipe's data and write the run directory ``recipe.out``.
 
     It holds recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/ until the run is complete, and then a directory for
@@ -36,19 +38,6 @@ def run(
 
     Args:
         stop_after: seconds after which the run saves a checkpoint and ends early, as it does on SIGTERM and SIGINT.
-
-    Returns:
-        ``{"out", "steps", "trunk_seconds", "trunk", "kernels", "arms": {name: {"directory", "frozen_depth",
-        "frozen_parameters", "trained_parameters", "adapt", "precision", "arm_seconds", "loss", "alpha", "steps",
-        "ended", "diverged", "best_step", "valid_accuracy", "at_chance"}}}``, also written to ``result.json``. Seconds
-        are means over the steps after the first few, the loss is the mean over the last tenth of them; alpha is None
-        without a gate, and where each channel has one their mean, with ``alpha_largest`` beside it; for ``trunk`` see
-        :func:`scaleup.model.build.prepare_trunks`. An arm took ``steps``, and ``ended`` as
-        :class:`scaleup.training.arm_trainer.ArmState` says. Where arms are validated, a model is what it was after
-        ``best_step``, with ``valid_accuracy``. ``at_chance`` has the heads that learn nothing, see
-        :class:`scaleup.training.log.Recent`. An arm that ``diverged`` at a step has no directory, and
-        ``"exit"`` is then 1. Of a run that was stopped ``{"out", "steps", "stopped", "exit"}``: the steps done, and
-        the exit code that says why.
 
     Raises:
         UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
@@ -79,10 +68,10 @@ def run(
         stack.enter_context(stop)
         early = training.train(metrics, saved, stop)
         if not early and leads:
-            run_directory.write(training.result(), training.models, out, training.lists)
+            run_directory.write(training.result(), training.models, training.lists)
             shutil.rmtree(saved.directory, ignore_errors=True)
     if early:
-        return {"out": recipe.out, "steps": training.steps, "stopped": training.done, "exit": exit_code(early)}
+        return StoppedRun(recipe.out, training.steps, training.done, exit_code(early))
     return training.result()
 
 
@@ -236,16 +225,20 @@ class Run:
         if self.world.rank == 0:
             print(sentence, file=sys.stderr)
 
-    def result(self) -> dict[str, Any]:
-        """What :func:`run` returns."""
-        seconds = late_mean(self.trunk_seconds)
-        trunk = {"trunk_seconds": seconds, "trunk": self.about_trunk, "kernels": self.kernels}
-        return {
-            "out": self.recipe.out,
-            "steps": self.steps,
-            **trunk,
-            **run_directory.describe_arms(self.trainers, self.recent, self.recipe.out),
-        }
+    def result(self) -> RunResult:
+        """What came of a run whose arms have all ended."""
+        out, trainers = Path(self.recipe.out), self.trainers.items()
+        arms = {name: trainer.result(str(out / name), self.recent[name].at_chance) for name, trainer in trainers}
+        return RunResult(
+            out=self.recipe.out,
+            steps=self.steps,
+            trunk_seconds=late_mean(self.trunk_seconds),
+            trunk=self.about_trunk,
+            kernels=self.kernels,
+            arms=arms,
+            environment=environment(),
+            exit=int(any(arm.diverged is not None for arm in arms.values())),
+        )
 
 
 def _refuse_uneven(recipe: Recipe, ranks: int) -> None:

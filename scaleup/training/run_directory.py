@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from scaleup import recipe as recipes
 from scaleup.common.files import locked, new_directory, write_text
-from scaleup.common.machine import environment
 from scaleup.config.rules import check
 from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.arm_trainer import ArmTrainer
-from scaleup.training.log import Recent
-from scaleup.training.run_inputs import sizes
+from scaleup.training.arm_trainer import ArmResult
+from scaleup.training.log import AtChance
 
 RESULT = "result.json"
 
@@ -30,34 +28,69 @@ def is_complete(out: Path) -> bool:
     return (out / RESULT).is_file()
 
 
-def describe_arms(trainers: Mapping[str, ArmTrainer], recent: Mapping[str, Recent], out: str) -> dict[str, Any]:
-    """``{"arms", "environment"}`` of what :func:`scaleup.training.run.run` returns, and the exit code where an arm
-    diverged."""
-    found = {name: {**sizes(trainer.model), **trainer.result()} for name, trainer in trainers.items()}
-    for name, arm in found.items():
-        arm["at_chance"] = recent[name].at_chance
-        arm["directory"] = str(Path(out) / name) if arm["diverged"] is None else None
-    lost = any(arm["diverged"] is not None for arm in found.values())
-    return {"arms": found, "environment": environment()} | ({"exit": 1} if lost else {})
+@dataclass
+class RunResult:
+    """What came of a run, or of a sweep, that is complete; result.json holds it."""
+
+    out: str  # its directory
+    steps: int  # of the arm that takes most
+    trunk_seconds: float  # a step's pass of the trunk: the mean without the first few; of several parts their sum
+    trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks; with "cache" where there was one
+    kernels: str  # how products were computed, see scaleup.model.kernels
+    arms: dict[str, ArmResult]
+    environment: dict[str, Any]  # see scaleup.common.machine.environment
+    exit: int = 0  # the exit code: 1 where an arm diverged
+    parts: list[list[str]] | None = None  # of a sweep in several parts, the names of the arms of each
+
+    def write(self) -> None:
+        """Write ``result.json``, which says that the run is complete."""
+        write_text(Path(self.out) / RESULT, json.dumps(asdict(self), indent=2))
 
 
-def write(result: dict[str, Any], models: Mapping[str, TubeViT], out: Path, data: Mapping[str, Any]) -> None:
+@dataclass
+class StoppedRun:
+    """A run, or a sweep, that ended before its last step, since a signal or a limit of time asked for it. All of it is
+    saved, and the same call goes on."""
+
+    out: str  # its directory
+    steps: int
+    stopped: int  # steps that were done
+    exit: int  # the exit code, see scaleup.training.stop.exit_code
+    part: str | None = None  # of a sweep in several parts, the one that was stopped: "2 of 3"
+
+
+def read_result(out: Path) -> RunResult | None:
+    """The result of the run in ``out``; None where it is not complete.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = out / RESULT
+    if not path.is_file():
+        return None
+    try:
+        result = RunResult(**json.loads(path.read_text()))
+        result.arms = {name: ArmResult(**arm) for name, arm in cast(dict[str, dict], result.arms).items()}
+        for arm in result.arms.values():
+            arm.at_chance = {head: AtChance(**each) for head, each in cast(dict[str, dict], arm.at_chance).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+    return result
+
+
+def write(result: RunResult, models: Mapping[str, TubeViT], data: Mapping[str, Any]) -> None:
     """Write the models of arms that did not diverge, and then the result, which says that the run is complete.
 
     Args:
         data: what they were trained on, see :func:`scaleup.training.run_inputs.list_inputs`.
     """
-    trunk = {"seconds": result["trunk_seconds"], **result["trunk"]}
-    for name, arm in result["arms"].items():
-        if arm["diverged"] is None:
+    trunk = {"seconds": result.trunk_seconds, **result.trunk}
+    for name, arm in result.arms.items():
+        if arm.directory is not None:
             began = models[name].report
-            models[name].report = {"training": arm, "data": data, "trunk": trunk, "began_from": began}
-            models[name].save_pretrained(out / name, overwrite=True)
-    write_note(result, out)
-
-
-def write_note(result: dict[str, Any], out: Path) -> None:
-    write_text(out / RESULT, json.dumps(result, indent=2))
+            models[name].report = {"training": asdict(arm), "data": data, "trunk": trunk, "began_from": began}
+            models[name].save_pretrained(arm.directory, overwrite=True)
+    result.write()
 
 
 # What may differ when a run goes on, since it changes no weight.

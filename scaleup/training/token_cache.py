@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,6 +162,30 @@ class SetWriter:
             )
 
 
+@dataclass
+class CachedDataset:
+    """One training set in a token cache."""
+
+    samples: int
+    failures: list[dict[str, str]]  # source and reason of each sample that could not be read
+    record_bytes: int  # of one view of a sample
+
+
+@dataclass
+class TokenCache:
+    """A token cache that was made."""
+
+    out: str  # its directory
+    bytes: int
+    depths: list[int]  # frozen depths that it serves
+    views: int  # of each sample
+    precision: str  # of its tokens
+    trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks, and its kernels
+    drift: dict[str, float]  # how far z0 and h move by the precision: RMS of the difference over RMS, on a made-up clip
+    datasets: dict[str, CachedDataset]
+    seconds: float
+
+
 def make(
     recipe: Recipe,
     depths: list[int],
@@ -169,7 +194,7 @@ def make(
     precision: str = "bfloat16",
     limit: int | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> TokenCache:
     """Write the taps of all training sets of ``recipe`` to ``out``, a shard directory for each.
 
     View v of a sample is what a run with the recipe's seed sees of it in epoch v. Until all of it is there it grows in
@@ -179,11 +204,6 @@ def make(
         depths: frozen depths at which to tap, each at least 1.
         precision: in which tokens are kept: float32, bfloat16, or int8 with a scale for each token.
         limit: bytes that the cache may take; by default what is free, less a margin.
-
-    Returns:
-        ``{"out", "bytes", "depths", "views", "precision", "trunk", "drift", "datasets": {name: {"samples", "failures",
-        "record_bytes"}}, "seconds"}``; ``drift`` is how far z0 and h move by the precision that they are kept in (RMS
-        of the difference over RMS, on a made-up clip).
 
     Raises:
         UserError: ``out`` exists, it would be too large, a depth does not fit the model, or more than ``data.max_bad``
@@ -200,15 +220,17 @@ def make(
     for each in made.values():
         each["trunk"] = {key: about[key] for key in ("precision", "kernels")}
     _write(recipe, model, sets, made, out)
-    return {
-        "out": str(out),
-        "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
-        **{key: how[key] for key in ("depths", "views", "precision")},
-        "trunk": about,
-        "drift": _drift(model, depths, precision),
-        "datasets": {name: _described(out / name) for name in sets},
-        "seconds": time.perf_counter() - began,
-    }
+    return TokenCache(
+        out=str(out),
+        bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        depths=depths,
+        views=views,
+        precision=precision,
+        trunk=about,
+        drift=_drift(model, depths, precision),
+        datasets={name: _described(out / name) for name in sets},
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _frozen(recipe: Recipe, depths: list[int]) -> TubeViT:
@@ -270,7 +292,6 @@ def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float
     return {name: drift(each, dequantise(kept, name)) for name, each in tokens.items()}
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _described(path: Path) -> CachedDataset:
     shards = Shards.open(path)
-    samples = len(shards) // shards.made["views"]
-    return {"samples": samples, "failures": shards.failures, "record_bytes": shards.made["record_bytes"]}
+    return CachedDataset(len(shards) // shards.made["views"], shards.failures, shards.made["record_bytes"])

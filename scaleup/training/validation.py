@@ -13,7 +13,7 @@ from scaleup.config.schema import Input, Recipe, Valid
 from scaleup.data.batches import input_bytes, refuse_small_shared
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
-from scaleup.evaluate import Once, matched, scores
+from scaleup.evaluate import Evaluation, Once, matched, scores
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 
@@ -61,22 +61,25 @@ class Validation:
         for model in models.values():
             model.eval()
         workers = self.data.workers
-        seen = Once("validating", self.shards, self.heads, self.input, "1x1", self.batch, workers, self.world)
-        found = {name: self._of(score) for name, score in scores(models, seen).items()}
+        once = Once("validating", self.shards, self.heads, self.input, "1x1", self.batch, workers, self.world)
+        found = {name: self._of(evaluation) for name, evaluation in scores(models, once).items()}
         for model in models.values():
             model.train()
         return found
 
-    def _of(self, score: Mapping[str, Any]) -> dict[str, Any]:
-        bad, count = len(score["failures"]), len(self.shards)
+    def _of(self, evaluation: Evaluation) -> dict[str, Any]:
+        bad, count = len(evaluation.failures), len(self.shards)
         if bad > min(self.data.max_bad * count, count - 1):
             raise UserError(
                 f"{bad} of the {count} samples of data.valid cannot be read, more than data.max_bad "
                 f"{self.data.max_bad:g} allows"
             )
-        heads = {head: {key: each[key] for key in ("top1", "top5", "loss")} for head, each in score["heads"].items()}
-        accuracy = statistics.fmean(each["top1"] for each in heads.values())
-        return {"accuracy": accuracy, "samples": score["samples"], "heads": heads}
+        accuracy = statistics.fmean(score.top1 for score in evaluation.heads.values())
+        heads = {
+            head: {"top1": score.top1, "top5": score.top5, "loss": score.loss}
+            for head, score in evaluation.heads.items()
+        }
+        return {"accuracy": accuracy, "samples": evaluation.samples, "heads": heads}
 
 
 def _told(found: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ tool = partial(tools.tool, "evaluate")
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 1), (2, 0), (2, 1)])
 def test_every_sample_counts_once(model: Path, shards: Path, ranks: int, workers: int) -> None:
     if ranks == 1:
-        result = evaluate({"model": load(model)}, shards, VIEWS, batch=3, workers=workers)["model"]
+        result = asdict(evaluate({"model": load(model)}, shards, VIEWS, batch=3, workers=workers)["model"])
     else:
         done = tool(model, shards, "--views", VIEWS, "--batch", 3, "--workers", workers, "--json", ranks=ranks)
         assert done.returncode == 0, done.stderr

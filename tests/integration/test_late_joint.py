@@ -76,7 +76,7 @@ def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path
     for name in HEADS:
         heads = {head: head for head in HEADS[name]}
         scores = evaluate(models, prepared / f"data/{name}-val", "1x1", heads, batch=4)
-        assert all(set(scores[arm]["heads"]) == HEADS[name] for arm in ARMS)
+        assert all(set(scores[arm].heads) == HEADS[name] for arm in ARMS)
     assert models["last2_gate"].arm.gate.alpha.item() != 0
 
 

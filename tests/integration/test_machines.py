@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
 
     if where == "here":
         read = tiny(*changes)
-        result, said = sweep(read, sweep_arms(read)), capfd.readouterr().err
+        result, said = asdict(sweep(read, sweep_arms(read))), capfd.readouterr().err
     else:
         done = tool(*command, "--json")
         assert done.returncode == 0, done.stderr
@@ -85,13 +86,13 @@ def test_a_job_that_fails_is_named_and_the_others_stay(
     _, second = split_arms(read, arms, False, lambda: group_arms(read, arms, 2), least=1)
     (second.out / "checkpoints" / "step-00000001").mkdir(parents=True)
     result = spread(read, arms, "local", 2)
-    (failed,) = result["failed"]
-    assert result["exit"] == 1 and failed["part"] == str(out / "parts" / "02")
-    assert "none of the checkpoints" in failed["error"] and Path(failed["log"]).is_file()
-    others = set(arms) - set(failed["arms"])
+    (failed,) = result.failed
+    assert result.exit == 1 and failed.part == str(out / "parts" / "02")
+    assert "none of the checkpoints" in failed.error and Path(failed.log).is_file()
+    others = set(arms) - set(failed.arms)
     assert {path.parent.name for path in out.glob("*/config.json")} == others and len(others) == 1
     shutil.rmtree(second.out / "checkpoints")
-    assert sweep(read, arms)["arms"].keys() == arms.keys()  # here, one after another, it goes on too
+    assert sweep(read, arms).arms.keys() == arms.keys()  # here, one after another, it goes on too
     assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=2")
 
 
@@ -134,7 +135,7 @@ def test_jobs_of_slurm(warm: None, slurm: Path, tiny: Callable[..., Recipe], tin
     read = tiny(*TWO, "train.steps=2")
     options = {"time": "180", "gpus_per_node": "8", "reservation": "mine"}
     result = spread(read, sweep_arms(read), "slurm", 2, options)
-    assert len(result["parts"]) == 2 and bits(tmp_path / "out") == whole(tiny_path, tmp_path / "whole", "train.steps=2")
+    assert len(result.parts) == 2 and bits(tmp_path / "out") == whole(tiny_path, tmp_path / "whole", "train.steps=2")
     scripts = [path.read_text() for path in tmp_path.glob("out.jobs/*_submission.sh")]
     assert len(scripts) == 2
     for option in ("time=180", "gpus-per-node=8", "reservation=mine", "job-name=scaleup", "signal=USR2@90"):

@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
 from scaleup.training.run import Run, run
+from scaleup.training.run_directory import StoppedRun
 
 Tiny = Callable[..., Recipe]
 GRID = ["grid.frozen_depth=[2]", "grid.lr=[1e-3,3e-3]"]
@@ -65,14 +67,14 @@ def test_parts_are_runs_whose_models_stand_side_by_side(
     assert bits(out) == whole and len(held) == 10
     assert {path.name for path in out.iterdir()} == {"recipe.yaml", "result.json", "parts", *NAMES}
     assert load_run(out).keys() == set(NAMES)
-    assert result["parts"] == [["full", "last"], ["gated", "depth2_lr1e-3"], ["depth2_lr3e-3"]]
-    assert list(result["arms"]) == NAMES and json.loads((out / "result.json").read_text()) == result
-    assert all((Path(arm["directory"]) / "config.json").is_file() for arm in result["arms"].values())
+    assert result.parts == [["full", "last"], ["gated", "depth2_lr1e-3"], ["depth2_lr3e-3"]]
+    assert list(result.arms) == NAMES and json.loads((out / "result.json").read_text()) == asdict(result)
+    assert all((Path(arm.directory) / "config.json").is_file() for arm in result.arms.values())
     each = [json.loads((out / "parts" / part / "result.json").read_text()) for part in ("01", "02", "03")]
-    assert result["trunk_seconds"] == sum(part["trunk_seconds"] for part in each)
+    assert result.trunk_seconds == sum(part["trunk_seconds"] for part in each)
     assert recipe.load(out / "recipe.yaml") == read
     part = recipe.load(out / "parts" / "02" / "recipe.yaml")
-    assert sweep_arms(part) == {name: sweep_arms(read)[name] for name in result["parts"][1]}
+    assert sweep_arms(part) == {name: sweep_arms(read)[name] for name in result.parts[1]}
     with pytest.raises(UserError, match="its run is complete"):
         sweep(read, sweep_arms(read))
 
@@ -98,7 +100,7 @@ def test_what_fits_is_one_run(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
     read = tiny("train.steps=1")
     arms = {name: arm for name, arm in sweep_arms(read).items() if name != "full"}
     result = sweep(read, arms)
-    assert "parts" not in result and result["arms"].keys() == arms.keys()
+    assert result.parts is None and result.arms.keys() == arms.keys()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("recipe.yaml", "result.json", "metrics.jsonl", "tensorboard", "last", "gated")
     }
@@ -123,7 +125,7 @@ def test_a_sweep_that_is_cut_off_while_models_move_goes_on(
     for _ in range(2 * len(NAMES)):
         with pytest.raises(KeyboardInterrupt):
             sweep(read, sweep_arms(read))
-    assert sweep(read, sweep_arms(read))["arms"].keys() == set(NAMES)
+    assert sweep(read, sweep_arms(read)).arms.keys() == set(NAMES)
     assert len(moves) == 2 * len(NAMES) and bits(tmp_path / "out") == whole
 
 
@@ -133,8 +135,8 @@ def test_a_sweep_stops_and_goes_on_in_any_part(
     read = tiny(*GRID, "train.steps=2")
     for number in (1, 2, 3):
         result = sweep(read, sweep_arms(read), stop_after=0)
-        assert result == {"out": read.out, "steps": 2, "stopped": 1, "exit": 0, "part": f"{number} of 3"}
-    assert sweep(read, sweep_arms(read), stop_after=0)["arms"].keys() == set(NAMES)
+        assert result == StoppedRun(read.out, 2, stopped=1, exit=0, part=f"{number} of 3")
+    assert sweep(read, sweep_arms(read), stop_after=0).arms.keys() == set(NAMES)
     assert bits(tmp_path / "out") == whole
 
 
@@ -149,24 +151,24 @@ def test_where_nothing_is_saved_parts_are_planned_anew(
             sweep(read, sweep_arms(read))
     monkeypatch.setattr(costs, "waves", lambda recipe, arms, *_: [{name: arm} for name, arm in arms.items()])
     result = sweep(read, sweep_arms(read))
-    assert bits(tmp_path / "out") == whole and result["parts"][0] == ["full", "last"]
+    assert bits(tmp_path / "out") == whole and result.parts[0] == ["full", "last"]
     assert (tmp_path / "out" / "parts" / "01" / "parts" / "02" / "metrics.jsonl").is_file()
 
 
 def test_an_arm_that_diverges_in_a_part_of_its_own_is_lost_alone(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
     read = tiny(*GRID[:1], "grid.lr=[1e-3,1e30]", "arm.clip=0", "train.steps=8")
     result = sweep(read, sweep_arms(read))
-    assert result["exit"] == 1 and result["arms"]["depth2_lr1e30"]["directory"] is None
+    assert result.exit == 1 and result.arms["depth2_lr1e30"].directory is None
     assert load_run(tmp_path / "out").keys() == {"full", "last", "gated", "depth2_lr1e-3"}
 
 
 def test_another_sweep_is_not_gone_on_with(tiny: Tiny, tmp_path: Path, pairs: None) -> None:
     read = tiny(*GRID, "train.steps=2")
-    assert "stopped" in sweep(read, sweep_arms(read), stop_after=0)
+    assert isinstance(sweep(read, sweep_arms(read), stop_after=0), StoppedRun)
     other = tiny(GRID[0], "grid.lr=[1e-3,4e-3]", "train.steps=2")
     with pytest.raises(UserError, match=r"another recipe: grid.lr is \[0.001, 0.003\] there and \[0.001, 0.004\] here"):
         sweep(other, sweep_arms(other))
-    assert "stopped" in sweep(other, sweep_arms(other), overwrite=True, stop_after=0)
+    assert isinstance(sweep(other, sweep_arms(other), overwrite=True, stop_after=0), StoppedRun)
 
 
 @pytest.mark.parametrize("points", [[4, 13], pytest.param([None] * 8, marks=pytest.mark.all)], ids=["two", "eight"])

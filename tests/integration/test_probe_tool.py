@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def test_ranks_share_the_samples_and_agree(given: tuple[Path, str, str]) -> None
     assert done.returncode == 0, done.stderr
     ours, theirs = probe(load(given[0]), *given[1:], workers=0), json.loads(done.stdout)
     assert theirs["test"]["samples"] == theirs["train_scored"] == 12
-    for label, curve in ours["labels"].items():
-        for one, two in zip(curve["rows"], theirs["labels"][label]["rows"], strict=True):
-            assert one == pytest.approx(two), label
+    for label, curve in ours.labels.items():
+        for one, two in zip(curve.rows, theirs["labels"][label]["rows"], strict=True):
+            assert asdict(one) == pytest.approx(two), label
 
 
 def test_a_mistake_is_a_sentence_and_exit_code_2(given: tuple[Path, str, str], tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def test_confusions_add_up_to_what_evaluation_says(swept: Path) -> None:
     expected = evaluate(models, shards, "1x1")
     for name, heads in counts.items():
         for head, matrix in heads.items():
-            assert matrix.sum() == seen["samples"] == 12
-            assert matrix.trace() / 12 == pytest.approx(expected[name]["heads"][head]["top1"])
+            assert matrix.sum() == seen.samples == 12
+            assert matrix.trace() / 12 == pytest.approx(expected[name].heads[head].top1)
 
 
 def test_words_for_confusions() -> None:

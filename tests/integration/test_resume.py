@@ -90,12 +90,12 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
 
     late = tool(*args, "--stop-after", "0s", "--json", f"out={out}")
     assert late.returncode == 0 and f"resuming at step {done} of 60" in late.stderr, late.stderr
-    assert json.loads(late.stdout) == {"out": str(out), "steps": 60, "stopped": done + 1, "exit": 0}
+    assert json.loads(late.stdout) == {"out": str(out), "steps": 60, "stopped": done + 1, "exit": 0, "part": None}
 
     last = run(tiny("train.steps=60", "train.save_every=0", f"out={out}"), {"model": whole.arm})
     run(whole, {"model": whole.arm})
     assert bits(out, "model") == bits(tmp_path / "whole", "model")
-    assert steps(out) == list(range(60)) and last["steps"] == 60
+    assert steps(out) == list(range(60)) and last.steps == 60
 
 
 def test_two_ranks_stop_at_the_same_step_and_one_goes_on(
@@ -143,8 +143,8 @@ def test_two_ranks_validate_every_sample_once_and_lose_the_same_arm(tiny_path: P
     assert (arms["last"]["steps"], arms["gated"]["steps"], arms["gated"]["ended"]) == (3, 4, "early")
     for line in (out / "metrics.jsonl").read_text().splitlines():
         assert all(arm["valid"]["samples"] == 12 for arm in json.loads(line)["arms"].values())
-    scores = evaluate({"model": load(out / "gated")}, shards, "1x1")["model"]["heads"]
-    assert arms["gated"]["valid_accuracy"] == (scores["shape"]["top1"] + scores["motion"]["top1"]) / 2
+    scores = evaluate({"model": load(out / "gated")}, shards, "1x1")["model"].heads
+    assert arms["gated"]["valid_accuracy"] == (scores["shape"].top1 + scores["motion"].top1) / 2
 
 
 def test_a_time_that_is_none_is_refused(tiny_path: Path, tmp_path: Path) -> None:

@@ -58,11 +58,11 @@ def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., 
     """Blocks of an arm that stay frozen compute what the trunk's do: without drop path, without dropout."""
     recipe = tiny("train.kernels=library")  # lean ones round the arm's last block otherwise
     arms = {"none": replace(recipe.arm, frozen_depth=1, adapt="none"), "last": replace(recipe.arm, frozen_depth=3)}
-    result = run(recipe, arms)["arms"]
+    result = run(recipe, arms).arms
     assert weights(tmp_path / "out" / "none") == weights(tmp_path / "out" / "last")
     heads, norm = sum((24 + 1) * classes for classes in (8, 6, 8)), 2 * 24
-    assert result["none"]["trained_parameters"] == result["last"]["trained_parameters"] == heads + norm
-    assert result["none"]["frozen_parameters"] == result["last"]["frozen_parameters"]
+    assert result["none"].trained_parameters == result["last"].trained_parameters == heads + norm
+    assert result["none"].frozen_parameters == result["last"].frozen_parameters
 
 
 def test_the_arms_of_a_sweep_load_together_as_each_does_alone(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

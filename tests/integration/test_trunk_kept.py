@@ -21,6 +21,7 @@ from scaleup.outputs.conversion import export
 from scaleup.recipe import load as load_recipe
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
+from scaleup.training.run_directory import RunResult
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
@@ -52,7 +53,7 @@ def parents(moved: Path, tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "small"), str(tmp_path / "large")
 
 
-def sweep(tiny_path: Path, moved: Path, out: Path, *changes: str) -> dict:
+def sweep(tiny_path: Path, moved: Path, out: Path, *changes: str) -> RunResult:
     content = tiny_path.read_text()
     text = content[: content.index("model:")] + f"model: {{load: {moved}}}\n" + content[content.index("data:") :]
     path = moved.parent / "sweep.yaml"
@@ -99,7 +100,7 @@ def test_a_sweep_in_low_precision_says_how_far_it_moves_and_saves_exact_weights(
     placement: str, tiny_path: Path, moved: Path, tmp_path: Path
 ) -> None:
     result = sweep(tiny_path, moved, tmp_path / "low", "trunk.precision=bfloat16", f"trunk.placement={placement}")
-    kept = result["trunk"]
+    kept = result.trunk
     assert kept["precision"] == "bfloat16" and kept["drift"].keys() == {1, 2}
     assert all(1e-4 < share < 0.05 for share in kept["drift"].values())
     model, before = scaleup.load(tmp_path / "low/last"), scaleup.load(moved)
@@ -120,7 +121,7 @@ def test_blocks_that_trained_once_keep_their_float32_content(tiny_path: Path, mo
 
 
 def test_auto_says_what_it_measured(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
-    kept = sweep(tiny_path, moved, tmp_path / "auto", "trunk.precision=auto", "trunk.placement=disk")["trunk"]
+    kept = sweep(tiny_path, moved, tmp_path / "auto", "trunk.precision=auto", "trunk.placement=disk").trunk
     assert kept["block_seconds"].keys() == {"float32", "bfloat16", "float16"}
     assert kept["precision"] == min(kept["block_seconds"], key=kept["block_seconds"].get)
 
@@ -143,7 +144,7 @@ def test_placements_give_the_same_accuracy(tiny_path: Path, moved: Path, tmp_pat
         evaluate(load_run(tmp_path / "run", placement=place), shards, "1x1", trunk=Trunk("float32", place))
         for place in ("device", "disk")
     ]
-    assert all(found[0][arm]["heads"] == found[1][arm]["heads"] for arm in found[0])
+    assert all(found[0][arm].heads == found[1][arm].heads for arm in found[0])
 
 
 def test_blocks_of_a_full_directory_wait_in_it(tiny_path: Path, moved: Path, tmp_path: Path) -> None:

@@ -119,9 +119,9 @@ def planned(path: Path) -> Iterator[tuple[str, Line]]:
         read = recipe.load(path, [*choice, "train.kernels=lean"])  # auto depends on the machine that plans
         for name, arm in arms(read).items():
             plan = costs.plan(read, {name: arm}, DEVICES, available=80 * 2**30, gflops=GFLOPS)
-            modality = "video" if "video" in plan["flops"] else "image"
-            hours = DEVICES * plan["time"]["run"] / 3600
-            yield label(choice, name), Line(plan["tokens"][modality], hours, plan["memory"]["total"] / 2**30)
+            modality = "video" if "video" in plan.flops else "image"
+            hours = DEVICES * plan.time.run / 3600
+            yield label(choice, name), Line(getattr(plan.tokens, modality), hours, plan.memory["total"] / 2**30)
 
 
 def write(path: Path) -> None:

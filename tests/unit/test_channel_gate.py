@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -70,12 +70,12 @@ def test_it_goes_on_from_one_alpha_and_not_back_to_one(tiny: Callable[..., Recip
 
 def test_it_trains_is_logged_and_comes_back(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(*CHANGES)
-    found = run(recipe, sweep_arms(recipe))["arms"]["channel"]
+    found = run(recipe, sweep_arms(recipe)).arms["channel"]
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     model = scaleup.load(tmp_path / "out/channel")
     alpha = model.arm.gate.alpha
     assert model.config["gate"] == "channel" and alpha.shape == (WIDTH,) and len(alpha.unique()) > 1
-    for logged in (found, lines[-1]["arms"]["channel"], model.report["training"]):
+    for logged in (asdict(found), lines[-1]["arms"]["channel"], model.report["training"]):
         assert logged["alpha"] == pytest.approx(alpha.mean().item())
         assert logged["alpha_largest"] == pytest.approx(alpha.abs().max().item())
     assert "one alpha for each channel" in (tmp_path / "out/channel/README.md").read_text()
@@ -104,7 +104,7 @@ def test_gates_of_both_kinds_on_one_trunk_come_back_together(tiny: Callable[...,
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(*CHANGES)
     stopped = run(recipe, sweep_arms(recipe), stop_after=0)
-    assert stopped["stopped"] == 1 and stopped["exit"] == 0
+    assert stopped.stopped == 1 and stopped.exit == 0
     run(recipe, sweep_arms(recipe))
     whole = tiny(*CHANGES, f"out={tmp_path / 'whole'}")
     run(whole, sweep_arms(whole))

@@ -1,6 +1,7 @@
 """What is said of a run before it begins, against runs that are really taken."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,11 @@ def test_flops_are_those_of_a_real_step(tiny: Tiny, modality: str, changes: list
     planned = costs.plan(recipe, sweep_arms(recipe), gflops=1)
     arms, trunk = measured(recipe, modality)
     batch = recipe.data.batch
-    assert planned["flops"][modality]["trunk"] * batch == pytest.approx(trunk, rel=0.02)
+    assert planned.flops[modality].trunk * batch == pytest.approx(trunk, rel=0.02)
     for name, flops in arms.items():
-        assert planned["arms"][name]["flops"][modality]["step"] * batch == pytest.approx(flops, rel=0.02), name
+        assert planned.arms[name].flops[modality].step * batch == pytest.approx(flops, rel=0.02), name
     whole = trunk + sum(arms.values())
-    assert planned["flops"][modality]["step"] * batch == pytest.approx(whole, rel=0.02)
+    assert planned.flops[modality].step * batch == pytest.approx(whole, rel=0.02)
 
 
 def test_what_is_held_is_what_tensors_hold(tiny: Tiny) -> None:
@@ -104,9 +105,9 @@ def test_what_autograd_keeps_is_counted(tiny: Tiny) -> None:
 def test_fast_products_take_the_same_operations_and_hold_scores_of_attention(tiny: Tiny) -> None:
     arms = {"pooled": Arm(frozen_depth=3, adapt="none")}  # the trunk is what takes most
     lean, fast = (costs.plan(tiny(f"train.kernels={each}"), arms, gflops=1) for each in ("lean", "fast"))
-    assert fast["flops"] == lean["flops"]
-    tokens, heads = fast["tokens"]["video"], 2
-    assert fast["memory"]["activations"] - lean["memory"]["activations"] == 2 * 4 * heads * tokens**2
+    assert fast.flops == lean.flops
+    tokens, heads = fast.tokens.video, 2
+    assert fast.memory["activations"] - lean.memory["activations"] == 2 * 4 * heads * tokens**2
 
 
 def test_checkpointing_and_a_deeper_trunk_need_less(tiny: Tiny) -> None:
@@ -122,11 +123,11 @@ def test_the_largest_batch_is_the_last_that_fits(tiny: Tiny) -> None:
     recipe = tiny()
     arms = sweep_arms(recipe)
     planned = costs.plan(recipe, arms, available=8 * MIB, gflops=1)
-    sketch, largest = Sketch(recipe, arms), planned["largest_batch"]
+    sketch, largest = Sketch(recipe, arms), planned.largest_batch
     assert by_part(sketch, arms, largest)["total"] <= 8 * MIB < by_part(sketch, arms, largest + 1)["total"]
-    assert planned["fits"] and not planned["warnings"]
+    assert planned.fits and not planned.warnings
     tight = costs.plan(tiny(f"data.batch={largest + 1}"), arms, available=8 * MIB, gflops=1)
-    assert not tight["fits"] and f"the largest batch that fits is {largest}" in tight["warnings"][0]
+    assert not tight.fits and f"the largest batch that fits is {largest}" in tight.warnings[0]
 
 
 def test_waves_fit_and_are_as_few_as_can_be(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,18 +166,18 @@ def test_a_backbone_of_seven_billion_parameters_is_planned_without_memory(
     recipe.model.input.size, recipe.model.positions.kind = [224, 224], "backbone"
     arm = Arm(frozen_depth=38, gate=True)
     planned = costs.plan(recipe, {"arm": arm}, available=24 * 2**30, gflops=1000)
-    counts = planned["arms"]["arm"]
-    assert 6.6e9 < counts["frozen_parameters"] + counts["trained_parameters"] < 6.9e9
+    counts = planned.arms["arm"]
+    assert 6.6e9 < counts.frozen_parameters + counts.trained_parameters < 6.9e9
     # A block's products take two operations a weight and token; attention comes on top of it.
-    weights, count = 38 / 40 * 6.7e9, planned["tokens"]["video"]
-    assert 1 < planned["flops"]["video"]["trunk"] / (2 * weights * count) < 1.1
-    assert not planned["fits"] and planned["largest_batch"] == 0 and planned["waves"] == []
+    weights, count = 38 / 40 * 6.7e9, planned.tokens.video
+    assert 1 < planned.flops["video"].trunk / (2 * weights * count) < 1.1
+    assert not planned.fits and planned.largest_batch == 0 and planned.waves == []
 
 
 def test_a_cache_is_sized_by_its_views(tiny: Tiny) -> None:
     recipe = tiny()
     arms = {name: arm for name, arm in sweep_arms(recipe).items() if arm.frozen_depth}
-    one, three = (Sketch(recipe, arms).cache_bytes(views)["bytes"] for views in (1, 3))  # type: ignore[index]
+    one, three = (Sketch(recipe, arms).cache_bytes(views).bytes for views in (1, 3))  # type: ignore[union-attr]
     videos, images, width, kinds = 12 * 41, 12 * 17, 24, 3  # z0, h1 and h3
     assert one["bfloat16"] > 2 * kinds * width * (videos + images) and one["int8"] < one["bfloat16"]
     assert three["bfloat16"] > one["bfloat16"]
@@ -187,16 +188,16 @@ def test_a_plan_counts_tokens_and_parameters(tiny: Tiny) -> None:
     recipe = tiny()
     planned = costs.plan(recipe, sweep_arms(recipe), gflops=1)
     prefix, image, tube = 1, (32 // 8) ** 2, 2 * 2 * 2  # class token; 8x8 patches; kernel 4, stride (4, 16, 16)
-    assert planned["tokens"] == {
+    assert asdict(planned.tokens) == {
         "image": prefix + image,
         "video": prefix + 2 * image + tube,
         "prefix": prefix,
         "tubes": {"frames": 2 * image, "long": tube},
     }
-    arms = planned["arms"]
+    arms = planned.arms
     heads = sum((24 + 1) * classes for classes in (8, 6, 8))
-    assert arms["last"]["trained_parameters"] == heads + 2 * 24  # and the norm
-    totals = {arm["frozen_parameters"] + arm["trained_parameters"] - (name == "gated") for name, arm in arms.items()}
+    assert arms["last"].trained_parameters == heads + 2 * 24  # and the norm
+    totals = {arm.frozen_parameters + arm.trained_parameters - (name == "gated") for name, arm in arms.items()}
     assert len(totals) == 1  # the same model three times; the gate is one parameter more
 
 
@@ -204,6 +205,6 @@ def test_arms_freeze_more_or_less_than_the_model_that_is_loaded(tiny: Tiny, tmp_
     recipe = tiny()
     adapted = fresh(recipe.model, {}, 0).with_arm(2, True, {})
     recipe.model.load = str(adapted.save_pretrained(tmp_path / "adapted"))
-    arms = costs.plan(recipe, sweep_arms(recipe), gflops=1)["arms"]
-    assert {name: arm["frozen_depth"] for name, arm in arms.items()} == {"full": 0, "last": 3, "gated": 1}
-    assert arms["full"]["frozen_parameters"] == 0 < arms["gated"]["frozen_parameters"]
+    arms = costs.plan(recipe, sweep_arms(recipe), gflops=1).arms
+    assert {name: arm.frozen_depth for name, arm in arms.items()} == {"full": 0, "last": 3, "gated": 1}
+    assert arms["full"].frozen_parameters == 0 < arms["gated"].frozen_parameters

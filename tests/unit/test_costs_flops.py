@@ -34,7 +34,7 @@ def read(tiny_path: Path, name: str, frozen: int, frames: int, side: int) -> Rec
 
 
 def planned(read: Recipe) -> int:
-    return costs.plan(read, {"model": read.arm}, gflops=1)["flops"]["video"]["step"] * read.data.batch
+    return costs.plan(read, {"model": read.arm}, gflops=1).flops["video"].step * read.data.batch
 
 
 @pytest.mark.all

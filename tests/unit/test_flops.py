@@ -44,11 +44,11 @@ def test_what_torch_knows_changes_nothing(
 ) -> None:
     read = tiny()
     arms = {"model": read.arm}
-    before, step = costs.plan(read, arms, gflops=1)["flops"], counted(SDPBackend.FLASH_ATTENTION)
+    before, step = costs.plan(read, arms, gflops=1).flops, counted(SDPBackend.FLASH_ATTENTION)
     for operation in ATTENTION:
         if knows == "more":
             monkeypatch.setitem(flop_registry, operation, lambda *args, **kwargs: 10**12)
         else:
             monkeypatch.delitem(flop_registry, operation, raising=False)
-    assert costs.plan(read, arms, gflops=1)["flops"] == before
+    assert costs.plan(read, arms, gflops=1).flops == before
     assert counted(SDPBackend.FLASH_ATTENTION) == step

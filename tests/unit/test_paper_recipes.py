@@ -82,10 +82,10 @@ def test_rows_go_through_the_plan(path: Path, scale: str, rows: int | None) -> N
     for choice, read in loaded(path, scale)[:rows]:
         plan, model = costs.plan(read, paper.arms(read), gflops=50), paper.outline(read)
         frames = {"image": 1, "video": model.preprocess.frames}
-        for modality in plan["flops"]:
-            assert plan["tokens"][modality] == model.count_tokens(frames[modality]), choice
+        for modality in plan.flops:
+            assert getattr(plan.tokens, modality) == model.count_tokens(frames[modality]), choice
         if scale == "desk":
-            assert plan["memory"]["total"] < 2**30 and plan["time"]["run"] < 1800, choice
+            assert plan.memory["total"] < 2**30 and plan.time.run < 1800, choice
 
 
 @pytest.mark.slow

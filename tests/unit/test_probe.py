@@ -1,6 +1,7 @@
 """Depth profiles against classifiers fitted on all features at once, of tokens that pass the blocks one by one."""
 
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
 from scaleup.evaluation import depth_curve
 from scaleup.evaluation import depth_profile as measuring
+from scaleup.evaluation.depth_curve import DepthProfile
 from scaleup.evaluation.depth_profile import Reader, probe
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT
@@ -49,7 +51,7 @@ def model(tiny: Callable[..., Recipe]) -> TubeViT:
     return fresh(tiny().model, CLASSES["video"], seed=3).eval()
 
 
-def profile(model: TubeViT, splits: tuple[Path, Path], **options: Any) -> dict[str, Any]:
+def profile(model: TubeViT, splits: tuple[Path, Path], **options: Any) -> DepthProfile:
     return probe(model, *splits, **{"batch": BATCH, "workers": 0} | options)
 
 
@@ -93,15 +95,15 @@ def test_every_depth_and_label_gets_the_classifier_fitted_on_all_features(
     found = profile(model, splits, views=views)
     each = (int(views[0]), int(views[2]))
     (train, y), (test, wanted) = (slow_features(model, path, each) for path in splits)
-    assert found["labels"].keys() == LABELS.keys() and found["train_scored"] == TRAIN - 1
+    assert found.labels.keys() == LABELS.keys() and found.train_scored == TRAIN - 1
     for label, classes in LABELS.items():
-        rows = found["labels"][label]["rows"]
-        assert [row["depth"] for row in rows] == [0, 1, 2, 3]
+        rows = found.labels[label].rows
+        assert [row.depth for row in rows] == [0, 1, 2, 3]
         for row, ours, theirs in zip(rows, train, test, strict=True):
             slow = slow_row(ours, y[label], theirs, wanted[label], classes)
-            assert (row["train_accuracy"], row["accuracy"], row["penalty"]) == pytest.approx(slow, rel=1e-9), row
-            assert row["standard_error"] == pytest.approx((slow[1] * (1 - slow[1]) / (TEST - 1)) ** 0.5)
-    assert len({row["accuracy"] for row in found["labels"]["motion"]["rows"]}) > 1  # depths are told apart
+            assert (row.train_accuracy, row.accuracy, row.penalty) == pytest.approx(slow, rel=1e-9), row
+            assert row.standard_error == pytest.approx((slow[1] * (1 - slow[1]) / (TEST - 1)) ** 0.5)
+    assert len({row.accuracy for row in found.labels["motion"].rows}) > 1  # depths are told apart
 
 
 def test_samples_pass_the_trunk_once_for_all_depths_and_labels(model: TubeViT, splits: tuple[Path, Path]) -> None:
@@ -115,13 +117,13 @@ def test_samples_pass_the_trunk_once_for_all_depths_and_labels(model: TubeViT, s
     assert set(read.values()) == {TRAIN + TEST - 2}
     for split, path in zip(("train", "test"), splits, strict=True):
         shards = Shards.open(path)
-        assert found[split]["samples"] == len(shards) - 1
-        assert [key for key, _ in found[split]["failures"]] == [shards.keys[DAMAGED]]
-        assert found[split]["list_sha256"] == shards.list_sha256
+        assert getattr(found, split).samples == len(shards) - 1
+        assert [key for key, _ in getattr(found, split).failures] == [shards.keys[DAMAGED]]
+        assert getattr(found, split).list_sha256 == shards.list_sha256
 
 
-def curves(found: dict[str, Any]) -> list[tuple[float, ...]]:
-    return [tuple(row.values()) for each in found["labels"].values() for row in each["rows"]]
+def curves(found: DepthProfile) -> list[tuple[float, ...]]:
+    return [astuple(row) for each in found.labels.values() for row in each.rows]
 
 
 @pytest.mark.parametrize("options", [{"batch": 3}, {"batch": 64, "workers": 2}])
@@ -133,22 +135,22 @@ def test_how_samples_are_read_changes_nothing(
 
 
 def test_labels_and_depths_on_their_own_give_what_they_give_together(model: TubeViT, splits: tuple[Path, Path]) -> None:
-    every = profile(model, splits)["labels"]
+    every = profile(model, splits).labels
     for depths in ([0], [2, 3]):
-        alone = profile(model, splits, labels=["shape"], depths=depths)["labels"]
+        alone = profile(model, splits, labels=["shape"], depths=depths).labels
         assert list(alone) == ["shape"]
-        for ours, depth in zip(alone["shape"]["rows"], depths, strict=True):
-            assert ours == pytest.approx(every["shape"]["rows"][depth])
+        for ours, depth in zip(alone["shape"].rows, depths, strict=True):
+            assert astuple(ours) == pytest.approx(astuple(every["shape"].rows[depth]))
 
 
 def test_what_is_frozen_already_makes_no_difference(model: TubeViT, splits: tuple[Path, Path]) -> None:
     joint, bytes_before = profile(model, splits), {n: t.clone() for n, t in model.state_dict().items()}
     partly = model.with_arm(2, gate=True, heads={})
     found = profile(partly, splits)
-    assert curves(found) == curves(joint) and found["model"]["sha256"] == joint["model"]["sha256"]
+    assert curves(found) == curves(joint) and found.model["sha256"] == joint.model["sha256"]
     assert all(torch.equal(tensor, bytes_before[name]) for name, tensor in model.state_dict().items())
     partly.blocks[2].mlp.fc1.bias.data += 0.1  # type: ignore[union-attr,operator]
-    assert profile(partly, splits, depths=[1])["model"]["sha256"] != joint["model"]["sha256"]
+    assert profile(partly, splits, depths=[1]).model["sha256"] != joint.model["sha256"]
 
 
 def test_an_open_gate_is_refused_where_it_would_count(model: TubeViT, splits: tuple[Path, Path]) -> None:
@@ -166,16 +168,16 @@ def test_few_training_samples_are_kept(
     every = profile(model, splits)
     monkeypatch.setattr(measuring, "SCORED", 20)  # every third of batches of 8
     some = profile(model, splits)
-    assert some["train_scored"] == 24 - 1 - 7 + 1  # batches 0, without the damaged one, 3 and 6, which has 2
+    assert some.train_scored == 24 - 1 - 7 + 1  # batches 0, without the damaged one, 3 and 6, which has 2
     assert [row[2:] for row in curves(some)] == [row[2:] for row in curves(every)]
 
 
 def test_precision_is_that_of_the_blocks(model: TubeViT, splits: tuple[Path, Path]) -> None:
     low = profile(model, splits, trunk=measuring.Trunk("bfloat16"))
-    assert low["trunk"]["precision"] == "bfloat16" and 0 < low["trunk"]["drift"][3] < 0.1
-    exact, moved = profile(model, splits), low["labels"]["motion"]["rows"]
-    assert moved[0] == pytest.approx(exact["labels"]["motion"]["rows"][0])  # z0 is float32
-    assert low["model"]["sha256"] == exact["model"]["sha256"]
+    assert low.trunk["precision"] == "bfloat16" and 0 < low.trunk["drift"][3] < 0.1
+    exact, moved = profile(model, splits), low.labels["motion"].rows
+    assert astuple(moved[0]) == pytest.approx(astuple(exact.labels["motion"].rows[0]))  # z0 is float32
+    assert low.model["sha256"] == exact.model["sha256"]
 
 
 def test_tokens_are_pooled_without_the_prefix_and_beside_its_first() -> None:
@@ -200,7 +202,7 @@ def test_tokens_are_pooled_without_the_prefix_and_beside_its_first() -> None:
     ],
 )
 def test_the_suggestion_is_where_accuracy_stops_rising(accuracies: list[float], depth: int) -> None:
-    rows = [{"depth": n, "accuracy": a, "standard_error": 0.03} for n, a in enumerate(accuracies)]
+    rows = [depth_curve.DepthAccuracy(n, 1.0, a, standard_error=0.03, penalty=1.0) for n, a in enumerate(accuracies)]
     assert depth_curve.suggest_depths(rows) == depth
 
 

@@ -71,7 +71,7 @@ def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) 
             next(feed).inputs(WHOLE)
 
     row = compared(alternated(timed(cached), timed(alone), repeats, what=precision))
-    clips, batch = made["datasets"]["videos"]["samples"], recipe.data.batch
+    clips, batch = made.datasets["videos"].samples, recipe.data.batch
     return {
         "precision": precision,
         "ratio": row["ratio"],
@@ -79,7 +79,7 @@ def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) 
         "arm_seconds": row["other_seconds"] / steps,
         "read_seconds": timed(read)() / READ,
         "batch": batch,
-        "record_bytes": made["datasets"]["videos"]["record_bytes"],
-        "drift": max(made["drift"].values()),
-        "written_clips_per_second": clips / made["seconds"],
+        "record_bytes": made.datasets["videos"].record_bytes,
+        "drift": max(made.drift.values()),
+        "written_clips_per_second": clips / made.seconds,
     }

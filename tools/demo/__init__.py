@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,7 @@ from scaleup.common.timing import progress
 from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
-from scaleup.evaluate import evaluate
+from scaleup.evaluate import Evaluation, evaluate
 from scaleup.evaluation.evaluation_record import record
 from scaleup.model.build import load, load_run
 from scaleup.model.tubevit import TubeViT
@@ -33,6 +33,7 @@ from scaleup.outputs.parity import parity
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.training.run import run as train
+from scaleup.training.run_directory import RunResult, StoppedRun
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
@@ -41,6 +42,13 @@ VIDEOS = {"train": 6000, "val": 500, "test": 1000}
 IMAGES = {"train": 6000, "val": 500}
 CHANCE = {"shape": 1 / len(SHAPES), "motion": 1 / len(MOTIONS)}
 STAGES = 8
+
+
+class Trained(NamedTuple):
+    """A run of the demo, and the operations of a step of each of its arms."""
+
+    result: RunResult
+    gflops: dict[str, float]
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Demo:
             "chance": CHANCE,
             "views": "1x1",
             "rows": rows,
-            "best": {"arm": best.name, "directory": str(best), **scores},
+            "best": {"arm": best.name, "directory": str(best), **asdict(scores)},
             "image_max_abs_diff": moved["adapted"]["image_max_abs_diff"],
             "reload_max_abs_diff": difference,
             "exported_bytes": full["bytes"],
@@ -101,12 +109,12 @@ class Demo:
         changes = [*self.changes, f"seed={self.seed}", *(f"{key}={self.out / value}" for key, value in paths.items())]
         return recipe.load(RECIPES / f"{name}.yaml", changes)
 
-    def _train(self, name: str) -> dict[str, Any]:
+    def _train(self, name: str) -> Trained:
         videos = {} if name == "large" else {"data.train.videos.shards": "data/videos-train"}
         read = self._read(name, out=name, **videos, **{"data.train.images.shards": "data/images-train"})
         return _trained(read, {"model": read.arm})
 
-    def _sweep(self, name: str, start: str, out: str) -> dict[str, Any]:
+    def _sweep(self, name: str, start: str, out: str) -> Trained:
         paths = {"out": out, "model.load": start, "data.train.videos.shards": "data/videos-train"}
         read = self._read(name, **paths)
         return _trained(read, sweep_arms(read))
@@ -116,19 +124,20 @@ class Demo:
         options = Options(seed=self.seed, random_tubes=name == "control")
         return transplant(small, large, self.out / name, options, self.out / "data/videos-train")
 
-    def _rows(self, trained: Mapping[str, Any], sweeps: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _rows(self, trained: Mapping[str, Trained], sweeps: Mapping[str, Trained]) -> list[dict[str, Any]]:
         test = self.out / "data/videos-test"
         rows = []
-        for name, result in trained.items():
+        for name, run in trained.items():
             scores = _recorded({name: load(self.out / name / "model")}, test, [self.out / name / "model"])[name]
             tubes = "none" if name == "patches" else "trained"
             title = "2D patches only" if name == "patches" else "small joint model"
-            rows.append(_row(title, "model", "small", tubes, result, scores))
-        for tubes, result in sweeps.items():
-            models = load_run(result["out"])
-            for name, scores in _recorded(models, test, [Path(result["out"], name) for name in models]).items():
-                kind = tubes if result["arms"][name]["frozen_depth"] else "trained"
-                rows.append(_row(name, name, "adapted", kind, result, scores))
+            rows.append(_row(title, "model", "small", tubes, run, scores))
+        for tubes, run in sweeps.items():
+            out = run.result.out
+            models = load_run(out)
+            for name, scores in _recorded(models, test, [Path(out, name) for name in models]).items():
+                kind = tubes if run.result.arms[name].frozen_depth else "trained"
+                rows.append(_row(name, name, "adapted", kind, run, scores))
         return rows
 
     def _best(self) -> Path:
@@ -136,10 +145,10 @@ class Demo:
         arms = load_run(self.out / "sweep")
         scores = evaluate(arms, self.out / "data/videos-val", "1x1", batch=64)
         frozen = [name for name in arms if arms[name].frozen_depth]
-        return self.out / "sweep" / max(frozen, key=lambda name: scores[name]["heads"]["motion"]["top1"])
+        return self.out / "sweep" / max(frozen, key=lambda name: scores[name].heads["motion"].top1)
 
 
-def _recorded(models: dict[str, TubeViT], shards: Path, directories: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def _recorded(models: dict[str, TubeViT], shards: Path, directories: Sequence[Path]) -> dict[str, Evaluation]:
     """Scores of models on shards, kept in their directories, where a report finds them."""
     scores = evaluate(models, shards, "1x1", batch=64)
     for (name, model), directory in zip(models.items(), directories, strict=True):
@@ -147,40 +156,41 @@ def _recorded(models: dict[str, TubeViT], shards: Path, directories: Sequence[Pa
     return scores
 
 
-def _trained(read: schema.Recipe, arms: dict[str, schema.Arm]) -> dict[str, Any]:
-    """The result of a run, with ``"gflops"`` of a step of each arm.
+def _trained(read: schema.Recipe, arms: dict[str, schema.Arm]) -> Trained:
+    """Train, and count the operations.
 
     Raises:
         KeyboardInterrupt: the run was stopped by a signal.
     """
     flops, result = costs.step_flops(read, arms), train(read, arms)
-    if "stopped" in result:
+    if isinstance(result, StoppedRun):
         raise KeyboardInterrupt
-    return result | {"gflops": {name: value / 1e9 for name, value in flops.items()}}
+    return Trained(result, {name: value / 1e9 for name, value in flops.items()})
 
 
-def _row(title: str, name: str, kind: str, tubes: str, result: Mapping, scores: Mapping) -> dict[str, Any]:
+def _row(title: str, name: str, kind: str, tubes: str, run: Trained, scores: Evaluation) -> dict[str, Any]:
     """One line of the table. Seconds are a share of those of the costliest arm of the same run, since each run has its
     own hour and load."""
-    arm, seconds = result["arms"][name], {each: _seconds(result, each) for each in result["arms"]}
+    arm, seconds = run.result.arms[name], {each: _seconds(run.result, each) for each in run.result.arms}
     return {
         "name": title,
         "kind": kind,
-        "frozen_depth": arm["frozen_depth"],
-        "gate": arm["alpha"] is not None,
-        "alpha": arm["alpha"],
+        "frozen_depth": arm.frozen_depth,
+        "gate": arm.alpha is not None,
+        "alpha": arm.alpha,
         "tubes": tubes,
-        "trained_parameters": arm["trained_parameters"],
-        "step_gflop": result["gflops"][name],
+        "trained_parameters": arm.trained_parameters,
+        "step_gflop": run.gflops[name],
         "seconds_share": seconds[name] / max(seconds.values()),
-        **{head: scores["heads"][head]["top1"] for head in ("shape", "motion")},
+        **{head: scores.heads[head].top1 for head in ("shape", "motion")},
     }
 
 
-def _seconds(result: Mapping, name: str) -> float:
+def _seconds(result: RunResult, name: str) -> float:
     """Of a step: the arm's own part and its share of the trunk's pass, by blocks."""
-    arm, deepest = result["arms"][name], max(each["frozen_depth"] for each in result["arms"].values())
-    return arm["arm_seconds"] + (result["trunk_seconds"] * arm["frozen_depth"] / deepest if deepest else 0.0)
+    arm, deepest = result.arms[name], max(each.frozen_depth for each in result.arms.values())
+    assert arm.arm_seconds is not None
+    return arm.arm_seconds + (result.trunk_seconds * arm.frozen_depth / deepest if deepest else 0.0)
 
 
 def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:

@@ -4,7 +4,6 @@ how fast it is on this machine."""
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
@@ -16,6 +15,7 @@ from reproduce.desk import Desk
 from reproduce.runs import arm_name, identity, place, trained
 from reproduce.table import Source
 from scaleup.config.schema import Arm, Recipe
+from scaleup.training.run_directory import read_result
 
 SAMPLES = 64
 SHORT = ["train.steps=13", "train.warmup=1"]  # of which eight count: see settled_mean in scaleup.training.arm_trainer
@@ -63,6 +63,7 @@ def _speeds(trial: Desk, recipe: Recipe, arms: Mapping[Source, Arm]) -> dict[Sou
     for source, name in names.items():
         made = place(recipe, arms[source], trial.runs)
         assert made is not None
-        result = json.loads((made.parent / "result.json").read_text())
-        found[source] = Speed(identity(recipe), name, result["trunk_seconds"], result["arms"][name]["arm_seconds"])
+        result = read_result(made.parent)
+        assert result is not None and (seconds := result.arms[name].arm_seconds) is not None
+        found[source] = Speed(identity(recipe), name, result.trunk_seconds, seconds)
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.training.run import run
-from scaleup.training.run_directory import is_complete
+from scaleup.training.run_directory import StoppedRun, is_complete
 
 SAVE_EVERY = 200  # steps: what a run that is killed loses at most
 
@@ -57,7 +57,7 @@ def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Pa
         together: dict[str, dict[str, Any]] = {name: asdict(arm) for name, arm in missing.items()}
         result = run(_settled(recipe, out, together), missing)
         gc.collect()  # engines refer to themselves
-        if "stopped" in result:
+        if isinstance(result, StoppedRun):
             raise KeyboardInterrupt
     made = {row: place(recipe, arm, root) for row, arm in arms.items()}
     return {row: path if path is not None and path.is_dir() else None for row, path in made.items()}

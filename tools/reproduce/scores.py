@@ -33,7 +33,7 @@ def scores(
         for model in asked.values():
             model.tokenizer.restride(strides or {})
         for name, score in evaluate(asked, shards, views, batch=64, workers=0).items():
-            write_text(kept[name], json.dumps({head: each["top1"] for head, each in score["heads"].items()}))
+            write_text(kept[name], json.dumps({head: each.top1 for head, each in score.heads.items()}))
     return {name: json.loads(place.read_text()) for name, place in kept.items()}
 
 
@@ -64,7 +64,7 @@ def _linear(model: Path, data: Path) -> Scores:
     kept = model / "linear-images-val.json"
     if not kept.exists():
         loaded = load(model)
-        found = probe(loaded, data / "images-train", data / "images-val", depths=[loaded.depth], batch=64)["labels"]
-        shares = {f"image {label}, linear": curve["rows"][-1]["accuracy"] for label, curve in found.items()}
+        found = probe(loaded, data / "images-train", data / "images-val", depths=[loaded.depth], batch=64)
+        shares = {f"image {label}, linear": curve.rows[-1].accuracy for label, curve in found.labels.items()}
         write_text(kept, json.dumps(shares))
     return json.loads(kept.read_text())

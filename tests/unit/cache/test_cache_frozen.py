@@ -64,5 +64,5 @@ def test_another_seed_trains_from_the_same_views(loaded: Callable[..., Recipe], 
     ends = []
     for seed in (2, 3):
         recipe = loaded("delta", f"seed={seed}", f"out={tmp_path / str(seed)}", f"trunk.cache={tmp_path / 'cache'}")
-        ends.append(run(recipe, sweep_arms(recipe))["arms"]["last"]["loss"])
+        ends.append(run(recipe, sweep_arms(recipe)).arms["last"].loss)
     assert ends[0] != ends[1]

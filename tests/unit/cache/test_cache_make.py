@@ -57,7 +57,7 @@ def test_records_hold_what_the_trunk_gives_of_each_view(frozen: Frozen, tmp_path
                 found = dequantise(kept, tensor)
                 assert found.dtype == torch.float32 and found.shape == wanted.shape
                 assert (found - wanted).norm() <= error * wanted.norm()
-    assert all((share < 1e-6) == (precision == "float32") for share in made["drift"].values())
+    assert all((share < 1e-6) == (precision == "float32") for share in made.drift.values())
 
 
 def test_int8_is_within_half_a_step_of_each_token() -> None:
@@ -79,7 +79,7 @@ def test_the_same_input_gives_the_same_bytes_as_many_as_were_said(
     for name, shards in open_datasets(frozen().data).items():
         index, *tars = sorted((tmp_path / "one" / name).iterdir(), reverse=True)
         assert [tar.name for tar in reversed(tars)] == ["000000.tar", "000001.tar", "000002.tar"]
-        record = result["datasets"][name]["record_bytes"]
+        record = result.datasets[name].record_bytes
         roughly = cache_plan.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
         assert roughly == 12 * 3 * cache_plan.ENTRY + sum(len(key) + 3 for key in shards.keys)
         assert verify(tmp_path / "one" / name, processes=1) == []

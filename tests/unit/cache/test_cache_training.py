@@ -51,7 +51,7 @@ def test_a_run_from_a_cache_in_pieces_ends_with_the_same_bytes(cached: Frozen, t
     whole = trained(cached(f"out={tmp_path / 'whole'}"))
     pieces = cached(f"out={tmp_path / 'pieces'}")
     for step in (1, 2, 3):
-        assert run(pieces, sweep_arms(pieces), stop_after=0)["stopped"] == step
+        assert run(pieces, sweep_arms(pieces), stop_after=0).stopped == step
     for arm, tensors in trained(pieces).items():
         assert all(torch.equal(tensor, whole[arm][name]) for name, tensor in tensors.items())
 
@@ -74,8 +74,8 @@ def test_what_cannot_be_read_is_replaced_as_live(frozen: Frozen, tmp_path: Path,
     write_shards(broken, hurt, "video", Shards.open(shards).classes)
     changes = [f"data.train.videos.shards={hurt}", "data.max_bad=0.3", "train.steps=6"]
     live = train_loader(frozen(*changes).data, Input(8, [32, 32], 8), 1, 6)
-    made = make(frozen(*changes), [1, 3], tmp_path / "cache", precision="float32")["datasets"]["videos"]
-    assert made["samples"] == 11 and [failure["source"] for failure in made["failures"]] == [samples[3].key]
+    made = make(frozen(*changes), [1, 3], tmp_path / "cache", precision="float32").datasets["videos"]
+    assert made.samples == 11 and [failure["source"] for failure in made.failures] == [samples[3].key]
     changes += [f"trunk.cache={tmp_path / 'cache'}", "train.steps=6"]
     data = frozen(*changes).data
     cached = cached_loader(data, cached_sets(data, str(tmp_path / "cache")), 1, range(6), 0, 1)
@@ -123,10 +123,10 @@ def test_validation_of_a_run_from_a_cache_is_live(cached: Frozen, frozen: Frozen
     make(frozen(*changes), [1, 3], tmp_path / "low", precision="bfloat16")
     recipe = cached(*changes, f"trunk.cache={tmp_path / 'low'}")
     found = run(recipe, sweep_arms(recipe))
-    assert found["trunk"]["precision"] == "bfloat16" and found["trunk"]["drift"].keys() == {1, 3}
-    assert found["trunk"]["cache"]["views"] == 1
-    assert {arm: each["valid_accuracy"] is not None for arm, each in found["arms"].items()} == dict.fromkeys(ARMS, True)
-    assert live["trunk"]["drift"] == found["trunk"]["drift"]
+    assert found.trunk["precision"] == "bfloat16" and found.trunk["drift"].keys() == {1, 3}
+    assert found.trunk["cache"]["views"] == 1
+    assert {arm: each.valid_accuracy is not None for arm, each in found.arms.items()} == dict.fromkeys(ARMS, True)
+    assert live.trunk["drift"] == found.trunk["drift"]
 
 
 @pytest.mark.parametrize(

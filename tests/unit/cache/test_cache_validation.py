@@ -23,12 +23,12 @@ def test_validation_beside_a_cache_is_validation_live(
     arm = replace(frozen().arm, frozen_depth=1, gate=True)
     arms = {"deep": replace(arm, frozen_depth=3, steps=2), "idle": replace(arm, lr=1e-12, gate_lr=1e-12, patience=2)}
     arms["gated"] = arm
-    live = run(frozen(*changes), arms)["arms"]
+    live = run(frozen(*changes), arms).arms
     make(frozen(*changes), [1, 3], tmp_path / "cache", precision="float32")
-    cached = run(frozen(*changes, f"trunk.cache={tmp_path / 'cache'}", f"out={tmp_path / 'cached'}"), arms)["arms"]
-    assert {name: [arm[key] for key in KEYS] for name, arm in cached.items()} == {
-        name: [arm[key] for key in KEYS] for name, arm in live.items()
+    cached = run(frozen(*changes, f"trunk.cache={tmp_path / 'cache'}", f"out={tmp_path / 'cached'}"), arms).arms
+    assert {name: [getattr(arm, key) for key in KEYS] for name, arm in cached.items()} == {
+        name: [getattr(arm, key) for key in KEYS] for name, arm in live.items()
     }
-    assert [cached[name]["steps"] for name in arms] == [2, 3, 4] and cached["idle"]["ended"] == "early"
+    assert [cached[name].steps for name in arms] == [2, 3, 4] and cached["idle"].ended == "early"
     for line in (tmp_path / "cached" / "metrics.jsonl").read_text().splitlines():
         assert all(arm["valid"]["samples"] == 12 for arm in json.loads(line)["arms"].values())

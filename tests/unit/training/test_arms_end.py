@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from scaleup.training import arm_trainer
 from scaleup.training.arm_trainer import ArmState
 from scaleup.training.engine import weights
 from scaleup.training.run import Run, run
+from scaleup.training.run_directory import RunResult
 from scaleup.training.validation import Validation
 
 Tiny = Callable[..., Recipe]
@@ -83,14 +84,14 @@ def test_an_arm_of_a_mixed_sweep_ends_as_the_same_arm_alone(tiny: Tiny, valid: s
     changes = [*MIXED, valid, f"train.zero_stage={stage}"]
     recipe = tiny(*changes, f"out={tmp_path / 'together'}")
     arms = mixed(recipe.arm)
-    together = run(recipe, arms | {"wild": replace(recipe.arm, **WILD)})["arms"]
+    together = run(recipe, arms | {"wild": replace(recipe.arm, **WILD)}).arms
     for name, arm in arms.items():
-        alone = run(tiny(*changes, f"out={tmp_path / name}"), {"alone": arm})["arms"]["alone"]
+        alone = run(tiny(*changes, f"out={tmp_path / name}"), {"alone": arm}).arms["alone"]
         assert written(tmp_path / name / "alone") == written(tmp_path / "together" / name), name
         for key in ("steps", "ended", "best_step", "valid_accuracy", "loss"):
-            assert together[name][key] == alone[key], (name, key)
-    assert {name: together[name]["steps"] for name in arms} == END
-    assert together["idle"]["ended"] == "early" and together["wild"]["ended"] == "diverged"
+            assert getattr(together[name], key) == getattr(alone, key), (name, key)
+    assert {name: together[name].steps for name in arms} == END
+    assert together["idle"].ended == "early" and together["wild"].ended == "diverged"
 
 
 @pytest.mark.parametrize(
@@ -106,13 +107,13 @@ def test_a_mixed_run_in_pieces_ends_with_the_same_bytes(
     arms = mixed(whole.arm) | {"wild": replace(whole.arm, **WILD)}
     expected = run(whole, arms)
     for number in range(1, 6):
-        assert run(pieces, arms, stop_after=0)["stopped"] == number
+        assert run(pieces, arms, stop_after=0).stopped == number
     result = run(pieces, arms)
-    assert result["exit"] == expected["exit"] == 1
+    assert result.exit == expected.exit == 1
     for name in arms:
         assert written(tmp_path / "pieces" / name) == written(tmp_path / "whole" / name), name
         for key in ("loss", "steps", "ended", "diverged", "best_step", "valid_accuracy", "alpha"):
-            assert result["arms"][name][key] == expected["arms"][name][key], (name, key)
+            assert getattr(result.arms[name], key) == getattr(expected.arms[name], key), (name, key)
     for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "pieces"), strict=True):
         assert {name: arm.get("valid") for name, arm in one["arms"].items()} == {
             name: arm.get("valid") for name, arm in other["arms"].items()
@@ -134,12 +135,12 @@ def test_a_run_that_was_killed_while_it_wrote_its_models_writes_them_all(
     taken = lines(tmp_path / "out")
     result = run(recipe, arms)
     assert lines(tmp_path / "out") == taken and len(taken) == 2  # all had ended early: no step was left
-    assert result["arms"]["one"]["directory"] and result["exit"] == 1 and (tmp_path / "out/one/config.json").exists()
+    assert result.arms["one"].directory and result.exit == 1 and (tmp_path / "out/one/config.json").exists()
 
 
 def test_a_run_that_is_stopped_at_its_last_step_is_complete(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny()
-    assert "stopped" not in run(recipe, {"one": replace(recipe.arm, steps=1)}, stop_after=0)
+    assert isinstance(run(recipe, {"one": replace(recipe.arm, steps=1)}, stop_after=0), RunResult)
     assert (tmp_path / "out/one/config.json").exists() and (tmp_path / "out/result.json").exists()
 
 
@@ -185,11 +186,11 @@ def test_the_best_weights_are_what_is_written(
     """The first of equal ones; the gate that is reported is the one that is written."""
     recipe = tiny("train.steps=5", "train.valid_every=1", valid)
     seen = scripted(0.1, 0.6, 0.3, 0.6, 0.2)
-    arm = run(recipe, {"model": replace(recipe.arm, frozen_depth=1, gate=True)})["arms"]["model"]
+    arm = run(recipe, {"model": replace(recipe.arm, frozen_depth=1, gate=True)}).arms["model"]
     model = load(tmp_path / "out" / "model")
     assert bits(model) == seen[2] != seen[5]
-    assert (arm["best_step"], arm["valid_accuracy"], arm["steps"], arm["ended"]) == (2, 0.6, 5, "complete")
-    assert arm["alpha"] == model.arm.gate.alpha.item() == model.report["training"]["alpha"]
+    assert (arm.best_step, arm.valid_accuracy, arm.steps, arm.ended) == (2, 0.6, 5, "complete")
+    assert arm.alpha == model.arm.gate.alpha.item() == model.report["training"]["alpha"]
     assert model.report["training"]["best_step"] == 2
 
 
@@ -208,8 +209,8 @@ def test_an_arm_ends_where_its_patience_does(
     scripted(*accuracies)
     recipe = tiny("train.steps=6", "train.valid_every=1", valid)
     result = run(recipe, {"model": replace(recipe.arm, patience=2)})
-    assert (result["arms"]["model"]["steps"], result["arms"]["model"]["ended"]) == (steps, ended)
-    assert "exit" not in result
+    assert (result.arms["model"].steps, result.arms["model"].ended) == (steps, ended)
+    assert result.exit == 0
 
 
 def test_validation_changes_no_bit(tiny: Tiny, valid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,18 +228,18 @@ def test_validation_is_an_evaluation(tiny: Tiny, valid: str, tmp_path: Path, cap
     """At every second step, and where an arm ends."""
     recipe = tiny("train.steps=5", "train.valid_every=2", "data.valid.heads={motion: motion}", valid)
     arms = {"gated": replace(recipe.arm, frozen_depth=1, gate=True, steps=3), "full": recipe.arm}
-    result = run(recipe, arms)["arms"]
+    result = run(recipe, arms).arms
     found = {line["step"] + 1: line["arms"] for line in lines(tmp_path / "out")}
     validated = {name: [number for number in found if "valid" in found[number].get(name, {})] for name in arms}
     assert validated == {"gated": [2, 3], "full": [2, 4, 5]}
     said = capsys.readouterr().err
     assert [f"accuracy after step {number}: " in said for number in found] == [False, True, True, True, True]
     for name in arms:
-        told = found[result[name]["best_step"]][name]["valid"]
+        told = found[result[name].best_step][name]["valid"]
         scores = evaluate({name: load(tmp_path / "out" / name)}, recipe.data.valid.shards, "1x1", batch=4)[name]
-        motion = {key: scores["heads"]["motion"][key] for key in ("top1", "top5", "loss")}
-        assert told["heads"] == {"motion": pytest.approx(motion)} and told["samples"] == scores["samples"] == 12
-        assert told["accuracy"] == result[name]["valid_accuracy"] == motion["top1"]
+        motion = {key: getattr(scores.heads["motion"], key) for key in ("top1", "top5", "loss")}
+        assert told["heads"] == {"motion": pytest.approx(motion)} and told["samples"] == scores.samples == 12
+        assert told["accuracy"] == result[name].valid_accuracy == motion["top1"]
 
 
 def test_unreadable_samples_of_validation_are_counted(tiny: Tiny, tmp_path: Path) -> None:
@@ -271,11 +272,11 @@ def test_an_arm_that_diverges_is_lost_alone(
     recipe = tiny(f"train.zero_stage={stage}", f"train.accumulate={accumulate}")
     kept = replace(recipe.arm, frozen_depth=1, gate=True)
     result = run(recipe, {"wild": replace(kept, **WILD), "kept": kept})
-    at = result["arms"]["wild"]["diverged"]
-    assert result["exit"] == 1 and at in (0, 1, 2) and result["arms"]["kept"]["diverged"] is None
+    at = result.arms["wild"].diverged
+    assert result.exit == 1 and at in (0, 1, 2) and result.arms["kept"].diverged is None
     said = capsys.readouterr().err
     assert said.count("arm 'wild' diverged: its ") == 1 and f"at step {at}; try a learning rate below 1e+30" in said
-    assert result["arms"]["wild"]["directory"] is None and not (tmp_path / "out" / "wild").exists()
+    assert result.arms["wild"].directory is None and not (tmp_path / "out" / "wild").exists()
     assert [("wild" in line["arms"], "kept" in line["arms"]) for line in lines(tmp_path / "out")] == [
         (number < at, True) for number in range(4)
     ]
@@ -289,6 +290,6 @@ def test_arms_that_all_diverge_leave_a_result(tiny: Tiny, tmp_path: Path, monkey
     monkeypatch.setattr(arm_trainer.Engine, "step", lambda *_: float("nan"))
     recipe = tiny()
     result = run(recipe, {"one": recipe.arm, "other": recipe.arm})
-    assert [arm["diverged"] for arm in result["arms"].values()] == [0, 0] and result["exit"] == 1
-    assert result["arms"]["one"]["loss"] is None and len(lines(tmp_path / "out")) == 1
-    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
+    assert [arm.diverged for arm in result.arms.values()] == [0, 0] and result.exit == 1
+    assert result.arms["one"].loss is None and len(lines(tmp_path / "out")) == 1
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == asdict(result)

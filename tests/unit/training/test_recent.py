@@ -59,7 +59,7 @@ def test_a_head_at_chance_is_named_once_and_no_longer_noted_when_it_has_risen() 
         f"head 'motion' of arm 'last2' is still at chance after {first + 112} steps: it is right"
     )
     assert "1,792 samples, and the most frequent class is that of 12.5%" in sentence
-    assert seen.at_chance["motion"]["accuracy"] == pytest.approx(1 / 8, abs=1 / 32)
+    assert seen.at_chance["motion"].accuracy == pytest.approx(1 / 8, abs=1 / 32)
     assert said(seen, range(STEPS, STEPS + 112 * 2), 1 / 4) == [] and not seen.at_chance
 
 

@@ -18,7 +18,7 @@ from scaleup.model.trunk import Taps
 from scaleup.recipe import sweep_arms
 from scaleup.training import engine
 from scaleup.training.run import Run, run
-from scaleup.training.run_directory import lock_run
+from scaleup.training.run_directory import StoppedRun, lock_run
 
 Tiny = Callable[..., Recipe]
 
@@ -130,9 +130,9 @@ def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
         assert {"loss", "heads", "lr", "grad_norm", "alpha", "seconds"} == set(line["arms"]["gated"])
         assert set(line["arms"]["last"]["heads"]) == set(recipe.data.train[line["dataset"]].heads)
     alphas = [line["arms"]["gated"]["alpha"] for line in lines]
-    assert len(set(alphas)) == 4 and result["arms"]["gated"]["alpha"] == alphas[-1]
-    assert result["arms"]["full"]["alpha"] is None and result["steps"] == 4
-    assert result["arms"]["last"]["loss"] == lines[-1]["arms"]["last"]["loss"]
+    assert len(set(alphas)) == 4 and result.arms["gated"].alpha == alphas[-1]
+    assert result.arms["full"].alpha is None and result.steps == 4
+    assert result.arms["last"].loss == lines[-1]["arms"]["last"]["loss"]
 
 
 def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_products_in_bfloat16_train_float32_parameters(tiny: Tiny, change: dict)
         model, optimizer = training.models[name], training.trainers[name].engine.engine.optimizer
         held = [*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())]
         assert len(held) > 20 and all(tensor.dtype == torch.float32 for tensor in held)
-        assert training.trainers[name].result()["precision"] == name
+        assert training.trainers[name].result("", {}).precision == name
 
 
 def tensors(out: Path, arms: Iterable[str]) -> dict[str, dict[str, bytes]]:
@@ -229,11 +229,11 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
     arms |= {"all": whole.arm, "low": replace(late, precision="bfloat16")}
     expected = run(whole, arms)
     for step in range(1, 5):
-        assert run(pieces, arms, stop_after=0) == {"out": pieces.out, "steps": 5, "stopped": step, "exit": 0}
+        assert run(pieces, arms, stop_after=0) == StoppedRun(pieces.out, 5, stopped=step, exit=0)
     result = run(pieces, arms)
     assert tensors(tmp_path / "pieces", arms) == tensors(tmp_path / "whole", arms)
     for name in arms:
-        assert result["arms"][name]["loss"] == expected["arms"][name]["loss"]
+        assert result.arms[name].loss == expected.arms[name].loss
     lines = [json.loads(line) for line in (tmp_path / "pieces" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5))
 
@@ -244,7 +244,7 @@ def test_a_resumed_trunk_keeps_the_precision_that_was_measured(tiny: Tiny, monke
     monkeypatch.setattr("scaleup.model.build.fastest", lambda *_: (next(fastest), {}))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     run(recipe, arms, stop_after=0)
-    assert run(recipe, arms)["trunk"]["precision"] == "bfloat16"
+    assert run(recipe, arms).trunk["precision"] == "bfloat16"
 
 
 def test_another_recipe_does_not_go_on(tiny: Tiny) -> None:
@@ -256,8 +256,8 @@ def test_another_recipe_does_not_go_on(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="is of other arms"):
         run(recipe, {"model": replace(recipe.arm, lr=0.02)})
     harmless = tiny("data.workers=1", "train.save_every=1", "train.keep=1")
-    assert run(harmless, arms, stop_after=0)["stopped"] == 2
-    assert run(tiny("train.steps=5"), arms, overwrite=True, stop_after=0)["stopped"] == 1
+    assert run(harmless, arms, stop_after=0).stopped == 2
+    assert run(tiny("train.steps=5"), arms, overwrite=True, stop_after=0).stopped == 1
     run(tiny("train.steps=5"), arms)
     with pytest.raises(UserError, match="exists, and its run is complete"):
         run(tiny("train.steps=5"), arms)
@@ -376,4 +376,4 @@ def test_two_processes_do_not_write_one_run(tiny: Tiny, tmp_path: Path) -> None:
         lock_run(tmp_path / "out", patience=0.2),
     ):
         raise AssertionError
-    assert run(recipe, {"model": recipe.arm}, stop_after=0)["stopped"] == 2  # the lock went with the run
+    assert run(recipe, {"model": recipe.arm}, stop_after=0).stopped == 2  # the lock went with the run

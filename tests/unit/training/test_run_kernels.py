@@ -43,7 +43,7 @@ def test_a_resumed_run_keeps_the_kernels_that_were_chosen(tiny: Tiny, monkeypatc
     monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(chosen))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     run(recipe, arms, stop_after=0)
-    assert run(recipe, arms)["kernels"] == "fast"
+    assert run(recipe, arms).kernels == "fast"
 
 
 def test_fast_arms_learn_alike_together_and_alone(tiny: Tiny, tmp_path: Path, convolutions: list[tuple]) -> None:

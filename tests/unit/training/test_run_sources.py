@@ -26,14 +26,14 @@ def own(tiny_path: Path, tmp_path: Path) -> Tiny:
 def test_a_run_does_not_go_on_with_other_shards(own: Tiny, tmp_path: Path) -> None:
     recipe, images = own(), tmp_path / "shapes" / "images-train"
     arms = {"model": recipe.arm}
-    assert run(recipe, arms, stop_after=0)["stopped"] == 1
+    assert run(recipe, arms, stop_after=0).stopped == 1
     index, whole = read_index(images), (images / "index.json").read_bytes()
     index["shards"][0]["sha256"] = "0" * 64
     write_index(images, {key: value for key, value in index.items() if key != "crc32"})
     with pytest.raises(UserError, match="has changed since its checkpoint: data.train.images.shards; put it back"):
         run(recipe, arms, stop_after=0)
     (images / "index.json").write_bytes(whole)
-    assert run(recipe, arms, stop_after=0)["stopped"] == 2
+    assert run(recipe, arms, stop_after=0).stopped == 2
 
 
 def test_a_run_does_not_go_on_from_another_model(own: Tiny, tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_a_run_does_not_go_on_from_another_model(own: Tiny, tmp_path: Path) -> N
     shutil.copytree(tmp_path / "seed1" / "model", place)
     recipe = replace(own(), model=Model(load=str(place)))
     arms = {"model": recipe.arm}
-    assert run(recipe, arms, stop_after=0)["stopped"] == 1
+    assert run(recipe, arms, stop_after=0).stopped == 1
     (place / "README.md").write_text("other words")
-    assert run(recipe, arms, stop_after=0)["stopped"] == 2
+    assert run(recipe, arms, stop_after=0).stopped == 2
     shutil.copy(tmp_path / "seed2" / "model" / "model.safetensors", place)
     with pytest.raises(UserError, match="has changed since its checkpoint: model.load; put it back"):
         run(recipe, arms, stop_after=0)
