@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL
+from scaleup.common import tensors
 from scaleup.common.distributed import World, join
+from scaleup.common.files import write_text
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch, Failure
@@ -22,6 +26,8 @@ from scaleup.errors import UserError, nearest
 from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT
+
+MEASURED_ON = ("shards", "modality", "list_sha256", "views", "labels")  # what an evaluation was of
 
 
 @dataclass
@@ -125,24 +131,25 @@ class Once:
 
     def summary(self) -> Coverage:
         """What all ranks have seen; all of them must call."""
-        everyone = self.world.gather((self.keys, self.failures))
-        keys, failures = [k for keys, _ in everyone for k in keys], [f for _, failed in everyone for f in failed]
-        seen = sorted(keys + [key for key, _ in failures])  # the promise is checked, not assumed
-        assert seen == sorted(self.shards.keys), f"{len(seen)} samples seen of {len(self.shards)}"
+        keys, failures = self.world.join_lists(self.keys), self.world.join_lists(self.failures)
+        passed = sorted(keys + [failure.key for failure in failures])  # the promise is checked, not assumed
+        assert passed == sorted(self.shards.keys), f"{len(passed)} samples seen of {len(self.shards)}"
         return Coverage(self.shards.name, len(keys), failures, self.shards.list_sha256, self.views)
 
 
 def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
     """What models that are in place and in eval mode make of a pass over shards; all ranks must call."""
-    sums = {name: {head: torch.zeros(3, dtype=torch.float64) for head in once.heads} for name in models}
+    sums = {name: torch.zeros(len(once.heads), 3, dtype=torch.float64) for name in models}
     for batch in once:
-        for name, head, counts in _counts(models, batch):
-            sums[name][head] += counts
-    coverage, everyone = once.summary(), once.world.gather(sums)
-    classes = {head: len(once.shards.classes[label]) for head, label in once.heads.items()}
+        for name, counts in _counts(models, once.heads, batch):
+            sums[name] += counts
+    coverage = once.summary()
+    chances = [1 / len(once.shards.classes[label]) for label in once.heads.values()]
     evaluations = {}
     for name in models:
-        heads = {h: _means([rank[name][h] for rank in everyone], coverage.samples, classes[h]) for h in classes}
+        means = torch.stack(once.world.gather(sums[name])).sum(0) / max(coverage.samples, 1)
+        rows = zip(once.heads, means.tolist(), chances, strict=True)
+        heads = {head: HeadScore(*mean, chance) for head, mean, chance in rows}
         evaluations[name] = Evaluation(**vars(coverage), modality=once.shards.modality, labels=once.heads, heads=heads)
     return evaluations
 
@@ -176,15 +183,18 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
 
 
 @torch.no_grad()  # and not in inference mode: what is kept from it could not be used in training
-def _counts(models: Mapping[str, TubeViT], batch: Batch) -> Iterator[tuple[str, str, Tensor]]:
-    """By model and head (3,): samples whose class is first, samples whose class is among the first five, and the sum
-    of their losses."""
+def _counts(models: Mapping[str, TubeViT], heads: Iterable[str], batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """By model (H, 3), a row for each head: samples whose class is first, samples whose class is among the first five,
+    and the sum of their losses."""
     for name, features in view_features(models, batch.pixels).items():  # (B, V, D)
-        for head, labels in batch.labels.items():
-            logits = models[name].arm.heads[head](features).cpu()  # (B, V, C)
-            best = logits.softmax(-1).mean(1).topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5)
-            loss = F.nll_loss(logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1]), labels, reduction="none")
-            yield name, head, torch.stack([best[:, 0].double().sum(), best.double().sum(), loss.double().sum()])
+        logits = {head: models[name].arm.heads[head](features).cpu() for head in heads}  # (B, V, C)
+        yield name, torch.stack([_count(logits[head], batch.labels[head]) for head in heads])
+
+
+def _count(logits: Tensor, labels: Tensor) -> Tensor:
+    best = logits.softmax(-1).mean(1).topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5)
+    loss = F.nll_loss(logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1]), labels, reduction="none")
+    return torch.stack([best[:, 0].double().sum(), best.double().sum(), loss.double().sum()])
 
 
 def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Tensor]:
@@ -196,7 +206,24 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 
 
-def _means(sums: list[Tensor], samples: int, classes: int) -> HeadScore:
-    """Sums (3,) of each rank -> means over all samples."""
-    top1, top5, loss = (sum(sums) / max(samples, 1)).tolist()  # type: ignore[union-attr]
-    return HeadScore(top1, top5, loss, 1 / classes)
+def record(directory: Path, model: TubeViT, evaluation: Evaluation, how: Mapping[str, Any]) -> None:
+    """Add an evaluation to ``report.json`` of a model directory, and to its card.
+
+    It takes the place of an earlier one on the same set in the same way.
+
+    Args:
+        how: what else tells two evaluations apart: other strides, the precision of frozen blocks.
+    """
+    path = directory / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    on = {key: getattr(evaluation, key) for key in MEASURED_ON} | dict(how)
+    heads = {head: asdict(score) for head, score in evaluation.heads.items()}
+    entry = {"on": on, "samples": evaluation.samples, "failures": len(evaluation.failures), "heads": heads}
+    others = [other for other in report.get("evaluations", []) if other["on"] != on]
+    model.report = report | {"evaluations": [*others, entry]}
+    write_text(path, json.dumps(model.report, indent=2) + "\n")
+    kind = "full" if (directory / FULL).exists() else "delta"
+    files = [directory / (FULL if kind == "full" else DELTA), directory / ADAPTER / ADAPTER_WEIGHTS]
+    mapped = [tensors.File(file).mapped for file in files if file.exists()]
+    size = sum(tensor.numel() for file in mapped for tensor in file.values())
+    write_text(directory / "README.md", model.card(kind, size))

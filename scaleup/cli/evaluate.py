@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation
     heads = dict(pair(text) for text in args.heads) if args.heads else None
     strides = {tube: numbers(text) for tube, text in map(pair, args.strides or ())}
     from scaleup.config.schema import Trunk
-    from scaleup.evaluate import evaluate
-    from scaleup.evaluation.evaluation_record import record
+    from scaleup.evaluate import evaluate, record
     from scaleup.model.build import load, load_run, trunk_of  # after the arguments: these imports take seconds
 
     many = (Path(args.model) / "recipe.yaml").is_file()

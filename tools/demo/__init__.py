@@ -24,8 +24,7 @@ from scaleup.common.timing import progress
 from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
 from scaleup.errors import UserError
-from scaleup.evaluate import Evaluation, evaluate
-from scaleup.evaluation.evaluation_record import record
+from scaleup.evaluate import Evaluation, evaluate, record
 from scaleup.model.build import load, load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export
