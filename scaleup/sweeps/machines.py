@@ -25,8 +25,8 @@ from scaleup.sweeps.launcher import Job, Launcher
 from scaleup.sweeps.parts import PARTS, Part, collect, split_arms, summary
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_directory
+from scaleup.training.run import Stop, exit_code
 from scaleup.training.run_directory import RunResult, StoppedRun, is_complete
-from scaleup.training.stop import Stop, exit_code
 
 
 def group_arms(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict[str, Arm]]:

@@ -55,7 +55,7 @@ class StoppedRun:
     out: str  # its directory
     steps: int
     stopped: int  # steps that were done
-    exit: int  # the exit code, see scaleup.training.stop.exit_code
+    exit: int  # the exit code, see scaleup.training.run.exit_code
     part: str | None = None  # of a sweep in several parts, the one that was stopped: "2 of 3"
 
 
