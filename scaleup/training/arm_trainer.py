@@ -21,8 +21,8 @@ from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import engine
 from scaleup.training.engine import Engine
+from scaleup.training.feed import WHOLE, Mix, head_loss
 from scaleup.training.log import AtChance
-from scaleup.training.mixing import WHOLE, Mix, head_loss
 from scaleup.training.run_inputs import sizes
 
 

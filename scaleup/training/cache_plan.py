@@ -23,7 +23,7 @@ from scaleup.data.token_records import CachedSet, quantise, record
 from scaleup.data.unfinished import partial_name
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.run_directory import flatten_keys
+from scaleup.training.run_inputs import flatten_keys
 
 TOKENIZER = ("frames", "tubes", "interpolate", "positions")  # of config.json
 

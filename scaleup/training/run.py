@@ -20,10 +20,9 @@ from scaleup.errors import UserError
 from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
-from scaleup.training.checkpoints import Checkpoint, Checkpoints
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Metrics, Recent, line
-from scaleup.training.run_directory import RunResult, StoppedRun
+from scaleup.training.run_directory import Checkpoint, Checkpoints, RunResult, StoppedRun
 from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
 

@@ -147,3 +147,12 @@ def _files(path: Path) -> hashlib._Hash:
                 opened.seek(max(0, size - PIECE) * piece // (PIECES - 1))
                 digest.update(opened.read(PIECE))
     return digest
+
+
+def flatten_keys(value: Any, at: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by key path."""
+    if not isinstance(value, dict) or not value:
+        return {at: value}
+    return {
+        key: leaf for name, each in value.items() for key, leaf in flatten_keys(each, f"{at}.{name}".strip(".")).items()
+    }

@@ -13,7 +13,7 @@ from bench.step import described
 from bench.turns import alternated, compared, goal, machine, timed
 from bench.videos import videos_in
 from scaleup.config.schema import Arm, Data, Dataset, Recipe, Train, Trunk
-from scaleup.training.mixing import WHOLE
+from scaleup.training.feed import WHOLE
 from scaleup.training.run import Run
 from scaleup.training.token_cache import make
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scaleup.errors import UserError
-from scaleup.training.checkpoints import Checkpoints
+from scaleup.training.run_directory import Checkpoints
 
 
 def content(step: int) -> dict[str, dict[str, Tensor]]:
@@ -137,7 +137,7 @@ def test_a_full_disk_is_a_sentence_and_the_last_good_one_stays(saved: Checkpoint
 
 
 def test_what_the_disk_does_not_give_back_is_not_kept(saved: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaleup.training.checkpoints.file_sha256", lambda path: "0" * 64)
+    monkeypatch.setattr("scaleup.training.run_directory.file_sha256", lambda path: "0" * 64)
     with pytest.raises(UserError, match="the disk gives back something else"):
         saved.save(30, {}, content(30))
     monkeypatch.undo()

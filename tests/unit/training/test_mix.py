@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from scaleup.config.schema import Train
-from scaleup.training.mixing import Mix, draw_mix, head_loss
+from scaleup.training.feed import Mix, draw_mix, head_loss
 
 CLIPS, IMAGES = torch.Size([6, 3, 2, 20, 30]), torch.Size([6, 3, 20, 30])
 

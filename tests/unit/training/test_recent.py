@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scaleup.config.schema import Recipe
+from scaleup.training.feed import Mix
 from scaleup.training.log import Recent, line
-from scaleup.training.mixing import Mix
 from scaleup.training.run import Run
 
 SHARES = {"videos": {"shape": 1 / 8, "motion": 1 / 8}, "images": {"size": 1 / 4}}

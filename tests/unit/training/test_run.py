@@ -287,7 +287,7 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scaleup.training.checkpoints.file_sha256", full)
+    monkeypatch.setattr("scaleup.training.run_directory.file_sha256", full)
     recipe = tiny("train.save_every=2")
     run(recipe, {"model": recipe.arm})
     assert (tmp_path / "out" / "model" / "config.json").exists()
