@@ -11,7 +11,9 @@ from scaleup.common.files import refuse_existing
 from scaleup.common.timing import is_first_rank
 
 if TYPE_CHECKING:
-    from scaleup.evaluation.depth_curve import DepthProfile
+    from scaleup.evaluation.depth_profile import DepthProfile
+
+WIDTH = 40  # characters of a bar that stands for 100 %
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -42,18 +44,30 @@ def run(args: argparse.Namespace) -> DepthProfile:
     if args.out:
         refuse_existing(args.out, args.overwrite)
     from scaleup.config.schema import Trunk
-    from scaleup.evaluation import depth_curve
-    from scaleup.evaluation.depth_profile import probe
+    from scaleup.evaluation import depth_profile
     from scaleup.model.build import load  # after the arguments: these imports take seconds
 
-    model, kept = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
-    result = probe(model, args.train, args.test, args.head, args.depths, args.views, args.batch, args.workers, kept)
+    model, trunk = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
+    how = args.views, args.batch, args.workers, trunk
+    result = depth_profile.probe(model, args.train, args.test, args.head, args.depths, *how)
     if args.out and is_first_rank():
-        depth_curve.write(result, args.out, args.overwrite)
+        depth_profile.write(result, args.out, args.overwrite)
     return result
 
 
-def show(result: DepthProfile) -> None:
-    from scaleup.evaluation import depth_curve
-
-    print("\n".join(depth_curve.lines(result)))
+def show(profile: DepthProfile) -> None:
+    for label, curve in profile.labels.items():
+        print(f"{label} (chance {curve.chance:.1%})\ndepth   train    test")
+        for row in curve.rows:
+            bar = "█" * round(WIDTH * row.accuracy)
+            print(f"{row.depth:5d}  {row.train_accuracy:6.1%}  {row.accuracy:6.1%}  {bar}")
+        error = next(row.standard_error for row in curve.rows if row.depth == curve.suggested_depth)
+        print(
+            f"{label}: above depth {curve.suggested_depth} accuracy rises by no more than its standard error "
+            f"({error:.1%}), so freezing more should stop paying there (a heuristic; a sweep decides)\n"
+        )
+    for split, coverage in (("train", profile.train), ("test", profile.test)):
+        print(f"{split}: {coverage.samples} samples, {len(coverage.failures)} failures, {coverage.views} views")
+        print(f"list {coverage.list_sha256}")
+    for depth, moved in profile.trunk["drift"].items():
+        print(f"trunk in {profile.trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")

@@ -6,9 +6,10 @@ generalized cross validation on these alone (:mod:`scaleup.common.ridge`).
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,13 @@ from torch.nn.functional import one_hot
 from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
+from scaleup.common.files import new_directory
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.evaluate import Coverage, Once
-from scaleup.evaluation.depth_curve import DepthAccuracy, DepthCurve, DepthProfile, suggest_depths
 from scaleup.model.build import prepare_trunks
 from scaleup.model.tubevit import TubeViT
 
@@ -35,6 +36,41 @@ PROBED = ("backbone", "input", "frames", "tubes", "interpolate", "positions")  #
 
 Features = dict[int, Tensor]  # depth -> (B, F)
 Scored = tuple[Features, dict[str, Tensor]]  # and the labels: label -> (B,)
+
+
+@dataclass
+class DepthAccuracy:
+    """How often a linear classifier after so many blocks is right: shares of 1."""
+
+    depth: int  # 0: what enters block 1
+    train_accuracy: float
+    accuracy: float  # on the test split
+    standard_error: float  # of that
+    penalty: float  # of the ridge regression
+
+
+@dataclass
+class DepthCurve:
+    """The classifiers of one label."""
+
+    classes: int
+    chance: float  # accuracy of guessing
+    rows: list[DepthAccuracy]  # in rising order of depth
+    suggested_depth: int  # see suggest_depths
+
+
+@dataclass
+class DepthProfile:
+    """What linear classifiers read from a frozen model, depth by depth; probe.json holds it."""
+
+    labels: dict[str, DepthCurve]
+    train: Coverage  # shards: the path
+    test: Coverage
+    train_scored: int  # training samples that train_accuracy is taken on
+    pool: str  # how tokens become features, in words
+    model: dict[str, Any]  # sha256 of its tensors, depth, and what of its config makes the tokens
+    trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks
+    seconds: float
 
 
 class Fit(NamedTuple):
@@ -71,25 +107,26 @@ def probe(
     began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), join()
     classes, chosen = _classes(*opened, labels), _depths(model, depths)
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
-    about = _about(frozen)
+    identity = _identify(frozen)
     with world.together():
         prepared = prepare_trunks([frozen], trunk or Trunk(), world)
         reader = Reader(frozen, chosen, world.device)
         how = Input(**model.config["input"]), views, batch, workers, world
         learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
-        moments, kept = _read(reader, learnt, classes)
-        train_summary = _summary(learnt)
+        moments, scored = _read(reader, learnt, classes)
+        train_coverage = _coverage(learnt)
         fits = _fits(moments, classes, world)
-        train_shares, scored = _shares(fits, kept, classes, world)
-        test_shares, samples = _shares(fits, ((reader(each.pixels), each.labels) for each in tested), classes, world)
-        test_summary = _summary(tested)
+        train_shares, count = _shares(fits, scored, classes, world)
+        batches = ((reader(batch.pixels), batch.labels) for batch in tested)
+        test_shares, samples = _shares(fits, batches, classes, world)
+        test_coverage = _coverage(tested)
     return DepthProfile(
         labels=_curves(fits, classes, train_shares, test_shares, samples),
-        train=train_summary,
-        test=test_summary,
-        train_scored=scored,
+        train=train_coverage,
+        test=test_coverage,
+        train_scored=count,
         pool=POOL,
-        model=about,
+        model=identity,
         trunk=prepared,
         seconds=time.perf_counter() - began,
     )
@@ -133,15 +170,15 @@ def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[
     """The sums over the training samples, and the features and labels of some batches, evenly spread."""
     where = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which has no float64
     moments = {depth: Moments(reader.width, sum(classes.values()), where) for depth in reader.depths}
-    every, kept = -(-len(once.shards) // SCORED), list[Scored]()
+    every, scored = -(-len(once.shards) // SCORED), list[Scored]()
     for number, batch in enumerate(once):
         targets = torch.cat([one_hot(batch.labels[label], count) for label, count in classes.items()], dim=1)
         features = reader(batch.pixels)
         for depth, sums in moments.items():
             sums.add(features[depth], targets)
         if number % every == 0:
-            kept.append((features, batch.labels))
-    return moments, kept
+            scored.append((features, batch.labels))
+    return moments, scored
 
 
 def _fits(moments: Mapping[int, Moments], classes: Mapping[str, int], world: World) -> dict[int, Fit]:
@@ -189,13 +226,12 @@ def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[
                 raise UserError(
                     f"'{shards.path}' has no label {label!r}; it has {', '.join(names)}{nearest(label, names)}"
                 )
-            found = {names[label][number] for number in shards.labels[label]}
-            if len(found) < 2:
-                only = f"samples of class {found.pop()!r} alone" if found else "no samples"
+            present = {names[label][number] for number in shards.labels[label]}
+            if len(present) < 2:
+                only = f"samples of class {present.pop()!r} alone" if present else "no samples"
                 raise UserError(f"label {label!r} of '{shards.path}' has {only}; a classifier needs two classes")
-        ours, theirs = train.classes[label], test.classes[label]
-        if ours != theirs:
-            differ = sorted(set(ours) ^ set(theirs))
+        if train.classes[label] != test.classes[label]:
+            differ = sorted(set(train.classes[label]) ^ set(test.classes[label]))
             how = f"{differ[0]!r} is in one of them alone" if differ else "they come in another order"
             raise UserError(f"label {label!r} has other classes in '{test.path}' than in '{train.path}': {how}")
     return {label: len(train.classes[label]) for label in labels or train.classes}
@@ -218,7 +254,7 @@ def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def _about(model: TubeViT) -> dict[str, Any]:
+def _identify(model: TubeViT) -> dict[str, Any]:
     """What was probed: sha256 of the tensors of tokenizer and blocks, and what of the config makes their output."""
     assert model.trunk is not None
     state = model.trunk.state_dict()
@@ -229,8 +265,45 @@ def _about(model: TubeViT) -> dict[str, Any]:
     return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: model.config[key] for key in PROBED}}
 
 
-def _summary(once: Once) -> Coverage:
+def _coverage(once: Once) -> Coverage:
     coverage = once.summary()
     if not coverage.samples:
         raise UserError(f"none of the {len(once.shards)} samples of '{once.shards.path}' can be read")
     return replace(coverage, shards=str(once.shards.path))
+
+
+def suggest_depths(rows: Sequence[DepthAccuracy]) -> int:
+    """The smallest depth above which no accuracy is higher by more than the standard error; a heuristic."""
+    for index, row in enumerate(rows):
+        if max(above.accuracy for above in rows[index:]) <= row.accuracy + row.standard_error:
+            return row.depth
+    raise AssertionError("the last depth has none above it")
+
+
+def plot(profile: DepthProfile, path: Path) -> None:
+    """Accuracy on the test split by depth, with its standard error; suggested depths are ringed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for label, curve in profile.labels.items():
+        points = {row.depth: 100 * row.accuracy for row in curve.rows}
+        errors = [100 * row.standard_error for row in curve.rows]
+        drawn = axes.errorbar(list(points), list(points.values()), errors, marker="o", capsize=3, label=label)
+        colour, depth = drawn.lines[0].get_color(), curve.suggested_depth
+        axes.plot(depth, points[depth], marker="o", markersize=14, fillstyle="none", color=colour)
+        axes.axhline(100 * curve.chance, color=colour, linestyle=":")
+    title = f"Linear classifiers, {profile.test.samples} samples; dotted: chance"
+    axes.set(xlabel=f"blocks (of {profile.model['depth']})", ylabel="top-1 (%)", ylim=(0, 100), title=title)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write(profile: DepthProfile, out: Path, overwrite: bool = False) -> None:
+    """``probe.json`` and ``probe.png`` in a directory that appears when both are complete."""
+    with new_directory(out, overwrite) as directory:
+        (directory / "probe.json").write_text(json.dumps(asdict(profile), indent=2) + "\n")
+        plot(profile, directory / "probe.png")

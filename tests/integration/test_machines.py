@@ -20,7 +20,7 @@ from scaleup import recipe
 from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
-from scaleup.sweeps import launcher
+from scaleup.sweeps import machines
 from scaleup.sweeps.machines import group_arms, spread
 from scaleup.sweeps.parts import split_arms, sweep
 from scaleup.training.run import run
@@ -146,8 +146,8 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(
     slurm: Path, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, out = tiny(*TWO, "train.steps=4000", "train.save_every=0"), tmp_path / "out"
-    made = launcher.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
-    job = made.submit(launcher.Job(read, sweep_arms(read), None, None, None))
+    made = machines.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
+    job = made.submit(machines.Job(read, sweep_arms(read), None, None, None))
     end = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 2:
         assert time.monotonic() < end, job.stderr()

@@ -15,10 +15,8 @@ from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
 from scaleup.errors import UserError
-from scaleup.evaluation import depth_curve
 from scaleup.evaluation import depth_profile as measuring
-from scaleup.evaluation.depth_curve import DepthProfile
-from scaleup.evaluation.depth_profile import Reader, probe
+from scaleup.evaluation.depth_profile import DepthAccuracy, DepthProfile, Reader, probe, suggest_depths
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT
 
@@ -202,8 +200,8 @@ def test_tokens_are_pooled_without_the_prefix_and_beside_its_first() -> None:
     ],
 )
 def test_the_suggestion_is_where_accuracy_stops_rising(accuracies: list[float], depth: int) -> None:
-    rows = [depth_curve.DepthAccuracy(n, 1.0, a, standard_error=0.03, penalty=1.0) for n, a in enumerate(accuracies)]
-    assert depth_curve.suggest_depths(rows) == depth
+    rows = [DepthAccuracy(n, 1.0, a, standard_error=0.03, penalty=1.0) for n, a in enumerate(accuracies)]
+    assert suggest_depths(rows) == depth
 
 
 def test_mistakes_are_sentences(model: TubeViT, splits: tuple[Path, Path], tmp_path: Path) -> None:
