@@ -132,7 +132,7 @@ class Once:
     def summary(self) -> Coverage:
         """What all ranks have seen; all of them must call."""
         keys, failures = self.world.join_lists(self.keys), self.world.join_lists(self.failures)
-        passed = sorted(keys + [failure.key for failure in failures])  # the promise is checked, not assumed
+        passed = sorted(keys + [key for key, _ in failures])  # the promise is checked, not assumed
         assert passed == sorted(self.shards.keys), f"{len(passed)} samples seen of {len(self.shards)}"
         return Coverage(self.shards.name, len(keys), failures, self.shards.list_sha256, self.views)
 
@@ -149,7 +149,7 @@ def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
     for name in models:
         means = torch.stack(once.world.gather(sums[name])).sum(0) / max(coverage.samples, 1)
         rows = zip(once.heads, means.tolist(), chances, strict=True)
-        heads = {head: HeadScore(*mean, chance) for head, mean, chance in rows}
+        heads = {head: HeadScore(top1, top5, loss, chance) for head, (top1, top5, loss), chance in rows}
         evaluations[name] = Evaluation(**vars(coverage), modality=once.shards.modality, labels=once.heads, heads=heads)
     return evaluations
 
