@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> Plan:
 
 
 def show(plan: Plan) -> None:
-    from scaleup.sweeps import plan_text
+    from scaleup.sweeps import costs
 
-    print(plan_text.text(plan), end="")
+    print(costs.describe(plan), end="")

@@ -56,13 +56,12 @@ def seconds(text: str | None) -> float | None:
 
 def show(result: Result | FailedSweep) -> None:
     """Print a plan, or the result of a run, an arm a line."""
-    from scaleup.sweeps import plan_text
-    from scaleup.sweeps.costs import Plan
+    from scaleup.sweeps.costs import Plan, describe
     from scaleup.sweeps.machines import FailedSweep
     from scaleup.training.run_directory import StoppedRun
 
     if isinstance(result, Plan):
-        print(plan_text.text(result), end="")
+        print(describe(result), end="")
     elif isinstance(result, StoppedRun):
         part = f" of part {result.part}" if result.part else ""
         print(f"stopped after {result.stopped} of {result.steps} steps{part}; the same command goes on from there")

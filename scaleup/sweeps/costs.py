@@ -6,16 +6,16 @@ is computed: blocks that are frozen, adapted, checkpointed, or computed for the 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
+from scaleup.common.tables import columns
 from scaleup.common.timing import now
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
-from scaleup.sweeps.plan_text import in_gib
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes
 
@@ -242,3 +242,65 @@ def _flops(sketch: Sketch) -> dict[str, SampleFlops]:
 def _too_large(needed: int, available: int, largest: int, batch: int) -> str:
     advice = f"the largest batch that fits is {largest}, data.batch is {batch}" if largest else "not one sample fits"
     return f"the run needs {in_gib(needed)} of each device, which has {in_gib(available)}; {advice}"
+
+
+def in_gib(count: float) -> str:
+    """Bytes in words: ``1.50 GiB``."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def describe(plan: Plan) -> str:
+    """The whole plan, a thing a line, in columns."""
+    return "\n".join(_lines(plan)) + "\n"
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    tokens = plan.tokens
+    tubes = ", ".join(f"{name} {count}" for name, count in tokens.tubes.items())
+    yield f"{plan.steps} steps of {plan.batch} samples on {plan.ranks} device(s)"
+    yield f"tokens: image {tokens.image}, video {tokens.video} (prefix {tokens.prefix}, {tubes})"
+    yield ""
+    for kind, flops in plan.flops.items():
+        yield from columns(
+            [["one " + kind, "parameters trained", "frozen", "forward", "step"]]
+            + [["trunk", "", "", _flop(flops.trunk), _flop(flops.trunk)]]
+            + [_arm_row(name, arm, kind) for name, arm in plan.arms.items()]
+            + [["all", "", "", _flop(flops.forward), _flop(flops.step)]]
+        )
+        yield ""
+    yield from columns([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan.memory.items())])
+    yield f"of {in_gib(plan.available)}; the largest batch that fits is {plan.largest_batch}"
+    if len(plan.waves) > 1:
+        yield f"{len(plan.waves)} waves: " + "; ".join(", ".join(wave) for wave in plan.waves)
+    yield ""
+    if plan.cache:
+        sizes = ", ".join(f"{in_gib(size)} in {precision}" for precision, size in plan.cache.bytes.items())
+        yield f"a token cache of {plan.cache.views} view(s) takes {sizes}"
+    yield from _times(plan.time)
+    yield from (f"WARNING: {warning}" for warning in plan.warnings)
+    yield from (f"machine {number}: {', '.join(group)}" for number, group in enumerate(plan.machines, 1))
+
+
+def _arm_row(name: str, arm: ArmCost, kind: str) -> list[str]:
+    flops = arm.flops[kind]
+    title = f"{name} (frozen depth {arm.frozen_depth})"
+    counts = [f"{count:,}" for count in (arm.trained_parameters, arm.frozen_parameters)]
+    return [title, *counts, _flop(flops.forward), _flop(flops.step)]
+
+
+def _times(time: Time) -> Iterator[str]:
+    how = "as a matrix product here" if time.measured else "as given"
+    times = {"a step": time.step, "an epoch": time.epoch, "an epoch from the cache": time.cached_epoch}
+    times["the run"] = time.run
+    words = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in times.items() if seconds is not None)
+    yield f"at {time.gflops:,.0f} GFLOP/s a device ({how}), loading apart: {words}"
+
+
+def _flop(flops: int) -> str:
+    return f"{flops / 1e9:,.2f} GFLOP" if flops >= 1e8 else f"{flops / 1e6:,.2f} MFLOP"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
