@@ -89,7 +89,7 @@ def evaluate(
             model.eval().arm.to(world.device)
         set_kernels(models.values(), "auto", world)
         about = prepare_trunks(models.values(), trunk or Trunk(), world)
-        once = Once("evaluating", opened, heads, Input(**first.config["input"]), views, batch, workers, world)
+        once = Once("evaluating", opened, heads, first.config.input, views, batch, workers, world)
         evaluations = scores(models, once)
     return {name: replace(each, trunk=_kept(models[name], about)) for name, each in evaluations.items()}
 
@@ -166,7 +166,7 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or there is none.
     """
-    own: dict[str, list[str]] = model.config["heads"]
+    own: dict[str, list[str]] = model.config.heads
     if heads is None:
         heads = {head: head for head, classes in own.items() if shards.classes.get(head) == classes}
         if not heads:

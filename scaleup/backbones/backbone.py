@@ -25,6 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scaleup.common import tensors
+from scaleup.config.schema import Positions
 from scaleup.errors import UserError
 
 ALIASES = {
@@ -97,7 +98,7 @@ class Backbone:
     weights: str | None = None  # where the weights came from; None: drawn at random
     origin: dict[str, str] = field(default_factory=dict)  # tensors that are as in ``file`` -> their names there
     file: Path | None = None  # the safetensors file of the weights on this machine, where there is one
-    positions: dict[str, Any] | None = None  # kind and amplitude in one of our own models; None: all are in the stem
+    positions: Positions | None = None  # in one of our own models; None: all are in the stem
     left: dict[str, Tensor] = field(default_factory=dict)  # tensors of the file that have no place here (classifier)
 
     @property
@@ -128,6 +129,20 @@ class Backbone:
             assert file is not None
             found |= tensors.hashes_in(file, waiting, torch.float32)
         return {name: found[name] for name in own}
+
+
+@dataclass
+class Located:
+    """What a name, and the directory that it may be, say of a backbone; None: as the library has it."""
+
+    name: str  # timm:NAME or open_clip:NAME
+    kwargs: dict[str, Any]  # changes to the library's architecture, in its own words
+    weights: str | None = None  # where they are; None: nowhere
+    size: tuple[int, int] | None = None  # (h, w) of the input in pixels
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    license: str | None = None
+    positions: Positions | None = None  # of one of our own models
 
 
 def resolve(name: str) -> str:

@@ -10,30 +10,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from scaleup.backbones import open_clip, timm
-from scaleup.backbones.backbone import ALIASES, Backbone, resolve
+from scaleup.backbones.backbone import ALIASES, Backbone, Located, resolve
 from scaleup.backbones.weights import SkipInit, load
 from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
-from scaleup.checkpoint.model_directory import FORMAT, check_config
+from scaleup.checkpoint.model_directory import FORMAT, ModelConfig
 from scaleup.common.model_choice import join_words, report_choice
 from scaleup.common.tensors import File, split
 from scaleup.errors import UserError, nearest
 
 CONFIGS = ("config.json", "open_clip_config.json")
-
-
-class Located(NamedTuple):
-    """``timm:NAME`` or ``open_clip:NAME``, the changes to it, where its weights are, and what a directory says beside
-    (input, license, positions)."""
-
-    name: str
-    kwargs: dict[str, Any]
-    weights: str | None
-    input: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def locate(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
@@ -58,7 +48,7 @@ def locate(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
             f"unknown backbone {name!r}; allowed are {', '.join(ALIASES)}, timm:NAME, open_clip:NAME/TAG, "
             f"hf-hub:owner/name, a directory or a weights file{nearest(name, known)}"
         )
-    return at._replace(weights=_place(at))
+    return replace(at, weights=_place(at))
 
 
 def _place(at: Located) -> str | None:
@@ -72,17 +62,24 @@ def _described(place: str, kwargs: dict[str, Any], weights: str | None) -> Locat
     """A directory or hub repository that describes its model."""
     path, config = _config(place)
     if path.name == "open_clip_config.json":
-        name, own, fed = open_clip.architecture_in(config, path)
+        at = open_clip.architecture_in(config, path)
     elif "architecture" in config:
-        name, own, fed = timm.architecture_in(config, path)
+        at = timm.architecture_in(config, path)
     else:
-        config = check_config(config, str(path))
-        if config["adapter"]:
+        own = ModelConfig.from_json(config, str(path))
+        if own.adapter:
             raise UserError(f"{place} has an adapter on its blocks; fold it in first with tools/export.py --merge")
-        entry = config["backbone"]
-        name, own = entry["name"], entry["kwargs"]
-        fed = config["input"] | {"license": entry["license"], "positions": config["positions"]}
-    return Located(name, own | kwargs, place if weights == "pretrained" else weights, fed)
+        source, fed = own.backbone, own.input
+        at = Located(
+            source.name,
+            source.kwargs,
+            size=(fed.size[0], fed.size[1]),
+            mean=tuple(fed.mean),
+            std=tuple(fed.std),
+            license=source.license,
+            positions=own.positions,
+        )
+    return replace(at, kwargs=at.kwargs | kwargs, weights=place if weights == "pretrained" else weights)
 
 
 def _config(place: str) -> tuple[Path, dict[str, Any]]:
@@ -152,7 +149,7 @@ def build(
     at = locate(name, kwargs, weights)
     _refuse_giants(at.name, at.kwargs)
     family, _, own_name = at.name.partition(":")
-    library, size = LIBRARIES[family], size or at.input.get("size")
+    library, size = LIBRARIES[family], size or at.size
     with torch.device("meta"), SkipInit():
         vit = library.create(own_name, at.kwargs, size)
     made = library.take_apart(vit, at.name)
@@ -169,9 +166,15 @@ def build(
         if is_path(at.weights) or at.weights.startswith(HUB):
             heads = dict.fromkeys(name.partition(".")[0] for name in made.left)
             report_choice(file.path, file.said, f"of the model, {join_words(heads)} left out" if heads else "")
-    fed = {key: at.input[key] for key in ("mean", "std", "license", "positions") if key in at.input}
-    fed |= {key: tuple(fed[key]) for key in ("mean", "std") if key in fed}
-    return replace(made, kwargs=at.kwargs, weights=at.weights, **fed)
+    return replace(
+        made,
+        kwargs=at.kwargs,
+        weights=at.weights,
+        mean=at.mean or made.mean,
+        std=at.std or made.std,
+        license=at.license or made.license,
+        positions=at.positions,
+    )
 
 
 def add_blocks(backbone: Backbone, count: int, seed: int) -> Backbone:

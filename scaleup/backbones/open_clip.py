@@ -5,6 +5,7 @@ open_clip is imported when one of its models is asked for: that takes a second.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.backbones import timm, weights
-from scaleup.backbones.backbone import STAGES, Backbone, refuse_size
+from scaleup.backbones.backbone import STAGES, Backbone, Located, refuse_size
 from scaleup.checkpoint import hub
 from scaleup.errors import UserError, nearest
 
@@ -200,8 +201,8 @@ def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return found or tensors
 
 
-def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """An ``open_clip_config.json`` -> the registered model that is most like it, the changes to it, what it is fed."""
+def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
+    """What an ``open_clip_config.json`` says: the registered model that is most like it, and the changes to it."""
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
@@ -211,8 +212,8 @@ def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, 
         changes = {name: {k: v for k, v in wanted.items() if other.get(k) != v} for name, other in known.items()}
         name = min(changes, key=lambda each: (_kind(known[each]) != _kind(wanted), len(changes[each])))
         size = _pair(config["model_cfg"]["vision_cfg"].get("image_size", 224))
-        mean, std = fed.get("mean", OPENAI_DATASET_MEAN), fed.get("std", OPENAI_DATASET_STD)
-        return f"open_clip:{name}", changes[name], {"size": size, "mean": mean, "std": std}
+        mean, std = tuple(fed.get("mean", OPENAI_DATASET_MEAN)), tuple(fed.get("std", OPENAI_DATASET_STD))
+        return Located(f"open_clip:{name}", changes[name], size=size, mean=mean, std=std)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not in open_clip's layout ({error!r})") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from scaleup.backbones import weights
-from scaleup.backbones.backbone import MASKED, Backbone, refuse_size, refuse_unless_plain
+from scaleup.backbones.backbone import MASKED, Backbone, Located, refuse_size, refuse_unless_plain
 from scaleup.checkpoint import hub
 from scaleup.errors import UserError, nearest
 
@@ -233,17 +234,18 @@ def _start_fan_in(blocks: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
 
 
-def architecture_in(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """A ``config.json`` in timm's own layout -> timm's name, the changes to it, what it is fed and its license."""
+def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
+    """What a ``config.json`` in timm's own layout says."""
     try:
-        given, kwargs = dict(config["pretrained_cfg"]), dict(config.get("model_args") or {})
+        cfg, kwargs = dict(config["pretrained_cfg"]), dict(config.get("model_args") or {})
         if "global_pool" in config:
             kwargs.setdefault("global_pool", config["global_pool"])
         kwargs.pop("num_classes", None)
-        size = list(to_2tuple(kwargs.pop("img_size", given["input_size"][1:])))
-        kwargs["pretrained_model_args"] = {"img_size": size}  # whose positions timm resamples at another size
-        fed = {key: given[key] for key in ("mean", "std", "license") if key in given}
-        return f"timm:{config['architecture']}", kwargs, fed | {"size": tuple(size)}
+        height, width = to_2tuple(kwargs.pop("img_size", cfg["input_size"][1:]))
+        kwargs["pretrained_model_args"] = {"img_size": [height, width]}  # timm resamples positions at another size
+        mean, std = tuple(cfg.get("mean", ())), tuple(cfg.get("std", ()))
+        name, license = f"timm:{config['architecture']}", cfg.get("license")
+        return Located(name, kwargs, size=(height, width), mean=mean, std=std, license=license)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'config.json'} is not in timm's layout ({error!r})") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from scaleup.checkpoint.hub import HUB
-from scaleup.checkpoint.model_directory import stages, trained_on
+from scaleup.checkpoint.model_directory import ModelConfig, Source, stages, trained_on
 from scaleup.common.tables import markdown
 
 USE = """```python
@@ -24,12 +24,12 @@ logits = model(x)  # x: (B, 3, T, H, W) or (B, 3, H, W), see model.preprocess
 class Described:
     """What a card says of a model.
 
-    ``config`` and ``report`` are the content of its config.json and report.json, ``depth`` the number of its blocks,
+    ``report`` is the content of its report.json, ``depth`` the number of its blocks,
     ``alphas`` the gate's values by name, empty without a gate, ``kind`` ``"delta"`` or ``"full"``, ``size`` how many
     numbers the directory holds.
     """
 
-    config: Mapping[str, Any]
+    config: ModelConfig
     report: Mapping[str, Any]
     depth: int
     alphas: Mapping[str, float]
@@ -51,7 +51,7 @@ def card(model: Described) -> str:
 
 
 def _metadata(model: Described) -> str:
-    backbone = model.config["backbone"]
+    backbone = model.config.backbone
     results = [
         EvalResult(
             task_type=f"{entry['on']['modality']}-classification",
@@ -70,35 +70,34 @@ def _metadata(model: Described) -> str:
         library_name="scaleup",
         pipeline_tag="video-classification",
         tags=["tubevit", "image-classification"],
-        license=backbone["license"] if backbone["license"] != "not stated" else "unknown",
+        license=backbone.license if backbone.license != "not stated" else "unknown",
         base_model=_hub_id(backbone),
-        model_name=f"TubeViT on {backbone['name']}" if results else None,
+        model_name=f"TubeViT on {backbone.name}" if results else None,
         eval_results=results or None,
     )
     return data.to_yaml()
 
 
-def _hub_id(backbone: Mapping[str, Any]) -> str | None:
+def _hub_id(backbone: Source) -> str | None:
     """The repository of the base on the hub, where it is one: a file of somebody's own has none."""
-    library, _, name = backbone["name"].partition(":")
-    weights = backbone["weights"] or ""
+    library, _, name = backbone.name.partition(":")
+    weights = backbone.weights or ""
     if weights.startswith(HUB):
         return weights.removeprefix(HUB).partition("@")[0]
     return f"timm/{name}" if weights == "pretrained" and library == "timm" and "." in name else None
 
 
 def _facts(model: Described) -> str:
-    config, backbone = model.config, model.config["backbone"]
-    tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube['kernel']))}" for name, tube in config["tubes"].items())
-    heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config["heads"].items())
-    lines = [f"{config['frozen_depth']} of {model.depth} blocks frozen, gate: {_gate(model.alphas)}"]
-    if config["adapter"]:
-        lines += [f"a {config['adapter']['kind']} adapter on the blocks above, in `adapter/`, for peft"]
+    config, backbone = model.config, model.config.backbone
+    tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube.kernel))}" for name, tube in config.tubes.items())
+    heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config.heads.items())
+    lines = [f"{config.frozen_depth} of {model.depth} blocks frozen, gate: {_gate(model.alphas)}"]
+    if config.adapter:
+        lines += [f"a {config.adapter.kind} adapter on the blocks above, in `adapter/`, for peft"]
     lines += [f"tubes: {tubes or 'none'}", f"heads: {heads or 'none'}", *_parents(model.report)]
-    needs = f" It needs the base weights with sha256 `{backbone['sha256']}`." if model.kind == "delta" else ""
+    needs = f" It needs the base weights with sha256 `{backbone.sha256}`." if model.kind == "delta" else ""
     lines += [f"this directory is a **{model.kind}** of {model.size:,} numbers.{needs}"]
-    input = config["input"]
-    title = f"A TubeViT on `{backbone['name']}`: images {input['size']} and clips of {input['frames']} frames.\n\n"
+    title = f"A TubeViT on `{backbone.name}`: images {config.input.size} and clips of {config.input.frames} frames.\n\n"
     return title + "".join(f"- {line}\n" for line in lines)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ class Source:
     """The image model that a model was made from."""
 
     name: str
-    kwargs: dict[str, Any]
+    kwargs: dict[str, Any]  # changes to its architecture, in its library's words
     weights: str | None  # where they were; None: drawn from ``seed``
     license: str
     seed: int
@@ -43,77 +43,72 @@ class Adapter:
     alpha: Positive
 
 
-@dataclass
-class Config:
-    """The keys of ``config.json``, beside its format; those that a recipe has too mean the same."""
+@dataclass(kw_only=True)
+class ModelConfig:
+    """``config.json``: everything needed to rebuild a model. Keys that a recipe has too mean the same."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # of all sections
 
     backbone: Source
+    interpolate: Lengths | None = None
+    frozen_depth: Index = 0
+    gate: Gate = False
+    adapter: Adapter | None = None
+    heads: dict[str, list[str]] = field(default_factory=dict)  # head -> names of its classes
     input: schema.Input
     frames: schema.Frames
     tubes: dict[str, schema.Tube]
-    interpolate: Lengths | None
     positions: schema.Positions
-    frozen_depth: Index
-    gate: Gate
-    adapter: Adapter | None
-    heads: dict[str, list[str]]  # head -> names of its classes
+
+    def __post_init__(self) -> None:
+        self.order = [item.name for item in fields(self)]  # of the keys in the file; one that was read keeps its own
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        content = asdict(self)
+        return {"format": FORMAT, **{key: content[key] for key in self.order}}
+
+    @classmethod
+    def from_json(cls, content: Any, origin: str) -> ModelConfig:
+        """The content of the file ``origin``, with every value of its type.
+
+        Raises:
+            UserError: with every key that is missing, unknown or has a value that is not allowed.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{origin} is not of the format {FORMAT!r}")
+        content = {key: value for key, value in content.items() if key != "format"}
+        config, mistakes = check(cls, content)
+        mistakes += _missing(content, asdict(config) if config else {})
+        if config is None or mistakes:
+            raise UserError(
+                f"{origin} does not describe a model: {'; '.join(mistakes[:6])} ({len(mistakes)} faults in all)"
+            )
+        config.order = list(content)
+        return config
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def _missing(content: Any, complete: Any, at: str = "") -> Iterator[str]:
+    """Settings without a value in the file: a default may change, a model may not."""
+    for key, value in complete.items():
+        if isinstance(content, dict) and key not in content:
+            yield f"{at}{key}: is missing"
+        elif isinstance(content, dict) and isinstance(value, dict):
+            yield from _missing(content[key], value, f"{at}{key}.")
+
+
+def read_config(directory: Path) -> ModelConfig:
     """``config.json`` of a model directory.
 
     Raises:
-        UserError: it cannot be read, or see :func:`check_config`.
+        UserError: it cannot be read, or see :meth:`ModelConfig.from_json`.
     """
     path = directory / "config.json"
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{directory} is no model directory: config.json cannot be read ({error})") from error
-    return check_config(content, str(path))
-
-
-def check_config(content: Any, origin: str) -> dict[str, Any]:
-    """The content of a ``config.json`` with every value of its type.
-
-    Raises:
-        UserError: with every key that is missing, unknown or has a value that is not allowed.
-    """
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{origin} is not of the format {FORMAT!r}")
-    given = {key: value for key, value in content.items() if key != "format"}
-    given.setdefault("adapter", None)  # models are older than adapters
-    given = completed(given)
-    config, mistakes = check(Config, given)
-    valid = asdict(config) if config else {}
-    if mistakes := [*mistakes, *_missing(given, valid)]:
-        raise UserError(
-            f"{origin} does not describe a model: {'; '.join(mistakes[:6])} ({len(mistakes)} faults in all)"
-        )
-    return {"format": FORMAT} | {key: valid[key] for key in given}
-
-
-def completed(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a ``config.json``, whose tubes say whether they sum, as older files do not; the order of keys stays."""
-    tubes = parts.get("tubes")
-    if not isinstance(tubes, dict):
-        return dict(parts)
-    return {**parts, "tubes": {name: _summed(tube) for name, tube in tubes.items()}}
-
-
-def _summed(tube: Any) -> Any:
-    return tube | {"summed": tube.get("summed", False)} if isinstance(tube, dict) else tube
-
-
-def _missing(given: Any, complete: Mapping[Any, Any], at: str = "") -> Iterator[str]:
-    """Settings without a value in the file: a default may change, a model may not."""
-    for key, value in complete.items():
-        if isinstance(given, dict) and key not in given:
-            yield f"{at}{key}: is missing"
-        elif isinstance(given, dict) and isinstance(value, dict):
-            yield from _missing(given[key], value, f"{at}{key}.")
+    return ModelConfig.from_json(content, str(path))
 
 
 ADAPTER_PREFIX = "base_model.model."  # before the library's own names in a PEFT directory
@@ -174,7 +169,7 @@ def local(source: str | Path) -> Path:
     try:
         directory = find(place, ["config.json"]).parent
         find(place, [FULL, DELTA])
-        if read_config(directory)["adapter"]:
+        if read_config(directory).adapter:
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                 find(place, [f"{ADAPTER}/{name}"])
         return directory

@@ -23,7 +23,7 @@ from scaleup.common.distributed import World, join
 from scaleup.common.files import new_directory
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
-from scaleup.config.schema import Input, Trunk
+from scaleup.config.schema import Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.evaluate import Coverage, Once
@@ -111,7 +111,7 @@ def probe(
     with world.together():
         prepared = prepare_trunks([frozen], trunk or Trunk(), world)
         reader = Reader(frozen, chosen, world.device)
-        how = Input(**model.config["input"]), views, batch, workers, world
+        how = model.config.input, views, batch, workers, world
         learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
         moments, scored = _read(reader, learnt, classes)
         train_coverage = _coverage(learnt)
@@ -262,7 +262,8 @@ def _identify(model: TubeViT) -> dict[str, Any]:
     digests |= {
         name: model.base[public_name(f"trunk.{name}", model.block_prefix)] for name in state.keys() - digests.keys()
     }
-    return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: model.config[key] for key in PROBED}}
+    config = model.config.to_json()
+    return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: config[key] for key in PROBED}}
 
 
 def _coverage(once: Once) -> Coverage:

@@ -114,7 +114,7 @@ def overlay(model: TubeViT, pixels: Tensor, head: str) -> np.ndarray:
     frames = (pixels if pixels.dim() == 4 else pixels[:, None]).permute(1, 2, 3, 0).float()  # (T, h, w, 3)
     strength = 0.7 * heat[..., None]
     mixed = (1 - strength) * frames + strength * COLOUR
-    text = f"{model.config['heads'][head][target]} {probabilities[target]:.0%}"
+    text = f"{model.config.heads[head][target]} {probabilities[target]:.0%}"
     return np.stack([_labelled(each, text) for each in mixed.round().byte().numpy()])
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from scaleup.common.timing import progress
-from scaleup.config.schema import Input
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
 from scaleup.data.playback import Noted, unnoted
@@ -81,8 +80,8 @@ class Predictor:
 
     def __init__(self, model: TubeViT, head: str | None, top: int, hop: float | None, batch: int) -> None:
         self.head = model.head_name(head)
-        self.classes: list[str] = model.config["heads"][self.head]
-        self.input = Input(**model.config["input"])
+        self.classes: list[str] = model.config.heads[self.head]
+        self.input = model.config.input
         self.hop = self.input.frames / self.input.fps if hop is None else hop
         self.model, self.top, self.batch = model.eval(), min(top, len(self.classes)), batch
 

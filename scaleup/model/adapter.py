@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scaleup.checkpoint.model_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from scaleup.checkpoint.model_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 from scaleup.common.files import make_readable
 from scaleup.errors import UserError
 from scaleup.model.arm import generator_of
@@ -31,9 +31,9 @@ class Adapt(NamedTuple):
     alpha: float = 16.0
 
     @property
-    def adapter(self) -> dict[str, Any] | None:
+    def adapter(self) -> Adapter | None:
         """The entry in ``config.json``."""
-        return self._asdict() if self.kind in KINDS else None
+        return Adapter(*self) if self.kind in KINDS else None  # type: ignore[arg-type]
 
 
 FULL = Adapt()
@@ -63,7 +63,7 @@ TARGETS = {  # class of a block -> its targets
 }
 
 
-def inject(blocks: nn.ModuleDict, adapt: Adapt, seed: int) -> None:
+def inject(blocks: nn.ModuleDict, adapter: Adapter, seed: int) -> None:
     """Put fresh adapters on blocks; what is drawn depends on seed and name alone. The blocks' own weights freeze.
 
     Raises:
@@ -71,8 +71,8 @@ def inject(blocks: nn.ModuleDict, adapt: Adapt, seed: int) -> None:
     """
     from peft import inject_adapter_in_model  # seconds to import
 
-    names = _targets(blocks, adapt.kind)
-    inject_adapter_in_model(_peft_config(adapt, *names), blocks)
+    names = _targets(blocks, adapter.kind)
+    inject_adapter_in_model(_peft_config(adapter, *names), blocks)
     assert sorted(adapted_layers(blocks)) == sorted(set(names[0]))
     for name, parameter in blocks.named_parameters():
         if ".lora_A." in name:  # as peft draws it; lora_B is 0
@@ -106,13 +106,13 @@ def _is_called(block: nn.Module, name: str) -> bool:
     return not (added and name.endswith("qkv"))
 
 
-def _peft_config(adapt: Adapt, targets: list[str], fed: list[str]) -> Any:
+def _peft_config(adapter: Adapter, targets: list[str], fed: list[str]) -> Any:
     from peft import IA3Config, LoraConfig
 
-    if adapt.kind == "ia3":
+    if adapter.kind == "ia3":
         return IA3Config(target_modules=targets, feedforward_modules=fed)
-    alpha: Any = adapt.alpha  # peft takes fractions too
-    return LoraConfig(r=adapt.rank, lora_alpha=alpha, target_modules=targets, use_dora=adapt.kind == "dora")
+    alpha: Any = adapter.alpha  # peft takes fractions too
+    return LoraConfig(r=adapter.rank, lora_alpha=alpha, target_modules=targets, use_dora=adapter.kind == "dora")
 
 
 def adapted_layers(blocks: nn.Module) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def merge(blocks: nn.ModuleDict) -> None:
     blocks.requires_grad_(True)
 
 
-def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, tensors: Mapping[str, Tensor]) -> None:
+def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
     """Write a PEFT directory, which ``peft.PeftModel.from_pretrained`` puts on the library's own model.
 
     Args:
@@ -138,7 +138,7 @@ def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapt: Adapt, ten
     """
     layers = {prefix + name: layer for name, layer in adapted_layers(blocks).items()}
     fed = [name for name, layer in layers.items() if getattr(layer, "is_feedforward", False)]
-    content = _peft_config(adapt, list(layers), fed).to_dict() | {"inference_mode": True}
+    content = _peft_config(adapter, list(layers), fed).to_dict() | {"inference_mode": True}
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
     directory.mkdir(exist_ok=True)
     (directory / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -5,7 +5,7 @@ How a run computes: where its trunk is, in which precision and with which kernel
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import nn
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import add_blocks, build
 from scaleup.checkpoint.model_directory import (
-    FORMAT,
+    ModelConfig,
+    Source,
     local,
     public_name,
     read_config,
@@ -28,8 +29,7 @@ from scaleup.common.distributed import World
 from scaleup.config import schema
 from scaleup.config.schema import Model
 from scaleup.errors import UserError
-from scaleup.model import adapter
-from scaleup.model.adapter import Adapt
+from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
 from scaleup.model.kernels import choose, keep_freed_memory
 from scaleup.model.tokenizer import natural_clip, normalise, size_of
@@ -38,20 +38,14 @@ from scaleup.model.tubes import TubeSpec, TubeTokenizer
 from scaleup.model.tubevit import TubeViT
 
 load = TubeViT.from_pretrained
+# The order of the keys in the config.json of a fresh model.
+FRESH = ["backbone", "interpolate", "frozen_depth", "gate", "adapter", "heads", "tubes", "input", "frames", "positions"]
 
 
-def describe(backbone: Backbone, seed: int, **parts: Any) -> dict[str, Any]:
-    """The content of ``config.json``; ``parts`` are its keys input, frames, tubes, positions and so on."""
-    entry = {key: getattr(backbone, key) for key in ("name", "kwargs", "weights", "license")}
-    return {
-        "format": FORMAT,
-        "backbone": entry | {"seed": seed, "sha256": None},
-        "interpolate": None,
-        "frozen_depth": 0,
-        "gate": False,
-        "adapter": None,
-        "heads": {},
-    } | parts
+def describe(backbone: Backbone, seed: int, **parts: Any) -> ModelConfig:
+    """What ``config.json`` says of a model on a backbone; ``parts``: input, frames, tubes and so on."""
+    source = Source(backbone.name, backbone.kwargs, backbone.weights, backbone.license, seed, sha256=None)
+    return ModelConfig(backbone=source, **parts)
 
 
 def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
@@ -64,11 +58,14 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
     described = describe(
         backbone,
         seed,
-        tubes={name: asdict(tube) for name, tube in recipe.tubes.items()},
         interpolate=recipe.interpolate,
         heads={name: list(classes) for name, classes in heads.items()},
-        **{key: asdict(getattr(recipe, key)) for key in ("input", "frames", "positions")},
+        input=recipe.input,
+        frames=recipe.frames,
+        tubes=recipe.tubes,
+        positions=positions,
     )
+    described.order = FRESH
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TubeViT.assemble(described, backbone, seed)
@@ -110,8 +107,8 @@ def trunk_of(run: str | Path) -> schema.Trunk:
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     config = read_config(directory)
-    adapt = Adapt(**config["adapter"]) if config["adapter"] else adapter.FULL
-    model = template.with_arm(config["frozen_depth"], config["gate"], config["heads"], adapt=adapt)
+    adapt = Adapt(*astuple(config.adapter)) if config.adapter else FULL
+    model = template.with_arm(config.frozen_depth, config.gate, config.heads, adapt=adapt)
     own, found = model.named_tensors(), read_tensors(directory)
     shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
     arm = {
@@ -142,7 +139,8 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
     assert trunk is not None
     for each in trunks:
         each.place(world.device, settings.placement)
-    clip = normalise(natural_clip(deepest.preprocess.frames, deepest.preprocess.size), deepest.config).to(world.device)
+    clip = natural_clip(deepest.preprocess.frames, deepest.preprocess.size)
+    clip = normalise(clip, deepest.config.input).to(world.device)
     precision: str = settings.precision
     seconds: dict[str, float] = {}
     if precision == "auto":

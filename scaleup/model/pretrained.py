@@ -27,6 +27,7 @@ from scaleup.checkpoint.model_directory import (
     ADAPTER_PREFIX,
     DELTA,
     FULL,
+    ModelConfig,
     local,
     public_name,
     read_config,
@@ -38,7 +39,6 @@ from scaleup.common import tensors
 from scaleup.common.files import make_readable, new_directory
 from scaleup.errors import UserError
 from scaleup.model import adapter
-from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.trunk import Trunk
 
@@ -51,7 +51,7 @@ NO_BASE = "this model does not know a backbone by its sha256, so it has no delta
 class Pretrained(nn.Module):
     """How a model is saved and loaded; ``base`` has the sha256 of each tensor of its public backbone, if it has one."""
 
-    config: dict[str, Any]
+    config: ModelConfig
     depth: int
     frozen_depth: int
     block_prefix: str
@@ -61,7 +61,7 @@ class Pretrained(nn.Module):
     arm: Arm
 
     @classmethod
-    def assemble(cls, config: dict[str, Any], backbone: Backbone, seed: int = 0) -> Self:
+    def assemble(cls, config: ModelConfig, backbone: Backbone, seed: int = 0) -> Self:
         """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
         raise NotImplementedError
 
@@ -81,11 +81,11 @@ class Pretrained(nn.Module):
         directory = local(source)
         config = read_config(directory)
         whole = (directory / FULL).exists()
-        on_disk = config["frozen_depth"] if placement == "disk" else 0
+        on_disk = config.frozen_depth if placement == "disk" else 0
         if whole:
             model = cls.from_config(config, "meta")
         else:
-            model = cls.from_config(config, base or config["backbone"]["weights"], on_disk)
+            model = cls.from_config(config, base or config.backbone.weights, on_disk)
         waiting = model._wait_in(directory / FULL) if whole and on_disk else set()
         own, found = model.named_tensors(), read_tensors(directory, waiting)
         optional = set() if whole else {name for name in own if name in model.base}
@@ -95,7 +95,7 @@ class Pretrained(nn.Module):
         return model.eval()
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], weights: str | None, on_disk: int = 0) -> Self:
+    def from_config(cls, config: ModelConfig, weights: str | None, on_disk: int = 0) -> Self:
         """A model whose backbone has the weights that ``weights`` names (see :func:`scaleup.backbones.build.build`)."""
         backbone = _backbone(config, weights, on_disk)
         base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
@@ -121,7 +121,7 @@ class Pretrained(nn.Module):
         if kind == "delta":
             content = self._beyond_base(content)
         with new_directory(directory, overwrite) as new:
-            text = json.dumps(self.config, indent=2)
+            text = json.dumps(self.config.to_json(), indent=2)
             (new / "config.json").write_text(text + "\n")
             (new / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
             size = sum(tensor.numel() for tensor in (content | adapted).values())
@@ -129,8 +129,8 @@ class Pretrained(nn.Module):
             weights = new / (FULL if kind == "full" else DELTA)
             try:
                 if adapted:
-                    settings = Adapt(**self.config["adapter"])
-                    adapter.write(new / ADAPTER, self.arm.blocks, self.block_prefix, settings, adapted)
+                    assert self.config.adapter is not None
+                    adapter.write(new / ADAPTER, self.arm.blocks, self.block_prefix, self.config.adapter, adapted)
                 save_file(content, weights, {"config": text})  # one key: with two, their order is chance
             except SafetensorError as error:
                 raise UserError(f"{directory} could not be written ({error}); nothing was left behind") from error
@@ -204,26 +204,27 @@ class Pretrained(nn.Module):
         return set(names.values())
 
 
-def base_of(config: dict[str, Any], base: str | None = None) -> dict[str, str]:
+def base_of(config: ModelConfig, base: str | None = None) -> dict[str, str]:
     """sha256 of each tensor of the public backbone that a model was made from."""
-    if config["backbone"]["sha256"] is None:
+    if config.backbone.sha256 is None:
         raise UserError(NO_BASE)
-    return _base(config, _backbone(config, base or config["backbone"]["weights"]))
+    return _base(config, _backbone(config, base or config.backbone.weights))
 
 
-def _backbone(config: dict[str, Any], weights: str | None, on_disk: int = 0) -> Backbone:
-    entry = config["backbone"]
+def _backbone(config: ModelConfig, weights: str | None, on_disk: int = 0) -> Backbone:
+    entry = config.backbone
     if weights is not None and is_path(weights) and not tensors.split(weights)[0].is_file():
-        raise UserError(f"the base weights of {entry['name']} are not at {weights}; say where they are with base")
-    return build(entry["name"], entry["kwargs"], config["input"]["size"], weights, entry["seed"], on_disk)
+        raise UserError(f"the base weights of {entry.name} are not at {weights}; say where they are with base")
+    height, width = config.input.size
+    return build(entry.name, entry.kwargs, (height, width), weights, entry.seed, on_disk)
 
 
-def _base(config: dict[str, Any], backbone: Backbone) -> dict[str, str]:
-    digests, entry = backbone.hashes(), config["backbone"]
+def _base(config: ModelConfig, backbone: Backbone) -> dict[str, str]:
+    digests, entry = backbone.hashes(), config.backbone
     found = tensors.fingerprint(digests)
-    if entry["sha256"] not in (None, found):
+    if entry.sha256 not in (None, found):
         raise UserError(
-            f"the base weights of {entry['name']} have sha256 {found[:16]}..., but the model was made from "
-            f"{entry['sha256'][:16]}...; give the very weights it was made from"
+            f"the base weights of {entry.name} have sha256 {found[:16]}..., but the model was made from "
+            f"{entry.sha256[:16]}...; give the very weights it was made from"
         )
     return digests

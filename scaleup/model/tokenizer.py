@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
+from scaleup.checkpoint.model_directory import ModelConfig
+from scaleup.config.schema import Input
 from scaleup.errors import UserError, nearest
 from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, kept
 
@@ -144,9 +146,9 @@ class Relative(nn.Module):
 class Preprocess:
     """What pixels must have been through: clips of ``frames`` frames at ``fps``, ``size`` (h, w), mean and std."""
 
-    def __init__(self, frames: int, size: list[int], fps: float, mean: list[float], std: list[float]) -> None:
-        self.frames, self.size, self.fps = frames, (size[0], size[1]), fps
-        self.mean, self.std = tuple(mean), tuple(std)
+    def __init__(self, input: Input) -> None:
+        self.frames, self.size, self.fps = input.frames, (input.size[0], input.size[1]), input.fps
+        self.mean, self.std = tuple(input.mean), tuple(input.std)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, ...) -> normalised float32 of the same shape."""
@@ -168,9 +170,9 @@ def natural_clip(frames: int, size: tuple[int, int], count: int = 1, seed: int =
     return (0.5 + 0.2 * clip).clamp(0, 1)
 
 
-def normalise(clip: Tensor, config: Mapping[str, Any]) -> Tensor:
+def normalise(clip: Tensor, input: Input) -> Tensor:
     """Pixels in [0, 1] (B, 3, T, H, W) as a model's input."""
-    mean, std = (torch.tensor(config["input"][key])[:, None, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in (input.mean, input.std))
     return (clip - mean) / std
 
 
@@ -182,22 +184,22 @@ def size_of(x: Tensor) -> Size:
 class Tokenizer(nn.Module):
     """Images or videos to tokens with positions: the backbone's own patches, and tubes for videos."""
 
-    def __init__(self, config: Mapping[str, Any], backbone: Backbone) -> None:
+    def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
         super().__init__()
         self.stem: Any = backbone.stem
         self.num_prefix_tokens = backbone.num_prefix_tokens
         self.embed_dim, patch = backbone.embed_dim, backbone.patch_size
-        frames, size = config["frames"], (config["input"]["frames"], *config["input"]["size"])
-        self.frames = TubeSpec("frames", (1, *patch), (frames["stride"], *patch), (frames["offset"], 0, 0))
+        frames, (height, width) = config.frames, config.input.size
+        self.frames = TubeSpec("frames", (1, *patch), (frames.stride, *patch), (frames.offset, 0, 0))
         self.image = TubeSpec("frames", (1, *patch), (1, *patch))
-        specs = [TubeSpec.from_config(name, tube) for name, tube in config["tubes"].items()]
-        self.tubes = TubeTokenizer(specs, self.embed_dim, config["interpolate"])
-        self.kind, self.amplitude = config["positions"]["kind"], config["positions"]["amplitude"]
+        specs = [TubeSpec.from_config(name, tube) for name, tube in config.tubes.items()]
+        self.tubes = TubeTokenizer(specs, self.embed_dim, config.interpolate)
+        self.kind, self.amplitude = config.positions.kind, config.positions.amplitude
         self.positions: nn.Module | None = None
         if self.kind.startswith("cosine"):
             self.positions = Fixed(self.embed_dim, self.amplitude, stride=self.kind == "cosine")
         elif self.kind == "learned":
-            self.positions = Learned([self.frames, *specs], size, self.embed_dim)
+            self.positions = Learned([self.frames, *specs], (config.input.frames, height, width), self.embed_dim)
         elif self.kind == "relative":
             if not backbone.attn_mask:
                 raise UserError(f"the attention of {backbone.name} takes no bias; choose positions other than relative")

@@ -11,7 +11,7 @@ Sparse video tubes (paper, Section 3.2): 3D kernels applied at few places of a v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scaleup.config import schema
 from scaleup.errors import UserError
 
 AXES = ("t", "h", "w")
@@ -40,10 +41,10 @@ class TubeSpec:
     summed: bool = False  # every place of the fold has a kernel of its own, and they are summed, not concatenated
 
     @classmethod
-    def from_config(cls, name: str, tube: Mapping[str, Any]) -> TubeSpec:
+    def from_config(cls, name: str, tube: schema.Tube) -> TubeSpec:
         """Read a recipe's or a ``config.json``'s entry."""
-        kernel, stride, offset, fold = (tuple(tube[key]) for key in ("kernel", "stride", "offset", "fold"))
-        return cls(name, kernel, stride, offset, fold, tube["channels"], tube["summed"])
+        kernel, stride, offset, fold = (tuple(triple) for triple in (tube.kernel, tube.stride, tube.offset, tube.fold))
+        return cls(name, kernel, stride, offset, fold, tube.channels, tube.summed)  # type: ignore[arg-type]
 
     @property
     def places_per_token(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone, BlockFile
-from scaleup.checkpoint.model_directory import is_of_adapter
+from scaleup.checkpoint.model_directory import ModelConfig, is_of_adapter
 from scaleup.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
@@ -29,7 +29,7 @@ class TubeViT(Pretrained):
     """An image ViT that understands videos. Frozen below block ``frozen_depth``; what trains is in ``arm``.
 
     Args:
-        config: plain dict, the content of ``config.json``.
+        config: what ``config.json`` says.
         tokenizer, blocks, tail: the parts; all blocks, frozen or not.
         block_prefix: what the backbone's library puts before a block's number in the names of its tensors.
         file: where the weights of those frozen blocks are that are on the meta device.
@@ -37,7 +37,7 @@ class TubeViT(Pretrained):
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: ModelConfig,
         tokenizer: Tokenizer,
         blocks: list[nn.Module],
         tail: nn.Module,
@@ -46,29 +46,29 @@ class TubeViT(Pretrained):
     ) -> None:
         super().__init__()
         self.block_prefix = block_prefix
-        depth, frozen = len(blocks), config["frozen_depth"]
+        depth, frozen = len(blocks), config.frozen_depth
         if not 0 <= frozen <= depth:
             raise UserError(f"frozen_depth {frozen} does not fit a model of {depth} blocks; allowed are 0 to {depth}")
-        if config["gate"] and not frozen:
+        if config.gate and not frozen:
             raise UserError("a gate needs frozen blocks below it; with frozen_depth 0 set gate: false")
         self.config, self.depth, self.frozen_depth = config, depth, frozen
         self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
         self.report: dict[str, Any] = {}  # what was measured when the model was made
-        self.preprocess = Preprocess(**config["input"])
+        self.preprocess = Preprocess(config.input)
         self.trunk = Trunk(tokenizer, blocks[:frozen], file) if frozen else None
         own_tokenizer = None if frozen else tokenizer
-        gate = Gate.of(config["gate"], tokenizer.embed_dim)
-        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config["heads"])
+        gate = Gate.of(config.gate, tokenizer.embed_dim)
+        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config.heads)
 
     @classmethod
-    def assemble(cls, config: dict[str, Any], backbone: Backbone, seed: int = 0) -> Self:
+    def assemble(cls, config: ModelConfig, backbone: Backbone, seed: int = 0) -> Self:
         """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
         tokenizer, file = Tokenizer(config, backbone), backbone.block_file()
         model = cls(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, file)
         for name, head in model.arm.heads.items():
             init_head(head, name, seed)
-        if config["adapter"]:
-            adapter.inject(model.arm.blocks, Adapt(**config["adapter"]), seed)
+        if config.adapter:
+            adapter.inject(model.arm.blocks, config.adapter, seed)
         return model
 
     def count_tokens(self, frames: int) -> int:
@@ -115,12 +115,11 @@ class TubeViT(Pretrained):
             UserError: the depth does not fit, or the adapter or the gate, or this model has another one.
         """
         self._refuse_other_adapter(frozen_depth, adapt)
-        config = copy.deepcopy(self.config) | {
-            "frozen_depth": frozen_depth,
-            "gate": gate,
-            "adapter": adapt.adapter,
-            "heads": {name: list(classes) for name, classes in heads.items()},
-        }
+        config = copy.deepcopy(self.config)
+        config.frozen_depth = frozen_depth
+        config.gate = gate  # type: ignore[assignment]
+        config.adapter = adapt.adapter
+        config.heads = {name: list(classes) for name, classes in heads.items()}
         tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
         file = self.trunk.file if self.trunk is not None else None
         late = [self._in_memory(index) for index in range(self.depth)[frozen_depth:]]
@@ -128,12 +127,12 @@ class TubeViT(Pretrained):
         made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix, file)
         made.base = self.base
         made.report = {name: each for name, each in self.report.items() if name != "evaluations"}  # it is another model
-        if adapt.adapter and not self.config["adapter"]:
-            adapter.inject(made.arm.blocks, adapt, seed)
+        if config.adapter and not self.config.adapter:
+            adapter.inject(made.arm.blocks, config.adapter, seed)
         for name, parameter in made.arm.named_parameters():
             parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or is_of_adapter(name))
         for name, head in made.arm.heads.items():
-            if self.config["heads"].get(name) == config["heads"][name]:
+            if self.config.heads.get(name) == config.heads[name]:
                 head.load_state_dict(self.arm.heads[name].state_dict())
             else:
                 init_head(head, name, seed)
@@ -142,10 +141,10 @@ class TubeViT(Pretrained):
         return made
 
     def _refuse_other_adapter(self, frozen_depth: int, adapt: Adapt) -> None:
-        own = self.config["adapter"]
+        own = self.config.adapter
         if own is not None and (own, self.frozen_depth) != (adapt.adapter, frozen_depth):
             raise UserError(
-                f"this model has a {own['kind']} adapter (rank {own['rank']}, alpha {own['alpha']:g}) above "
+                f"this model has a {own.kind} adapter (rank {own.rank}, alpha {own.alpha:g}) above "
                 f"{self.frozen_depth} frozen blocks, and an arm can only train that one further; merge it to begin "
                 "anew (tools/export.py --merge)"
             )

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from scaleup.common.distributed import join
-from scaleup.config.schema import Input
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
 from scaleup.evaluate import Coverage, Once, matched, view_features
@@ -29,7 +28,7 @@ def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 1
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads = matched(first, opened, None)
-    seen = Once("confusion", opened, heads, Input(**first.config["input"]), "1x1", batch, 1, join())
+    seen = Once("confusion", opened, heads, first.config.input, "1x1", batch, 1, join())
     sizes = {head: len(opened.classes[label]) for head, label in heads.items()}
     counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in sizes.items()} for name in models}
     for entry in seen:
@@ -70,8 +69,8 @@ def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> It
         yield html.Text(f"{run}: {failed}, {Path(shards).name}, one view, list {seen.list_sha256[:12]}")
         for arm, heads in found.items():
             for head, matrix in heads.items():
-                names.setdefault(head, arms[arm].config["heads"][head])
-                if names[head] == arms[arm].config["heads"][head]:
+                names.setdefault(head, arms[arm].config.heads[head])
+                if names[head] == arms[arm].config.heads[head]:
                     counts.setdefault(head, {})[arm if len(models) == 1 else f"{run}/{arm}"] = matrix
     for head, each in counts.items():
         yield from _of_head(head, each, names[head])

@@ -68,7 +68,7 @@ def export(
         elif to == "timm":
             found["image"], timed = write_timm(merge_adapter(model) if merge else model, half)
         else:
-            plain = merge_adapter(model) if model.config["adapter"] else model
+            plain = merge_adapter(model) if model.config.adapter else model
             found, timed = programs.write(plain, programs.FORMS[to], half, frames)
         limit, measure = (0, "abs") if exact else (ROUNDING, "rel")
         if not (most := largest(found.values())) <= limit:

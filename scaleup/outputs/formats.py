@@ -18,7 +18,6 @@ from scaleup.common import tensors
 from scaleup.common.files import make_readable
 from scaleup.errors import UserError
 from scaleup.model import adapter, pretrained
-from scaleup.model.adapter import Adapt
 from scaleup.model.build import load
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
@@ -39,10 +38,10 @@ def write_own(
 
 def merge_adapter(model: TubeViT) -> TubeViT:
     """The model itself, its adapter folded into the weights of its blocks."""
-    if model.config["adapter"] is None:
+    if model.config.adapter is None:
         raise UserError("this model has no adapter to merge; leave out --merge")
     adapter.merge(model.arm.blocks)
-    model.config["adapter"] = None
+    model.config.adapter = None
     return model
 
 
@@ -55,13 +54,12 @@ def write_adapter(model: TubeViT, source: str | Path, out: Path, base: str | Non
     Raises:
         UserError: the model has no adapter.
     """
-    if model.config["adapter"] is None:
+    if model.config.adapter is None:
         raise UserError(
             "a PEFT directory holds an adapter, and this model has none; allowed are arms that trained with arm.adapt "
             f"{', '.join(adapter.KINDS)}"
         )
-    settings = Adapt(**model.config["adapter"])
-    adapter.write(out, model.arm.blocks, model.block_prefix, settings, _own(model))
+    adapter.write(out, model.arm.blocks, model.block_prefix, model.config.adapter, _own(model))
     other = load(source, base)
     found = tensors.read(out / ADAPTER_WEIGHTS)[0]
     with torch.no_grad():
@@ -118,10 +116,10 @@ def write_timm(model: TubeViT, directory: Path) -> tuple[float, dict[str, Any]]:
         UserError: timm has no model that computes the same, and why.
     """
     name = _refuse_what_timm_lacks(model)
-    size, input = model.preprocess.size, model.config["input"]
-    kwargs, tensors = model.config["backbone"]["kwargs"], model.named_tensors()
-    save(directory, name, kwargs, size, tensors, input["mean"], input["std"])
-    image = normalise(natural_clip(1, size), model.config)[:, :, 0]
+    size, input = model.preprocess.size, model.config.input
+    kwargs, tensors = model.config.backbone.kwargs, model.named_tensors()
+    save(directory, name, kwargs, size, tensors, input.mean, input.std)
+    image = normalise(natural_clip(1, size), model.config.input)[:, :, 0]
     differs = (features(directory, image) - model.forward_features(image)).abs().max().item()
     theirs = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     seconds, eager = medians(lambda: theirs(image), lambda: model.forward_features(image))
@@ -130,17 +128,17 @@ def write_timm(model: TubeViT, directory: Path) -> tuple[float, dict[str, Any]]:
 
 def _refuse_what_timm_lacks(model: TubeViT) -> str:
     """timm's name of the architecture."""
-    library, _, name = resolve(model.config["backbone"]["name"]).partition(":")
+    library, _, name = resolve(model.config.backbone.name).partition(":")
     gate, reason = model.arm.gate, None
     if library != "timm":
         reason = f"its backbone is one of {library}"
-    elif model.config["adapter"]:
+    elif model.config.adapter:
         reason = "it has an adapter; add --merge"
     elif gate is not None and gate.alpha.any():
         most = gate.alpha.tanh().abs().max().item()
         reason = f"its gate is open (tanh(alpha) = {most:.3f}) and adds z0 to a block's output"
-    elif model.config["positions"]["kind"] != "backbone":
-        reason = f"its positions ({model.config['positions']['kind']}) are not the backbone's own"
+    elif model.config.positions.kind != "backbone":
+        reason = f"its positions ({model.config.positions.kind}) are not the backbone's own"
     if reason:
         raise UserError(f"timm's layout cannot hold this model: {reason}")
     return name

@@ -21,7 +21,7 @@ def parity(one: TubeViT, other: TubeViT, relative: bool = False) -> tuple[float,
     Args:
         relative: in shares of the largest value that each of them has in ``one``.
     """
-    video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config)
+    video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config.input)
     image, clip = (difference(_outputs(one, x), _outputs(other, x), relative) for x in (video[:, :, 0], video))
     return image, clip
 

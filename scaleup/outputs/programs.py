@@ -149,7 +149,7 @@ def description(model: TubeViT, asked: Mapping[str, Ends | None]) -> dict[str, A
     shapes = {name: ["batch", 3, *_said(ends), *model.preprocess.size] for name, ends in asked.items()}
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
-        "heads": model.config["heads"],
+        "heads": model.config.heads,
     }
 
 

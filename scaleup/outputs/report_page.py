@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaleup.checkpoint.model_directory import completed, local
+from scaleup.checkpoint.model_directory import local
 from scaleup.common.files import write_text
 from scaleup.common.machine import environment
 from scaleup.errors import UserError
@@ -119,8 +119,7 @@ def _probe(run: Facts, given: str | Path | None) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is no depth profile of tools/probe.py: {error}") from error
     if start and Path(start).is_dir():
-        config = completed(json.loads((local(start) / "config.json").read_text()))
-        about = completed(about)
+        config = json.loads((local(start) / "config.json").read_text())
         if differing := [key for key in about.keys() & config.keys() if about[key] != config[key]]:
             raise UserError(
                 f"'{path}' is of another model than '{start}', which '{run.directory}' began from: "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scaleup.checkpoint.model_directory import completed, public_name
+from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.machine import format_bytes
 from scaleup.config.schema import Recipe
@@ -33,7 +33,7 @@ def made_of(recipe: Recipe, model: TubeViT, dataset: str) -> dict[str, Any]:
 
     The trunk must still be as it was loaded, in float32.
     """
-    config = model.config
+    config = model.config.to_json()
     parts = {
         "shards": _index_sha256(recipe.data.train[dataset].shards),
         "input": config["input"],
@@ -72,8 +72,7 @@ def refuse_other(cached: CachedSet, own: dict[str, Any], depths: Collection[int]
 def _leaves(parts: dict[str, Any], precision: str, blocks: int) -> dict[str, Any]:
     """What taps are made of by key path, with the first so many blocks by number."""
     numbered = {str(number): sha256 for number, sha256 in enumerate(parts["blocks"][:blocks])}
-    tokenizer = completed(parts["tokenizer"])  # of a cache that is older too
-    return flatten_keys(parts | {"tokenizer": tokenizer, "blocks": numbered, "trunk": {"precision": precision}})
+    return flatten_keys(parts | {"blocks": numbered, "trunk": {"precision": precision}})
 
 
 def _short(value: Any) -> str:

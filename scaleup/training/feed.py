@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup.common.distributed import World
-from scaleup.config.schema import Input, Recipe, Train
+from scaleup.config.schema import Recipe, Train
 from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
@@ -46,7 +46,7 @@ class Live:
         self.depths = sorted({model.frozen_depth for model in models} - {0})
         self.batches = train_loader(
             recipe.data,
-            Input(**deepest.config["input"]),
+            deepest.config.input,
             recipe.seed,
             recipe.train.steps,
             start=start,

@@ -19,7 +19,7 @@ from scaleup.common.distributed import World, own_device
 from scaleup.common.files import refuse_existing, swap_in
 from scaleup.common.machine import format_bytes
 from scaleup.common.timing import progress
-from scaleup.config.schema import Input, Recipe
+from scaleup.config.schema import Recipe
 from scaleup.data.batches import in_workers, input_bytes, refuse_small_shared
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Augmented, open_datasets
@@ -109,7 +109,7 @@ class SetWriter:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
 
     def _decoded(self, batches: list[range]) -> Iterator[Decoded]:
-        input = Input(**self.model.config["input"])
+        input = self.model.config.input
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: self.shards})
         views, workers = Views(augmented, self.name, self.views, batches), self.recipe.data.workers
         size = input_bytes(input, self.shards.modality) * self.views * max(map(len, batches), default=0)
@@ -285,7 +285,7 @@ def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[s
 
 
 def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float]:
-    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config)
+    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config.input)
     assert model.trunk is not None
     tokens = named(model.trunk(clip.to(next(model.arm.parameters()).device), depths))
     kept = quantise(tokens, precision)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from scaleup.common.distributed import World
-from scaleup.config.schema import Input, Recipe, Valid
+from scaleup.config.schema import Recipe, Valid
 from scaleup.data.batches import input_bytes, refuse_small_shared
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
@@ -30,7 +30,7 @@ class Validation:
         self.data, self.world, self.every = recipe.data, world, recipe.train.valid_every
         self.shards, model = Shards.open(valid.shards), next(iter(models))
         self.heads = matched(model, self.shards, valid.heads or None)
-        self.input = Input(**model.config["input"])
+        self.input = model.config.input
         self.batch = recipe.data.batch // world.size // recipe.train.accumulate  # what memory holds in training
         if not len(self.shards):
             raise UserError(f"data.valid: {valid.shards!r} has no samples")

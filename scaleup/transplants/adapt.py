@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from scaleup.backbones import timm
 from scaleup.backbones.backbone import Backbone, refuse_unless_plain
-from scaleup.config.schema import Frames, Tube
+from scaleup.config.schema import Frames, Input, Positions, Tube
 from scaleup.errors import UserError
 from scaleup.model.build import describe
 from scaleup.model.tubevit import TubeViT
@@ -61,16 +60,10 @@ def adapt(
     config = describe(
         backbone,
         seed,
-        input={
-            "frames": frames,
-            "size": list(backbone.size),
-            "fps": fps,
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
-        },
-        frames=asdict(Frames(frame_stride)),
-        tubes={tube: asdict(settings) for tube, settings in tubes.items()},
-        positions={"kind": "backbone" if own else "cosine", "amplitude": amplitude},
+        input=Input(frames, list(backbone.size), fps, list(backbone.mean), list(backbone.std)),
+        frames=Frames(frame_stride),
+        tubes=dict(tubes),
+        positions=Positions("backbone" if own else "cosine", amplitude),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
-from scaleup.checkpoint.model_directory import check_config
+from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common import tensors
 from scaleup.common.files import refuse_existing
 from scaleup.common.machine import peak_bytes
@@ -60,14 +60,14 @@ def transplant(
     config = adapted_config(
         donor, large, plans, options.seed, transplant_plan.positions(donor, large, options), gate_at
     )
-    check_config(config, str(out))  # what is written can be loaded
+    ModelConfig.from_json(config.to_json(), str(out))  # what is written can be loaded
     alignment = _alignment(donor, large, options, config, seen) if options.match == "align" else None
     report |= {"align": alignment.measured} if alignment is not None else {}
     model = move(donor, config, large, alignment)
     model.base = large.hashes()
-    config["backbone"]["sha256"] = tensors.fingerprint(model.base)
-    clip = measure.clip(clips, config)
-    report |= {"parents": _parents(donor, config), "positions": config["positions"]}
+    config.backbone.sha256 = tensors.fingerprint(model.base)
+    clip = measure.clip(clips, config.input)
+    report |= {"parents": _parents(donor, config), "positions": asdict(config.positions)}
     _measure(report, model, donor, large, clip, options, alignment and alignment.map)
     report["accounting"] = account(model, donor, large, options.random_tubes, options.match)
     report |= {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
@@ -78,17 +78,17 @@ def transplant(
 
 
 def _alignment(
-    donor: Donor, large: Backbone, options: Options, config: Mapping[str, Any], seen: Path | Tensor | None
+    donor: Donor, large: Backbone, options: Options, config: ModelConfig, seen: Path | Tensor | None
 ) -> Alignment:
     assert donor.patch is not None and seen is not None
-    return fit(donor.patch, donor.config["input"], large, measure.images(seen, config), (1, *options.fold))
+    return fit(donor.patch, donor.config.input, large, measure.images(seen, config.input), (1, *options.fold))
 
 
-def _parents(donor: Donor, config: Mapping[str, Any]) -> dict[str, Any]:
-    entry = config["backbone"]
+def _parents(donor: Donor, config: ModelConfig) -> dict[str, Any]:
+    entry = config.backbone
     return {
         "small": {"name": donor.name, "sha256": donor.sha256, "data": donor.data},
-        "backbone": {"name": entry["name"], "weights": entry["weights"], "sha256": entry["sha256"]},
+        "backbone": {"name": entry.name, "weights": entry.weights, "sha256": entry.sha256},
     }
 
 
@@ -123,7 +123,7 @@ def _measure(
     for name in tokens:
         report["tubes"][name]["rms_adapted"] = measure.rms(measure.tube_tokens(model, name, clip))
     report["remarks"] = remarks(report["tubes"])
-    images = normalise(clip[:1], model.config)[:, :, 0]
+    images = normalise(clip[:1], model.config.input)[:, :, 0]
     taps = model.arm_inputs(images)  # one pass of the trunk serves all that is asked of the arm
     report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large, images, taps)
     report["gate"] |= {

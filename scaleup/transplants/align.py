@@ -6,7 +6,7 @@ small model's tubes to where the backbone's own patches live, whatever the two w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.common.ridge import Affine, Moments, Ridge
+from scaleup.config.schema import Input
 from scaleup.errors import UserError
 from scaleup.model.tokenizer import normalise
 from scaleup.model.tubes import Size
@@ -31,7 +32,7 @@ class Alignment(NamedTuple):
     measured: dict[str, Any]
 
 
-def fit(patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Iterable[Tensor], fold: Size) -> Alignment:
+def fit(patch: Kernel, given: Input, large: Backbone, images: Iterable[Tensor], fold: Size) -> Alignment:
     """Fit the map on images (B, 3, H, W) in [0, 1], its penalty chosen by generalized cross validation.
 
     Args:
@@ -62,9 +63,7 @@ def fit(patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Iterab
 
 
 @torch.no_grad()
-def token_pairs(
-    patch: Kernel, given: Mapping[str, Any], large: Backbone, images: Tensor, fold: Size
-) -> tuple[Tensor, Tensor]:
+def token_pairs(patch: Kernel, given: Input, large: Backbone, images: Tensor, fold: Size) -> tuple[Tensor, Tensor]:
     """Tokens of the same places of images (B, 3, H, W), without positions: the small model's (B, N, h*w*d), its places
     side by side, and the backbone's (B, N, D).
 
@@ -80,12 +79,12 @@ def token_pairs(
     small = small.unflatten(3, (columns, fw)).unflatten(2, (rows, fh))  # (B, d, rows, fh, columns, fw)
     size = [count * side for count, side in zip((rows, columns), large.patch_size, strict=True)]
     resized = F.interpolate(images, size, mode="bilinear", antialias=True)
-    wanted = _patch_tokens(large, _fed(resized, {"mean": large.mean, "std": large.std}))
+    wanted = _patch_tokens(large, _fed(resized, Input(mean=list(large.mean), std=list(large.std))))
     return small.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), wanted
 
 
-def _fed(images: Tensor, input: Mapping[str, Any]) -> Tensor:
-    return normalise(images[:, :, None], {"input": input})[:, :, 0]
+def _fed(images: Tensor, input: Input) -> Tensor:
+    return normalise(images[:, :, None], input)[:, :, 0]
 
 
 def _patch_tokens(large: Backbone, images: Tensor) -> Tensor:

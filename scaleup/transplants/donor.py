@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.checkpoint.model_directory import FULL, check_config, read_config, read_report, trained_on
+from scaleup.checkpoint.model_directory import FULL, ModelConfig, read_config, read_report, trained_on
 from scaleup.common import tensors
 from scaleup.common.model_choice import report_choice
+from scaleup.config.schema import Frames, Input, Model
 from scaleup.errors import UserError
 from scaleup.model.tubes import TubeSpec, resize_kernel
 
@@ -26,16 +27,7 @@ LIGHTNING_TUBES = (
     TubeSpec("tube4x12x12", (4, 12, 12), (16, 32, 32), (0, 16, 16)),
 )
 PATCHES = ("patch_embed.proj", "conv1")  # what timm and open_clip call a patch embedding
-LIGHTNING_CONFIG = {
-    "input": {
-        "frames": 32,
-        "size": [224, 224],
-        "fps": 15.0,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    },
-    "frames": {"stride": 32, "offset": 0},
-}
+LIGHTNING_CONFIG = Model(input=Input(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]), frames=Frames(32))
 
 
 @dataclass
@@ -55,7 +47,7 @@ class Donor:
     name: str
     kernels: list[Kernel]
     patch: Kernel | None
-    config: Mapping[str, Any]
+    config: ModelConfig | Model  # of it input, frames, tubes and positions
     tensors: dict[str, Tensor]
     sha256: str
     data: list[Mapping[str, Any]]  # what it was trained on, where that is known
@@ -69,7 +61,7 @@ def read(path: str | Path) -> Donor:
     """
     path = Path(path)
     file = path / FULL if path.is_dir() else path
-    config: Mapping[str, Any] | None = read_config(path) if path.is_dir() else None
+    config: ModelConfig | Model | None = read_config(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
     held = tensors.File(file)
@@ -94,7 +86,7 @@ def _public(name: str) -> str:
     return name
 
 
-def _config_beside(file: Path, beside: Mapping[str, Any]) -> Mapping[str, Any]:
+def _config_beside(file: Path, beside: Mapping[str, Any]) -> ModelConfig:
     """Where a bare checkpoint's tubes are applied: from its metadata, or the config.json in its directory."""
     config = beside.get("config")
     if isinstance(config, str):
@@ -103,16 +95,16 @@ def _config_beside(file: Path, beside: Mapping[str, Any]) -> Mapping[str, Any]:
         except ValueError as error:
             raise UserError(f"{file} carries a config that is not JSON ({error})") from error
     if config is not None:
-        return check_config(config, f"the config in {file}")
+        return ModelConfig.from_json(config, f"the config in {file}")
     if (file.parent / "config.json").is_file():
         return read_config(file.parent)
     raise UserError(f"{file} does not say where its tubes are applied; put the small model's config.json beside it")
 
 
-def _own(config: Mapping[str, Any], found: Mapping[str, Tensor], file: Path) -> list[Kernel]:
-    if not config.get("tubes"):
+def _own(config: ModelConfig | Model, found: Mapping[str, Tensor], file: Path) -> list[Kernel]:
+    if not config.tubes:
         raise UserError(f"{file} is a model without tubes; there is nothing to transplant")
-    specs = [TubeSpec.from_config(name, tube) for name, tube in config["tubes"].items()]
+    specs = [TubeSpec.from_config(name, tube) for name, tube in config.tubes.items()]
     return [_own_kernel(spec, found, file) for spec in specs]
 
 

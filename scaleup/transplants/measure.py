@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, taps: An
         if large.positions is None:
             wanted = large.features(images)
         else:  # one of our own models, which adds positions of its own
-            alone = {"tubes": {}, "positions": large.positions, "frozen_depth": 0, "gate": False, "heads": {}}
-            wanted = TubeViT.assemble(model.config | alone, large).eval().forward_features(images)
+            alone = replace(model.config, tubes={}, positions=large.positions, frozen_depth=0, gate=False, heads={})
+            wanted = TubeViT.assemble(alone, large).eval().forward_features(images)
     return (model.arm.features(taps) - wanted).abs().max().item()
 
 
@@ -76,14 +77,14 @@ def position_rms(large: Backbone) -> float:
     if large.absolute:
         return rms(large.stem.position_grid())
     clip = natural_clip(1, large.size)
-    image = normalise(clip, {"input": {"mean": large.mean, "std": large.std}})[:, :, 0]
+    image = normalise(clip, Input(mean=list(large.mean), std=list(large.std)))[:, :, 0]
     return rms(large.stem(image)[:, large.num_prefix_tokens :]) / 4
 
 
 @torch.no_grad()
 def tube_tokens(model: TubeViT, name: str, clip: Tensor) -> Tensor:
     """Tokens of one tube before positions, (B, N, D), of pixels in [0, 1]."""
-    return model.tokenizer.tubes[name](normalise(clip, model.config))
+    return model.tokenizer.tubes[name](normalise(clip, model.config.input))
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def token_max_abs_diff(
 ) -> float:
     """A tube's tokens (B, N, D), channel block by channel block, against the small model's kernel at each place; or,
     where there is a ``map``, against what it makes of these."""
-    x = normalise(clip, donor.config)
+    x = normalise(clip, donor.config.input)
     blocks = [_at(kernel, x, place) for place in _places(spec, clip)]
     wanted = torch.stack(blocks, dim=1).unflatten(1, (-1, spec.places_per_token)).flatten(2)  # (B, N, f*c)
     wanted = map(wanted[..., : len(map.weight)]) if map is not None else wanted[..., : tokens.shape[-1]]
@@ -116,8 +117,8 @@ def _at(kernel: Kernel, x: Tensor, place: tuple[int, int, int]) -> Tensor:
 @torch.no_grad()
 def backbone_rms(model: TubeViT, clip: Tensor) -> float:
     """RMS of the backbone's own patch tokens, positions taken off, over the frames that it sees."""
-    x = normalise(clip, model.config)
-    frame = x[:, :, model.config["frames"]["offset"]]
+    x = normalise(clip, model.config.input)
+    frame = x[:, :, model.config.frames.offset]
     stem = model.tokenizer.stem
     tokens = stem(frame)[:, model.tokenizer.num_prefix_tokens :] - stem.position_grid().flatten(0, 1)  # type: ignore[operator]
     return rms(tokens)
@@ -130,19 +131,19 @@ def rms(values: Tensor) -> float:
 IMAGES = 512  # to fit a map on; up to twice as many are read
 
 
-def clip(clips: Path | Tensor | None, config: Mapping[str, Any], count: int = 8) -> Tensor:
+def clip(clips: Path | Tensor | None, input: Input, count: int = 8) -> Tensor:
     """Pixels in [0, 1] (B, 3, T, H, W) of the adapted model's size: given, read from video shards, or made up."""
     if isinstance(clips, Tensor):
         return clips
     if clips is None:
-        return natural_clip(config["input"]["frames"], config["input"]["size"])
-    batch = next(iter(eval_loader(Shards.open(clips), {}, Input(**config["input"]), batch=count, workers=0)))
+        return natural_clip(input.frames, (input.size[0], input.size[1]))
+    batch = next(iter(eval_loader(Shards.open(clips), {}, input, batch=count, workers=0)))
     if batch.modality != "video" or not batch.keys:
         raise UserError(f"{clips} holds no videos that can be read; --clips takes video shards")
     return batch.pixels[:, 0].float() / 255
 
 
-def images(given: Path | Tensor, config: Mapping[str, Any]) -> Iterator[Tensor]:
+def images(given: Path | Tensor, input: Input) -> Iterator[Tensor]:
     """Images in [0, 1] (B, 3, H, W) of the adapted model's size, from all over the shards; of a video its middle frame.
 
     Those that cannot be read are left out, and named on stderr.
@@ -152,7 +153,7 @@ def images(given: Path | Tensor, config: Mapping[str, Any]) -> Iterator[Tensor]:
         return
     shards = Shards.open(given)
     every = max(1, len(shards) // IMAGES)
-    for batch in eval_loader(shards, {}, Input(**config["input"]), batch=16, workers=0, rank=0, world=every):
+    for batch in eval_loader(shards, {}, input, batch=16, workers=0, rank=0, world=every):
         if batch.keys:
             yield _stills(batch.pixels[:, 0].float() / 255)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
+from scaleup.checkpoint.model_directory import ModelConfig
+from scaleup.config.schema import Input, Positions, Tube
 from scaleup.model.build import describe
 from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
@@ -19,14 +19,14 @@ from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.transplant_plan import Plan
 
 
-def refold(kernel: Kernel, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def refold(kernel: Kernel, given: Input, wanted: Input) -> tuple[Tensor, Tensor]:
     """The kernel and bias that give from input normalised as ``wanted`` what the small model gives from ``given``.
 
     W' = W * S/s for each input channel and b' = b + sum of W * (M - m)/s; exact for valid convolutions.
     """
     m, s, big_m, big_s = (
         torch.tensor(values, dtype=torch.float64)[:, None, None, None]
-        for values in (given["mean"], given["std"], wanted["mean"], wanted["std"])
+        for values in (given.mean, given.std, wanted.mean, wanted.std)
     )
     weight = kernel.weight.double()
     bias = kernel.bias.double() + (weight * ((big_m - m) / s)).sum(dim=(1, 2, 3, 4))
@@ -34,40 +34,34 @@ def refold(kernel: Kernel, given: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 
 def adapted_config(
-    donor: Donor, backbone: Backbone, plans: list[Plan], seed: int, positions: Mapping[str, Any], gate_at: int
-) -> dict[str, Any]:
+    donor: Donor, backbone: Backbone, plans: list[Plan], seed: int, positions: Positions, gate_at: int
+) -> ModelConfig:
     """The ``config.json`` of the adapted model, frozen and gated at block ``gate_at``."""
-    given = donor.config["input"]
+    given = donor.config.input
     return describe(
         backbone,
         seed,
-        input={
-            "frames": given["frames"],
-            "size": list(backbone.size),
-            "fps": given["fps"],
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
-        },
-        frames=dict(donor.config["frames"]),
+        input=Input(given.frames, list(backbone.size), given.fps, list(backbone.mean), list(backbone.std)),
+        frames=donor.config.frames,
         tubes={plan.spec.name: tube_config(plan.spec) for plan in plans},
-        positions=dict(positions),
+        positions=positions,
         frozen_depth=gate_at,
         gate=True,
     )
 
 
-def tube_config(spec: TubeSpec) -> dict[str, Any]:
+def tube_config(spec: TubeSpec) -> Tube:
     """A tube's entry in ``config.json``."""
-    entry = asdict(spec)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in entry.items() if key != "name"}
+    kernel, stride, offset, fold = map(list, (spec.kernel, spec.stride, spec.offset, spec.fold))
+    return Tube(kernel, stride, offset, fold, spec.channels, spec.summed)
 
 
-def move(donor: Donor, config: dict[str, Any], backbone: Backbone, alignment: Alignment | None) -> TubeViT:
+def move(donor: Donor, config: ModelConfig, backbone: Backbone, alignment: Alignment | None) -> TubeViT:
     """The adapted model: the backbone, the small model's kernels, aligned or as they are, a closed gate."""
-    model = TubeViT.assemble(config, backbone, config["backbone"]["seed"])
+    model = TubeViT.assemble(config, backbone, config.backbone.seed)
     with torch.no_grad():
         for kernel in donor.kernels:
-            weight, bias = refold(kernel, donor.config["input"], config["input"])
+            weight, bias = refold(kernel, donor.config.input, config.input)
             tube = model.tokenizer.tubes[kernel.spec.name]
             if alignment is not None:
                 weight, bias = align_kernels(weight, bias, alignment.map, tube.spec.places_per_token)

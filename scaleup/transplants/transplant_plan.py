@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scaleup.backbones.backbone import Backbone
+from scaleup.config.schema import Positions
 from scaleup.errors import UserError, nearest
 from scaleup.model.tokenizer import KINDS
 from scaleup.model.tubes import Size, TubeSpec, folds_to
@@ -147,22 +148,22 @@ def positional_kwargs(options: Options) -> dict[str, Any]:
     return {} if options.positions in (None, "backbone") else {"pos_embed": "none"}
 
 
-def positions(donor: Donor, large: Backbone, options: Options) -> dict[str, Any]:
+def positions(donor: Donor, large: Backbone, options: Options) -> Positions:
     """Kind and amplitude: the backbone's own grid with sines in time as strong as it, or sines alone."""
     own = large.absolute or large.rotary
-    had = large.positions or {"kind": "backbone" if own else "cosine"}
+    had = large.positions or Positions("backbone" if own else "cosine")
     if options.positions == "backbone" and not own:
         raise UserError(f"{large.name} has no positions of its own; choose others than --positions backbone")
-    kind, amplitude = options.positions or had["kind"], options.amplitude
+    kind, amplitude = options.positions or had.kind, options.amplitude
     if options.positions is None and kind in ("learned", "relative"):
         raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
-    if amplitude is None and kind == had["kind"] != "backbone":
-        amplitude = had.get("amplitude")
+    if amplitude is None and large.positions is not None and kind == had.kind != "backbone":
+        amplitude = had.amplitude
     if amplitude is None and kind == "backbone":
         amplitude = 2**0.5 * measure.position_rms(large)
     elif amplitude is None:
-        amplitude = donor.config.get("positions", {}).get("amplitude", 1.0)
-    return {"kind": kind, "amplitude": amplitude}
+        amplitude = donor.config.positions.amplitude
+    return Positions(kind, amplitude)  # type: ignore[arg-type]
 
 
 def gate_at(large: Backbone, asked: int | None) -> int:
@@ -175,7 +176,7 @@ def gate_at(large: Backbone, asked: int | None) -> int:
 
 def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
     """How the channels of each tube become the backbone's width."""
-    size = (donor.config["input"]["frames"], *large.size)
+    size = (donor.config.input.frames, *large.size)
     if options.match != "align":
         return [plan_channels(kernel, large.embed_dim, size, options.exact) for kernel in donor.kernels]
     if donor.patch is None:
@@ -186,8 +187,8 @@ def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
 
 def describe_plans(donor: Donor, large: Backbone, plans: list[Plan], gate_at: int, match: str) -> dict[str, Any]:
     """What is known before any weight is touched."""
-    size = (donor.config["input"]["frames"], *large.size)
-    stride, offset = donor.config["frames"]["stride"], donor.config["frames"]["offset"]
+    size = (donor.config.input.frames, *large.size)
+    stride, offset = donor.config.frames.stride, donor.config.frames.offset
     patches = (large.size[0] // large.patch_size[0]) * (large.size[1] // large.patch_size[1])
     frames = ((size[0] - offset - 1) // stride + 1) * patches
     tubes = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,17 +155,17 @@ class Stored:
         config = describe(
             backbone,
             0,
-            input=asdict(schema.Input(frames=FRAMES, size=list(backbone.size))),
-            frames={"stride": FRAME_STRIDE, "offset": 0},
-            tubes={name: asdict(tube) for name, tube in TUBES.items()},
-            positions={"kind": "backbone", "amplitude": AMPLITUDE},
+            input=schema.Input(frames=FRAMES, size=list(backbone.size)),
+            frames=schema.Frames(FRAME_STRIDE),
+            tubes=TUBES,
+            positions=schema.Positions("backbone", AMPLITUDE),
             frozen_depth=frozen_depth,
             heads=HEADS,
         )
         torch.manual_seed(3)
         model = TubeViT.assemble(config, backbone).eval()
         model.base = tensors.hashes(backbone.state_dict())
-        config["backbone"]["sha256"] = tensors.fingerprint(model.base)
+        config.backbone.sha256 = tensors.fingerprint(model.base)
         return model
 
 

@@ -72,7 +72,7 @@ def test_the_run_directory_is_for_people(run):
     page = (out / "README.md").read_text()
     assert report["best"]["arm"] in page and page.count("\n| ") >= len(report["rows"])
     assert (out / "plot.png").stat().st_size > 10_000
-    assert scaleup.load(out / "exported").config["heads"].keys() == {"shape", "motion"}
+    assert scaleup.load(out / "exported").config.heads.keys() == {"shape", "motion"}
 
 
 def test_a_report_on_a_sweep_of_the_demo_shows_its_accuracy(run):

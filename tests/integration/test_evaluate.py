@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import tools
 
-from scaleup.config.schema import Input, Recipe
+from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards, write_shards
@@ -41,7 +41,7 @@ def model(tiny: Callable[..., Recipe], shards: Path, tmp_path: Path) -> Path:
     """An untrained model that is sure of itself, and whose views of one clip disagree."""
     made, opened = fresh(tiny().model, CLASSES["video"], seed=2).eval(), Shards.open(shards)
     media = [opened.read(index).media for index in range(COUNT) if index != DAMAGED]
-    views = torch.cat([eval_views(each, "video", Input(**made.config["input"]), 2, 2) for each in media])
+    views = torch.cat([eval_views(each, "video", made.config.input, 2, 2) for each in media])
     features = made.forward_features(made.preprocess(views))  # (samples * V, D)
     for head in made.arm.heads.values():
         head.weight *= SURE
@@ -55,7 +55,7 @@ def slow_counts(model: Path, shards: Path, head: str) -> tuple[int, int, int, fl
     loaded, opened = load(model), Shards.open(shards)
     top1, top5, by_logits, loss = 0, 0, 0, 0.0
     for index in set(range(COUNT)) - {DAMAGED}:
-        views = eval_views(opened.read(index).media, "video", Input(**loaded.config["input"]), 2, 2)
+        views = eval_views(opened.read(index).media, "video", loaded.config.input, 2, 2)
         logits = torch.cat([loaded(loaded.preprocess(view[None]), head=head) for view in views]).double()
         probabilities = sum(each.exp() / each.exp().sum() for each in logits) / len(views)
         label = int(opened.labels[head][index])

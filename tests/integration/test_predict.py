@@ -83,7 +83,7 @@ def test_what_is_hidden_is_passed_over_and_colons_are_no_protocols(
 
 
 def _input(model: torch.nn.Module) -> object:
-    return type("Input", (), model.config["input"])
+    return model.config.input
 
 
 def test_a_stream_on_stdin_is_told_clip_by_clip(model: Path, folder: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_video_without_pictures_and_one_shorter_than_a_clip(model: Path, tmp_p
     def distance(repeated: int) -> float:
         clip = torch.stack([*shown, *[shown[repeated]] * 5], dim=1)  # 3 of 8
         expected = loaded(loaded.preprocess(clip[None])).softmax(-1)[0].tolist()
-        named = dict(zip(loaded.config["heads"]["motion"], expected, strict=True))
+        named = dict(zip(loaded.config.heads["motion"], expected, strict=True))
         return max(abs(named[name] - value) for name, value in found.items())
 
     assert distance(-1) < 1e-5 < 1e-3 < distance(0)

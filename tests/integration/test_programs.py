@@ -50,7 +50,7 @@ def samples(count: int, *shape: int) -> torch.Tensor:
 def expected(saved: Path, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     model = scaleup.load(saved)
     with torch.no_grad():
-        return {head: model(model.preprocess(pixels), head) for head in model.config["heads"]}
+        return {head: model(model.preprocess(pixels), head) for head in model.config.heads}
 
 
 def test_a_program_runs_without_us_on_any_number_of_samples(saved: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ assert not any(name.startswith("scaleup") for name in sys.modules)"""
         for head, logits in expected(saved, pixels).items():
             torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-6)
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
-    assert labels["heads"] == scaleup.load(saved).config["heads"] and labels["input"]["dtype"] == "uint8"
+    assert labels["heads"] == scaleup.load(saved).config.heads and labels["input"]["dtype"] == "uint8"
     assert labels["input"]["shapes"]["video"] == ["batch", 3, 8, 32, 32]
 
 

@@ -228,17 +228,6 @@ def test_a_depth_profile_stands_beside_the_sweep(swept: Path, profile: Path, tmp
         report_page.write([swept], tmp_path / "page.html", probe=swept / "result.json")
 
 
-def test_a_depth_profile_fits_a_model_whose_file_is_older(swept: Path, profile: Path, tmp_path: Path) -> None:
-    """Either may leave out whether tubes sum."""
-    older, newer = {"kernel": [4, 4, 4]}, {"kernel": [4, 4, 4], "summed": False}
-    probe = json.loads((profile / "probe.json").read_text())
-    for config, seen in ((older, newer), (newer, older)):
-        (profile.parent / "config.json").write_text(json.dumps({"tubes": {"long": config}}))
-        probe["model"]["tubes"] = {"long": seen}
-        (profile / "probe.json").write_text(json.dumps(probe))
-        report_page.write([swept], tmp_path / "page.html", probe=profile)
-
-
 def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Path) -> None:
     on = {"shards": "test", "views": "4x3", "list_sha256": "f" * 64}
     for count, arm in enumerate(("full", "last", "gated"), 1):

@@ -28,7 +28,7 @@ def test_a_trained_model_loads_and_can_be_trained_on(tiny_path: Path, tmp_path: 
     result = json.loads(done.stdout)  # nothing but the result on stdout
     assert result["arms"]["model"]["directory"] == str(out / "model")
     model = scaleup.load(out / "model")
-    assert model.config["heads"] == classes_of(recipe.load(tiny_path).data)
+    assert model.config.heads == classes_of(recipe.load(tiny_path).data)
     assert model(torch.zeros(1, 3, 8, 32, 32), head="motion").shape == (1, 6)
 
     later = tmp_path / "later.yaml"

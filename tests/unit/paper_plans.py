@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.checkpoint.model_directory import check_config
 from scaleup.config import schema
 from scaleup.config.compose import combinations
 from scaleup.config.schema import Recipe
@@ -70,9 +69,9 @@ def adapt(small: list[str], large: str, kwargs: Mapping[str, object], gate_at: i
     donor = Donor("", kernels, None, model.config, {}, "", [])
     plans = [plan_channels(kernel, backbone.embed_dim, size, exact=False) for kernel in kernels]
     kind = "cosine" if "pos_embed" in kwargs else "backbone"
-    described = adapted_config(donor, backbone, plans, 0, {"kind": kind, "amplitude": 1.0}, gate_at)
+    described = adapted_config(donor, backbone, plans, 0, schema.Positions(kind), gate_at)
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(check_config(described, str(out))))
+    (out / "config.json").write_text(json.dumps(described.to_json()))
 
 
 def rows(path: Path, scale: str) -> list[list[str]]:

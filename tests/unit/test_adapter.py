@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import scaleup
 from scaleup.backbones.build import build
-from scaleup.checkpoint.model_directory import check_config
+from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common import tensors
 from scaleup.config import schema
 from scaleup.errors import UserError
@@ -65,7 +65,7 @@ def scattered(model: TubeViT, only: str = "") -> TubeViT:
 def trained(kind: str, frozen_depth: int = 2, depth: int = 4, **kwargs: Any) -> tuple[TubeViT, nn.Module]:
     """A model with an adapter that is not the identity any more, and timm's own model below it."""
     template, vit = adapted(frozen_depth, depth=depth, **kwargs)
-    model = template.with_arm(frozen_depth, True, template.config["heads"], adapt=Adapt(kind, 3, 2.0))
+    model = template.with_arm(frozen_depth, True, template.config.heads, adapt=Adapt(kind, 3, 2.0))
     return scattered(model, ".default").eval(), vit
 
 
@@ -159,7 +159,7 @@ def test_what_is_drawn_depends_on_seed_and_name_alone() -> None:
 def test_frozen_weights_are_shared_and_what_trains_is_the_arms_own(kind: str, frozen_depth: int) -> None:
     template, _ = adapted(3)
     before, modes = template(VIDEOS, "shape"), [module.training for module in template.modules()]
-    arms = [template.with_arm(frozen_depth, False, template.config["heads"], adapt=Adapt(kind)) for _ in range(2)]
+    arms = [template.with_arm(frozen_depth, False, template.config.heads, adapt=Adapt(kind)) for _ in range(2)]
     for arm in arms:
         arm.train()
     own = [{p.data_ptr() for p in model.arm.parameters() if p.requires_grad} for model in arms]
@@ -167,7 +167,7 @@ def test_frozen_weights_are_shared_and_what_trains_is_the_arms_own(kind: str, fr
     assert kept[0] == kept[1] and kept[0] <= pointers(template) and len(kept[0]) == 12 * (4 - frozen_depth)
     assert not own[0] & own[1] and not own[0] & pointers(template)
     assert [module.training for module in template.modules()] == modes
-    full = template.with_arm(frozen_depth, False, template.config["heads"])  # after the others froze what they share
+    full = template.with_arm(frozen_depth, False, template.config.heads)  # after the others froze what they share
     assert all(parameter.requires_grad for parameter in full.arm.parameters())
     for parameter in (p for model in [*arms, full] for p in model.arm.parameters() if p.requires_grad):
         parameter.data.zero_()
@@ -231,7 +231,7 @@ def reloadable(kind: str, frozen_depth: int, directory: Path) -> TubeViT:
         positions=schema.Positions("backbone"),
     )
     template = fresh(described, {"motion": ["left", "right"]}, 0)
-    model = template.with_arm(frozen_depth, frozen_depth > 0, template.config["heads"], adapt=Adapt(kind, 3, 2.0))
+    model = template.with_arm(frozen_depth, frozen_depth > 0, template.config.heads, adapt=Adapt(kind, 3, 2.0))
     model.base = tensors.hashes(dict(vit.state_dict()))
     return scattered(model, ".default").eval()
 
@@ -245,7 +245,7 @@ def test_a_model_with_an_adapter_comes_back_bit_for_bit(kind: str, to: str, froz
     ours, theirs = model.state_dict(), found.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(found(VIDEOS), model(VIDEOS))
-    assert found.config == model.config and found.config["adapter"] == {"kind": kind, "rank": 3, "alpha": 2.0}
+    assert found.config == model.config and found.config.adapter == Adapt(kind, 3, 2.0).adapter
     assert [t.requires_grad for t in found.parameters()] == [t.requires_grad for t in model.parameters()]
     found.save_pretrained(tmp_path / "again", to)
     files = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -310,18 +310,10 @@ def test_an_adapter_that_no_config_knows_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_adapter_that_cannot_be_is_named(value: Any, words: str) -> None:
-    config = adapted()[0].config
-    assert check_config(config, "here")["adapter"] is None
+    config = adapted()[0].config.to_json()
+    assert ModelConfig.from_json(config, "here").adapter is None
     with pytest.raises(UserError, match=words):
-        check_config(config | {"adapter": value}, "here")
-
-
-def test_a_model_from_before_there_were_adapters_loads(tmp_path: Path) -> None:
-    model = reloadable("none", 2, tmp_path)
-    model.save_pretrained(tmp_path / "out", "full")
-    path = tmp_path / "out" / "config.json"
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "adapter"}))
-    assert torch.equal(scaleup.load(tmp_path / "out")(VIDEOS), model(VIDEOS))
+        ModelConfig.from_json(config | {"adapter": value}, "here")
 
 
 def test_a_head_and_a_tube_may_be_called_as_peft_calls_adapters(tmp_path: Path) -> None:
@@ -332,7 +324,7 @@ def test_a_head_and_a_tube_may_be_called_as_peft_calls_adapters(tmp_path: Path) 
 
 def test_an_adapter_trains_on_and_nothing_else_takes_its_place() -> None:
     model, _ = trained("lora")
-    heads = model.config["heads"]
+    heads = model.config.heads
     again = model.with_arm(2, True, heads, adapt=Adapt("lora", 3, 2.0)).eval()
     assert torch.equal(again(VIDEOS, "shape"), model(VIDEOS, "shape"))
     own = {p.data_ptr() for p in again.arm.parameters() if p.requires_grad}

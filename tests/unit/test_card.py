@@ -57,7 +57,7 @@ def test_the_hub_reads_the_accuracy(model: TubeViT) -> None:
 def test_a_base_is_named_as_the_hub_does_where_it_is_there(
     model: TubeViT, name: str, weights: str, base: str | None
 ) -> None:
-    model.config["backbone"] |= {"name": name, "weights": weights}
+    model.config.backbone.name, model.config.backbone.weights = name, weights
     assert ModelCard(model.card("delta", 7)).data.base_model == base
 
 
@@ -74,5 +74,5 @@ def test_people_read_gate_parents_data_and_accuracy(model: TubeViT) -> None:
 
 
 def test_a_licence_that_nobody_stated_is_unknown(model: TubeViT, tmp_path: Path) -> None:
-    model.config["backbone"]["license"] = "not stated"
+    model.config.backbone.license = "not stated"
     assert ModelCard(model.card("full", 7)).data.license == "unknown"

@@ -74,7 +74,7 @@ def test_it_trains_is_logged_and_comes_back(tiny: Callable[..., Recipe], tmp_pat
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     model = scaleup.load(tmp_path / "out/channel")
     alpha = model.arm.gate.alpha
-    assert model.config["gate"] == "channel" and alpha.shape == (WIDTH,) and len(alpha.unique()) > 1
+    assert model.config.gate == "channel" and alpha.shape == (WIDTH,) and len(alpha.unique()) > 1
     for logged in (asdict(found), lines[-1]["arms"]["channel"], model.report["training"]):
         assert logged["alpha"] == pytest.approx(alpha.mean().item())
         assert logged["alpha_largest"] == pytest.approx(alpha.abs().max().item())

@@ -28,7 +28,7 @@ def measured(recipe: Recipe, modality: str) -> tuple[dict[str, int], int]:
     """FLOPs by torch's own counter: of each arm's forward and backward for one batch, and of the trunk's pass."""
     run = Run(recipe, sweep_arms(recipe))
     model = run.models["full"]
-    clip = normalise(natural_clip(8, (32, 32), recipe.data.batch), model.config)
+    clip = normalise(natural_clip(8, (32, 32), recipe.data.batch), model.config.input)
     pixels = clip if modality == "video" else clip[:, :, 0]
     with counter() as trunk:
         taps = run.feed.trunk(pixels, [1, 3])  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ def test_what_autograd_keeps_is_counted(tiny: Tiny) -> None:
     recipe = tiny("train.kernels=library", "train.mixup=0")
     run, sketch = Run(recipe, sweep_arms(recipe)), Sketch(recipe, sweep_arms(recipe))
     model = run.models["gated"]
-    taps = model.arm_inputs(normalise(natural_clip(8, (32, 32), 4), model.config))
+    taps = model.arm_inputs(normalise(natural_clip(8, (32, 32), 4), model.config.input))
     given = {p.untyped_storage().data_ptr() for p in [*model.parameters(), taps.h, taps.z0]}
     saved: dict[int, int] = {}
     keep = []

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from scaleup.backbones.build import build
+from scaleup.config import schema
 from scaleup.model.build import describe
 from scaleup.model.tokenizer import KINDS
 from scaleup.model.tubevit import TubeViT
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
-TUBE = {"kernel": [8, 4, 4], "stride": [8, 8, 8], "offset": [0, 0, 0], "fold": [2, 1, 1]}
-TUBE |= {"channels": None, "summed": False}
+TUBE = schema.Tube([8, 4, 4], [8, 8, 8], fold=[2, 1, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -20,10 +20,10 @@ def test_nothing_stays_behind_on_the_cpu(kind):
     config = describe(
         backbone,
         0,
-        input={"frames": 16, "size": [32, 32], "fps": 15.0, "mean": [0.5] * 3, "std": [0.5] * 3},
-        frames={"stride": 16, "offset": 0},
+        input=schema.Input(16, [32, 32]),
+        frames=schema.Frames(16),
         tubes={"one": TUBE},
-        positions={"kind": kind, "amplitude": 1.0},
+        positions=schema.Positions(kind),
         heads={"motion": ["left", "right"]},
         frozen_depth=1,
         gate=True,

@@ -1,4 +1,3 @@
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -41,10 +40,10 @@ def adapted(frozen_depth: int = 2, gate: bool = True, **kwargs: Any) -> tuple[Tu
     config = describe(
         backbone,
         0,
-        input=asdict(schema.Input(frames=8, size=[32, 24])),
-        frames={"stride": 4, "offset": 0},
-        tubes={name: asdict(tube) for name, tube in TUBES.items()},
-        positions={"kind": "backbone", "amplitude": 0.5},
+        input=schema.Input(frames=8, size=[32, 24]),
+        frames=schema.Frames(4),
+        tubes=TUBES,
+        positions=schema.Positions("backbone", 0.5),
         frozen_depth=frozen_depth,
         gate=gate,
         heads={"motion": ["left", "right", "up"], "shape": ["disc", "ring"]},
@@ -170,7 +169,7 @@ def pointers(module: nn.Module) -> set[int]:
 
 def test_arms_share_the_trunk_and_are_copies_of_their_own() -> None:
     template, _ = adapted(frozen_depth=3)
-    deep, shallow = template.with_arm(3, True, template.config["heads"]), template.with_arm(1, False, {})
+    deep, shallow = template.with_arm(3, True, template.config.heads), template.with_arm(1, False, {})
     everything = pointers(template)
     assert pointers(deep.trunk) == pointers(template.trunk)
     assert pointers(shallow.trunk) < pointers(template.trunk)
@@ -187,9 +186,9 @@ def test_arms_share_the_trunk_and_are_copies_of_their_own() -> None:
 @pytest.mark.parametrize("frozen_depth", [0, 1, 4])
 def test_an_arm_computes_what_its_template_does(frozen_depth: int) -> None:
     template, _ = adapted(frozen_depth=2)
-    model = template.with_arm(frozen_depth, frozen_depth > 0, template.config["heads"]).eval()
+    model = template.with_arm(frozen_depth, frozen_depth > 0, template.config.heads).eval()
     assert torch.equal(model(VIDEOS, "motion"), template(VIDEOS, "motion"))
-    assert template.config["frozen_depth"] == 2 and model.config["frozen_depth"] == frozen_depth
+    assert template.config.frozen_depth == 2 and model.config.frozen_depth == frozen_depth
 
 
 def test_the_opening_of_a_gate_goes_with_the_arm() -> None:
@@ -273,7 +272,7 @@ def test_names_that_a_head_cannot_have(name: str) -> None:
 
 
 def test_preprocessing_is_the_fields_own() -> None:
-    prepare = Preprocess(8, [32, 24], 15.0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    prepare = Preprocess(schema.Input(8, [32, 24], 15.0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     for shape in ((2, 3, 8, 4), (2, 3, 5, 8, 4)):
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
         made, given = prepare(pixels), pixels.clone()

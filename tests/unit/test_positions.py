@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.model.build import fresh
 from scaleup.model.tokenizer import KINDS, Learned, Relative, cosine, sample_grid
@@ -157,3 +158,12 @@ def test_every_kind_takes_images_and_clips_of_another_length(kind: str) -> None:
     longer = torch.cat([VIDEO, VIDEO], dim=2)
     assert model.tokenize(longer).shape == (2, 1 + 4 * 15 + 3 * 10 + 4 * 9, 26)
     assert model(longer).shape == (2, 2)
+
+
+def test_rotary_angles_are_not_drawn_at_random_while_the_tokenizer_trains() -> None:
+    kwargs = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    stem = build("timm:vit_small_patch16_dinov3", kwargs, (32, 48)).stem
+    stem.rope.rescale_coords, stem.rope.aug_active = 2.0, True  # as Sapiens 2 trains
+    patches = torch.cartesian_prod(torch.arange(2), torch.arange(3)).float()
+    assert torch.equal(stem.train().rope_grid(), stem.eval().rope_grid())
+    torch.testing.assert_close(stem.train().rope_grid(), stem.rope_at(patches))

@@ -59,7 +59,7 @@ def slow_features(model: TubeViT, path: Path, views: tuple[int, int]) -> tuple[l
     shards, rows = Shards.open(path), []
     whole = [index for index in range(len(shards)) if index != DAMAGED]
     for index in whole:
-        x = model.preprocess(eval_views(shards.read(index).media, "video", Input(**model.config["input"]), *views))
+        x = model.preprocess(eval_views(shards.read(index).media, "video", model.config.input, *views))
         depths = [model.tokenize(x)]
         for block in model.blocks:
             depths.append(block(depths[-1]))

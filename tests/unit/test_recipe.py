@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from scaleup import recipe
-from scaleup.checkpoint.model_directory import Config
+from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.config.compose import combinations, compose
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
@@ -205,7 +205,7 @@ def paths(schema: type, prefix: str = "") -> dict[str, Any]:
 
 
 def test_every_number_and_every_list_has_limits_in_words() -> None:
-    types = paths(Recipe) | paths(Config, "config.")
+    types = paths(Recipe) | paths(ModelConfig, "config.")
     assert types["model.tubes.*.kernel"] == types["config.tubes.*.kernel"] and len(types) > 90
     limited = [path for path, kind in types.items() if re.search(r"\b(int|float|list)\b", str(kind))]
     limited = [path for path in limited if path.split(".")[0] not in ("arms", "grid")]  # as arm's

@@ -7,7 +7,6 @@ import pickle
 import random
 import resource
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ LARGE = [10**6 + 1, 10**9, 2**40, 1e12]
 @pytest.fixture
 def model() -> TubeViT:
     backbone = build("timm:vit_tiny_patch16_224", KWARGS, (32, 32))
-    tubes = {"long": asdict(schema.Tube([4, 4, 4], [4, 8, 8]))}
-    parts = {"input": asdict(schema.Input(8, [32, 32])), "frames": {"stride": 4, "offset": 0}, "tubes": tubes}
-    positions = {"kind": "backbone", "amplitude": 1.0}
+    tubes = {"long": schema.Tube([4, 4, 4], [4, 8, 8])}
+    parts = {"input": schema.Input(8, [32, 32]), "frames": schema.Frames(4), "tubes": tubes}
+    positions = schema.Positions("backbone")
     return TubeViT.assemble(describe(backbone, 0, positions=positions, heads={"a": ["x", "y"]}, **parts), backbone)
 
 
@@ -109,7 +108,7 @@ def test_configs_changed_at_random(model: TubeViT, tmp_path: Path) -> None:
     whole = path.read_bytes()
 
     def changed(trial: int) -> bytes:
-        return damaged(whole, draw) if trial % 2 else json.dumps(grown(model.config, draw)).encode()
+        return damaged(whole, draw) if trial % 2 else json.dumps(grown(model.config.to_json(), draw)).encode()
 
     assert refused(path, changed, lambda: load(tmp_path / "out")) > 1 / 3
 

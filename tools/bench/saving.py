@@ -34,7 +34,7 @@ class Steps:
     """Five arms and a full fine-tuning of one model, and the seconds of their steps on the same random clips."""
 
     def __init__(self, template: TubeViT, clips: Tensor, recipe: Recipe) -> None:
-        self.arms, heads = swept(template.depth), template.config["heads"]
+        self.arms, heads = swept(template.depth), template.config.heads
         settings = self.arms | {FULL: Arm(lr=1e-5)}
         self.models = {name: template.with_arm(arm.frozen_depth, arm.gate, heads) for name, arm in settings.items()}
         world = join()

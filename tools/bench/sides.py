@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.alone import Side
+from scaleup.config.schema import Input
 from scaleup.model.tokenizer import Preprocess
 
 FRAMES, PATCH, CLASSES = 32, 16, 600
@@ -51,7 +52,7 @@ def plain(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tok
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    pixels = Preprocess(FRAMES, [size.image] * 2, 15.0, [0.5] * 3, [0.5] * 3)
+    pixels = Preprocess(Input(FRAMES, [size.image] * 2))
     clip, label = random_clip(size)[:, :, :: FRAMES // frames], torch.zeros(1, dtype=torch.long)
 
     def step() -> None:

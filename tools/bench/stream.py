@@ -127,7 +127,7 @@ def _compared(adapted: Path, precision: str, repeats: int) -> dict[str, Any]:
     blocks = [cast(load_block(trunk.blocks, index, trunk.file), precision) for index in range(depth)]
     resident = Trunk(trunk.tokenizer, blocks)
     resident.precision = precision
-    clip = normalise(natural_clip(streamed.preprocess.frames, streamed.preprocess.size), streamed.config)
+    clip = normalise(natural_clip(streamed.preprocess.frames, streamed.preprocess.size), streamed.config.input)
     same = torch.equal(trunk(clip, [depth])[depth].h, resident(clip, [depth])[depth].h)
     assert trunk.file is not None
     path = trunk.file.path

@@ -25,7 +25,7 @@ def trunk(backbone: str = "vit_b", frozen_depth: int | None = None, repeats: int
     frozen = model.depth - model.depth // 4 if frozen_depth is None else frozen_depth
     exact = model.with_arm(frozen, True, {}, adapt=Adapt("none")).trunk
     assert exact is not None
-    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config)
+    clip = normalise(natural_clip(model.preprocess.frames, model.preprocess.size), model.config.input)
     wanted, rows = exact(clip, [frozen])[frozen].h, []
     for precision in [name for name in COMPUTED_IN if name != "float32"]:
         low = Trunk(exact.tokenizer, exact.blocks)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from scaleup.config.schema import Input, Recipe
+from scaleup.config.schema import Recipe
 from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, dequantise, quantise
@@ -44,7 +44,7 @@ def test_records_hold_what_the_trunk_gives_of_each_view(frozen: Frozen, tmp_path
     recipe = frozen("arm.frozen_depth=3")
     made = make(recipe, [1, 3], tmp_path / "cache", views=2, precision=precision)
     model = model_of(recipe)
-    read = Augmented(recipe.data, Input(**model.config["input"]), recipe.seed, open_datasets(recipe.data))
+    read = Augmented(recipe.data, model.config.input, recipe.seed, open_datasets(recipe.data))
     for name in SETS:
         cached = CachedSet(tmp_path / "cache" / name)
         assert cached.keys == open_datasets(recipe.data)[name].keys and len(cached) == 12

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.loader import train_loader
-from scaleup.data.shards import Shards, read_index, write_index, write_shards
+from scaleup.data.shards import Shards, write_shards
 from scaleup.data.token_records import cached_loader, cached_sets
 from scaleup.errors import UserError
 from scaleup.model.trunk import Trunk
@@ -157,17 +157,6 @@ def test_another_cache_is_refused_with_what_differs(cached: Frozen, changes: lis
     with pytest.raises(UserError, match=said):
         recipe = cached(*(change.replace("IMAGES", images) for change in changes))
         run(recipe, sweep_arms(recipe))
-
-
-def test_a_cache_from_before_there_were_sums_serves(cached: Frozen, cache: Path, tmp_path: Path) -> None:
-    shutil.copytree(cache, tmp_path / "older")
-    for path in (tmp_path / "older").iterdir():
-        index = read_index(path)
-        assert index["made"]["made_of"]["tokenizer"]["tubes"]["long"].pop("summed") is False
-        write_index(path, {key: value for key, value in index.items() if key != "crc32"})
-    older = trained(cached(f"trunk.cache={tmp_path / 'older'}"))
-    same = trained(cached(f"out={tmp_path / 'same'}"))
-    assert all(torch.equal(older[arm][name], tensor) for arm in ARMS for name, tensor in same[arm].items())
 
 
 def test_shards_of_videos_are_no_cache(cached: Frozen, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_images_give_what_the_vit_gives_and_videos_what_is_learnt(vit: torch.nn.
     model.arm.gate.alpha.data.fill_(0.5)
     assert not torch.equal(model(videos, "motion"), closed)
     assert {name for name, each in model.named_parameters() if each.requires_grad and name.startswith("trunk")} == set()
-    assert model.config["positions"]["kind"] == "backbone"
+    assert model.config.positions.kind == "backbone"
 
 
 def test_it_comes_back_from_disk(vit: torch.nn.Module, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Tubes through a linear map of image tokens: the map, the tokens that it gives, and what is said of them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def test_tokens_of_one_place_see_one_piece_of_the_image(patch: tuple, fold: tupl
         lit = dark.clone()
         lit[..., row * h + h // 2 - 1 : row * h + h // 2 + 1, column * w + w // 2 - 1 : column * w + w // 2 + 1] = 1
         for before, after in zip(
-            *(token_pairs(kernel, {"mean": MEAN, "std": STD}, large, each, (1, *fold)) for each in (dark, lit)),
+            *(token_pairs(kernel, schema.Input(mean=MEAN, std=STD), large, each, (1, *fold)) for each in (dark, lit)),
             strict=True,
         ):
             assert before.shape == after.shape and before.shape[1] == (32 // h) * columns
@@ -198,23 +197,13 @@ def test_it_comes_back_as_a_delta_and_in_full(fold: tuple[int, int], tmp_path: P
     assert torch.equal(model.forward_features(CLIP * 2 - 1), wanted)
     export(tmp_path / "out", "full", tmp_path / "full")
     assert torch.equal(scaleup.load(tmp_path / "full").forward_features(CLIP * 2 - 1), wanted)
-    entry = model.config["tubes"]["long"]
-    assert (entry["channels"], entry["fold"], entry["summed"]) == (D, [1, *fold], fold != (1, 1))
+    entry = model.config.tubes["long"]
+    assert (entry.channels, entry.fold, entry.summed) == (D, [1, *fold], fold != (1, 1))
     count = sum(tensor.numel() for tensor in model.tokenizer.tubes.state_dict().values())
     assert report["parameters"]["tubes"] == count
     if fold != (1, 1):
         with pytest.raises(UserError, match=r"tubes.long.weight is \(48, 6, 8, 4, 4\).* belong"):
             transplant(str(tmp_path / "full"), "vit_b", None, Options())
-
-
-def test_a_model_from_before_there_were_sums_loads(tmp_path: Path) -> None:
-    made(tmp_path)
-    path = tmp_path / "out/config.json"
-    config = json.loads(path.read_text())
-    for tube in config["tubes"].values():
-        assert tube.pop("summed") is False
-    path.write_text(json.dumps(config))
-    assert scaleup.load(tmp_path / "out").config["tubes"]["long"]["summed"] is False
 
 
 def test_what_is_planned_is_what_is_made_and_said(tmp_path: Path) -> None:

@@ -35,9 +35,8 @@ def test_a_directory_and_its_file(saved: tuple, tmp_path: Path) -> None:
     alone = (directory / "model.safetensors").rename(tmp_path / "alone.safetensors")
     donor = read(alone)  # what it was fed is written in the file
     assert_same(donor, kernels)
-    assert donor.config["input"]["mean"] == [0.2, 0.5, 0.6] and donor.config == json.loads(
-        (directory / "config.json").read_text()
-    )
+    assert donor.config.input.mean == [0.2, 0.5, 0.6]
+    assert donor.config.to_json() == json.loads((directory / "config.json").read_text())
 
 
 def test_what_a_small_model_was_trained_on_in_all_its_stages(saved: tuple) -> None:
@@ -97,7 +96,7 @@ def test_the_public_layout_gives_the_tokens_that_model_computes(tmp_path: Path) 
     state = lightning()
     torch.save({"state_dict": state, "hyper_parameters": {"lr": 0.1}}, tmp_path / "public.ckpt")
     donor = read(tmp_path / "public.ckpt")
-    assert donor.tensors.keys() == state.keys() and donor.config["input"]["frames"] == 32
+    assert donor.tensors.keys() == state.keys() and donor.config.input.frames == 32
     x = torch.randn(1, 3, 32, 224, 224)
     weight, biases = state["sparse_tubes_tokenizer.conv_proj_weight"], state["sparse_tubes_tokenizer.conv_proj_bias"]
     geometry = [

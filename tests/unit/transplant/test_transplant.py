@@ -65,7 +65,7 @@ def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(na
     model, report = moved(tmp_path, small, large)
     held = load_file(small / "model.safetensors")
     x = normalised(PIXELS.double(), [0.2, 0.5, 0.6], [0.3, 0.2, 0.4])
-    fed = normalised(PIXELS, *(model.config["input"][key] for key in ("mean", "std")))
+    fed = normalised(PIXELS, model.config.input.mean, model.config.input.std)
     for key, tube in tubes.items():
         entry = report["tubes"][key]
         weight, bias = (held[f"tubes.{key}.{part}"].double() for part in ("weight", "bias"))
@@ -181,7 +181,7 @@ def test_scales_match_on_request(tmp_path: Path) -> None:
     report = transplant(str(small), str(large), tmp_path / "as-is", Options(), clip)
     matched = transplant(str(small), str(large), tmp_path / "out", Options(match_scale=True), clip)
     model, plain = scaleup.load(tmp_path / "out"), scaleup.load(tmp_path / "as-is")
-    fed = normalised(clip, *(model.config["input"][key] for key in ("mean", "std")))
+    fed = normalised(clip, model.config.input.mean, model.config.input.std)
     stem = model.tokenizer.stem
     own = stem(fed[:, :, 0])[:, 1:] - stem.pos_embed[:, 1:]
     target = rms(own)
@@ -221,7 +221,7 @@ def test_the_control_has_other_kernels_of_the_same_scale(match_scale: bool, tmp_
         options = Options(random_tubes=tubes, match_scale=match_scale)
         transplant(str(small), str(large), tmp_path / str(tubes), options, PIXELS)
         made[tubes] = scaleup.load(tmp_path / str(tubes))
-    fed = normalised(PIXELS, *(made[True].config["input"][key] for key in ("mean", "std")))
+    fed = normalised(PIXELS, made[True].config.input.mean, made[True].config.input.std)
     for name in ("long", "wide"):
         real, control = (made[tubes].tokenizer.tubes[name](fed) for tubes in (False, True))
         assert rms(control) == pytest.approx(rms(real), rel=1e-4)
