@@ -19,7 +19,7 @@ from scaleup.common.distributed import World, join
 from scaleup.common.files import write_text
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
-from scaleup.data.batches import Batch, Failure
+from scaleup.data.batches import Batch
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
@@ -36,7 +36,7 @@ class Coverage:
 
     shards: str  # their name
     samples: int  # that could be read
-    failures: list[Failure]  # those that could not
+    failures: list[tuple[str, str]]  # key and reason of those that could not
     list_sha256: str  # of the keys of all samples
     views: str  # temporal x spatial crops of a sample: 4x3
 
@@ -117,14 +117,14 @@ class Once:
         self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
         self.share = len(range(world.rank, len(shards), world.size))
         self.keys: list[str] = []
-        self.failures: list[Failure] = []
+        self.failures: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank that have samples."""
         with progress(self.title, self.share) as advance:
             for batch in self.batches:
                 self.keys += batch.keys
-                self.failures += batch.failures
+                self.failures += [(failure.source, failure.reason) for failure in batch.failures]
                 if batch.keys:
                     yield batch
                 advance(len(batch.keys) + len(batch.failures))

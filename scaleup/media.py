@@ -10,8 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scaleup.data.decode import EXTENSIONS, BadSample
-from scaleup.data.folders import OF_SYSTEMS, Found, count_by_reason, failure, hidden, walk
-from scaleup.data.storage import storage
+from scaleup.data.storage import OF_SYSTEMS, Item, count_by_reason, failure, hidden, storage, walk
 from scaleup.errors import UserError
 
 STDIN = "-"
@@ -61,7 +60,7 @@ def _matches(source: str) -> list[str]:
     return sorted(_as_file(name) for name in found if passed.isdisjoint(name.lower().split("/")))
 
 
-def _media(found: Iterable[Found]) -> list[str]:
+def _media(found: Iterable[Item]) -> list[str]:
     """Files that are images or videos by their names; links to nothing too, so that reading them says so."""
     there = [each.path for each in found if not each.reason or each.path.is_symlink() and not hidden(each.path.name)]
     return sorted(_as_file(str(path)) for path in there if kind(path.name))

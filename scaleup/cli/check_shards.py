@@ -6,44 +6,40 @@ Of a token cache, which has a shard directory for each dataset, all are checked.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scaleup.cli import tool
-from scaleup.common.timing import progress
-from scaleup.data.shards import read_index
-from scaleup.data.verify import verify
+from scaleup.data.verify import Verified, verify
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+@dataclass
+class Checked(Verified):
+    """All directories together."""
+
+    exit: int  # 1 where there are problems
+
+
+def run(args: argparse.Namespace) -> Checked:
     sets = [str(index.parent) for index in sorted(Path(args.shards).glob("*/index.json"))]
-    checked = [check(path) for path in sets or [args.shards]]
-    problems = [problem for each in checked for problem in each["problems"]]
-    return {
-        "samples": sum(each["samples"] or 0 for each in checked),
-        "problems": problems,
-        "notes": [note for each in checked for note in each["notes"]],
-        "failures": [failure for each in checked for failure in each["failures"]],
-        "exit": 1 if problems else 0,
-    }
+    checked = Checked(0, [], [], [], 0)
+    for path in sets or [args.shards]:
+        verified = verify(path)
+        checked.samples += verified.samples
+        checked.problems += verified.problems
+        checked.notes += verified.notes
+        checked.failures += verified.failures
+    checked.exit = 1 if checked.problems else 0
+    return checked
 
 
-def check(path: str) -> dict[str, Any]:
-    index = read_index(path, changed=True)
-    with progress(f"checking {Path(path).name}", len(index.get("shards", []))) as advance:
-        notes: list[str] = []
-        problems = verify(path, advance, noted=notes.append)
-    failures = index.get("failures", [])
-    return {"samples": index.get("count"), "problems": problems, "notes": notes, "failures": failures}
-
-
-def show(result: dict[str, Any]) -> None:
-    print("\n".join(result["problems"]) or f"all {result['samples']} samples are as they were written")
-    if result["notes"]:
-        print(f"{len(result['notes'])} things are odd, and these samples are used all the same:")
-        print("\n".join(f"  {note}" for note in result["notes"][:20]))
-    if result["failures"]:
-        print(f"{len(result['failures'])} files had been left out when these shards were made")
+def show(checked: Checked) -> None:
+    print("\n".join(checked.problems) or f"all {checked.samples} samples are as they were written")
+    if checked.notes:
+        print(f"{len(checked.notes)} things are odd, and these samples are used all the same:")
+        print("\n".join(f"  {note}" for note in checked.notes[:20]))
+    if checked.failures:
+        print(f"{len(checked.failures)} files had been left out when these shards were made")
 
 
 def arguments() -> argparse.ArgumentParser:

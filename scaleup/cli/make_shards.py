@@ -15,11 +15,11 @@ from typing import Any
 from scaleup.cli import tool
 from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
-from scaleup.data.folders import count_by_reason
 from scaleup.data.pack import pack
 from scaleup.data.shapes import SPLITS, make_shapes
 from scaleup.data.shards import Shards
 from scaleup.data.sources import KINDS, kind_of, read_source
+from scaleup.data.storage import count_by_reason
 from scaleup.data.tars import index_tars, tars_of
 from scaleup.errors import UserError
 
@@ -105,7 +105,7 @@ def show(result: dict[str, Any]) -> None:
         if made["notes"]:
             print(f"  {len(made['notes'])} things are odd about files that are used (all of them in index.json):")
         for note in made["notes"][:20]:
-            print(f"  {note['source']}: {note['note']}")
+            print(f"  {note.source}: {note.note}")
 
 
 def at_least(low: float, kind: type = int) -> Any:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.queues import Queue
@@ -23,6 +23,7 @@ from scaleup.common import processes
 from scaleup.common.machine import format_bytes
 from scaleup.common.processes import end_with_python, follow
 from scaleup.config.schema import Input
+from scaleup.data.storage import Failure
 from scaleup.errors import UserError
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -129,9 +130,6 @@ def _not_handed_over(error: Exception, _: Any) -> None:
     os._exit(1)
 
 
-Failure = tuple[str, str]  # key and reason
-
-
 @dataclass
 class Batch:
     """Samples of one dataset. For evaluation ``pixels`` have an axis of views after the first: (B, V, 3, ...)."""
@@ -142,6 +140,38 @@ class Batch:
     labels: dict[str, Tensor]  # head -> int64 (B,)
     keys: list[str]
     failures: list[Failure] = field(default_factory=list)  # samples that could not be read, and why
+
+
+class BadSamples:
+    """The samples of a set that cannot be read: each is named once, and too many of them end what reads it.
+
+    Args:
+        owner: whose they are, as it is printed.
+        count: of all samples of the set.
+        max_bad: the share of them that may be bad; one sample must be left in any case.
+        hint: what the error ends with.
+    """
+
+    def __init__(self, owner: str, count: int, max_bad: float, hint: str = "") -> None:
+        self.owner, self.count, self.max_bad, self.hint = owner, count, max_bad, hint
+        self.allowed = min(max_bad * count, count - 1)
+        self.reasons: dict[str, str] = {}  # by key
+
+    def name(self, failures: Iterable[Failure]) -> None:
+        """Print those that were not added before."""
+        for failure in failures:
+            if failure.source not in self.reasons:
+                print(f"{self.owner}: sample '{failure.source}' left out: {failure.reason}", file=sys.stderr)
+
+    def add(self, failures: Iterable[Failure]) -> None:
+        """Count them, each key once; UserError where they have become too many."""
+        self.reasons.update((failure.source, failure.reason) for failure in failures)
+        if len(self.reasons) > self.allowed:
+            names = ", ".join(f"'{key}' ({reason})" for key, reason in list(self.reasons.items())[:20])
+            raise UserError(
+                f"{len(self.reasons)} of the {self.count} samples of {self.owner} cannot be read, more than "
+                f"data.max_bad {self.max_bad:g} allows: {names}{self.hint}"
+            )
 
 
 class Samples(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def class_names(labels: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda label: (number_of(label) is None, number_of(label) or 0, label))
 
 
-def class_name(label: str, names: list[str], known: set[str]) -> str | None:
+def class_name(label: str, names: list[str], known: Container[str]) -> str | None:
     """The class that ``label`` means, itself one of ``names`` (``known``) or the number of one; None: neither."""
     if label in known:
         return label

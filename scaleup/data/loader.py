@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 from scaleup.config import schema
 from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
-from scaleup.data.batches import Batch, Failure, Samples, batches, collate, input_bytes, refuse_small_shared
+from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes, refuse_small_shared
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
+from scaleup.data.storage import Failure
 from scaleup.errors import UserError, nearest
 
 
@@ -72,11 +73,6 @@ def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None
 Joined = Callable[[list[Failure]], list[Failure]]
 
 
-def single_rank(failures: list[Failure]) -> list[Failure]:
-    """What all ranks failed to read, where there are no others."""
-    return failures
-
-
 def train_loader(
     data: schema.Data,
     input: schema.Input,
@@ -85,7 +81,7 @@ def train_loader(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    joined: Joined = single_rank,
+    joined: Joined = list,
 ) -> Iterator[Batch]:
     """The batches of steps ``start`` to ``steps`` - 1: this rank's part of each.
 
@@ -108,7 +104,7 @@ def train_loader(
     return train_steps(dataset, data.workers, range(start, steps), joined)
 
 
-def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = single_rank) -> Iterator[Batch]:
+def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = list) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are."""
     # No generator: in a traceback its frame would keep the processes alive.
     return map(partial(dataset.watched, joined), batches(dataset, steps, workers))
@@ -146,51 +142,39 @@ class TrainSteps(Dataset):
     ) -> None:
         if data.batch % world:
             raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
-        self.batch, self.max_bad = data.batch, data.max_bad
+        self.batch = data.batch
         self.places = order.rank_slice(data.batch, rank, world)
         self.shards, self.read = shards, read
         self.orders = {name: order.Order(shards.sizes, seed, data.window) for name, shards in self.shards.items()}
         self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
-        self.bad: dict[str, dict[str, str]] = {name: {} for name in self.shards}  # key -> reason, so far
+        self.bad = {name: BadSamples(f"dataset '{name}'", len(each), data.max_bad) for name, each in shards.items()}
 
     def __getitem__(self, step: int) -> Batch:
         name, nth = order.dataset_at(self.weights, step)
-        failures: dict[str, str] = {}
+        failures: dict[str, Failure] = {}  # by key
         read = [self._read(name, nth * self.batch + place, failures) for place in self.places]
         whole = [item for item in read if item]
-        return collate(name, self.shards[name], self.heads[name], whole, list(failures.items()))
+        return collate(name, self.shards[name], self.heads[name], whole, list(failures.values()))
 
-    def allowed(self, name: str) -> float:
-        """How many unreadable samples dataset ``name`` may have; one must be left in any case."""
-        return min(self.max_bad * len(self.shards[name]), len(self.shards[name]) - 1)
-
-    def _read(self, name: str, position: int, failures: dict[str, str]) -> tuple[int, Tensor] | None:
+    def _read(self, name: str, position: int, failures: dict[str, Failure]) -> tuple[int, Tensor] | None:
         """The sample at ``position``, or the next that can be read; None once there are too many failures."""
-        shards = self.shards[name]
-        while len(failures) <= self.allowed(name):
+        keys = self.shards[name].keys
+        while len(failures) <= self.bad[name].allowed:
             index, epoch = self.orders[name].at(position)
             try:
                 return index, self.read(name, index, epoch)
             except BadSample as error:
-                failures[shards.keys[index]] = str(error)
+                failures[keys[index]] = Failure(keys[index], str(error))
                 position += 1
         return None
 
     def watched(self, joined: Joined, batch: Batch) -> Batch:
         """``batch``; every unreadable sample is named once, by a rank that met it first, and UserError stops the run
         when those of all ranks have become too many."""
-        known, count = self.bad[batch.dataset], len(self.shards[batch.dataset])
-        for key, reason in batch.failures:
-            if key not in known:
-                print(f"dataset '{batch.dataset}': sample '{key}' left out: {reason}", file=sys.stderr)
-        known.update(joined(batch.failures))
-        if len(known) > self.allowed(batch.dataset):
-            names = ", ".join(f"'{key}' ({reason})" for key, reason in list(known.items())[:20])
-            raise UserError(
-                f"{len(known)} of the {count} samples of dataset '{batch.dataset}' cannot be read, more than "
-                f"data.max_bad {self.max_bad:g} allows: {names}"
-            )
+        bad = self.bad[batch.dataset]
+        bad.name(batch.failures)
+        bad.add(joined(batch.failures))
         return batch
 
 
@@ -241,11 +225,11 @@ class EvalBatches(Dataset):
                 views = eval_views(sample.media, self.shards.modality, self.input, self.clips, self.crops)
                 read.append((index, views))
             except BadSample as error:
-                failures.append((self.shards.keys[index], str(error)))
+                failures.append(Failure(self.shards.keys[index], str(error)))
         return collate(self.shards.name, self.shards, self.heads, read, failures)
 
 
 def _named(batch: Batch) -> Batch:
-    for key, reason in batch.failures:
-        print(f"'{batch.dataset}': sample '{key}' not evaluated: {reason}", file=sys.stderr)
+    for failure in batch.failures:
+        print(f"'{batch.dataset}': sample '{failure.source}' not evaluated: {failure.reason}", file=sys.stderr)
     return batch

@@ -1,4 +1,4 @@
-"""A list of files to a shard directory: in parallel, ordered by a seed, going on where it was cut off."""
+"""Samples to shards, and a list of files to shards, in parallel; writing goes on where it was cut off."""
 
 from __future__ import annotations
 
@@ -8,28 +8,212 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from scaleup.common.files import refuse_existing, swap_in
+from scaleup.common.files import locked, new_directory, refuse_existing, swap_in
 from scaleup.common.processes import parallel
-from scaleup.data.decode import BadSample
+from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
-from scaleup.data.folders import NO_FILE, Failure, failure
-from scaleup.data.shards import Sample, Shards, index_of, write_index, write_json, write_shard
-from scaleup.data.sources import Item, Listing, extension_of
-from scaleup.data.unfinished import clear_partial, partial_directory, read_finished
+from scaleup.data.shards import DAMAGE, Index, Note, Sample, SampleEntry, Shards, TarEntry, file_sha256, write_index
+from scaleup.data.sources import Listing, extension_of
+from scaleup.data.storage import NO_FILE, Failure, Item, failure
 from scaleup.errors import UserError
+
+PATIENCE = 5.0  # seconds: processes that read for one that was killed outlive it by one
+MTIME = 2 * 10**9  # nanoseconds; some file systems keep no finer time of writing
+T = TypeVar("T")
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    out: str | Path,
+    modality: str,
+    classes: Mapping[str, list[str]],
+    per_shard: int = 1000,
+    overwrite: bool = False,
+) -> Shards:
+    """Write ``samples`` to the shard directory ``out``, which appears only when it is complete.
+
+    The bytes depend on the samples alone.
+
+    Raises:
+        UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
+    """
+    keys: set[str] = set()
+    with new_directory(out, overwrite) as temporary:
+        tars: list[TarEntry] = []
+        for number, chunk in groupby(enumerate(samples), lambda numbered: numbered[0] // per_shard):
+            checked = (_checked(sample, modality, classes, keys) for _, sample in chunk)
+            tars.append(write_shard(temporary / f"{number:06d}.tar", checked))
+        write_index(temporary, Index(modality, dict(classes), len(keys), [], tars))
+    return Shards.open(out)
+
+
+def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys: set[str]) -> Sample:
+    """``sample``, if it fits the shards; its key joins ``keys``."""
+    if not sample.key or "." in sample.key or sample.key in keys:
+        raise UserError(f"sample key {sample.key!r} is empty, has a dot or occurs twice")
+    if sample.extension not in EXTENSIONS[modality]:
+        raise UserError(
+            f"sample '{sample.key}' is a .{sample.extension}; {modality}: {', '.join(EXTENSIONS[modality])}"
+        )
+    counts = {name: len(names) for name, names in classes.items()}
+    if sample.labels.keys() != counts.keys() or any(not 0 <= sample.labels[name] < counts[name] for name in counts):
+        raise UserError(f"sample '{sample.key}' has labels {sample.labels}; class counts are {counts}")
+    keys.add(sample.key)
+    return sample
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
+    """Write one tar and return its entry of the index; where its members lie is read from what stands on the disk."""
+    entries: dict[str, SampleEntry] = {}
+    crcs: dict[str, int] = {}
+    import webdataset  # takes seconds, which who reads does not wait for
+
+    with path.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+        for sample in samples:
+            labels = json.dumps({"labels": sample.labels}).encode()
+            writer.write({"__key__": sample.key, sample.extension: sample.media, "json": labels})
+            entries[sample.key] = SampleEntry(sample.key, sample.labels, {})
+            crcs[f"{sample.key}.{sample.extension}"] = zlib.crc32(sample.media)
+            crcs[f"{sample.key}.json"] = zlib.crc32(labels)
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, extension = member.name.split(".")
+            entries[key].members[extension] = [member.offset_data, member.size, crcs[member.name]]
+    return TarEntry(path.name, path.stat().st_size, file_sha256(path), list(entries.values()))
+
+
+@contextmanager
+def partial_directory(out: Path, plan: str) -> Iterator[Path]:
+    """The directory ``.OUT.partial``, this process's alone; emptied if it was begun with another ``plan``, a text of
+    everything that its content depends on. It takes the name ``out`` when the block ends; what is in it stays when
+    the block is cut off.
+
+    Raises:
+        UserError: another process has it, or the disk refuses to hold it.
+    """
+    directory = partial_name(out)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "plan").open("a+") as file:
+            if not locked(file, PATIENCE) or not (directory / "plan").exists():  # it may have been finished meanwhile
+                raise UserError(f"another process is writing '{out}'")
+            file.seek(0)
+            if (before := file.read()) != plan:
+                if before:
+                    print("the files or options have changed: beginning anew", file=sys.stderr)
+                clear_directory(directory, {"plan"})
+                file.truncate(0)
+                file.write(plan)
+                file.flush()
+            yield directory
+            (directory / "plan").unlink()
+            swap_in(directory, out)
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+
+
+def partial_name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
+def clear_directory(directory: Path, names: set[str]) -> None:
+    """Remove everything in it but what is called as in ``names``."""
+    for path in directory.iterdir():
+        if path.name in names:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class GrowingShards(Generic[T]):
+    """A shard directory that is written a tar at a time. Tars that an earlier run finished are verified and kept.
+
+    Beside each tar stands an index of it alone, ``000000.json``, which says that the tar is finished.
+
+    Args:
+        directory: where they grow; it is there, or its parent is.
+        chunks: what each tar is written from.
+        name: of the dataset, for what is printed.
+    """
+
+    def __init__(self, directory: Path, chunks: Sequence[Sequence[T]], name: str = "") -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory, self.chunks = directory, chunks
+        self.parts = {number: part for number in range(len(chunks)) if (part := self._finished(number))}
+        if self.parts:
+            of = f" of '{name}'" if name else ""
+            print(f"going on: {len(self.parts)} of {len(chunks)} shards{of} are finished", file=sys.stderr)
+
+    def _finished(self, number: int) -> Index | None:
+        """The index of tar ``number``, if it is as it was written."""
+        try:
+            part = Index.of(json.loads((self.directory / f"{number:06d}.json").read_bytes()))
+            if file_sha256(self.directory / f"{number:06d}.tar") == part.shards[0].sha256:
+                return part
+            print(f"shard {number:06d}.tar is not as it was written; it is made again", file=sys.stderr)
+        except (OSError, *DAMAGE):
+            pass
+        return None
+
+    @property
+    def done(self) -> int:
+        """How many items of the chunks are finished."""
+        return sum(len(self.chunks[number]) for number in self.parts)
+
+    @property
+    def unfinished(self) -> dict[int, Sequence[T]]:
+        """The other chunks, by the numbers of their tars."""
+        return {number: chunk for number, chunk in enumerate(self.chunks) if number not in self.parts}
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Of all tars that are finished."""
+        return [failure for number in sorted(self.parts) for failure in self.parts[number].failures]
+
+    def write(self, number: int, results: Iterable[Sample | Failure | Note]) -> None:
+        """Write tar ``number``, and then its index."""
+        others = list[Failure | Note]()
+
+        def samples() -> Iterator[Sample]:
+            for result in results:
+                if isinstance(result, Sample):
+                    yield result
+                else:
+                    others.append(result)
+
+        tar = write_shard(self.directory / f"{number:06d}.tar", samples())
+        failures = [other for other in others if isinstance(other, Failure)]
+        notes = [other for other in others if isinstance(other, Note)]
+        self.parts[number] = Index("", {}, len(tar.samples), failures, [tar], notes)
+        write_index(self.directory, self.parts[number], f"{number:06d}.json")
+
+    def conclude(self, index: Index) -> None:
+        """Write ``index`` with what those of the tars say added to it, and remove everything but it and the tars that
+        have samples. All of them must be finished."""
+        parts = [self.parts[number] for number in range(len(self.chunks))]
+        index.count += sum(part.count for part in parts)
+        index.shards += [part.shards[0] for part in parts if part.count]
+        index.failures += self.failures
+        index.notes += [note for part in parts for note in part.notes]
+        write_index(self.directory, index)
+        clear_directory(self.directory, {"plan", "index.json", *(tar.file for tar in index.shards)})
+
 
 Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
 Read = tuple[str, bytes, list[str]] | str  # ending, bytes and what is odd about it, or why it cannot be a sample
-MTIME = 2 * 10**9  # nanoseconds; some file systems keep no finer time of writing
 
 
 def pack(
@@ -59,56 +243,34 @@ def pack(
     left_out = [failure(item.path, item.reason) for item in listing.items if item.reason]
     order = np.random.default_rng(seed).permutation(len(items)).tolist()
     tasks = [(number, items[number], listing.modality, encoding) for number in order]
-    chunks = [tasks[begin : begin + per_shard] for begin in range(0, len(tasks), per_shard)]
     numbers = {name: number for number, name in enumerate(listing.classes)}
-    with partial_directory(out, _plan(items, listing.classes, encoding, seed, per_shard)) as partial:
-        parts = {number: part for number in range(len(chunks)) if (part := read_finished(partial, number))}
-        if parts:
-            print(f"going on: {len(parts)} of {len(chunks)} shards are finished", file=sys.stderr)
-        advance(len(left_out) + sum(len(chunks[number]) for number in parts))
-        left = [number for number in range(len(chunks)) if number not in parts]
-        with closing(parallel(_read, (task for number in left for task in chunks[number]), processes)) as results:
-            for number in left:
-                parts[number] = _packed(partial, number, chunks[number], results, numbers, advance)
-        _conclude(partial, [parts[number] for number in range(len(chunks))], listing, left_out)
-        swap_in(partial, out)
+    with partial_directory(out, _plan(items, listing.classes, encoding, seed, per_shard)) as directory:
+        shards = GrowingShards(directory, [tasks[i : i + per_shard] for i in range(0, len(tasks), per_shard)])
+        advance(len(left_out) + shards.done)
+        unread = shards.unfinished
+        with closing(parallel(_read, (task for chunk in unread.values() for task in chunk), processes)) as results:
+            for number, chunk in unread.items():
+                shards.write(number, _results(chunk, results, numbers, advance))
+        failures = left_out + shards.failures
+        if not any(part.count for part in shards.parts.values()):
+            shutil.rmtree(directory)
+            raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0].reason}")
+        shards.conclude(Index(listing.modality, {"label": listing.classes}, 0, left_out, []))
     return Shards.open(out)
 
 
-def _packed(
-    partial: Path, number: int, tasks: list[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable
-) -> dict[str, Any]:
-    """Write shard ``number`` and what is to be known of it; this file's being there says that the shard is finished."""
-    failures: list[Failure] = []
-    notes: list[dict[str, str]] = []
-
-    def samples() -> Iterator[Sample]:
-        for (order, item, _, _), result in zip(tasks, islice(results, len(tasks)), strict=True):
-            if isinstance(result, str):
-                failures.append(failure(item.path, result))
-            else:
-                extension, media, odd = result
-                notes.extend({"source": str(item.path), "note": note} for note in odd)
-                yield Sample(_key(order, item.path), extension, media, {"label": numbers[item.label]})
-            advance(1)
-
-    entry = write_shard(partial / f"{number:06d}.tar", samples())
-    part = {"shard": entry, "failures": failures, "notes": notes}
-    write_json(partial / f"{number:06d}.json", part)
-    return part
-
-
-def _conclude(partial: Path, parts: list[dict[str, Any]], listing: Listing, left_out: list[Failure]) -> None:
-    """Write the index, and remove everything but it and the tars that have samples."""
-    failures = left_out + [each for part in parts for each in part["failures"]]
-    notes = [note for part in parts for note in part.get("notes", [])]
-    shards = [part["shard"] for part in parts if part["shard"]["samples"]]
-    if not shards:
-        shutil.rmtree(partial)
-        raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0]['reason']}")
-    kept = {shard["file"] for shard in shards}
-    write_index(partial, index_of(listing.modality, {"label": listing.classes}, shards, failures, notes))
-    clear_partial(partial, kept | {"index.json"})
+def _results(
+    tasks: Sequence[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable[[int], None]
+) -> Iterator[Sample | Failure | Note]:
+    """What a tar is written from; ``results`` gives what was read of each of ``tasks``."""
+    for (number, item, _, _), result in zip(tasks, islice(results, len(tasks)), strict=True):
+        if isinstance(result, str):
+            yield failure(item.path, result)
+        else:
+            extension, data, notes = result
+            yield from (Note(str(item.path), note) for note in notes)
+            yield Sample(_key(number, item.path), extension, data, {"label": numbers[item.label]})
+        advance(1)
 
 
 def _plan(items: list[Item], classes: list[str], encoding: Encoding, seed: int, per_shard: int) -> str:
@@ -116,8 +278,8 @@ def _plan(items: list[Item], classes: list[str], encoding: Encoding, seed: int, 
     digest = hashlib.sha256(json.dumps([asdict(encoding), seed, per_shard, classes]).encode())
     for item in items:
         try:
-            found = item.path.stat()
-            digest.update(f"{item} {found.st_size} {found.st_mtime_ns // MTIME}\n".encode())
+            file = item.path.stat()
+            digest.update(f"{item} {file.st_size} {file.st_mtime_ns // MTIME}\n".encode())
         except (OSError, ValueError):
             digest.update(f"{item}\n".encode())
     return digest.hexdigest()
@@ -138,6 +300,6 @@ def _read(task: Task) -> Read:
         return getattr(error, "strerror", None) or str(error)
 
 
-def _key(order: int, path: Path) -> str:
+def _key(number: int, path: Path) -> str:
     """Unique by its number, readable by its stem, and without what tar and WebDataset give a meaning to."""
-    return f"{order:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:60]}"
+    return f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:60]}"

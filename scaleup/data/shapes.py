@@ -24,7 +24,8 @@ from PIL import Image
 
 from scaleup.common.files import new_directory
 from scaleup.common.processes import parallel
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.pack import write_shards
+from scaleup.data.shards import Sample, Shards
 from scaleup.errors import UserError
 
 FPS = 15

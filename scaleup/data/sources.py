@@ -13,21 +13,12 @@ from urllib.parse import unquote
 
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
-from scaleup.data.folders import count_by_reason, failure, hidden, printable, walk
 from scaleup.data.lists import is_media, read_json, read_lines, read_rows
-from scaleup.data.tar_members import is_tar, packed_as
+from scaleup.data.storage import Item, count_by_reason, failure, hidden, printable, walk
+from scaleup.data.tars import is_tar, packed_as
 from scaleup.errors import UserError, nearest
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file and its class, or why it cannot be a sample."""
-
-    path: Path
-    label: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True)

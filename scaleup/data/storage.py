@@ -1,12 +1,17 @@
-"""Where shards are: a directory of this machine, or an address that fsspec knows, such as https:// or s3://."""
+"""Where files are: folders of this machine with all below them, and addresses that fsspec knows (https://, s3://)."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +20,11 @@ import fsspec
 MAX_OPEN = 64  # files; shards are read a few at a time
 TRIES = 3  # of a request, before a sample is taken to be unreadable
 PAUSE = 0.2  # seconds between two of them
+NO_FILE = "is no file but a pipe, a socket or a device"
+OF_SYSTEMS = (  # what machines put beside people's files
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
+    *("thumbs.db", "desktop.ini"),
+)
 
 
 class Directory:
@@ -47,37 +57,37 @@ class Directory:
 
 
 class Remote:
-    """Objects below an address; every read is one request for just its bytes."""
+    """Objects below an address; every read is one request for just its bytes, OSError after a few tries."""
 
     def __init__(self, path: str) -> None:
         self.path = path.rstrip("/")
 
     def whole(self, name: str) -> bytes:
-        return self._asked(name, lambda files, address: files.cat_file(address))
+        return self._request(name, "cat_file")
 
     def part(self, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``; OSError after a few tries."""
-        return self._asked(name, lambda files, address: files.cat_file(address, start=offset, end=offset + size))
+        """``size`` bytes from ``offset``."""
+        return self._request(name, "cat_file", start=offset, end=offset + size)
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A temporary copy of the file on this machine; OSError after a few tries."""
+        """A temporary copy of the file on this machine."""
         with tempfile.TemporaryDirectory() as directory:
             copy = Path(directory) / name
-            self._asked(name, lambda files, address: files.get_file(address, str(copy)))
+            self._request(name, "get_file", lpath=str(copy))
             yield copy
 
-    def _asked(self, name: str, request: Callable[[Any, str], Any]) -> Any:
-        for left in reversed(range(TRIES)):
+    def _request(self, name: str, method: str, **options: Any) -> Any:
+        for tries_left in reversed(range(TRIES)):
             try:
-                # Looked up in this process: forks share no socket.
-                return request(*fsspec.core.url_to_fs(f"{self.path}/{name}"))
+                files, address = fsspec.core.url_to_fs(f"{self.path}/{name}")  # in this process: forks share no socket
+                return getattr(files, method)(address, **options)
             except FileNotFoundError:
                 raise
             except (ImportError, ValueError) as error:  # the protocol's own package is not there, or no such protocol
                 raise OSError(f"{error}") from None
             except Exception as error:  # every protocol has its own
-                if not left:
+                if not tries_left:
                     raise OSError(f"{type(error).__name__} {error}") from None
                 time.sleep(PAUSE)
         raise AssertionError
@@ -89,3 +99,110 @@ Storage = Directory | Remote
 def storage(path: str | Path) -> Storage:
     """What reads the files of ``path``."""
     return Remote(str(path)) if "://" in str(path) else Directory(Path(path))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file or a sample that cannot be used."""
+
+    source: str  # its path, or its key in its shards
+    reason: str
+
+
+def failure(source: object, reason: str) -> Failure:
+    """A name that is no text is written with escapes, so that it can be printed."""
+    return Failure(printable(str(source)), printable(reason))
+
+
+def printable(text: str) -> str:
+    """Text with escapes for bytes of a name that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def count_by_reason(failures: Iterable[Failure]) -> list[str]:
+    """A line for each kind of reason, the most frequent first: one that has it, and how many more."""
+    kinds: dict[str, list[Failure]] = {}
+    for failure in failures:
+        # Without what is of one file: names in quotes, numbers, what stands after a colon.
+        kind = re.sub(r"'[^']*'|\S*\d\S*", "*", failure.reason.partition(":")[0])
+        kinds.setdefault(kind, []).append(failure)
+    lines = []
+    for alike in sorted(kinds.values(), key=len, reverse=True):
+        more = f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else ""
+        lines.append(f"{alike[0].source}: {alike[0].reason}{more}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file and its class, or why it cannot be a sample."""
+
+    path: Path
+    label: str = ""
+    reason: str = ""
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is hidden by its name, or is the system's own."""
+    return name.startswith(".") or name.lower() in OF_SYSTEMS
+
+
+def walk(root: Path) -> Iterator[Item]:
+    """Files at any depth below ``root``, which may itself be hidden, and what is left out and why. Every folder is
+    entered once; folders that lie there come before linked ones."""
+    folders, linked, entered = [root], deque[Path](), set[str]()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.popleft()
+        real = os.path.realpath(folder)
+        if real in entered:
+            yield Item(folder, reason="links to a folder that is listed already")
+            continue
+        entered.add(real)
+        try:
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Item(folder, reason=f"cannot be read: {error.strerror}")
+            continue
+        if folder != root and _is_shards({entry.name for entry in entries}):
+            yield Item(folder, reason="is a directory of shards")
+            continue
+        for entry in entries:
+            path, reason = folder / entry.name, _left_out(entry)
+            if reason or entry.is_file():
+                yield Item(path, reason=reason)
+            else:
+                (linked if entry.is_symlink() else folders).append(path)
+
+
+def _is_shards(names: set[str]) -> bool:
+    return "index.json" in names and any(name.endswith(".tar") for name in names)
+
+
+def _left_out(entry: os.DirEntry[str]) -> str:
+    """Why an entry of a folder is neither a file to read nor a folder to enter; empty where it is one."""
+    if hidden(entry.name):
+        return "is hidden"
+    if entry.is_file(follow_symlinks=False):
+        return ""
+    try:
+        mode = entry.stat().st_mode
+    except OSError as error:
+        return is_broken_link(Path(entry.path), error)
+    if stat.S_ISDIR(mode) and entry.is_symlink() and _leads_back(entry.path):
+        return "links to a folder that it lies in"
+    return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else NO_FILE
+
+
+def is_broken_link(path: Path, error: OSError) -> str:
+    """Why what an error is about cannot be read."""
+    if not path.is_symlink():
+        return f"cannot be read: {error.strerror}"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"links to '{path.readlink()}', which is not there"
+    return f"is a link that cannot be followed: {error.strerror}"
+
+
+def _leads_back(link: str) -> bool:
+    target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
+    return os.path.commonpath([target, here]) == target

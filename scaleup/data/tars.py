@@ -3,26 +3,127 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
-from scaleup.data.folders import NO_FILE, Failure, count_by_reason, hidden, is_broken_link
 from scaleup.data.playback import Noted
-from scaleup.data.shards import Shards, file_sha256, index_of, write_index
-from scaleup.data.tar_members import Members, failed_as, group_members, is_tar, packed_as
+from scaleup.data.shards import Index, Note, SampleEntry, Shards, TarEntry, file_sha256, write_index
+from scaleup.data.storage import NO_FILE, Failure, count_by_reason, failure, hidden, is_broken_link, printable
 from scaleup.errors import UserError, nearest
 
+COMMANDS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
+SHORT = {"tgz": "gz", "taz": "gz", "tbz": "bz2", "tbz2": "bz2", "txz": "xz", "tzst": "zst"}
+MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"\x04\x22\x4d\x18": "lz4"}
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
 MAX_TEXT = 2**24  # bytes of a member with a label
+
+Headers = dict[str, tarfile.TarInfo]  # of the members of one sample, by ending
+
+
+def is_tar(path: Path) -> bool:
+    return path.suffix.lower() == ".tar" and not path.is_dir()
+
+
+def packed_as(path: Path) -> str:
+    """What an archive is, by its name, and what to do with it; empty where it is none, or a tar as it should be."""
+    stem, _, ending = path.name.lower().rpartition(".")
+    if ending in SHORT or ending in COMMANDS and stem.endswith(".tar"):
+        command = COMMANDS[SHORT.get(ending, ending)]
+        return f"a compressed tar, in which nothing can be read in place; decompress it first: {command} '{path.name}'"
+    return "an archive of another kind than tar; unpack it first" if ending in ("zip", "rar", "7z") else ""
+
+
+def group_members(path: Path) -> tuple[dict[str, Headers], list[Failure]]:
+    """Members of a tar by key and ending, as WebDataset divides names, and what is wrong with names or with the tar."""
+    samples: dict[str, Headers] = {}
+    wrong: list[tuple[str, str]] = []  # key, or none for the tar itself, and reason
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.size < 0 or member.offset < end:  # else this could go round for ever
+                    raise ValueError("a header that points backwards")
+                end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
+                end = tar.offset if member.issparse() else end  # whose size is that of the file it stands for
+                if not member.isdir():
+                    _place(member, samples, wrong)
+        if not end:
+            wrong.append(("", "holds no files"))
+        elif not _ends(path, end):
+            wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
+    except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
+        wrong.append(("", _compressed(path) or f"not a readable tar after byte {end}: {error}"))
+    for key, _ in wrong:
+        samples.pop(key, None)
+    return samples, [_failed(path, key, reason) for key, reason in wrong]
+
+
+def _place(member: tarfile.TarInfo, samples: dict[str, Headers], wrong: list[tuple[str, str]]) -> None:
+    match = re.fullmatch(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", member.name, re.DOTALL)
+    if ".." in PurePosixPath(member.name).parts or member.name.startswith("/"):
+        wrong.append((member.name, "its name leaves the tar"))
+    elif not member.isreg():
+        wrong.append((member.name, "is no file but a link or a device"))
+    elif printable(member.name) != member.name:
+        wrong.append((member.name, "its name is no text in UTF-8"))
+    elif not match:
+        wrong.append((member.name, "its name is not KEY.ENDING"))
+    elif member.issparse():
+        wrong.append((match[1], f".{match[2]} is sparse, stored without its zeros; make the tar without --sparse"))
+    elif match[2].lower() in (headers := samples.setdefault(match[1], {})):
+        wrong.append((match[1], f"has two members .{match[2]}"))
+    else:
+        headers[match[2].lower()] = member
+
+
+def _ends(path: Path, end: int) -> bool:
+    """Whether a tar whose last member ends at byte ``end`` goes on with zeros alone, as many as its end has."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = 0
+        while piece := file.read(2**20):
+            if piece.strip(b"\0"):
+                return False
+            rest += len(piece)
+    return rest >= 1024
+
+
+def _compressed(path: Path) -> str:
+    """What to do with a file called .tar whose content is compressed; empty where it is not."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    for magic, ending in MAGIC.items():
+        if begin.startswith(magic):
+            new = f"{path.name}.{ending}"
+            how = f"mv '{path.name}' '{new}'; {COMMANDS[ending]} '{new}'"
+            return f"is compressed, whatever its name says; decompress it first: {how}"
+    return ""
+
+
+def _failed(tar: Path, key: str, reason: str) -> Failure:
+    """A sample that cannot be used, or the tar itself (no key)."""
+    return failure(f"{tar.name}: {key}" if key else tar.name, reason)
+
+
+@dataclass
+class Scan:
+    """One tar: what its index will be once the labels are numbered."""
+
+    tar: TarEntry
+    labels: list[str]  # the text of the label of each of its samples
+    failures: list[Failure]
+    notes: list[Note]
 
 
 def index_tars(
@@ -48,27 +149,24 @@ def index_tars(
     """
     source = Path(source)
     refuse_existing(source / "index.json", overwrite)
-    unread = {path.name: f"is {how}" for path in sorted(source.iterdir()) if (how := packed_as(path))}
-    unread |= {path.name: reason for path in tars_of(source) if (reason := _unreadable(path))}
-    tars = [path for path in tars_of(source) if path.name not in unread]
+    unread = [failure(path.name, f"is {how}") for path in sorted(source.iterdir()) if (how := packed_as(path))]
+    unread += [failure(path.name, reason) for path in tars_of(source) if (reason := _unreadable(path))]
+    tars = [path for path in tars_of(source) if not _unreadable(path)]
     if unread and not tars:
-        name, reason = next(iter(unread.items()))
-        raise UserError(f"'{source / name}' {reason}")
+        raise UserError(f"'{source / unread[0].source}' {unread[0].reason}")
     modality = _modality(tars)
-    scanned = []
-    for found in parallel(partial(_scan, modality=modality, label=label), tars, processes):
-        scanned.append(found)
+    scans: list[Scan] = []
+    for scan in parallel(partial(_scan, modality=modality, label=label), tars, processes):
+        scans.append(scan)
         advance(1)
-    entries = [entry for found in scanned for entry in found["samples"]]
-    names = read_classes(classes) if classes else class_names(entry["label"] for entry in entries)
-    failures = [each for found in scanned for each in found.pop("failures")]
-    notes = [note for found in scanned for note in found.pop("notes")]
-    failures += _numbered(scanned, names)
-    failures += [failed_as(name, "", reason) for name, reason in unread.items()]
-    if not any(found["samples"] for found in scanned):
-        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0]['reason']}{_beside(source)}")
-    index = index_of(modality, {"label": names}, scanned, failures, notes)
-    write_index(source, index | {"in_place": True})
+    names = read_classes(classes) if classes else class_names(label for scan in scans for label in scan.labels)
+    failures = [failure for scan in scans for failure in scan.failures] + _number(scans, names) + unread
+    count = sum(len(scan.tar.samples) for scan in scans)
+    if not count:
+        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0].reason}{_beside(source)}")
+    notes = [note for scan in scans for note in scan.notes]
+    entries = [scan.tar for scan in scans]
+    write_index(source, Index(modality, {"label": names}, count, failures, entries, notes, in_place=True))
     return Shards.open(source)
 
 
@@ -92,21 +190,22 @@ def _beside(source: Path) -> str:
     return f"; it has folders too, such as '{folders[0]}': --kind folder packs those" if folders else ""
 
 
-def _numbered(scanned: list[dict[str, Any]], names: list[str]) -> list[Failure]:
-    """Labels to numbers; samples without a class, and all but the first of a key, become failures."""
-    numbers, known, failures = {name: number for number, name in enumerate(names)}, set(names), []
-    first: dict[str, str] = {}
-    for found in scanned:
-        kept = []
-        for entry in found["samples"]:
-            text, tar = entry.pop("label"), first.setdefault(entry["key"], found["file"])
-            name = class_name(text, names, known)
-            if name is None or tar != found["file"]:
+def _number(scans: list[Scan], names: list[str]) -> list[Failure]:
+    """Give samples the numbers of their labels; those without a class, and all but the first of a key, become
+    failures."""
+    numbers, failures = {name: number for number, name in enumerate(names)}, []
+    first: dict[str, str] = {}  # tar by key
+    for scan in scans:
+        usable = []
+        for sample, text in zip(scan.tar.samples, scan.labels, strict=True):
+            tar, name = first.setdefault(sample.key, scan.tar.file), class_name(text, names, numbers.keys())
+            if name is None or tar != scan.tar.file:
                 reason = unknown(text, names) if name is None else f"its key occurs in {tar} already"
-                failures.append(failed_as(found["file"], entry["key"], reason))
+                failures.append(_failed(Path(scan.tar.file), sample.key, reason))
             else:
-                kept.append(entry | {"labels": {"label": numbers[name]}})
-        found["samples"] = kept
+                sample.labels["label"] = numbers[name]
+                usable.append(sample)
+        scan.tar.samples = usable
     return failures
 
 
@@ -117,8 +216,8 @@ def _modality(tars: list[Path]) -> str:
         counts = {modality: sum(endings[ending] for ending in known) for modality, known in EXTENSIONS.items()}
         if any(counts.values()):
             return max(counts, key=lambda modality: counts[modality])
-    said = count_by_reason(failed_as(path.name, *wrong) for path in tars for wrong in group_members(path)[1])
-    raise UserError("; ".join([f"{len(tars)} tars, and no images or videos in any of them", *said]))
+    reasons = count_by_reason(failure for path in tars for failure in group_members(path)[1])
+    raise UserError("; ".join([f"{len(tars)} tars, and no images or videos in any of them", *reasons]))
 
 
 def _names(path: Path) -> list[str]:
@@ -129,49 +228,47 @@ def _names(path: Path) -> list[str]:
         return []
 
 
-def _scan(path: Path, modality: str, label: str | None) -> dict[str, Any]:
-    """The entry of one tar, its samples with the text of their label instead of its number, and its failures."""
-    entry: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    samples, failures, notes = [], [], list[dict[str, str]]()
-    groups, wrong = group_members(path)
-    for key, members in groups.items():
+def _scan(path: Path, modality: str, label: str | None) -> Scan:
+    samples, failures = group_members(path)
+    scan = Scan(TarEntry(path.name, path.stat().st_size, file_sha256(path), []), [], [], [])
+    for key, headers in samples.items():
+        odd: list[str] = []
         try:
             with path.open("rb") as file:
-                odd: list[str] = []
-                samples.append({"key": key, **_sample(file, key, members, modality, label, odd.append)})
-                notes += [{"source": f"{path.name}: {key}", "note": note} for note in odd]
+                text, places = _sample(file, headers, modality, label, odd.append)
         except BadSample as error:
-            failures.append(failed_as(path.name, key, str(error)))
-    failures += [failed_as(path.name, *each) for each in wrong]
-    return entry | {"samples": samples, "failures": failures, "notes": notes}
+            scan.failures.append(_failed(path, key, str(error)))
+            continue
+        scan.tar.samples.append(SampleEntry(key, {}, places))
+        scan.labels.append(text)
+        scan.notes += [Note(f"{path.name}: {key}", note) for note in odd]
+    scan.failures += failures
+    return scan
 
 
 def _sample(
-    file: BinaryIO, key: str, members: Members, modality: str, label: str | None, noted: Noted
-) -> dict[str, Any]:
-    """Label text and members of one sample; BadSample if it is not whole."""
-    pickles = PICKLES & members.keys()
-    if pickles:
+    file: BinaryIO, headers: Headers, modality: str, label: str | None, noted: Noted
+) -> tuple[str, dict[str, list[int]]]:
+    """The text of the label of one sample, and its members as an index has them; BadSample if it is not whole."""
+    if pickles := PICKLES & headers.keys():
         raise BadSample(f"has a pickle, .{min(pickles)}, which is never read")
-    dotted = [ending for ending in members if "." in ending and ending.rsplit(".", 1)[1] in EXTENSIONS[modality]]
+    dotted = [ending for ending in headers if "." in ending and ending.rsplit(".", 1)[1] in EXTENSIONS[modality]]
     if dotted:
         raise BadSample(f"has a dot in its name, after which WebDataset would read the ending .{dotted[0]}")
-    media = [ending for ending in members if ending in EXTENSIONS[modality]]
-    if len(media) != 1:
-        raise BadSample(f"has {len(media)} {modality}s, one is needed")
-    contents = {ending: _content(file, member) for ending, member in members.items()}
+    usable = [ending for ending in headers if ending in EXTENSIONS[modality]]
+    if len(usable) != 1:
+        raise BadSample(f"has {len(usable)} {modality}s, one is needed")
+    contents = {ending: _content(file, header) for ending, header in headers.items()}
     text = label_text(contents, label)
-    check(contents[media[0]], modality, noted)
-    places = {
-        ending: [member.offset_data, member.size, zlib.crc32(contents[ending])] for ending, member in members.items()
-    }
-    return {"label": text, "members": {media[0]: places.pop(media[0])} | places}
+    check(contents[usable[0]], modality, noted)
+    places = {end: [header.offset_data, header.size, zlib.crc32(contents[end])] for end, header in headers.items()}
+    return text, {usable[0]: places.pop(usable[0])} | places
 
 
-def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    file.seek(member.offset_data)
-    data = file.read(member.size)
-    if len(data) < member.size:
+def _content(file: BinaryIO, header: tarfile.TarInfo) -> bytes:
+    file.seek(header.offset_data)
+    data = file.read(header.size)
+    if len(data) < header.size:
         raise BadSample("is cut off")
     return data
 
@@ -192,12 +289,11 @@ def label_text(contents: dict[str, bytes], label: str | None) -> str:
 
 def _field(data: bytes, name: str) -> str:
     try:
-        fields = json.loads(data[:MAX_TEXT])
+        content = json.loads(data[:MAX_TEXT])
     except (ValueError, RecursionError):
         raise BadSample("its .json is not JSON") from None
-    found = fields.get(name) if isinstance(fields, dict) else None
-    if type(found) not in (str, int, float):
-        have = [str(key) for key in fields] if isinstance(fields, dict) else []
-        there = f" but {json.dumps(found)[:80]}" if isinstance(fields, dict) and name in fields else nearest(name, have)
-        raise BadSample(f"has no label: no text or number '{name}' in its .json{there}")
-    return str(found).strip()
+    fields = content if isinstance(content, dict) else {}
+    if type(value := fields.get(name)) in (str, int, float):
+        return str(value).strip()
+    instead = f" but {json.dumps(value)[:80]}" if name in fields else nearest(name, list(map(str, fields)))
+    raise BadSample(f"has no label: no text or number '{name}' in its .json{instead}")

@@ -22,7 +22,7 @@ from torch import Tensor
 from scaleup.config import schema
 from scaleup.data.batches import Batch, refuse_small_shared
 from scaleup.data.decode import BadSample
-from scaleup.data.loader import Joined, TrainSteps, check_heads, single_rank, train_steps
+from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
 
@@ -107,7 +107,7 @@ class CachedSet:
             self.made = self.shards.made
             self.modality, self.views = self.made["modality"], self.made["views"]
             self.keys, self.sizes = self.made["keys"], self.made["sizes"]
-            self.failures = {failure["source"]: failure["reason"] for failure in self.shards.failures}
+            self.failures = {failure.source: failure.reason for failure in self.shards.failures}
             self.rows = self._numbered()
             self.labels = {name: labels[self.rows[:, 0]] for name, labels in self.shards.labels.items()}
             self.layout = {name: ByteRange(*place) for name, place in self.made["layout"].items()}
@@ -157,7 +157,7 @@ def cached_loader(
     steps: range,
     rank: int,
     world: int,
-    joined: Joined = single_rank,
+    joined: Joined = list,
 ) -> Iterator[Batch]:
     """The batches of :func:`scaleup.data.loader.train_loader`, sample for sample, with records for pixels.
 

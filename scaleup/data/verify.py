@@ -6,145 +6,147 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from scaleup.common.processes import parallel
+from scaleup.common.timing import progress
 from scaleup.data.decode import BadSample, check
-from scaleup.data.playback import Noted, unnoted
-from scaleup.data.shards import MEDIA, file_sha256, read_index
-from scaleup.data.storage import storage
-from scaleup.data.tar_members import Members, failed_as, group_members
+from scaleup.data.playback import Noted
+from scaleup.data.shards import DAMAGE, MEDIA, Index, SampleEntry, TarEntry, file_sha256, read_index_json
+from scaleup.data.storage import Failure, storage
+from scaleup.data.tars import Headers, group_members
 from scaleup.errors import UserError
 
 
-def verify(
-    path: str | Path,
-    advance: Callable[[], None] = lambda: None,
-    processes: int | None = None,
-    noted: Noted = unnoted,
-) -> list[str]:
+@dataclass
+class Verified:
+    """What :func:`verify` has to say of a shard directory."""
+
+    samples: int  # as the index counts them
+    problems: list[str]  # one sentence a problem, naming the shard and the sample; empty if all is well
+    notes: list[str]  # one for every sample that can be used but is odd
+    failures: list[Failure]  # what had been left out when the shards were made
+
+
+def verify(path: str | Path, processes: int | None = None) -> Verified:
     """Check sizes, sha256, member headers and offsets, labels, unique keys, and that everything decodes.
 
-    At an address every tar is brought here for as long as it is checked. ``advance`` is called after every shard,
-    ``noted`` with a sentence for every sample that can be used but is odd.
-
-    Returns:
-        One sentence a problem, naming the shard and the sample; empty if all is well.
+    At an address every tar is brought here for as long as it is checked.
 
     Raises:
         UserError: there is no readable index of this format.
     """
-    index = read_index(path, changed=True)
+    content = read_index_json(path, changed=True)
+    changed, problems, notes = _changed(path), list[str](), list[str]()
     try:
-        rest = {name: value for name, value in index.items() if name != "shards"}
-        problems = _changed(path)
-        for found, notes in parallel(partial(_shard, path, rest), index["shards"], processes):
-            problems += found
-            for note in notes:
-                noted(note)
-            advance()
-        keys = Counter(entry["key"] for shard in index["shards"] for entry in shard["samples"])
+        index = Index.of(content)
+        task = partial(_check_tar, path, replace(index, shards=[]))
+        with progress(f"checking {Path(path).name}", len(index.shards)) as advance:
+            for of_tar, notes_of_tar in parallel(task, index.shards, processes):
+                problems += of_tar
+                notes += notes_of_tar
+                advance()
+        keys = Counter(sample.key for tar in index.shards for sample in tar.samples)
         problems += [f"index.json: key '{key}' occurs {times} times" for key, times in keys.items() if times > 1]
-        if index["count"] != keys.total():
-            problems.append(f"index.json: count is {index['count']}, but {keys.total()} samples are listed")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [*_changed(path), f"index.json: damaged, {type(error).__name__} {error}"]
-    return problems
+        if index.count != keys.total():
+            problems.append(f"index.json: count is {index.count}, but {keys.total()} samples are listed")
+    except DAMAGE as error:
+        return Verified(0, [*changed, f"index.json: damaged, {type(error).__name__} {error}"], notes, [])
+    return Verified(index.count, changed + problems, notes, index.failures)
 
 
 def _changed(path: str | Path) -> list[str]:
     try:
-        read_index(path)
+        read_index_json(path)
     except UserError as error:
         return [f"index.json: {error}"]
     return []
 
 
-def _shard(path: str | Path, index: dict[str, Any], shard: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The problems of one shard, and what else is odd; ``index`` is all but the list of shards."""
+def _check_tar(path: str | Path, index: Index, tar: TarEntry) -> tuple[list[str], list[str]]:
+    """The problems of one tar, and its notes; ``index`` has no tars."""
     notes: list[str] = []
-    return list(_problems(path, shard, index, notes.append)), notes
+    return list(_problems(path, tar, index, notes.append)), notes
 
 
-def _problems(path: str | Path, shard: dict[str, Any], index: dict[str, Any], noted: Noted) -> Iterator[str]:
-    if Path(shard["file"]).name != shard["file"]:
-        yield f"index.json: '{shard['file']}' is not the name of a file beside it"
+def _problems(path: str | Path, tar: TarEntry, index: Index, noted: Noted) -> Iterator[str]:
+    if Path(tar.file).name != tar.file:
+        yield f"index.json: '{tar.file}' is not the name of a file beside it"
         return
     try:
-        with storage(path).local(shard["file"]) as tar:
-            yield from _differences(tar, shard, index, noted)
+        with storage(path).local(tar.file) as file:
+            yield from _differences(file, tar, index, noted)
     except FileNotFoundError:
-        yield f"{shard['file']}: missing"
+        yield f"{tar.file}: missing"
     except OSError as error:
-        yield f"{shard['file']}: cannot be read: {error}"
+        yield f"{tar.file}: cannot be read: {error}"
 
 
-def _differences(tar: Path, shard: dict[str, Any], index: dict[str, Any], noted: Noted) -> Iterator[str]:
+def _differences(path: Path, tar: TarEntry, index: Index, noted: Noted) -> Iterator[str]:
     """What the tar has other than the index says."""
-    if tar.stat().st_size != shard["bytes"]:
-        yield f"{tar.name}: {tar.stat().st_size} bytes, not {shard['bytes']}"
-    if file_sha256(tar) != shard["sha256"]:
-        yield f"{tar.name}: its sha256 is not the index's"
-    groups, wrong = group_members(tar)
-    known = {failure["source"] for failure in index["failures"]}
-    named = (failed_as(tar.name, key, reason) for key, reason in wrong)
-    yield from (f"{each['source']}: {each['reason']}" for each in named if each["source"] not in known)
-    yield from _unlisted(tar.name, shard, groups, known)
-    with tar.open("rb") as file:
-        for entry in shard["samples"]:
+    if path.stat().st_size != tar.bytes:
+        yield f"{tar.file}: {path.stat().st_size} bytes, not {tar.bytes}"
+    if file_sha256(path) != tar.sha256:
+        yield f"{tar.file}: its sha256 is not the index's"
+    samples, failures = group_members(path)
+    left_out = {failure.source for failure in index.failures}
+    yield from (f"{each.source}: {each.reason}" for each in failures if each.source not in left_out)
+    yield from _unlisted(tar, samples, left_out)
+    with path.open("rb") as file:
+        for entry in tar.samples:
             odd: list[str] = []
-            where = f"{tar.name}: sample '{entry['key']}'"
-            for problem in _sample(file, entry, groups.get(entry["key"], {}), index, odd.append):
+            where = f"{tar.file}: sample '{entry.key}'"
+            for problem in _check_sample(file, entry, samples.get(entry.key, {}), index, odd.append):
                 yield f"{where}: {problem}"
             for note in odd:
                 noted(f"{where}: {note}")
 
 
-def _unlisted(tar: str, shard: dict[str, Any], groups: dict[str, Members], known: set[str]) -> Iterator[str]:
+def _unlisted(tar: TarEntry, samples: dict[str, Headers], left_out: set[str]) -> Iterator[str]:
     """Members that a sequential reader would meet and the index does not know."""
-    listed = {(entry["key"], extension) for entry in shard["samples"] for extension in entry["members"]}
-    found = {(key, ending) for key, members in groups.items() for ending in members if f"{tar}: {key}" not in known}
-    yield from (f"{tar}: '{key}.{ending}' is not in the index" for key, ending in sorted(found - listed))
+    listed = {(entry.key, ending) for entry in tar.samples for ending in entry.members}
+    usable = {key: headers for key, headers in samples.items() if f"{tar.file}: {key}" not in left_out}
+    unlisted = {(key, ending) for key, headers in usable.items() for ending in headers} - listed
+    yield from (f"{tar.file}: '{key}.{ending}' is not in the index" for key, ending in sorted(unlisted))
 
 
-def _sample(
-    file: BinaryIO, entry: dict[str, Any], members: Members, index: dict[str, Any], noted: Noted
-) -> Iterator[str]:
-    for name, names in index["classes"].items():
-        number = entry["labels"].get(name)
+def _check_sample(file: BinaryIO, entry: SampleEntry, headers: Headers, index: Index, noted: Noted) -> Iterator[str]:
+    for name, names in index.classes.items():
+        number = entry.labels.get(name)
         if not isinstance(number, int) or not 0 <= number < len(names):
             yield f"label '{name}' is {number}, but there are {len(names)} classes"
-    for extension, (offset, size, crc) in entry["members"].items():
+    for ending, (offset, size, crc) in entry.members.items():
         data = os.pread(file.fileno(), size, offset)
-        member = members.get(extension)
-        if member is None or (member.offset_data, member.size) != (offset, size):
-            yield f".{extension} has no matching tar header at byte {offset - 512}"
+        header = headers.get(ending)
+        if header is None or (header.offset_data, header.size) != (offset, size):
+            yield f".{ending} has no matching tar header at byte {offset - 512}"
         elif len(data) != size:
-            yield f".{extension} is cut off"
+            yield f".{ending} is cut off"
         elif zlib.crc32(data) != crc:
-            yield f".{extension} has other bytes than were written"
-        yield from _content(extension, data, entry, index, noted)
+            yield f".{ending} has other bytes than were written"
+        yield from _check_content(ending, data, entry, index, noted)
 
 
-def _check(data: bytes, modality: str, noted: Noted) -> None:
+def _check_content(ending: str, data: bytes, entry: SampleEntry, index: Index, noted: Noted) -> Iterator[str]:
+    try:
+        if ending in MEDIA[index.modality]:
+            _check_media(data, index.modality, noted)
+        elif not index.in_place and json.loads(data)["labels"] != entry.labels:
+            yield "its .json has other labels than the index"
+    except BadSample as error:
+        yield str(error)
+    except (ValueError, KeyError, TypeError):
+        yield "its .json is not one of ours"
+
+
+def _check_media(data: bytes, modality: str, noted: Noted) -> None:
     if modality == "taps":
         from scaleup.data import token_records  # takes seconds, which files do not need
 
         token_records.check(data)
     else:
         check(data, modality, noted)
-
-
-def _content(extension: str, data: bytes, entry: dict[str, Any], index: dict[str, Any], noted: Noted) -> Iterator[str]:
-    try:
-        if extension in MEDIA[index["modality"]]:
-            _check(data, index["modality"], noted)
-        elif not index.get("in_place") and json.loads(data)["labels"] != entry["labels"]:
-            yield "its .json has other labels than the index"
-    except BadSample as error:
-        yield str(error)
-    except (ValueError, KeyError, TypeError):
-        yield "its .json is not one of ours"

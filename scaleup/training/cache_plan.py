@@ -17,10 +17,9 @@ from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.machine import format_bytes
 from scaleup.config.schema import Recipe
-from scaleup.data.shards import Shards
-from scaleup.data.storage import storage
+from scaleup.data.pack import partial_name
+from scaleup.data.shards import Shards, index_bytes
 from scaleup.data.token_records import CachedSet, quantise, record
-from scaleup.data.unfinished import partial_name
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.run_inputs import flatten_keys
@@ -82,10 +81,7 @@ def _short(value: Any) -> str:
 
 def _index_sha256(shards: str) -> str:
     """Of the index, which has the sha256 of every tar."""
-    try:
-        return hashlib.sha256(storage(shards).whole("index.json")).hexdigest()
-    except OSError as error:
-        raise UserError(f"'{shards}' is no shard directory: it has no readable index.json ({error})") from None
+    return hashlib.sha256(index_bytes(shards)).hexdigest()
 
 
 def _sha256(module: nn.Module) -> str:

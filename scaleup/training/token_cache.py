@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scaleup.common.distributed import World, own_device
-from scaleup.common.files import refuse_existing, swap_in
+from scaleup.common.files import refuse_existing
 from scaleup.common.machine import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.schema import Recipe
-from scaleup.data.batches import in_workers, input_bytes, refuse_small_shared
+from scaleup.data.batches import BadSamples, in_workers, input_bytes, refuse_small_shared
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Augmented, open_datasets
-from scaleup.data.shards import Sample, Shards, index_of, write_index, write_json, write_shard
+from scaleup.data.pack import GrowingShards, clear_directory, partial_directory
+from scaleup.data.shards import Index, Sample, Shards
+from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
-from scaleup.data.unfinished import clear_partial, partial_directory, read_finished
 from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import prepare_trunks, set_kernels
@@ -48,7 +49,7 @@ class Decoded(NamedTuple):
 class Views(Dataset):
     """Batch number -> :class:`Decoded`."""
 
-    def __init__(self, read: Augmented, name: str, views: int, batches: list[range]) -> None:
+    def __init__(self, read: Augmented, name: str, views: int, batches: list[Sequence[int]]) -> None:
         self.read, self.name, self.views, self.batches = read, name, views, batches
 
     def __getitem__(self, number: int) -> Decoded:
@@ -79,36 +80,30 @@ class SetWriter:
         self, recipe: Recipe, model: TubeViT, name: str, shards: Shards, made: dict[str, Any], directory: Path
     ) -> None:
         self.recipe, self.model, self.name, self.shards, self.made = recipe, model, name, shards, made
-        self.directory, self.views, self.bad = directory, made["views"], 0
+        self.directory, self.views = directory, made["views"]
+        self.bad = BadSamples(f"dataset '{name}'", len(shards), recipe.data.max_bad, "; what is finished is kept")
         each, count = samples_of_a_tar(made["record_bytes"], self.views), len(shards)
         self.chunks = [range(begin, min(begin + each, count)) for begin in range(0, count, each)]  # samples of each tar
         self.batch = max(1, recipe.data.batch // self.views)  # samples that pass the trunk together
 
     def write(self, advance: Callable[[int], None]) -> None:
         """Write all shards that are not there yet; ``advance`` is called with the number of samples done."""
-        self.directory.mkdir(exist_ok=True)
-        parts = {number: part for number in range(len(self.chunks)) if (part := read_finished(self.directory, number))}
-        if parts:
-            print(f"going on: {len(parts)} of {len(self.chunks)} shards of '{self.name}' are finished", file=sys.stderr)
-        advance(sum(len(self.chunks[number]) for number in parts))
-        self.bad = sum(len(part["failures"]) for part in parts.values())
-        left = {number: self._batches(chunk) for number, chunk in enumerate(self.chunks) if number not in parts}
-        decoded = self._decoded([batch for batches in left.values() for batch in batches])
-        for number, batches in left.items():
-            parts[number] = self._shard(number, islice(decoded, len(batches)), advance)
-        self.parts = [parts[number] for number in range(len(self.chunks))]
+        self.tars = GrowingShards(self.directory, self.chunks, self.name)
+        advance(self.tars.done)
+        self.bad.add(self.tars.failures)
+        unfinished = {number: self._batches(chunk) for number, chunk in self.tars.unfinished.items()}
+        decoded = self._decoded([batch for batches in unfinished.values() for batch in batches])
+        for number, batches in unfinished.items():
+            self.tars.write(number, self._samples(islice(decoded, len(batches)), advance))
 
     def conclude(self) -> None:
         """Write the index, and remove everything but it and the tars that have samples."""
-        failures = [failure for part in self.parts for failure in part["failures"]]
-        shards = [part["shard"] for part in self.parts if part["shard"]["samples"]]
-        write_index(self.directory, index_of("taps", self.shards.classes, shards, failures) | {"made": self.made})
-        clear_partial(self.directory, {"index.json", *(shard["file"] for shard in shards)})
+        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.made))
 
-    def _batches(self, chunk: range) -> list[range]:
+    def _batches(self, chunk: Sequence[int]) -> list[Sequence[int]]:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
 
-    def _decoded(self, batches: list[range]) -> Iterator[Decoded]:
+    def _decoded(self, batches: list[Sequence[int]]) -> Iterator[Decoded]:
         input = self.model.config.input
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: self.shards})
         views, workers = Views(augmented, self.name, self.views, batches), self.recipe.data.workers
@@ -116,26 +111,18 @@ class SetWriter:
         refuse_small_shared(size, len(batches), workers)
         return in_workers(views, range(len(batches)), workers)
 
-    def _shard(self, number: int, decoded: Iterable[Decoded], advance: Callable[[int], None]) -> dict[str, Any]:
-        """Write one tar and what is to be known of it; this file's being there says that the tar is finished."""
-        failures: list[dict[str, str]] = []
-        entry = write_shard(self.directory / f"{number:06d}.tar", self._samples(decoded, failures, advance))
-        part = {"shard": entry, "failures": failures}
-        write_json(self.directory / f"{number:06d}.json", part)
-        return part
-
-    def _samples(
-        self, decoded: Iterable[Decoded], failures: list[dict[str, str]], advance: Callable[[int], None]
-    ) -> Iterator[Sample]:
-        for numbers, pixels, failed in decoded:
-            failures += [{"source": self.shards.keys[number], "reason": reason} for number, reason in failed.items()]
-            self._refuse_too_many(failed)
+    def _samples(self, decoded: Iterable[Decoded], advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
+        for numbers, pixels, reasons in decoded:
+            failures = [Failure(self.shards.keys[number], reason) for number, reason in reasons.items()]
+            self.bad.name(failures)
+            self.bad.add(failures)
+            yield from failures
             records = self._records(pixels) if numbers else iter(())
             for number in numbers:
                 labels = {name: int(values[number]) for name, values in self.shards.labels.items()}
                 for view in range(self.views):
                     yield Sample(f"{number:08d}-v{view}", "safetensors", next(records), labels)
-            advance(len(numbers) + len(failed))
+            advance(len(numbers) + len(failures))
 
     def _records(self, pixels: Tensor) -> Iterator[bytes]:
         model, made = self.model, self.made
@@ -151,23 +138,13 @@ class SetWriter:
         for row in range(len(pixels)):
             yield record({name: each[row] for name, each in kept.items()})
 
-    def _refuse_too_many(self, failed: dict[int, str]) -> None:
-        for number, reason in failed.items():
-            print(f"dataset '{self.name}': sample '{self.shards.keys[number]}' left out: {reason}", file=sys.stderr)
-        self.bad += len(failed)
-        if self.bad > min(self.recipe.data.max_bad * len(self.shards), len(self.shards) - 1):
-            raise UserError(
-                f"{self.bad} of the {len(self.shards)} samples of dataset '{self.name}' cannot be read, more than "
-                f"data.max_bad {self.recipe.data.max_bad:g} allows; what is finished is kept"
-            )
-
 
 @dataclass
 class CachedDataset:
     """One training set in a token cache."""
 
     samples: int
-    failures: list[dict[str, str]]  # source and reason of each sample that could not be read
+    failures: list[Failure]  # samples that could not be read
     record_bytes: int  # of one view of a sample
 
 
@@ -280,8 +257,7 @@ def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[s
                 writer.write(advance)
         for writer in writers:
             writer.conclude()
-        clear_partial(partial, set(sets))
-        swap_in(partial, out)
+        clear_directory(partial, {"plan", *sets})
 
 
 def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from scaleup.common.distributed import World
 from scaleup.config.schema import Recipe, Valid
-from scaleup.data.batches import input_bytes, refuse_small_shared
+from scaleup.data.batches import BadSamples, input_bytes, refuse_small_shared
 from scaleup.data.shards import Shards
+from scaleup.data.storage import Failure
 from scaleup.errors import UserError
 from scaleup.evaluate import Evaluation, Once, matched, scores
 from scaleup.model.tubevit import TubeViT
@@ -68,12 +69,8 @@ class Validation:
         return found
 
     def _of(self, evaluation: Evaluation) -> dict[str, Any]:
-        bad, count = len(evaluation.failures), len(self.shards)
-        if bad > min(self.data.max_bad * count, count - 1):
-            raise UserError(
-                f"{bad} of the {count} samples of data.valid cannot be read, more than data.max_bad "
-                f"{self.data.max_bad:g} allows"
-            )
+        bad = BadSamples("data.valid", len(self.shards), self.data.max_bad)
+        bad.add(Failure(*pair) for pair in evaluation.failures)
         accuracy = statistics.fmean(score.top1 for score in evaluation.heads.values())
         heads = {
             head: {"top1": score.top1, "top5": score.top5, "loss": score.loss}

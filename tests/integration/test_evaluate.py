@@ -13,8 +13,9 @@ from support import tools
 
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
+from scaleup.data.pack import write_shards
 from scaleup.data.shapes import CLASSES, make_sample
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.shards import Sample, Shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate, view_features
 from scaleup.model.build import fresh, load, load_run

@@ -66,7 +66,7 @@ def test_a_folder_of_classes_becomes_shards_and_bad_files_are_named(folder, tmp_
     assert sorted(sample.labels["label"] for sample in map(shards.read, range(4))) == [0, 0, 1, 1]
     assert samples["two_v2"].media == picture(1) and samples["two_v2"].extension == "jpg"
     assert samples["two_v2"].labels == {"label": 0} and samples["three_four"].labels == {"label": 1}
-    failed = {Path(failure["source"]).name: failure["reason"] for failure in shards.failures}
+    failed = {Path(failure.source).name: failure.reason for failure in shards.failures}
     assert failed.keys() == {"broken.jpg", "notes.txt", ".hidden"} and "not a readable image" in failed["broken.jpg"]
     assert tool("check_shards", tmp_path / "out").returncode == 0
     assert "exists" in tool("make_shards", folder, "--out", tmp_path / "out").stderr

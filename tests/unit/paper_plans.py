@@ -18,7 +18,8 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.config.compose import combinations
 from scaleup.config.schema import Recipe
-from scaleup.data.shards import Sample, write_shards
+from scaleup.data.pack import write_shards
+from scaleup.data.shards import Sample
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps import costs
 from scaleup.training.run_inputs import models_on_meta

@@ -10,7 +10,8 @@ import av
 import numpy as np
 
 from scaleup.data.encode import Encoding, encoded
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.pack import write_shards
+from scaleup.data.shards import Sample, Shards
 
 FPS, SECONDS, HEIGHT, WIDTH = 30, 10, 256, 340
 

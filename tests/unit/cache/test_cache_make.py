@@ -82,7 +82,7 @@ def test_the_same_input_gives_the_same_bytes_as_many_as_were_said(
         record = result.datasets[name].record_bytes
         roughly = cache_plan.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
         assert roughly == 12 * 3 * cache_plan.ENTRY + sum(len(key) + 3 for key in shards.keys)
-        assert verify(tmp_path / "one" / name, processes=1) == []
+        assert verify(tmp_path / "one" / name, processes=1).problems == []
     assert "the cache takes" in capsys.readouterr().err
 
 
@@ -161,5 +161,5 @@ def test_damage_is_found(frozen: Frozen, tmp_path: Path) -> None:
     content = bytearray(tar.read_bytes())
     content[3000] ^= 1
     tar.write_bytes(content)
-    problems = verify(tmp_path / "out/videos", processes=1)
+    problems = verify(tmp_path / "out/videos", processes=1).problems
     assert any("sample '00000000-v0'" in problem and "other bytes" in problem for problem in problems)

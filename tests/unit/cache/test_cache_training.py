@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.loader import train_loader
-from scaleup.data.shards import Shards, write_shards
+from scaleup.data.pack import write_shards
+from scaleup.data.shards import Shards
 from scaleup.data.token_records import cached_loader, cached_sets
 from scaleup.errors import UserError
 from scaleup.model.trunk import Trunk
@@ -75,7 +76,7 @@ def test_what_cannot_be_read_is_replaced_as_live(frozen: Frozen, tmp_path: Path,
     changes = [f"data.train.videos.shards={hurt}", "data.max_bad=0.3", "train.steps=6"]
     live = train_loader(frozen(*changes).data, Input(8, [32, 32], 8), 1, 6)
     made = make(frozen(*changes), [1, 3], tmp_path / "cache", precision="float32").datasets["videos"]
-    assert made.samples == 11 and [failure["source"] for failure in made.failures] == [samples[3].key]
+    assert made.samples == 11 and [failure.source for failure in made.failures] == [samples[3].key]
     changes += [f"trunk.cache={tmp_path / 'cache'}", "train.steps=6"]
     data = frozen(*changes).data
     cached = cached_loader(data, cached_sets(data, str(tmp_path / "cache")), 1, range(6), 0, 1)

@@ -17,8 +17,9 @@ from videos import moving
 from scaleup.config import schema
 from scaleup.data.decode import BadSample, check, decode_clip, decode_image
 from scaleup.data.loader import train_loader
+from scaleup.data.pack import write_shards
 from scaleup.data.pictures import whole_view
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.shards import Sample, Shards
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
@@ -92,7 +93,7 @@ def test_tars_in_place(tar, tmp_path, way, times):
         if way == "cut":  # here nothing is changed that could be decoded all the same
             samples = [shards.read(i) for i in range(len(shards))]
             assert all((f"{s.key}.jpg", s.media) == downloaded(int(s.key))[0] for s in samples)
-            assert any("cut off" in failure["reason"] for failure in shards.failures) or not hurt[-1024:].strip(b"\0")
+            assert any("cut off" in failure.reason for failure in shards.failures) or not hurt[-1024:].strip(b"\0")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_tars_of_shards(made, way, times):
         for number, hurt in enumerate(HURT[way](was, times)):
             path.write_bytes(hurt)
             if number % 20 == 0:
-                assert verify(shards.path, processes=1)
+                assert verify(shards.path, processes=1).problems
             if way == "cut":
                 with pytest.raises(UserError, match=rf"000000.tar' has {len(hurt)} bytes; its index says {len(was)}"):
                     Shards.open(shards.path)

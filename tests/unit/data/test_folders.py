@@ -4,9 +4,9 @@ import socket
 import pytest
 
 from scaleup.data.encode import Encoding
-from scaleup.data.folders import walk
 from scaleup.data.pack import pack
 from scaleup.data.sources import kind_of, read_source
+from scaleup.data.storage import walk
 from scaleup.errors import UserError
 
 

@@ -9,8 +9,9 @@ import torch
 
 from scaleup.config import schema
 from scaleup.data.loader import check_heads, classes_of, eval_loader, train_loader
+from scaleup.data.pack import write_shards
 from scaleup.data.shapes import make_shapes
-from scaleup.data.shards import Sample, write_shards
+from scaleup.data.shards import Sample
 from scaleup.errors import UserError
 
 INPUT = schema.Input(frames=4, size=[16, 16], fps=15)
@@ -179,7 +180,7 @@ def test_too_many_on_all_ranks_together_stop_each_of_them_at_the_same_step(data,
     assert sorted(told) == sorted(shards.keys[i] for i in range(6)), "each is named once, by the rank that met it"
     for rank in range(2):
         batches = list(islice(train_loader(data, INPUT, 0, 30, rank=rank, world=2), first[0] + 1))
-        assert 0 < len({key for batch in batches for key, _ in batch.failures}) < 6
+        assert 0 < len({failure.source for batch in batches for failure in batch.failures}) < 6
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -202,7 +203,7 @@ def test_every_sample_is_evaluated_exactly_once(made, world, workers):
 def test_what_cannot_be_evaluated_is_reported(made, tmp_path, capsys):
     shards = spoiled(made, tmp_path, [0, 1, 5])
     batches = list(eval_loader(shards, HEADS, INPUT, batch=2, workers=0))
-    failed = [key for batch in batches for key, _ in batch.failures]
+    failed = [failure.source for batch in batches for failure in batch.failures]
     assert failed == [shards.keys[i] for i in (0, 1, 5)]
     assert sorted(failed + [key for batch in batches for key in batch.keys]) == sorted(shards.keys)
     assert capsys.readouterr().err.count("not evaluated") == 3

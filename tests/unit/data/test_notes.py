@@ -10,7 +10,7 @@ from videos import numbered
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.encode import Encoding
 from scaleup.data.pack import pack
-from scaleup.data.shards import Shards
+from scaleup.data.shards import Note, Shards
 from scaleup.data.sources import read_source
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
@@ -27,22 +27,20 @@ def test_make_shards_keeps_notes(tmp_path):
         (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clips" / name).write_bytes(media)
     listing = read_source(tmp_path / "clips")
-    expected = [{"source": str(tmp_path / "clips/a/odd.mkv"), "note": ODD}]
+    expected = [Note(str(tmp_path / "clips/a/odd.mkv"), ODD)]
     for number, encoding in enumerate([Encoding(), Encoding(fps=FPS)]):
         shards = pack(listing, tmp_path / f"out{number}", encoding, processes=1)
         assert len(shards) == 2 and shards.notes == Shards.open(shards.path).notes == expected
-    notes = []
-    assert not verify(tmp_path / "out0", processes=2, noted=notes.append)
-    assert [note.partition("': ")[2] for note in notes] == [ODD]
-    notes.clear()
-    assert not verify(tmp_path / "out1", processes=1, noted=notes.append) and not notes  # it was mended
+    odd, mended = (verify(tmp_path / f"out{number}", processes) for number, processes in enumerate([2, 1]))
+    assert not odd.problems and [note.partition("': ")[2] for note in odd.notes] == [ODD]
+    assert not mended.problems and not mended.notes
 
 
 def test_tars_in_place_have_notes(tmp_path):
     about = json.dumps({"label": "a"}).encode()
     write_tar(tmp_path / "0.tar", [("x.mkv", at_once()), ("x.json", about), ("y.mp4", numbered(4)), ("y.json", about)])
     shards = index_tars(tmp_path, processes=1)
-    assert len(shards) == 2 and shards.notes == [{"source": "0.tar: x", "note": ODD}]
+    assert len(shards) == 2 and shards.notes == [Note("0.tar: x", ODD)]
 
 
 def test_a_folder_of_gifs_is_one_of_videos(tmp_path):

@@ -15,7 +15,6 @@ from PIL import Image
 from videos import numbered, numbers
 
 from scaleup.data import pack as packing
-from scaleup.data import unfinished
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.pack import pack
@@ -56,8 +55,8 @@ def test_bytes_depend_on_the_input_and_the_seed_alone(folder, tmp_path, processe
     other = pack(listing, tmp_path / "other", seed=2, per_shard=6, processes=processes)
     assert files(one.path) == files(again.path) != files(other.path)
     assert one.keys != other.keys and one.list_sha256 == other.list_sha256
-    assert len(one) == 19 and [failure["reason"][:20] for failure in one.failures] == ["not a readable image"]
-    assert sum(one.sizes) == 19 and max(one.sizes) == 6 and verify(one.path, processes=1) == []
+    assert len(one) == 19 and [failure.reason[:20] for failure in one.failures] == ["not a readable image"]
+    assert sum(one.sizes) == 19 and max(one.sizes) == 6 and verify(one.path, processes=1).problems == []
     labels = [sample.labels["label"] for sample in map(one.read, range(19))]
     assert labels != sorted(labels)  # classes are mixed
     assert all(one.read(i).media == picture(int(key[-2:])) for i, key in enumerate(one.keys))
@@ -181,7 +180,7 @@ def at_work(source):
 
 
 def test_two_processes_do_not_write_the_same(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(unfinished, "PATIENCE", 0)
+    monkeypatch.setattr(packing, "PATIENCE", 0)
     listing = read_source(folder)
 
     def meanwhile(_):
@@ -199,7 +198,7 @@ def test_reasons_of_files_that_are_not_there_or_not_media(tmp_path):
     (tmp_path / "dir.mp4").mkdir()
     (tmp_path / "list.txt").write_text("a.mp4 0\nmissing.mp4 0\ndir.mp4 0\nb.txt 0\nnul\0.mp4 0\na.mp4\n")
     shards = pack(read_source(tmp_path / "list.txt"), tmp_path / "out", processes=1)
-    reasons = {Path(failure["source"]).name: failure["reason"] for failure in shards.failures}
+    reasons = {Path(failure.source).name: failure.reason for failure in shards.failures}
     assert len(shards) == 1 and reasons == {
         "missing.mp4": "No such file or directory",
         "dir.mp4": "Is a directory",
@@ -260,4 +259,4 @@ def test_index_holds_what_it_should(folder, tmp_path):
         for sample in shard["samples"]:
             offset, size, _ = sample["members"]["png"]
             assert tar[offset : offset + size] == picture(int(sample["key"][-2:]))
-    assert Shards.open(tmp_path / "out").failures[0]["source"].endswith("03.png")
+    assert Shards.open(tmp_path / "out").failures[0].source.endswith("03.png")

@@ -8,8 +8,9 @@ import pytest
 import webdataset
 
 from scaleup.data.decode import BadSample
+from scaleup.data.pack import write_shards
 from scaleup.data.shapes import make_shapes
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.shards import Sample, Shards
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
 
@@ -111,7 +112,7 @@ def test_a_changed_index_is_refused_and_found(shards):
     index.write_text(re.sub(r'"shape":(\d)', lambda m: f'"shape":{(int(m[1]) + 1) % 8}', index.read_text(), count=1))
     with pytest.raises(UserError, match="index.json' is damaged: it has changed since it was written"):
         Shards.open(shards.path)
-    assert "it has changed since it was written" in verify(shards.path, processes=1)[0]
+    assert "it has changed since it was written" in verify(shards.path, processes=1).problems[0]
 
 
 OPENING = {
@@ -160,7 +161,7 @@ def test_one_flipped_bit_is_found_by_reading_and_by_verify(shards):
     with pytest.raises(BadSample, match=file):
         Shards.open(shards.path).read(4)
     assert Shards.open(shards.path).read(3).key != key
-    problems = verify(shards.path, processes=1)
+    problems = verify(shards.path, processes=1).problems
     assert f"{file}: sample '{key}': .png has other bytes than were written" in problems
     assert not any(other in problem for problem in problems for other in shards.keys if other != key)
 
@@ -169,7 +170,7 @@ def test_one_flipped_bit_is_found_by_reading_and_by_verify(shards):
 def test_a_truncated_tar_is_found_and_its_lost_samples_named(shards, kept):
     tar = shards.path / "000001.tar"
     tar.write_bytes(tar.read_bytes()[: int(tar.stat().st_size * kept)])
-    problems = verify(shards.path, processes=1)
+    problems = verify(shards.path, processes=1).problems
     assert any(re.match(r"000001.tar: \d+ bytes, not", problem) for problem in problems)
     lost = {key for key in shards.keys if any(f"'{key}'" in problem for problem in problems)}
     assert lost <= set(shards.keys[3:6]) and (kept > 0.9 or shards.keys[5] in lost)
@@ -178,7 +179,7 @@ def test_a_truncated_tar_is_found_and_its_lost_samples_named(shards, kept):
 def test_verify_names_a_missing_tar_and_checks_the_others(shards):
     (shards.path / "000000.tar").unlink()
     _, key = hurt(shards, 6, "json", lambda data: data.replace(b"shape", b"shabe"))
-    problems = verify(shards.path, processes=1)
+    problems = verify(shards.path, processes=1).problems
     assert "000000.tar: missing" in problems
     assert any("000002.tar" in problem and key in problem for problem in problems)
 
@@ -206,7 +207,7 @@ INDEX = {
 def test_verify_does_not_trust_the_index(shards, case):
     change, said = INDEX[case]
     edit(shards.path, lambda text: change(text, shards.keys))
-    assert any(said(shards.keys) in problem for problem in verify(shards.path, processes=1))
+    assert any(said(shards.keys) in problem for problem in verify(shards.path, processes=1).problems)
 
 
 def test_verify_finds_members_that_the_index_leaves_out(shards):
@@ -216,21 +217,26 @@ def test_verify_finds_members_that_the_index_leaves_out(shards):
         return json.dumps(index | {"count": 6})
 
     edit(shards.path, without_first)
-    assert any(f"'{shards.keys[0]}.png' is not in the index" in problem for problem in verify(shards.path, processes=1))
+    assert any(
+        f"'{shards.keys[0]}.png' is not in the index" in problem
+        for problem in verify(shards.path, processes=1).problems
+    )
 
 
 def test_verify_finds_a_changed_byte_that_no_sample_reads(shards):
     tar = shards.path / "000002.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-    first, second = verify(shards.path, processes=1)
+    first, second = verify(shards.path, processes=1).problems
     assert first == "000002.tar: its sha256 is not the index's"
     assert second.startswith("000002.tar: cut off or damaged at byte")
 
 
 def test_verify_decodes(tmp_path):
     write_shards([Sample("broken", "mp4", b"no video", {"label": 1})], tmp_path / "out", "video", CLASSES)
-    assert [problem.split(":")[1].strip() for problem in verify(tmp_path / "out", processes=1)] == ["sample 'broken'"]
+    assert [problem.split(":")[1].strip() for problem in verify(tmp_path / "out", processes=1).problems] == [
+        "sample 'broken'"
+    ]
 
 
 def test_verify_is_content_with_whole_shards(made, shards):
-    assert [verify(each.path, processes=1) for each in (*made.values(), shards)] == [[], [], []]
+    assert [verify(each.path, processes=1).problems for each in (*made.values(), shards)] == [[], [], []]

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -12,9 +13,11 @@ from PIL import Image
 
 from scaleup.config import schema
 from scaleup.data import storage as storages
+from scaleup.data import verify as verifying
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import train_loader
-from scaleup.data.shards import Sample, Shards, write_shards
+from scaleup.data.pack import write_shards
+from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Directory, storage
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
@@ -138,12 +141,12 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_shards_are_checked_from_afar(shards, server, processes, monkeypatch):
     monkeypatch.setattr(storages, "PAUSE", 0)
-    assert verify(server.address, processes=processes) == []
+    assert verify(server.address, processes=processes).problems == []
     tar = shards.path / "000001.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-600] + b"x" + whole[-599:])
     (shards.path / "000002.tar").unlink()
-    first, second, third = verify(server.address, processes=processes)
+    first, second, third = verify(server.address, processes=processes).problems
     assert first == "000001.tar: its sha256 is not the index's" and second.startswith("000001.tar: cut off or damaged")
     assert third == "000002.tar: missing"
 
@@ -156,7 +159,8 @@ def test_a_tar_that_does_not_come_is_a_problem_and_the_others_are_checked(shards
         advanced.append(1)
         server.failing = storages.TRIES if len(advanced) == 1 else 0
 
-    problems = verify(server.address, fail_next, processes=1)
+    monkeypatch.setattr(verifying, "progress", lambda title, total: nullcontext(fail_next))
+    problems = verify(server.address, processes=1).problems
     assert len(problems) == 1 and len(advanced) == 3
     assert problems[0].startswith("000001.tar: cannot be read: ") and "503" in problems[0]
 

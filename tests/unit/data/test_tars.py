@@ -11,6 +11,7 @@ from videos import numbered
 
 from scaleup.data.shards import Shards
 from scaleup.data.sources import kind_of
+from scaleup.data.storage import Failure
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
@@ -62,7 +63,7 @@ def test_tars_are_used_in_place(tmp_path, format):
         sample = shards.read(i)
         assert (sample.key, sample.extension) == (f"{number:09d}", "jpg")
         assert sample.media == picture(number) and sample.labels == {"label": number % 3}
-    assert verify(tmp_path, processes=1) == []
+    assert verify(tmp_path, processes=1).problems == []
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
     first = (tmp_path / "index.json").read_bytes()
     with pytest.raises(UserError, match="index.json' exists"):
@@ -135,9 +136,9 @@ def test_what_cannot_be_a_sample_is_named_and_left_out(tmp_path, case):
     (tmp_path / "classes.txt").write_text("no\nyes\n")
     shards = index_tars(tmp_path, classes=tmp_path / "classes.txt", processes=1)
     assert sorted(shards.keys) == ["good", "last"]
-    assert source in {failure["source"] for failure in shards.failures}
-    assert all(reason in failure["reason"] for failure in shards.failures if failure["source"] == source)
-    assert verify(tmp_path, processes=1) == []  # what the index names is not news
+    assert source in {failure.source for failure in shards.failures}
+    assert all(reason in failure.reason for failure in shards.failures if failure.source == source)
+    assert verify(tmp_path, processes=1).problems == []  # what the index names is not news
 
 
 def test_keys_of_several_tars_and_folders(tmp_path):
@@ -147,7 +148,7 @@ def test_keys_of_several_tars_and_folders(tmp_path):
     write_tar(tmp_path / "1.tar", [("./v1.0/a.jpg", picture(1)), ("./v1.0/a.cls", b"0"), *GOOD])
     shards = index_tars(tmp_path, processes=1)
     assert shards.keys == ["./v1.0/a", "good"] and shards.read(0).media == picture(0)
-    assert shards.failures == [{"source": "1.tar: ./v1.0/a", "reason": "its key occurs in 0.tar already"}]
+    assert shards.failures == [Failure("1.tar: ./v1.0/a", "its key occurs in 0.tar already")]
 
 
 NOT_TARS = {
@@ -164,8 +165,8 @@ def test_what_is_no_tar_is_named(tmp_path, case):
     (tmp_path / "1.tar").write_bytes(NOT_TARS[case])
     shards = index_tars(tmp_path, processes=1)
     assert shards.keys == ["good"]
-    assert [failure["source"] for failure in shards.failures] == ["1.tar"]
-    assert verify(tmp_path, processes=1) == []
+    assert [failure.source for failure in shards.failures] == ["1.tar"]
+    assert verify(tmp_path, processes=1).problems == []
 
 
 def test_one_tar_appended_to_another_is_named(tmp_path):
@@ -173,7 +174,7 @@ def test_one_tar_appended_to_another_is_named(tmp_path):
     with (tmp_path / "0.tar").open("ab") as file:
         file.write(write_tar(tmp_path / "other", [("b.jpg", picture(0)), ("b.cls", b"0")]).read_bytes())
     shards = index_tars(tmp_path, processes=1)
-    assert shards.keys == ["good"] and "damaged at byte" in shards.failures[0]["reason"]
+    assert shards.keys == ["good"] and "damaged at byte" in shards.failures[0].reason
 
 
 def test_a_size_below_zero_does_not_go_round_for_ever(tmp_path):
@@ -184,7 +185,7 @@ def test_a_size_below_zero_does_not_go_round_for_ever(tmp_path):
     data[header + 148 : header + 156] = b"%06o\0 " % checksum
     (tmp_path / "0.tar").write_bytes(data)
     shards = index_tars(tmp_path, processes=1)
-    assert shards.keys == ["good"] and "points backwards" in shards.failures[0]["reason"]
+    assert shards.keys == ["good"] and "points backwards" in shards.failures[0].reason
 
 
 def test_nothing_to_index_is_one_sentence(tmp_path):
@@ -208,7 +209,7 @@ def test_numbers_are_labels_however_they_are_written(tmp_path, label):
     write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.cls", label), ("b.jpg", picture(1)), ("b.cls", b"-1")])
     shards = index_tars(tmp_path, processes=1)
     assert shards.classes == {"label": ["0", "1", "2", "3"]} and shards.labels["label"].tolist() == [3]
-    assert [each["source"] for each in shards.failures] == ["0.tar: b"]
+    assert [failure.source for failure in shards.failures] == ["0.tar: b"]
 
 
 def test_tars_that_cannot_be_opened_are_named(tmp_path):
@@ -236,7 +237,7 @@ def test_names_with_colons_braces_and_capitals_and_long_ones(tmp_path):
         write_tar(tmp_path / f"a:{{{number}..3}} b.TAR", members, format)
     shards = index_tars(tmp_path, processes=1)
     assert shards.failures == [] and shards.keys == [f"{number}{key}" for number in range(2) for key in keys]
-    assert verify(tmp_path, processes=1) == [] and shards.read(0).media == picture(0)
+    assert verify(tmp_path, processes=1).problems == [] and shards.read(0).media == picture(0)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_compressed_tars_are_named_beside_others_and_alone(tmp_path, name, comma
         with pytest.raises(UserError, match=f"{name}' {said}"):
             index_tars(source, processes=1) if kind_of(source) == "tars" else None
     write_tar(tmp_path / "a.tar", GOOD)
-    assert index_tars(tmp_path, processes=1).failures == [{"source": name, "reason": said}]
+    assert index_tars(tmp_path, processes=1).failures == [Failure(name, said)]
 
 
 def test_a_tar_that_is_compressed_in_spite_of_its_name_is_named(tmp_path):
@@ -264,7 +265,7 @@ def test_a_tar_that_is_compressed_in_spite_of_its_name_is_named(tmp_path):
     (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
     (failure,) = index_tars(tmp_path, processes=1).failures
     said = "is compressed, whatever its name says; decompress it first: mv 'b.tar' 'b.tar.gz'; gunzip 'b.tar.gz'"
-    assert failure == {"source": "b.tar", "reason": said}
+    assert failure == Failure("b.tar", said)
 
 
 @pytest.mark.parametrize("format", ["gnu", "pax 0.0", "pax 0.1", "pax 1.0"])
@@ -284,10 +285,8 @@ def test_sparse_members_are_said_to_be_sparse(tmp_path, format):
     shards = index_tars(tmp_path / "tars", processes=1)
     assert shards.keys == ["good", "last"]
     (failure,) = shards.failures
-    assert failure["source"] == "0.tar: hole" and failure["reason"].startswith(
-        ".jpg is sparse, stored without its zeros"
-    )
-    assert verify(tmp_path / "tars", processes=1) == []
+    assert failure.source == "0.tar: hole" and failure.reason.startswith(".jpg is sparse, stored without its zeros")
+    assert verify(tmp_path / "tars", processes=1).problems == []
 
 
 def test_class_folders_beside_tars_are_pointed_at(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from support.marks import at_length
 
 from scaleup.config.schema import Arm, Recipe
+from scaleup.data.pack import write_shards
 from scaleup.data.shapes import CLASSES, make_sample
-from scaleup.data.shards import write_shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate
 from scaleup.model.build import load, load_run
