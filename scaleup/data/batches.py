@@ -1,4 +1,4 @@
-"""Batches, and the processes that make them: samples of one dataset put together and handed over."""
+"""Batches of samples of one dataset, which of its samples are bad, and the processes that make batches."""
 
 from __future__ import annotations
 
@@ -31,105 +31,6 @@ PREFETCH = 2  # results of a process that wait for their turn
 _rings: dict[tuple[int, ...], deque[Tensor]] = {}  # of this process, by the shape of a sample
 
 
-def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
-    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one).
-
-    Raises:
-        UserError: reading failed in one of them, and the cause is known.
-    """
-    if not workers:
-        return iter(DataLoader(dataset, batch_size=None, sampler=numbers))
-    more: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
-    loader = DataLoader(_Told(dataset), batch_size=None, sampler=numbers, num_workers=workers, **more)
-    with end_with_python():
-        return map(_received, iter(loader))
-
-
-class _Refusal(NamedTuple):
-    """What a process says in place of a result."""
-
-    sentence: str
-
-
-class _Told(Dataset):
-    """``dataset``, with a sentence where an error's cause is known: torch would hand over its traceback as a text."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.dataset[number]
-        except Exception as error:
-            if (sentence := processes.explain(error)) is None:
-                raise
-            return _Refusal(sentence)
-
-
-def _received(result: Any) -> Any:
-    if isinstance(result, _Refusal):
-        raise UserError(result.sentence)
-    return result
-
-
-def refuse_small_shared(batch: int, count: int, workers: int) -> None:
-    """UserError where /dev/shm does not hold what processes hand over.
-
-    Args:
-        batch: bytes of a result, of each shape that there is, added up.
-        count: how many results there are in all.
-    """
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = ranks * batch * min(count, workers * (PREFETCH + 1))
-    free = _free_shared() if needed else 0
-    if needed > free:
-        raise UserError(
-            f"the batches of {ranks * workers} loader processes need {format_bytes(needed)} of shared memory "
-            f"(/dev/shm), and {format_bytes(free)} are free; {processes.SHARED}"
-        )
-
-
-def _free_shared() -> int:
-    try:
-        found = os.statvfs("/dev/shm")
-    except OSError:
-        return 0
-    return found.f_bavail * found.f_frsize
-
-
-def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``; in a process of :func:`in_workers` into shared memory that is used by turns.
-
-    Fresh shared memory, handed out by the kernel page by page, would cost half of what decoding costs. So the main
-    process must copy a result before it asks for the next, and should keep the memory mapped meanwhile.
-    """
-    if get_worker_info() is None:
-        return torch.stack(list(tensors))
-    shape, ring = tensors[0].shape, _rings.setdefault(tuple(tensors[0].shape), deque())
-    if ring and len(ring[0]) < len(tensors):
-        ring.clear()
-    if len(ring) <= PREFETCH:  # those that wait, and the one that is taken out or being made
-        ring.append(torch.empty((len(tensors), *shape), dtype=tensors[0].dtype).share_memory_())
-    else:
-        ring.rotate(-1)
-    return torch.stack(list(tensors), out=ring[-1][: len(tensors)])
-
-
-def _begin_worker(_: int) -> None:
-    follow(signal.SIGINT, signal.SIGTERM)
-    Queue._on_queue_feeder_error = staticmethod(_not_handed_over)  # type: ignore[attr-defined]
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
-        mallopt(M_MMAP_THRESHOLD, 1 << 22)
-
-
-def _not_handed_over(error: Exception, _: Any) -> None:
-    """End: Python would drop the result, and the main process wait for it for ever."""
-    reason = processes.explain(error) or f"{type(error).__name__} {error}"
-    print(f"a loader process cannot hand over a batch: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 @dataclass
 class Batch:
     """Samples of one dataset. For evaluation ``pixels`` have an axis of views after the first: (B, V, 3, ...)."""
@@ -139,7 +40,19 @@ class Batch:
     pixels: Tensor  # uint8 (B, 3, T, H, W) of videos, (B, 3, H, W) of images; of a cache (B, bytes of a record)
     labels: dict[str, Tensor]  # head -> int64 (B,)
     keys: list[str]
-    failures: list[Failure] = field(default_factory=list)  # samples that could not be read, and why
+    failures: list[Failure] = field(default_factory=list)  # samples that could not be read, by their keys
+
+
+class Samples(Protocol):
+    """What a batch is put together from: shards, or what stands for them."""
+
+    path: Any
+    modality: str
+    keys: list[str]
+    sizes: list[int]
+    labels: dict[str, np.ndarray]
+
+    def __len__(self) -> int: ...
 
 
 class BadSamples:
@@ -174,18 +87,6 @@ class BadSamples:
             )
 
 
-class Samples(Protocol):
-    """What a batch is put together from: shards, or what stands for them."""
-
-    path: Any
-    modality: str
-    keys: list[str]
-    sizes: list[int]
-    labels: dict[str, np.ndarray]
-
-    def __len__(self) -> int: ...
-
-
 def input_bytes(input: Input, modality: str) -> int:
     """Bytes of the pixels of one view of a sample."""
     return 3 * math.prod(input.size) * (input.frames if modality == "video" else 1)
@@ -203,11 +104,111 @@ def collate(
 
 def batches(dataset: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
     """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one)."""
-    made = in_workers(dataset, numbers, workers)
-    return map(partial(_taken, {}), made) if workers else made
+    results = in_workers(dataset, numbers, workers)
+    return map(partial(_own, {}), results) if workers else results
 
 
-def _taken(mapped: dict[int, Tensor], batch: Batch) -> Batch:
+def _own(mapped: dict[int, Tensor], batch: Batch) -> Batch:
     """``batch`` in memory of its own; the memory in which it came stays mapped here from one batch to the next."""
     mapped[batch.pixels.data_ptr()] = batch.pixels
     return replace(batch, pixels=batch.pixels.clone())
+
+
+def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
+    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one).
+
+    Raises:
+        UserError: reading failed in one of them, and the cause is known.
+    """
+    if not workers:
+        return iter(DataLoader(dataset, batch_size=None, sampler=numbers))
+    options: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
+    loader = DataLoader(_Explained(dataset), batch_size=None, sampler=numbers, num_workers=workers, **options)
+    with end_with_python():
+        return map(_receive, iter(loader))
+
+
+class _Refusal(NamedTuple):
+    """What a process hands over in place of a result."""
+
+    sentence: str
+
+
+class _Explained(Dataset):
+    """``dataset``, with a sentence where an error's cause is known: torch would hand over its traceback as a text."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except Exception as error:
+            if (sentence := processes.explain(error)) is None:
+                raise
+            return _Refusal(sentence)
+
+
+def _receive(result: Any) -> Any:
+    if isinstance(result, _Refusal):
+        raise UserError(result.sentence)
+    return result
+
+
+def _begin_worker(_: int) -> None:
+    follow(signal.SIGINT, signal.SIGTERM)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
+        mallopt(M_MMAP_THRESHOLD, 1 << 22)
+
+
+def _end_worker(error: Exception, _: Any) -> None:
+    """A result cannot be handed over: Python would drop it, and the main process wait for it for ever."""
+    reason = processes.explain(error) or f"{type(error).__name__} {error}"
+    print(f"a loader process cannot hand over a batch: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.stack``; in a process of :func:`in_workers` into shared memory that is used by turns.
+
+    Fresh shared memory, handed out by the kernel page by page, would cost half of what decoding costs. So the main
+    process must copy a result before it asks for the next, and should keep the memory mapped meanwhile.
+    """
+    if get_worker_info() is None:
+        return torch.stack(list(tensors))
+    shape = tuple(tensors[0].shape)
+    ring = _rings.setdefault(shape, deque())
+    if ring and len(ring[0]) < len(tensors):
+        ring.clear()
+    if len(ring) <= PREFETCH:  # those that wait, and the one that is taken out or being made
+        ring.append(torch.empty((len(tensors), *shape), dtype=tensors[0].dtype).share_memory_())
+    else:
+        ring.rotate(-1)
+    return torch.stack(list(tensors), out=ring[-1][: len(tensors)])
+
+
+def refuse_small_shared(batch: int, count: int, workers: int) -> None:
+    """UserError where /dev/shm does not hold what processes hand over.
+
+    Args:
+        batch: bytes of a result, of each shape that there is, added up.
+        count: how many results there are in all.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = ranks * batch * min(count, workers * (PREFETCH + 1))
+    free = _free_shared() if needed else 0
+    if needed > free:
+        raise UserError(
+            f"the batches of {ranks * workers} loader processes need {format_bytes(needed)} of shared memory "
+            f"(/dev/shm), and {format_bytes(free)} are free; {processes.SHARED}"
+        )
+
+
+def _free_shared() -> int:
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize

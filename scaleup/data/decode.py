@@ -24,8 +24,7 @@ from scaleup.data.pictures import (
     upright_rgb,
     whole_view,
 )
-from scaleup.data.playback import Noted, Opened, Playback, refuse_missing, unnoted, unopened, video_stream
-from scaleup.data.timeline import Extent, Timeline
+from scaleup.data.playback import Extent, Noted, Opened, Playback, Timeline, ignore, refuse_missing, video_stream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +112,7 @@ def shown_frames(
     fps: float,
     starts: Sequence[float],
     take: Callable[[VideoFrame], T],
-    opened: Opened = unopened,
+    opened: Opened = ignore,
 ) -> list[T]:
     """What ``take`` makes of each frame of each clip, clip by clip; of a frame that is shown twice it is asked once.
 
@@ -247,7 +246,7 @@ def failure_reason(what: str, error: Exception) -> str:
     return f"not a readable {what}: {text.rstrip('.')}"
 
 
-def every_frame(data: bytes, opened: Opened, noted: Noted = unnoted) -> Iterator[tuple[float, VideoFrame]]:
+def every_frame(data: bytes, opened: Opened, noted: Noted = ignore) -> Iterator[tuple[float, VideoFrame]]:
     """All whole frames of a video as decoded, with the second each is shown at; BadSample as above, at the end too.
 
     Args:
@@ -258,7 +257,7 @@ def every_frame(data: bytes, opened: Opened, noted: Noted = unnoted) -> Iterator
         yield from Playback(stream, noted).frames(packets)
 
 
-def check(data: bytes, modality: str, noted: Noted = unnoted) -> None:
+def check(data: bytes, modality: str, noted: Noted = ignore) -> None:
     """Decode all of it; BadSample if it cannot be used. ``noted`` is told what is odd about it if it can."""
     if modality == "image":
         upright_image(data)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from scaleup.data.decode import check, every_frame, upright_image
 from scaleup.data.pictures import Cut, Pictures, shrunk_size
-from scaleup.data.playback import Noted, unnoted
+from scaleup.data.playback import Noted, ignore
 
 PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # endings, and Pillow's words for them
 CLOCK = 90_000  # ticks a second of re-encoded videos
@@ -42,9 +42,7 @@ class Encoding:
         return not (self.short or self.fps or self.image or self.again)
 
 
-def encoded(
-    data: bytes, extension: str, modality: str, encoding: Encoding, noted: Noted = unnoted
-) -> tuple[str, bytes]:
+def encoded(data: bytes, extension: str, modality: str, encoding: Encoding, noted: Noted = ignore) -> tuple[str, bytes]:
     """The ending and bytes of what goes into a shard; all of ``data`` is decoded in any case.
 
     ``noted`` is told what is odd about it.

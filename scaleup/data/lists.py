@@ -1,4 +1,4 @@
-"""Lists as people have them: rows of a path and a label, by one separator, with or without quotes and a header."""
+"""Lists as people have them: rows of a path and a label, and names of classes; what a label means."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaleup.data.decode import EXTENSIONS
-from scaleup.errors import UserError
+from scaleup.errors import UserError, nearest
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets write "Unicode text"
 
@@ -30,10 +30,10 @@ def read_text(path: Path) -> str:
     return text
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """Lines and their numbers from 1, without what surrounds them; empty ones are left out."""
     lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    yield from ((number, stripped) for number, line in enumerate(lines, 1) if (stripped := line.strip()))
+    return [(number, stripped) for number, line in enumerate(lines, 1) if (stripped := line.strip())]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -49,14 +49,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"'{path}' is not JSON: {error}") from None
 
 
-SEPARATORS = {
-    "\t": "tabs",
-    "::": "'::'",
-    ",": "commas",
-    ";": "semicolons",
-    "|": "bars",
-    " ": "spaces",
-}  # the first of equals
+# The first of equals is taken.
+SEPARATORS = {"\t": "tabs", "::": "'::'", ",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 PATHS = (  # names of columns in headers
     *("path", "file", "filename", "file_name", "filepath", "file_path", "name", "id", "clip", "clip_path", "clip_name"),
     *("video", "video_path", "video_name", "video_id", "image", "image_path", "image_name", "img", "img_path"),
@@ -71,6 +65,18 @@ PATH_FIRST = re.compile(rf"(.+{ENDING}[\"']?)\s+(\S.*)", re.IGNORECASE | re.DOTA
 LABEL_FIRST = re.compile(rf"(\S+)\s+(.+{ENDING}[\"']?)", re.IGNORECASE | re.DOTALL)
 
 NUMBERS = re.compile(r"[-+.\d]+(\s+[-+.\d]+)+")
+
+MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them
+NO_LABEL = {"", "-1", "-1.0", "nan"}
+NO_NUMBER = {"none", "null", "na", "n/a"}  # no label where labels are numbers; else they may be words like any other
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
+SEVERAL = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
+NUMBER_FIRST = re.compile(r"\"?(?P<number>\d+)\"?(?:\s*[,;:\t]\s*|\s+)(?P<name>.+)")
+NUMBER_LAST = re.compile(r"(?P<name>.+?)\s*[,;\t]\s*\"?(?P<number>\d+)\"?")
+CLASS_COLUMNS = {  # names of columns of a list of classes
+    *("", "id", "index", "idx", "number", "class", "label", "name", "names", "class_name", "label_name"),
+    *("class_id", "class_idx", "class_index", "label_id", "label_idx", "label_index"),
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def read_rows(source: Path) -> list[Row]:
     Raises:
         UserError: there are more than two columns, and no header says which are path and label.
     """
-    lines = list(numbered_lines(source))
+    lines = numbered_lines(source)
     if lines and lines[0][1].startswith("{"):
         raise UserError(f"'{source}' holds JSON; a list has a path and a label in each line, such as clips/a.mp4 run")
     separator = separator_of([line for _, line in lines])
@@ -111,11 +117,11 @@ def read_rows(source: Path) -> list[Row]:
 def separator_of(lines: Sequence[str]) -> str:
     """The one that makes a path and something else of most lines."""
 
-    def fitting(separator: str) -> tuple[int, int]:
+    def count_fitting(separator: str) -> tuple[int, int]:
         split = [_fields(line, separator) for line in lines]
-        return sum(_has_one_path(fields) for fields in split), sum(len(fields) > 1 for fields in split)
+        return sum(map(_has_one_path, split)), sum(len(fields) > 1 for fields in split)
 
-    return max(SEPARATORS, key=fitting)
+    return max(SEPARATORS, key=count_fitting)
 
 
 def _has_one_path(fields: Sequence[str]) -> bool:
@@ -143,11 +149,11 @@ def _fields(line: str, separator: str) -> list[str]:
         return [line]
     if separator == "::":
         return [_unquoted(field.strip()) for field in line.rsplit("::", 1)]
+    fields = [_unquoted(field.strip()) for field in line.split(separator)]
     try:
-        rows = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True) if '"' in line else None
-        fields = (
-            [field.strip() for field in next(rows)] if rows else [_unquoted(f.strip()) for f in line.split(separator)]
-        )
+        if '"' in line:
+            row = next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
+            fields = [field.strip() for field in row]
     except csv.Error:
         return [line]
     while len(fields) > 2 and not fields[-1]:
@@ -156,7 +162,8 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _unquoted(text: str) -> str:
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
 
 
 def _header(lines: Sequence[str], separator: str) -> list[str]:
@@ -164,10 +171,11 @@ def _header(lines: Sequence[str], separator: str) -> list[str]:
     bare = lines[0].lstrip("# ") if lines else ""
     names = bare.split() if separator == " " else _fields(bare, separator)
     names = [_unquoted(name).lower().replace(" ", "_") for name in names]
-    known = [name in PATHS or name in LABELS for name in names]
-    paths = any(any(map(is_media, _fields(line, separator))) for line in lines[1:])
-    is_header = any(known) if paths else sum(known) > 1
-    return names if is_header and not any(name.isdecimal() or "." in name or "/" in name for name in names) else []
+    count = sum(name in PATHS or name in LABELS for name in names)
+    paths_follow = any(any(map(is_media, _fields(line, separator))) for line in lines[1:])
+    if count < (1 if paths_follow else 2) or any(name.isdecimal() or "." in name or "/" in name for name in names):
+        return []
+    return names
 
 
 def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns:
@@ -202,3 +210,99 @@ def _wrong(line: str, fields: list[str], separator: str, columns: Columns) -> st
     if other:
         return f"has {SEPARATORS[other]} between path and label, the others {SEPARATORS[separator]}"
     return "has quotes that do not close" if line.count('"') % 2 else "has no label after the path"
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names in the order of their numbers: lines ``NAME``; lines ``NUMBER NAME`` or ``NAME,NUMBER`` from 0 or 1,
+    with any separator, quotes and a header; or JSON: a list of names, an object of names to numbers or the reverse.
+    """
+    path = Path(path)
+    try:
+        pairs = _json_classes(read_json(path)) if path.suffix.lower() == ".json" else _line_classes(read_lines(path))
+        numbers = {name: int(number) for name, number in pairs}
+        if not all(isinstance(name, str) for name in numbers):
+            raise ValueError("a name in it is no text")
+        if len(numbers) < len(pairs):
+            raise ValueError("a name stands in it twice")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' is not a list of class names: {error}") from error
+    names = sorted(numbers, key=lambda name: numbers[name])
+    first = min(numbers.values(), default=0)
+    if not names or sorted(numbers.values()) != list(range(first, first + len(names))):
+        raise UserError(f"'{path}' is not a list of class names: they are not numbered one after the other, once each")
+    return names
+
+
+def _json_classes(content: Any) -> list[tuple[Any, Any]]:
+    """Names and their numbers."""
+    if isinstance(content, list):
+        return [(name, number) for number, name in enumerate(content)]
+    if all(key.isdecimal() for key in content) and all(isinstance(name, str) for name in content.values()):
+        return [(name, number) for number, name in content.items()]
+    return list(content.items())
+
+
+def _line_classes(lines: list[str]) -> list[tuple[str, int]]:
+    """Names and their numbers; a first line that names the columns is none, nor are lines that begin with ``# ``."""
+    lines = [line for line in lines if not line.startswith("# ")]
+    first = lines[0] if lines else ""
+    words = {word.strip("\"' ").lower() for word in re.split(r"[\s,;:]+", first)}
+    begin = 1 if words <= CLASS_COLUMNS else 0
+    if pairs := _numbered(lines[begin:]):
+        return pairs
+    pairs = _numbered(lines[1:]) if re.search(r"[,;\t]", first) else []
+    if pairs and min(number for _, number in pairs) < 2:  # so the first line is a header of other words
+        return pairs
+    names = lines[begin:] if "," not in first and len(lines) > 1 else lines
+    return [(_plain(name), number) for number, name in enumerate(names)]
+
+
+def _numbered(lines: list[str]) -> list[tuple[str, int]]:
+    """Names and their numbers if all lines have both, else nothing."""
+    for pattern in (NUMBER_FIRST, NUMBER_LAST):
+        matches = [pattern.fullmatch(line) for line in lines]
+        if all(matches):
+            return [(_plain(match["name"]), int(match["number"])) for match in matches if match]
+    return []
+
+
+def _plain(text: str) -> str:
+    """Without the quotes of CSV."""
+    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def number_of(label: str) -> int | None:
+    """The number that a label is, such as 3, 03 or 3.0; None: it is a word, or no number that classes have."""
+    match = re.fullmatch(r"\+?(\d+)(?:\.0*)?", label)
+    return int(match[1]) if match else None
+
+
+def class_names(labels: Iterable[str]) -> list[str]:
+    """The labels that occur, numbers in their order and then words; if all are numbers, every number up to the largest.
+
+    What stands for no label is none: nothing, -1 and nan; beside numbers alone, none, null and na too.
+    """
+    names = {label for label in labels if label.lower() not in NO_LABEL}
+    words = {label for label in names if not NUMBER.fullmatch(label)}
+    numbers = {number for label in names if (number := number_of(label)) is not None}
+    several = {word for word in words if SEVERAL.fullmatch(word)}
+    if (numbers or several) and all(word.lower() in NO_NUMBER for word in words - several):
+        return [str(number) for number in range(min(max(numbers, default=-1) + 1, MAX_CLASSES))]
+    return sorted(names, key=lambda label: (number_of(label) is None, number_of(label) or 0, label))
+
+
+def class_name(label: str, names: list[str], known: Container[str]) -> str | None:
+    """The class that ``label`` means, itself one of ``names`` (``known``) or the number of one; None: neither."""
+    if label in known:
+        return label
+    number = number_of(label)
+    return names[number] if number is not None and number < len(names) else None
+
+
+def unknown(label: str, names: list[str]) -> str:
+    """Why ``label`` is no class."""
+    if label.lower() in NO_LABEL:
+        return f"label '{label}' is none of the {len(names)} classes but stands for no label"
+    if SEVERAL.fullmatch(label):
+        return f"label '{label[:200]}' is several labels; a sample has one"
+    return f"label '{label[:200]}' is none of the {len(names)} classes{nearest(label[:200], names)}"

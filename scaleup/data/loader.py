@@ -1,25 +1,32 @@
-"""Batches of decoded samples: endless and in a fixed order for training, every sample once for evaluation."""
+"""Batches of decoded samples: endless and in a fixed order for training, every sample once for evaluation.
+
+What comes at step k is a function of the recipe and the step alone, so that training can be resumed at any step.
+"""
 
 from __future__ import annotations
 
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from math import ceil
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from scaleup.config import schema
-from scaleup.data import order
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes, refuse_small_shared
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
 from scaleup.errors import UserError, nearest
+
+Joined = Callable[[list[Failure]], list[Failure]]  # this rank's failures of a step to those of all ranks
 
 
 def open_datasets(data: schema.Data) -> dict[str, Shards]:
@@ -70,7 +77,58 @@ def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None
         )
 
 
-Joined = Callable[[list[Failure]], list[Failure]]
+def dataset_at(weights: Mapping[str, float], step: int) -> tuple[str, int]:
+    """The dataset that step ``step`` draws its whole batch from, and how many batches it gave before.
+
+    After any number of steps each dataset has had its share of them within one batch for two datasets, and
+    exactly where the share is a whole number. The first dataset is spread evenly, the next evenly over what is left.
+    """
+    (name, weight), *others = weights.items()
+    if not others:
+        return name, step
+    share = Fraction(str(weight)) / sum(Fraction(str(other)) for other in weights.values())
+    before, after = ceil(step * share), ceil((step + 1) * share)
+    if after > before:
+        return name, before
+    return dataset_at(dict(others), step - before)
+
+
+class Order:
+    """The endless stream of epochs of a dataset whose shards have ``sizes`` samples, numbered shard by shard.
+
+    Every epoch puts the shards in another order, end to end, and then moves each sample by less than ``window``
+    places. So what is read at any time lies within two windows, and reading goes through each shard once from front
+    to back, give or take a window, as disks and object stores like it. A dataset of no more than ``window`` samples
+    is permuted freely.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
+        self.sizes, self.seed, self.window = np.array(sizes), seed, window
+        self.count = int(self.sizes.sum())
+        self._epochs: dict[int, np.ndarray] = {}  # the last two that were asked for
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(sample number, epoch) at ``position`` of the stream; batches run across the borders of epochs."""
+        epoch, place = divmod(position, self.count)
+        if epoch not in self._epochs:
+            self._epochs = dict(list(self._epochs.items())[-1:]) | {epoch: self._draw(epoch)}
+        return int(self._epochs[epoch][place]), epoch
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        random = np.random.default_rng([self.seed, epoch])
+        if self.count <= self.window:
+            return random.permutation(self.count)
+        ends = self.sizes.cumsum()
+        shards = random.permutation(len(self.sizes))
+        in_turn = np.concatenate([np.arange(ends[shard] - self.sizes[shard], ends[shard]) for shard in shards])
+        moved = np.arange(self.count) + random.random(self.count) * self.window
+        return in_turn[np.argsort(moved, kind="stable")]
+
+
+def rank_slice(count: int, rank: int, world: int) -> range:
+    """Which places of a global batch of ``count`` samples are rank ``rank``'s; ``world`` divides ``count``."""
+    assert count % world == 0, (count, world)
+    return range(rank * count // world, (rank + 1) * count // world)
 
 
 def train_loader(
@@ -97,17 +155,18 @@ def train_loader(
             raises it at the same step.
     """
     shards = open_datasets(data)
-    augmented = Augmented(data, input, seed, shards)
-    dataset = TrainSteps(data, shards, augmented, seed, rank, world)
+    dataset = TrainSteps(data, shards, Augmented(data, input, seed, shards), seed, rank, world)
     sizes = {input_bytes(input, each.modality) for each in shards.values()}
-    refuse_small_shared(len(dataset.places) * sum(sizes), steps - start, data.workers)
-    return train_steps(dataset, data.workers, range(start, steps), joined)
+    return train_steps(dataset, sizes, data.workers, range(start, steps), joined)
 
 
-def train_steps(dataset: TrainSteps, workers: int, steps: range, joined: Joined = list) -> Iterator[Batch]:
-    """This rank's batches of ``steps``, whatever their samples are."""
+def train_steps(
+    dataset: TrainSteps, sizes: set[int], workers: int, steps: range, joined: Joined = list
+) -> Iterator[Batch]:
+    """This rank's batches of ``steps``, whatever their samples are; ``sizes``: bytes of a sample, of each shape."""
+    refuse_small_shared(len(dataset.places) * sum(sizes), len(steps), workers)
     # No generator: in a traceback its frame would keep the processes alive.
-    return map(partial(dataset.watched, joined), batches(dataset, steps, workers))
+    return map(partial(dataset.count_bad, joined), batches(dataset, steps, workers))
 
 
 class Augmented:
@@ -142,20 +201,18 @@ class TrainSteps(Dataset):
     ) -> None:
         if data.batch % world:
             raise UserError(f"data.batch {data.batch} cannot be divided evenly by {world} ranks")
-        self.batch = data.batch
-        self.places = order.rank_slice(data.batch, rank, world)
-        self.shards, self.read = shards, read
-        self.orders = {name: order.Order(shards.sizes, seed, data.window) for name, shards in self.shards.items()}
-        self.heads = {name: dict(dataset.heads) for name, dataset in data.train.items()}
+        self.batch, self.places = data.batch, rank_slice(data.batch, rank, world)
+        self.shards, self.read, self.datasets = shards, read, data.train
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
+        self.orders = {name: Order(each.sizes, seed, data.window) for name, each in shards.items()}
         self.bad = {name: BadSamples(f"dataset '{name}'", len(each), data.max_bad) for name, each in shards.items()}
 
     def __getitem__(self, step: int) -> Batch:
-        name, nth = order.dataset_at(self.weights, step)
+        name, nth = dataset_at(self.weights, step)
         failures: dict[str, Failure] = {}  # by key
-        read = [self._read(name, nth * self.batch + place, failures) for place in self.places]
-        whole = [item for item in read if item]
-        return collate(name, self.shards[name], self.heads[name], whole, list(failures.values()))
+        samples = [self._read(name, nth * self.batch + place, failures) for place in self.places]
+        read = [sample for sample in samples if sample]
+        return collate(name, self.shards[name], self.datasets[name].heads, read, list(failures.values()))
 
     def _read(self, name: str, position: int, failures: dict[str, Failure]) -> tuple[int, Tensor] | None:
         """The sample at ``position``, or the next that can be read; None once there are too many failures."""
@@ -169,7 +226,7 @@ class TrainSteps(Dataset):
                 position += 1
         return None
 
-    def watched(self, joined: Joined, batch: Batch) -> Batch:
+    def count_bad(self, joined: Joined, batch: Batch) -> Batch:
         """``batch``; every unreadable sample is named once, by a rank that met it first, and UserError stops the run
         when those of all ranks have become too many."""
         bad = self.bad[batch.dataset]
@@ -197,9 +254,9 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
-    each = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
-    refuse_small_shared(min(batch, len(dataset.indices)) * each, len(dataset), workers)
-    return map(_named, batches(dataset, range(len(dataset)), workers))
+    size = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
+    refuse_small_shared(min(batch, len(dataset.indices)) * size, len(dataset), workers)
+    return map(_name_failures, batches(dataset, range(len(dataset)), workers))
 
 
 @dataclass
@@ -221,15 +278,14 @@ class EvalBatches(Dataset):
         read, failures = [], []
         for index in self.indices[number * self.batch : (number + 1) * self.batch]:
             try:
-                sample = self.shards.read(index)
-                views = eval_views(sample.media, self.shards.modality, self.input, self.clips, self.crops)
-                read.append((index, views))
+                data = self.shards.read(index).media
+                read.append((index, eval_views(data, self.shards.modality, self.input, self.clips, self.crops)))
             except BadSample as error:
                 failures.append(Failure(self.shards.keys[index], str(error)))
         return collate(self.shards.name, self.shards, self.heads, read, failures)
 
 
-def _named(batch: Batch) -> Batch:
+def _name_failures(batch: Batch) -> Batch:
     for failure in batch.failures:
         print(f"'{batch.dataset}': sample '{failure.source}' not evaluated: {failure.reason}", file=sys.stderr)
     return batch

@@ -11,9 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS
-from scaleup.data.lists import is_media, read_json, read_lines, read_rows
+from scaleup.data.lists import (
+    class_name,
+    class_names,
+    is_media,
+    read_classes,
+    read_json,
+    read_lines,
+    read_rows,
+    unknown,
+)
 from scaleup.data.storage import Item, count_by_reason, failure, hidden, printable, walk
 from scaleup.data.tars import is_tar, packed_as
 from scaleup.errors import UserError, nearest

@@ -15,11 +15,11 @@ from scaleup.config.schema import Input
 from scaleup.data.augment import covering, spatial_views
 from scaleup.data.decode import failure_reason
 from scaleup.data.pictures import BadSample, Cut, Pictures
-from scaleup.data.playback import Noted, Opened, Playback, unnoted, unopened, video_stream
+from scaleup.data.playback import Noted, Opened, Playback, ignore, video_stream
 
 
 def frames(
-    source: str | BinaryIO, opened: Opened = unopened, noted: Noted = unnoted
+    source: str | BinaryIO, opened: Opened = ignore, noted: Noted = ignore
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames, each with the second it is shown at, the first at 0; read no further than they are asked for.
 
@@ -43,7 +43,7 @@ def frames(
         raise BadSample(failure_reason("video", error)) from None
 
 
-def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = unnoted) -> Iterator[tuple[float, Tensor]]:
+def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = ignore) -> Iterator[tuple[float, Tensor]]:
     """Centre crops of clips that begin every ``hop`` seconds, as they fill: (second, uint8 (3, T, h, w)).
 
     Frame k of a clip is what is on screen k / fps seconds after it begins. Frames that are left after the last whole

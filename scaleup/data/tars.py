@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
-from scaleup.data.classes import class_name, class_names, read_classes, unknown
 from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.lists import class_name, class_names, read_classes, unknown
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Index, Note, SampleEntry, Shards, TarEntry, file_sha256, write_index
 from scaleup.data.storage import NO_FILE, Failure, count_by_reason, failure, hidden, is_broken_link, printable

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scaleup.config import schema
-from scaleup.data.batches import Batch, refuse_small_shared
+from scaleup.data.batches import Batch
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
@@ -165,8 +165,7 @@ def cached_loader(
     """
     dataset = TrainSteps(data, sets, partial(_record, sets), seed, rank, world)
     sizes = {max(place.end for place in each.layout.values()) for each in sets.values()}
-    refuse_small_shared(len(dataset.places) * sum(sizes), len(steps), data.workers)
-    return train_steps(dataset, data.workers, steps, joined)
+    return train_steps(dataset, sizes, data.workers, steps, joined)
 
 
 def _record(sets: Mapping[str, CachedSet], name: str, index: int, epoch: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from scaleup.common.timing import progress
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
-from scaleup.data.playback import Noted, unnoted
+from scaleup.data.playback import Noted, ignore
 from scaleup.data.stream import clips
 from scaleup.errors import UserError
 from scaleup.evaluation import overlay
@@ -94,7 +94,7 @@ class Predictor:
         self,
         source: str | BinaryIO,
         told: Callable[[ClipPrediction], None] | None = None,
-        noted: Noted = unnoted,
+        noted: Noted = ignore,
     ) -> Prediction:
         """What a video shows, by the mean of the probabilities over its clips.
 

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scaleup.data.order import Order, dataset_at, rank_slice
+from scaleup.data.loader import Order, dataset_at, rank_slice
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,16 @@ def test_two_equal_datasets_alternate():
     assert [dataset_at({"a": 1, "b": 1}, step)[0] for step in range(6)] == list("ababab")
 
 
+def batch_of(order, size, nth):
+    """The ``nth`` global batch of ``size``: (sample number, epoch) pairs."""
+    return [order.at(position) for position in range(nth * size, (nth + 1) * size)]
+
+
 @pytest.mark.parametrize("window", [1, 3, 1000])
 @pytest.mark.parametrize("sizes, batch", [([10], 4), ([3, 0, 4], 7), ([5], 12), ([30, 30, 4], 8)])
 def test_each_epoch_visits_every_sample_once_in_another_order(sizes, batch, window):
     n, order = sum(sizes), Order(sizes, 3, window)
-    stream = [pair for nth in range(60) for pair in order.batch(batch, nth)]
+    stream = [pair for nth in range(60) for pair in batch_of(order, batch, nth)]
     orders = [[index for index, at in stream if at == epoch] for epoch in range(60 * batch // n)]
     assert all(sorted(each) == list(range(n)) for each in orders)
     assert len({tuple(each) for each in orders}) > 1 or (window == 1 and len(sizes) == 1)
@@ -38,11 +43,11 @@ def test_each_epoch_visits_every_sample_once_in_another_order(sizes, batch, wind
 
 def test_order_is_a_function_of_the_seed():
     sizes = [20, 30]
-    assert Order(sizes, 1, 9).batch(8, 3) == Order(sizes, 1, 9).batch(8, 3) != Order(sizes, 2, 9).batch(8, 3)
-    assert Order(sizes, 1, 9).batch(8, 3)[2] == Order(sizes, 1, 9).at(26)
+    one, again, other = (batch_of(Order(sizes, seed, 9), 8, 3) for seed in (1, 1, 2))
+    assert one == again != other and one[2] == Order(sizes, 1, 9).at(26)
     used = Order(sizes, 1, 9)
     used.at(120)
-    assert pickle.loads(pickle.dumps(used)).batch(8, 3) == Order(sizes, 1, 9).batch(8, 3)
+    assert batch_of(pickle.loads(pickle.dumps(used)), 8, 3) == one
 
 
 def epochs(sizes, window, count):

@@ -1,7 +1,6 @@
 import pytest
 
-from scaleup.data.classes import read_classes
-from scaleup.data.lists import Row, read_rows
+from scaleup.data.lists import Row, read_classes, read_rows
 from scaleup.data.sources import read_source
 from scaleup.errors import UserError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup.data.classes import read_classes
+from scaleup.data.lists import read_classes
 from scaleup.data.sources import kind_of, read_source
 from scaleup.errors import UserError
 

@@ -12,8 +12,8 @@ from videos import numbered, numbers
 from scaleup.config.schema import Input
 from scaleup.data.decode import check, decode_clip
 from scaleup.data.encode import Encoding, encoded
+from scaleup.data.playback import DEFAULT_RATE, MAX_GAP, Clock, Stamps, period
 from scaleup.data.stream import clips, frames
-from scaleup.data.timeline import DEFAULT_RATE, MAX_GAP, Clock, Stamps, period
 
 FPS = 10
 DAYS = 10_000_000  # frames; 11 days
