@@ -31,16 +31,16 @@ class TrainTransform:
         layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
         self.randaugment = v2.RandAugment(layers, magnitude, interpolation=v2.InterpolationMode.BILINEAR)
 
-    def __call__(self, media: bytes, modality: str, source: random.Random) -> Tensor:
+    def __call__(self, data: bytes, modality: str, source: random.Random) -> Tensor:
         """uint8 (3, T, h, w) of a video, (3, h, w) of an image; raises BadSample."""
         if modality == "image":
-            return self.augmented(decode_image(media, self.short), source)
+            return self.augmented(decode_image(data, self.short), source)
         h, w = self.input.size
 
         def view(height: int, width: int) -> Cut:
             return Cut(_random_box(height, width, self.augment, source), (h, w), self._mirrored(source))
 
-        clip = decode_clip(media, self.input.frames, self.input.fps, source.random(), view)
+        clip = decode_clip(data, self.input.frames, self.input.fps, source.random(), view)
         return self._randaugmented(clip.transpose(0, 1), source).transpose(0, 1)
 
     def augmented(self, pixels: Tensor, source: random.Random) -> Tensor:
@@ -90,7 +90,7 @@ def parse_views(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def eval_views(media: bytes, modality: str, input: Input, clips: int, crops: int) -> Tensor:
+def eval_views(data: bytes, modality: str, input: Input, clips: int, crops: int) -> Tensor:
     """``clips`` clips evenly spaced over a video, each in ``crops`` spatial crops; an image has its crops alone.
 
     Returns:
@@ -100,13 +100,13 @@ def eval_views(media: bytes, modality: str, input: Input, clips: int, crops: int
         BadSample: the sample cannot be decoded.
     """
     if modality == "image":
-        return spatial_views(decode_image(media, 2 * max(input.size)), input.size, crops)  # (s, 3, h, w)
+        return spatial_views(decode_image(data, 2 * max(input.size)), input.size, crops)  # (s, 3, h, w)
     starts = [i / (clips - 1) for i in range(clips)] if clips > 1 else [0.5]
 
     def view(height: int, width: int) -> Cut:
         return Cut((0, 0, height, width), covering(height, width, input.size, crops))
 
-    pixels = decode_clips(media, input.frames, input.fps, starts, view)  # (t, 3, T, H, W)
+    pixels = decode_clips(data, input.frames, input.fps, starts, view)  # (t, 3, T, H, W)
     frames = pixels.transpose(1, 2).flatten(0, 1)  # (t * T, 3, H, W)
     views = _crops(frames, input.size, crops).unflatten(1, (clips, -1))  # (s, t, T, 3, h, w)
     return views.transpose(0, 1).flatten(0, 1).transpose(1, 2)  # (t * s, 3, T, h, w)

@@ -96,9 +96,9 @@ def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], 
             much of it is damaged, or missing at its end.
     """
     pictures = Pictures(view or whole_view())
-    shown = shown_frames(data, frames, fps, starts, pictures.planes, pictures.opened)
-    clips = np.empty((len(starts), 3, frames, *shown[0][0].shape), np.uint8)
-    for number, planes in enumerate(shown):
+    pixels = shown_frames(data, frames, fps, starts, pictures.planes, pictures.opened)
+    clips = np.empty((len(starts), 3, frames, *pixels[0][0].shape), np.uint8)
+    for number, planes in enumerate(pixels):
         for colour, plane in enumerate(planes):
             clips[number // frames, colour, number % frames] = plane
     import torch  # as above
@@ -122,17 +122,15 @@ def shown_frames(
     with _video(data, strict=True) as (stream, packets):
         opened(stream)
         times, believed = _times(stream, packets)
-        wanted = _wanted_times(times, frames, fps, starts)  # (V, T)
-        seconds, places = np.unique(wanted, return_inverse=True)
-        found = _sought(packets, times, seconds, take) if believed else None
-    if found is None:
+        seconds, places = _seconds(times, frames, fps, starts)
+        results = _seek(packets, times, seconds, take) if believed else None
+    if results is None:
         with _video(data) as (stream, packets):
             opened(stream)
             times, _ = Timeline(stream, packets).seconds(_first_stamp(stream, packets))  # the first may be damaged
-            wanted = _wanted_times(times, frames, fps, starts)
-            seconds, places = np.unique(wanted, return_inverse=True)
-            found = _met(stream, packets, seconds, take)
-    return [found[place] for place in places.ravel()]
+            seconds, places = _seconds(times, frames, fps, starts)
+            results = _play(stream, packets, seconds, take)
+    return [results[place] for place in places]
 
 
 @contextmanager
@@ -160,10 +158,7 @@ def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray
     opens = packets[0].is_keyframe and timeline.opens
     times, believed = timeline.seconds(-math.inf if opens else _first_stamp(stream, packets))
     if believed and len(packets) != stream.frames:
-        extent = Extent(stream)
-        for packet in packets:
-            extent.add(packet)
-        refuse_missing(extent)
+        refuse_missing(Extent(stream, packets))
     return times, believed
 
 
@@ -181,28 +176,29 @@ def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> float:
     raise BadSample("no frames")
 
 
-def _wanted_times(times: np.ndarray, frames: int, fps: float, starts: Sequence[float]) -> np.ndarray:
-    """When each frame of each clip is shown, in seconds, (V, T)."""
+def _seconds(times: np.ndarray, frames: int, fps: float, starts: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The seconds at which frames are needed, ascending, once each; and which of them each frame of each clip is."""
     first, last = np.nanmin(times), np.nanmax(times)
     slack = max(0.0, last - first - (frames - 1) / fps)
-    return first + np.asarray(starts)[:, None] * slack + np.arange(frames) / fps
+    clips = first + np.asarray(starts)[:, None] * slack + np.arange(frames) / fps  # (V, T)
+    seconds, places = np.unique(clips, return_inverse=True)
+    return seconds, places.ravel()
 
 
-def _sought(
-    packets: list[av.Packet], times: np.ndarray, wanted: np.ndarray, take: Callable[[VideoFrame], T]
+def _seek(
+    packets: list[av.Packet], times: np.ndarray, seconds: np.ndarray, take: Callable[[VideoFrame], T]
 ) -> list[T] | None:
-    """What ``take`` makes of the frame on screen at each second in ``wanted`` (ascending); no more is decoded than that
-    needs.
+    """What ``take`` makes of the frame on screen at each of ``seconds``; no more is decoded than that needs.
 
     Decoding starts at the last key frame before, and frames that are neither shown nor referred to are skipped.
     None: that does not bring out every frame by its timestamp and in that order, as with references across a key
     frame, packed B-frames, or damage.
     """
     order = np.argsort(times)[: np.isfinite(times).sum()]  # NaN is last
-    places = np.searchsorted(times[order], wanted + 1e-4, side="right") - 1
-    shown = [packets[order[max(0, place)]].pts for place in places]
-    needed, found, before = set(shown), dict[int, T](), -math.inf
-    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= wanted[0]]
+    places = np.searchsorted(times[order], seconds + 1e-4, side="right") - 1
+    stamps = [packets[order[max(0, place)]].pts for place in places]
+    needed, results, before = set(stamps), dict[int, T](), -math.inf
+    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= seconds[0]]
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     context = packets[0].stream.codec_context
     skips = context.codec.name != "libdav1d"  # which heeds the first setting alone
@@ -215,35 +211,35 @@ def _sought(
                     return None
                 before = frame.pts
                 if before in needed and not frame.is_corrupt:
-                    found[before] = take(frame)
+                    results[before] = take(frame)
     except av.FFmpegError:
         return None
-    return [found[stamp] for stamp in shown] if len(found) == len(needed) else None
+    return [results[stamp] for stamp in stamps] if len(results) == len(needed) else None
 
 
-def _met(
-    stream: av.VideoStream, packets: list[av.Packet], wanted: np.ndarray, take: Callable[[VideoFrame], T]
+def _play(
+    stream: av.VideoStream, packets: list[av.Packet], seconds: np.ndarray, take: Callable[[VideoFrame], T]
 ) -> list[T]:
-    """As :func:`_sought`, by decoding from the beginning and going by what comes out."""
-    shown: list[T] = []
-    current, taken, playback = None, None, Playback(stream)
+    """As :func:`_seek`, by decoding from the beginning and going by what comes out."""
+    results: list[T] = []
+    current, result, playback = None, None, Playback(stream)
     for second, frame in playback.frames(packets):
-        while current is not None and len(shown) < len(wanted) and wanted[len(shown)] < second - 1e-4:
-            taken = take(current) if taken is None else taken
-            shown.append(taken)
-        if len(shown) == len(wanted):
+        while current is not None and len(results) < len(seconds) and seconds[len(results)] < second - 1e-4:
+            result = take(current) if result is None else result
+            results.append(result)
+        if len(results) == len(seconds):
             playback.refuse_damage()
-            return shown
-        current, taken = frame, None
+            return results
+        current, result = frame, None
     assert current is not None  # or it would have been refused
-    return shown + [take(current)] * (len(wanted) - len(shown))
+    return results + [take(current)] * (len(seconds) - len(results))
 
 
-def failure_reason(what: str, error: Exception) -> str:
-    """Why something could not be read, in the words of the library that tried."""
+def failure_reason(modality: str, error: Exception) -> str:
+    """Why it could not be read, in the words of the library that tried."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(r" <.* at 0x[0-9a-f]+>", "", text.splitlines()[0])  # Pillow names the object that it reads
-    return f"not a readable {what}: {text.rstrip('.')}"
+    return f"not a readable {modality}: {text.rstrip('.')}"
 
 
 def every_frame(data: bytes, opened: Opened, noted: Noted = ignore) -> Iterator[tuple[float, VideoFrame]]:

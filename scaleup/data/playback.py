@@ -77,13 +77,13 @@ class Stamps:
         self._last = [-math.inf, -math.inf]
         self._faults = [0, 0]
 
-    def __call__(self, shown: int | None, decoded: int | None) -> int | None:
-        for kind, stamp in enumerate((shown, decoded)):
+    def __call__(self, pts: int | None, dts: int | None) -> int | None:
+        for kind, stamp in enumerate((pts, dts)):
             if stamp is not None:
                 self._faults[kind] += stamp <= self._last[kind]
                 self._last[kind] = stamp
-        usual = shown is not None and (decoded is None or self._faults[0] <= self._faults[1])
-        return shown if usual else decoded
+        usual = pts is not None and (dts is None or self._faults[0] <= self._faults[1])
+        return pts if usual else dts
 
 
 def period(stream: av.VideoStream) -> float:
@@ -138,29 +138,30 @@ class Timeline:
         unknown = bool(np.isnan(self._decoded).all())
         decoded = _filled(self._shown if unknown else self._decoded)
         steps = np.diff(decoded, prepend=decoded[0])
-        pieces = np.cumsum(
-            (steps > MAX_GAP) | (steps < (-1 if unknown else 0))
-        )  # stamps may go back a little: B-frames
+        back = -1 if unknown else 0  # seconds; stamps may go back a little: B-frames
+        pieces = np.cumsum((steps > MAX_GAP) | (steps < back))
         near = np.abs(self._shown - decoded) <= MAX_GAP
         return np.lexsort((np.where(near, self._shown, decoded), pieces))
 
 
 def _filled(values: np.ndarray) -> np.ndarray:
     """NaN replaced by the value before, or at the beginning by the first; zeros if there is none."""
-    known = np.flatnonzero(~np.isnan(values))
-    if not known.size:
+    places = np.flatnonzero(~np.isnan(values))
+    if not places.size:
         return np.zeros_like(values)
-    places = np.searchsorted(known, np.arange(len(values)), side="right") - 1
-    return values[known[np.maximum(0, places)]]
+    before = np.searchsorted(places, np.arange(len(values)), side="right") - 1
+    return values[places[np.maximum(0, before)]]
 
 
 class Extent:
     """From where to where the packets of a stream go."""
 
-    def __init__(self, stream: av.VideoStream) -> None:
+    def __init__(self, stream: av.VideoStream, packets: Iterable[av.Packet] = ()) -> None:
         self._stream, self._base, self._period = stream, float(stream.time_base or 0), period(stream)
         self._count, self._begin, self._end = 0, 0.0, -math.inf
         self._unstamped = 0  # packets; each lasts a period
+        for packet in packets:
+            self.add(packet)
 
     def add(self, packet: av.Packet) -> None:
         self._count += 1

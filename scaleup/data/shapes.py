@@ -14,7 +14,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ CLASSES = {
 RADIUS = (0.20, 0.40)  # from the centre to the outermost point, as a share of the frame
 SPEED = (1 / 32, 2 / 32)  # of the frame a frame: one to two pixels of 32
 CYCLE = (0.6 / 16, 1.0 / 16)  # of the way from smallest to largest, a frame
-_STEPS = {"left": (0, -1, 0), "right": (0, 1, 0), "up": (-1, 0, 0), "down": (1, 0, 0), "grow": (0, 0, 1)}
-_STEPS["shrink"] = (0, 0, -1)  # of row, column and size
+_STEPS = [(0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0), (0, 0, 1), (0, 0, -1)]  # row, column and size, by motion
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,8 @@ def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
     shape, motion = int(rng.integers(len(SHAPES))), int(rng.integers(len(MOTIONS)))
     start = rng.random(3)  # row, column, size
     rates = np.array([speed := rng.uniform(*SPEED), speed, rng.uniform(*CYCLE)])
-    path = start + np.arange(frames)[:, None] * rates * _STEPS[MOTIONS[motion]]  # (T, 3)
+    path = start + np.arange(frames)[:, None] * rates * _STEPS[motion]  # (T, 3)
     return Scene(shape, motion, *(path % 1.0).T)
-
-
-def draw(rng: np.random.Generator, size: int, frames: int) -> tuple[Scene, np.ndarray]:
-    """A random scene and its pixels (T, size, size, 3)."""
-    scene = sample_scene(rng, frames)
-    return scene, render(scene, size, rng)
 
 
 def sample_places(rng: np.random.Generator, frames: int) -> tuple[list[Scene], int]:
@@ -105,9 +98,8 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     radius = scene.radius[:, None, None]
     x = (dx * math.cos(angle) + dy * math.sin(angle)) / radius  # (T, H, W), in radii
     y = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
-    cover = np.clip(0.5 - _distance([*SHAPES, "dot"][scene.shape], x, y) * radius * size, 0, 1)[
-        ..., None
-    ]  # (T, H, W, 1)
+    distance = _distance([*SHAPES, "dot"][scene.shape], x, y)
+    cover = np.clip(0.5 - distance * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
     ground = _texture(rng, grid[:, None], grid[None, :], 0.10)[None] + (base := rng.uniform(0.1, 0.5, 3))
     figure = _texture(rng, x / 2, y / 2, 0.05) + base + rng.uniform(0.3, 0.5) + rng.uniform(-0.1, 0.1, 3)  # lighter
     noise = rng.normal(0, 0.06, (*cover.shape[:3], 1))
@@ -160,16 +152,16 @@ def make_sample(
     """One sample as a file: a pure function of its arguments."""
     rng = np.random.default_rng([seed, split, modality == "video", number])
     frames = frames if modality == "video" else 1
-    place = {}
+    place_motion = {}
     if places:
-        scene, pixels, quarter = draw_places(rng, size, frames)
-        place = {"place_motion": quarter * len(MOTIONS) + scene.motion}
+        scene, pixels, place = draw_places(rng, size, frames)
+        place_motion = {"place_motion": place * len(MOTIONS) + scene.motion}
     else:
-        scene, pixels = draw(rng, size, frames)
+        scene = sample_scene(rng, frames)
+        pixels = render(scene, size, rng)
     key = f"{modality}-{SPLITS[split]}-{seed}-{number:06d}"
     if modality == "video":
-        labels = {"shape": scene.shape, "motion": scene.motion} | place
-        return Sample(key, "mp4", _mp4(pixels), labels)
+        return Sample(key, "mp4", _mp4(pixels), {"shape": scene.shape, "motion": scene.motion} | place_motion)
     position = int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
     labels = {"shape": scene.shape, "position": position, "size": int(scene.size[0] * 4)}
     return Sample(key, "png", _png(pixels[0]), labels)
@@ -193,11 +185,6 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
-
-
-def _chunk(task: tuple[str, int, int, range, int, int, bool]) -> list[Sample]:
-    modality, seed, split, numbers, size, frames, places = task
-    return [make_sample(modality, seed, split, number, size, frames, places) for number in numbers]
 
 
 def make_shapes(
@@ -227,22 +214,15 @@ def make_shapes(
     """
     if size % 2 or size < 16 or frames < 1:
         raise UserError(f"size {size} and frames {frames}: size is an even number from 16, frames at least 1")
-    wanted = {f"videos-{split}": ("video", split, count) for split, count in videos.items()}
-    wanted |= {f"images-{split}": ("image", split, count) for split, count in images.items()}
+    sets = {f"videos-{split}": ("video", split, count) for split, count in videos.items()}
+    sets |= {f"images-{split}": ("image", split, count) for split, count in images.items()}
     with new_directory(out, overwrite) as temporary:
-        for name, (modality, split, count) in wanted.items():
-            tasks = [
-                (modality, seed, SPLITS.index(split), range(begin, min(begin + 100, count)), size, frames, places)
-                for begin in range(0, count, 100)
-            ]
-            samples = chain.from_iterable(parallel(_chunk, tasks, processes))
-            write_shards(_counted(samples, advance), temporary / name, modality, _classes(modality, places))
-    return {name: Shards.open(Path(out) / name) for name in wanted}
-
-
-def _classes(modality: str, places: bool) -> dict[str, list[str]]:
-    placed = {"place_motion": PLACE_MOTIONS} if places and modality == "video" else {}
-    return CLASSES[modality] | placed
+        for name, (modality, split, count) in sets.items():
+            sample = partial(make_sample, modality, seed, SPLITS.index(split), size=size, frames=frames, places=places)
+            samples = _counted(parallel(sample, range(count), processes), advance)
+            placed = {"place_motion": PLACE_MOTIONS} if places and modality == "video" else {}
+            write_shards(samples, temporary / name, modality, CLASSES[modality] | placed)
+    return {name: Shards.open(Path(out) / name) for name in sets}
 
 
 def _counted(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.lists import (
+    ENDINGS,
     class_name,
     class_names,
     is_media,
@@ -62,18 +63,18 @@ def read_source(
     if kind not in KINDS:
         raise UserError(f"kind '{kind}' is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
     try:
-        items = _once(KINDS[kind](source, Path(root) if root else source.parent, split))
+        items = _refuse_doubles(KINDS[kind](source, Path(root) if root else source.parent, split))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"'{source}' cannot be read as a source of kind '{kind}': {error}") from error
     if not items:
         chosen = f" in split '{split}'" if split else ""
         raise UserError(f"'{source}' lists no files{chosen}")
     modality = modality_of(items, source)
-    items = [_of_kind(item, modality) for item in items]
+    items = [_refuse_others(item, modality) for item in items]
     usable = (item.label for item in items if not item.reason)
-    names = read_classes(classes) if classes else _own_classes(source, kind) or class_names(usable)
+    names = read_classes(classes) if classes else _published_classes(source, kind) or class_names(usable)
     known = set(names)
-    return Listing([_classed(item, names, known) for item in items], names, modality)
+    return Listing([_name_class(item, names, known) for item in items], names, modality)
 
 
 def kind_of(source: Path) -> str:
@@ -99,27 +100,28 @@ def kind_of(source: Path) -> str:
 
 def _kind_of_folder(source: Path) -> str:
     try:
-        inside = [each for each in source.iterdir() if not hidden(each.name)]
+        entries = [entry for entry in source.iterdir() if not hidden(entry.name)]
     except OSError as error:
         raise UserError(f"source '{source}' cannot be read: {error.strerror}") from error
-    if any(fnmatch(each.name, "*_test_split?.txt") for each in inside) and not any(map(is_tar, inside)):
+    if any(map(is_tar, entries)):
+        return "tars"
+    if any(fnmatch(entry.name, "*_test_split?.txt") for entry in entries):
         return "hmdb51"
-    compressed = any(map(packed_as, inside)) and not any(each.is_dir() for each in inside)
-    return "tars" if compressed or any(map(is_tar, inside)) else "folder"
+    compressed = any(map(packed_as, entries)) and not any(entry.is_dir() for entry in entries)
+    return "tars" if compressed else "folder"
 
 
 def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
     """``source``/CLASS/FILE at any depth, as ImageNet has it."""
-    folders = {each.name: each for each in sorted(source.iterdir()) if each.is_dir() and not hidden(each.name)}
-    found = sorted(walk(source), key=lambda each: each.path)
-    inside = [(each.path.relative_to(source).parts[0], each) for each in found]
-    if not any(name in folders and not each.reason for name, each in inside):
-        said = count_by_reason(failure(each.path, each.reason) for each in found if each.reason)
-        raise UserError(
-            "; ".join([f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE", *said])
-        )
-    for name, each in inside:
-        yield Item(each.path, name, each.reason or _misplaced(name, folders))
+    folders = {path.name: path for path in sorted(source.iterdir()) if path.is_dir() and not hidden(path.name)}
+    items = sorted(walk(source), key=lambda item: item.path)
+    inside = [(item.path.relative_to(source).parts[0], item) for item in items]
+    if not any(name in folders and not item.reason for name, item in inside):
+        reasons = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
+        hint = f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE"
+        raise UserError("; ".join([hint, *reasons]))
+    for name, item in inside:
+        yield Item(item.path, name, item.reason or _misplaced(name, folders))
     for name in sorted(folders.keys() - {name for name, _ in inside}):
         yield Item(folders[name], reason="is a class folder without files")
 
@@ -145,9 +147,8 @@ def _as_here(path: str, root: Path) -> str:
         path = unquote(path.removeprefix("file://"))
     if "\\" in path and "/" not in path and not (root / path).exists():
         path = path.replace("\\", "/")
-    known = [] if is_media(path) else [f"{path}.{ending}" for endings in EXTENSIONS.values() for ending in endings]
-    there = [name for name in known if (root / name).is_file()]
-    return there[0] if len(there) == 1 else path
+    names = [] if is_media(path) else [name for ending in ENDINGS if (root / (name := path + ending)).is_file()]
+    return names[0] if len(names) == 1 else path
 
 
 def _absent(path: Path) -> str:
@@ -207,11 +208,11 @@ def hmdb51(source: Path, root: Path, split: str | None) -> Iterator[Item]:
     chosen = re.fullmatch(r"(train|test)([123])", split or "")
     if not chosen:
         raise UserError(f"split '{split or ''}' is not one of HMDB51's: train1 to train3, test1 to test3")
-    ending, wanted = f"_test_split{chosen[2]}.txt", "1" if chosen[1] == "train" else "2"
+    ending, mark = f"_test_split{chosen[2]}.txt", "1" if chosen[1] == "train" else "2"
     for file in sorted(source.glob(f"*{ending}")):
         name = file.name.removesuffix(ending)
         pairs = [line.rsplit(None, 1) for line in read_lines(file)]
-        yield from (_item(root, f"{name}/{pair[0]}", name) for pair in pairs if pair[-1] == wanted)
+        yield from (_item(root, f"{name}/{pair[0]}", name) for pair in pairs if pair[-1] == mark)
 
 
 KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {
@@ -231,50 +232,51 @@ def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
         UserError: no file is one or the other, or the rest are too many to be there by accident.
     """
     items = list(items)
-    found = {
-        kind: [i for i in items if not i.reason and extension_of(i.path) in known] for kind, known in EXTENSIONS.items()
-    }
-    few, most = sorted(found, key=lambda kind: len(found[kind]))
-    if len(found[most]) >= max(1, 2 * len(found[few])):
+    usable = [item.path for item in items if not item.reason]
+    files = {kind: [path for path in usable if extension_of(path) in endings] for kind, endings in EXTENSIONS.items()}
+    few, most = sorted(files, key=lambda kind: len(files[kind]))
+    if len(files[most]) >= max(1, 2 * len(files[few])):
         return most
-    known = ", ".join(f".{extension}" for extensions in EXTENSIONS.values() for extension in extensions)
-    counts = " and ".join(f"{len(found[kind])}, such as '{found[kind][0].path}'" for kind in found if found[kind])
-    left = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
-    kinds = f"{' and '.join(kind for kind in found if found[kind]) or 'no'} files" + (f" ({counts})" if counts else "")
-    raise UserError("; ".join([f"'{source}' holds {kinds}; one kind of these is needed: {known}", *left]))
+    kinds = [kind for kind in files if files[kind]]
+    counts = " and ".join(f"{len(files[kind])}, such as '{files[kind][0]}'" for kind in kinds)
+    held = f"{' and '.join(kinds)} files ({counts})" if kinds else "no files"
+    reasons = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
+    raise UserError(
+        "; ".join([f"'{source}' holds {held}; one kind of these is needed: {', '.join(ENDINGS)}", *reasons])
+    )
 
 
 def extension_of(path: Path) -> str:
     return {"jpeg": "jpg"}.get(extension := path.suffix.lower().lstrip("."), extension)
 
 
-def _own_classes(source: Path, kind: str) -> list[str] | None:
+def _published_classes(source: Path, kind: str) -> list[str] | None:
     """Names that the publishers of a set put beside its lists."""
-    beside = {"ucf101": "classInd.txt", "ssv2": "*labels.json"}.get(kind)
-    found = sorted(source.parent.glob(beside)) if beside else []
-    return read_classes(found[0]) if len(found) == 1 else None
+    pattern = {"ucf101": "classInd.txt", "ssv2": "*labels.json"}.get(kind)
+    files = sorted(source.parent.glob(pattern)) if pattern else []
+    return read_classes(files[0]) if len(files) == 1 else None
 
 
-def _of_kind(item: Item, modality: str) -> Item:
+def _refuse_others(item: Item, modality: str) -> Item:
     """An item of another kind becomes one that is left out."""
-    known = extension_of(item.path) in EXTENSIONS[modality]
-    return item if known or item.reason else replace(item, reason=f"no {modality} file by its ending")
+    fits = extension_of(item.path) in EXTENSIONS[modality]
+    return item if fits or item.reason else replace(item, reason=f"no {modality} file by its ending")
 
 
-def _classed(item: Item, names: list[str], known: set[str]) -> Item:
+def _name_class(item: Item, names: list[str], known: set[str]) -> Item:
     label = None if item.reason else class_name(item.label, names, known)
     return Item(item.path, label or "", item.reason or ("" if label else unknown(item.label, names)))
 
 
-def _once(items: Iterable[Item]) -> list[Item]:
-    """The items; a file that was listed before is a failure."""
-    seen: set[Path] = set()
-    found = []
+def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
+    """The items; a file that was listed before is left out."""
+    paths: set[Path] = set()
+    results = []
     for item in items:
-        twice = item.path in seen and not item.reason
-        found.append(Item(item.path, item.label, "is listed before") if twice else item)
-        seen.add(item.path)
-    return found
+        twice = item.path in paths and not item.reason
+        results.append(replace(item, reason="is listed before") if twice else item)
+        paths.add(item.path)
+    return results
 
 
 def _item(root: Path, path: str, label: str, reason: str = "") -> Item:

@@ -191,7 +191,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
     with pytest.raises(BadSample, match="40 x 40 pixels"):
         decode_image(image.getvalue())
-    monkeypatch.setattr(decode, "_sought", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decode, "_seek", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadSample, match="40 x 40 pixels"):
         decode_clip(video, 2, 10)
 
