@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL
+from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL, read_report
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
-from scaleup.common.files import write_text
+from scaleup.common.files import write_json, write_text
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch
@@ -214,14 +213,13 @@ def record(directory: Path, model: TubeViT, evaluation: Evaluation, how: Mapping
     Args:
         how: what else tells two evaluations apart: other strides, the precision of frozen blocks.
     """
-    path = directory / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {}
+    report = read_report(directory)
     on = {key: getattr(evaluation, key) for key in MEASURED_ON} | dict(how)
     heads = {head: asdict(score) for head, score in evaluation.heads.items()}
     entry = {"on": on, "samples": evaluation.samples, "failures": len(evaluation.failures), "heads": heads}
     others = [other for other in report.get("evaluations", []) if other["on"] != on]
     model.report = report | {"evaluations": [*others, entry]}
-    write_text(path, json.dumps(model.report, indent=2) + "\n")
+    write_json(directory / "report.json", model.report)
     kind = "full" if (directory / FULL).exists() else "delta"
     files = [directory / (FULL if kind == "full" else DELTA), directory / ADAPTER / ADAPTER_WEIGHTS]
     mapped = [tensors.File(file).mapped for file in files if file.exists()]

@@ -4,7 +4,6 @@ From a backbone's name and the place of its weights to the backbone."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from scaleup.backbones.backbone import ALIASES, Backbone, Located, resolve
 from scaleup.backbones.weights import SkipInit, load
 from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
 from scaleup.checkpoint.model_directory import FORMAT, ModelConfig
+from scaleup.common.files import read_json
 from scaleup.common.model_choice import join_words, report_choice
 from scaleup.common.tensors import File, split
 from scaleup.errors import UserError, nearest
@@ -98,10 +98,7 @@ def _config(place: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} describes no model: it holds a {type(config).__name__}")
     return config

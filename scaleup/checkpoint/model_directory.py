@@ -4,7 +4,6 @@ Model directories: the files in them, and the names of tensors there."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from scaleup.checkpoint.hub import HUB, find
 from scaleup.common import tensors
+from scaleup.common.files import read_json
 from scaleup.config import schema
 from scaleup.config.rules import Count, Gate, Index, Lengths, Positive, check
 from scaleup.errors import UserError, nearest
@@ -104,11 +104,9 @@ def read_config(directory: Path) -> ModelConfig:
         UserError: it cannot be read, or see :meth:`ModelConfig.from_json`.
     """
     path = directory / "config.json"
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{directory} is no model directory: config.json cannot be read ({error})") from error
-    return ModelConfig.from_json(content, str(path))
+    if not path.is_file():
+        raise UserError(f"{directory} is no model directory: it has no config.json")
+    return ModelConfig.from_json(read_json(path), str(path))
 
 
 ADAPTER_PREFIX = "base_model.model."  # before the library's own names in a PEFT directory
@@ -192,10 +190,7 @@ def read_tensors(directory: Path, waiting: Collection[str] = ()) -> dict[str, Te
 def read_report(directory: Path) -> dict[str, Any]:
     """What was measured when a model was made; empty where nothing was written down."""
     path = directory / "report.json"
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
+    return read_json(path) if path.exists() else {}
 
 
 def stages(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

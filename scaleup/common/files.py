@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from scaleup.errors import UserError
 
@@ -86,6 +87,25 @@ def move(path: Path, to: Path) -> None:
         else:
             shutil.copyfile(path, to)
             path.unlink()
+
+
+def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The content of a JSON file; ``pairs_hook`` makes of an object's pairs what stands for it.
+
+    Raises:
+        UserError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes(), object_pairs_hook=pairs_hook)
+    except UserError:  # of pairs_hook
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read as JSON ({error})") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As :func:`write_bytes`, indented."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:

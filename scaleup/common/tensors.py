@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scaleup.common import pickles
+from scaleup.common.files import read_json
 from scaleup.common.model_choice import choose, join_words
 from scaleup.errors import UserError
 
@@ -47,12 +47,7 @@ def part_names(path: Path) -> list[str]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    try:
-        content = json.loads(path.read_text(), object_pairs_hook=lambda pairs: _without_doubles(path, pairs))
-    except UserError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    content = read_json(path, lambda pairs: _without_doubles(path, pairs))
     found = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(part, str) for part in found.values()) or not found:
         raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 from scaleup.errors import UserError, nearest
 
@@ -39,14 +39,6 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
 def read_lines(path: Path) -> list[str]:
     """Lines without what surrounds them; empty ones are left out."""
     return [line for _, line in numbered_lines(path)]
-
-
-def read_json(path: Path) -> Any:
-    """UserError where it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not JSON: {error}") from None
 
 
 # The first of equals is taken.

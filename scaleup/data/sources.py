@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.lists import (
     ENDINGS,
@@ -18,7 +19,6 @@ from scaleup.data.lists import (
     class_names,
     is_media,
     read_classes,
-    read_json,
     read_lines,
     read_rows,
     unknown,

@@ -6,7 +6,6 @@ generalized cross validation on these alone (:mod:`scaleup.common.ridge`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from torch.nn.functional import one_hot
 from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
-from scaleup.common.files import new_directory
+from scaleup.common.files import new_directory, write_json
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
 from scaleup.config.schema import Trunk
@@ -306,5 +305,5 @@ def plot(profile: DepthProfile, path: Path) -> None:
 def write(profile: DepthProfile, out: Path, overwrite: bool = False) -> None:
     """``probe.json`` and ``probe.png`` in a directory that appears when both are complete."""
     with new_directory(out, overwrite) as directory:
-        (directory / "probe.json").write_text(json.dumps(asdict(profile), indent=2) + "\n")
+        write_json(directory / "probe.json", asdict(profile))
         plot(profile, directory / "probe.png")

@@ -36,7 +36,7 @@ from scaleup.checkpoint.model_directory import (
     refuse_misfits,
 )
 from scaleup.common import tensors
-from scaleup.common.files import make_readable, new_directory
+from scaleup.common.files import make_readable, new_directory, write_json
 from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.arm import Arm, alphas
@@ -123,7 +123,7 @@ class Pretrained(nn.Module):
         with new_directory(directory, overwrite) as new:
             text = json.dumps(self.config.to_json(), indent=2)
             (new / "config.json").write_text(text + "\n")
-            (new / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
+            write_json(new / "report.json", self.report)
             size = sum(tensor.numel() for tensor in (content | adapted).values())
             (new / "README.md").write_text(self.card(kind, size))
             weights = new / (FULL if kind == "full" else DELTA)

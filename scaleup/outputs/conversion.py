@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaleup.common.files import new_directory, refuse_existing
+from scaleup.common.files import new_directory, refuse_existing, write_json
 from scaleup.errors import UserError, nearest
 from scaleup.model.build import load
 from scaleup.outputs import programs
@@ -76,6 +75,6 @@ def export(
             raise UserError(f"{to} of {source} differs from it by {most:.1e}{share}; allowed is {limit:g}")
         differences = {f"{name}_max_{measure}_diff": each for name, each in found.items()}
         if timed:
-            (half / "report.json").write_text(json.dumps(differences | timed, indent=2) + "\n")
+            write_json(half / "report.json", differences | timed)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return {"to": to, "out": str(out), "bytes": size, **differences, **timed}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scaleup.common.files import write_json
 from scaleup.errors import UserError
 from scaleup.model.tokenizer import natural_clip
 from scaleup.model.tubes import TubeSpec
@@ -116,7 +116,7 @@ def write(
             seconds[name], eager[name] = medians(partial(run, longest[:1]), partial(whole, longest[:1]))
             files = directory.glob(f"{path.name}*")  # ONNX keeps the weights of large models beside it
             sizes[name] = sum(file.stat().st_size for file in files)
-    (directory / "labels.json").write_text(json.dumps(description(model, asked), indent=2) + "\n")
+    write_json(directory / "labels.json", description(model, asked))
     held = sum(tensor.nbytes for tensor in model.state_dict().values())
     return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scaleup.checkpoint.model_directory import local
-from scaleup.common.files import write_text
+from scaleup.common.files import read_json, write_text
 from scaleup.common.machine import environment
 from scaleup.errors import UserError
 from scaleup.model.build import load_run
@@ -114,12 +113,12 @@ def _probe(run: Facts, given: str | Path | None) -> dict[str, Any] | None:
             return None
     path = Path(given) / "probe.json" if Path(given).is_dir() else Path(given)
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         about, labels = found["model"], found["labels"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is no depth profile of tools/probe.py: {error}") from error
     if start and Path(start).is_dir():
-        config = json.loads((local(start) / "config.json").read_text())
+        config = read_json(local(start) / "config.json")
         if differing := [key for key in about.keys() & config.keys() if about[key] != config[key]]:
             raise UserError(
                 f"'{path}' is of another model than '{start}', which '{run.directory}' began from: "

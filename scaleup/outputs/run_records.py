@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scaleup.checkpoint.model_directory import read_report
 from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.errors import UserError
 from scaleup.recipe import load, sweep_arms, to_yaml
@@ -103,9 +103,8 @@ class Facts:
 
     def _evaluations(self, arm: str) -> list[dict[str, Any]]:
         """What tools/evaluate.py recorded of an arm."""
-        reports = [place / arm / "report.json" for place in self.places]
-        found = next((path for path in reports if path.is_file()), None)
-        return json.loads(found.read_text()).get("evaluations", []) if found else []
+        reports = (read_report(place / arm) for place in self.places)
+        return next(filter(None, reports), {}).get("evaluations", [])
 
     def _validated(self, arm: str) -> dict[str, Any] | None:
         valid = [entry["arms"][arm]["valid"] for entry in self.entries if "valid" in entry["arms"].get(arm, {})]

@@ -20,7 +20,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from scaleup import recipe as recipes
-from scaleup.common.files import locked, new_directory, sync, write_text
+from scaleup.common.files import locked, new_directory, read_json, sync, write_json
 from scaleup.config.rules import check
 from scaleup.config.schema import Recipe
 from scaleup.data.shards import file_sha256
@@ -53,7 +53,7 @@ class RunResult:
 
     def write(self) -> None:
         """Write ``result.json``, which says that the run is complete."""
-        write_text(Path(self.out) / RESULT, json.dumps(asdict(self), indent=2))
+        write_json(Path(self.out) / RESULT, asdict(self))
 
 
 @dataclass
@@ -78,11 +78,11 @@ def read_result(out: Path) -> RunResult | None:
     if not path.is_file():
         return None
     try:
-        result = RunResult(**json.loads(path.read_text()))
+        result = RunResult(**read_json(path))
         result.arms = {name: ArmResult(**arm) for name, arm in cast(dict[str, dict], result.arms).items()}
         for arm in result.arms.values():
             arm.at_chance = {head: AtChance(**each) for head, each in cast(dict[str, dict], arm.at_chance).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:
         raise UserError(f"'{path}' cannot be read: {error}") from error
     return result
 

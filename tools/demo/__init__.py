@@ -5,7 +5,6 @@ Every stage is what the tools do with the recipes in recipes/demo; the run direc
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scaleup import recipe
-from scaleup.common.files import refuse_existing
+from scaleup.common.files import refuse_existing, write_json
 from scaleup.common.tables import markdown
 from scaleup.common.timing import progress
 from scaleup.config import schema
@@ -200,7 +199,7 @@ def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool 
     shutil.rmtree(out, ignore_errors=True)
     torch.manual_seed(seed)
     report = Demo(out, seed, changes).run()
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "report.json", report)
     plot(report, out / "plot.png")
     (out / "README.md").write_text(readme(report))
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from reproduce.judge import RULE, Verdict, judge
 from reproduce.table import RANDOM, Claim, Table
+from scaleup.common.files import read_json
 from scaleup.common.tables import markdown
 
 EDGE = "*"  # after a learning rate beyond which a better one may lie
@@ -46,7 +46,7 @@ def _overview(tables: Mapping[str, Table], paths: Mapping[str, Path]) -> list[st
     for name, table in tables.items():
         cells = ["not run", *["-"] * len(WORDS)]
         if paths[name].exists():
-            result = json.loads(paths[name].read_text())
+            result = read_json(paths[name])
             words = [_verdict(claim, table.head, result["rows"]).word for claim in claims(table, result["rows"])]
             cells = [str(len(result["seeds"])), *(str(words.count(word)) for word in WORDS)]
         rows.append([f"`{name}`", table.title, *cells])
@@ -60,7 +60,7 @@ def section(name: str, table: Table, path: Path) -> str:
         lines += [table.note, ""]
     if not path.exists():
         return "\n".join([*lines, f"Not run yet: `python tools/reproduce.py {name}`.", ""])
-    result = json.loads(path.read_text())
+    result = read_json(path)
     return "\n".join([*lines, _setting(result), "", *_rows(table, result), "", *_claims(table, result), ""])
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from scaleup.common.files import write_text
+from scaleup.common.files import read_json, write_text
 from scaleup.data.shards import Shards
 from scaleup.evaluate import evaluate
 from scaleup.evaluation.depth_profile import probe
@@ -34,7 +34,7 @@ def scores(
             model.tokenizer.restride(strides or {})
         for name, score in evaluate(asked, shards, views, batch=64, workers=0).items():
             write_text(kept[name], json.dumps({head: each.top1 for head, each in score.heads.items()}))
-    return {name: json.loads(place.read_text()) for name, place in kept.items()}
+    return {name: read_json(place) for name, place in kept.items()}
 
 
 def file_name(shards: str, views: str, strides: Strides | None = None) -> str:
@@ -46,7 +46,7 @@ def file_name(shards: str, views: str, strides: Strides | None = None) -> str:
 def image_scores(models: Mapping[str, Path], data: Path) -> dict[str, Scores]:
     """On the validation split of images, of each model: ``image LABEL`` of its heads, and ``image LABEL, linear`` of
     classifiers that :func:`~scaleup.evaluation.depth_profile.probe` fits to its last block on the training split."""
-    able = {name: path for name, path in models.items() if json.loads((path / "config.json").read_text())["heads"]}
+    able = {name: path for name, path in models.items() if read_json(path / "config.json")["heads"]}
     heads = scores(able, data / "images-val")
     return {
         name: {f"image {label}": share for label, share in heads.get(name, {}).items()} | _linear(path, data)
@@ -67,4 +67,4 @@ def _linear(model: Path, data: Path) -> Scores:
         found = probe(loaded, data / "images-train", data / "images-val", depths=[loaded.depth], batch=64)
         shares = {f"image {label}, linear": curve.rows[-1].accuracy for label, curve in found.labels.items()}
         write_text(kept, json.dumps(shares))
-    return json.loads(kept.read_text())
+    return read_json(kept)

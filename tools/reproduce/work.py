@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from reproduce.scores import Scores, file_name, image_chances, image_scores, sco
 from reproduce.table import RANDOM, Row, Source, Table
 from reproduce.tables import TRANSPLANTS
 from reproduce.tasks import Plan, Task
+from scaleup.common.files import read_json
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shards import Shards
 
@@ -143,7 +143,7 @@ class Work:
         )
         found = scores(paths, test)
         for name, path in paths.items():
-            alpha = json.loads((path / "report.json").read_text())["training"]["alpha"]
+            alpha = read_json(path / "report.json")["training"]["alpha"]
             found[name] |= {} if alpha is None else {"alpha": alpha}
         for row in table.rows:
             if row.of in paths:

@@ -133,7 +133,7 @@ def test_something_something(tmp_path):
     assert "nearest: 'Pushing something from left to right'" in pairs[2][1] and pairs[3][1] == "has no label"
     for wrong in ("{", "{}", "[1]", "[" * 100_000):
         (tmp_path / "train.json").write_text(wrong)
-        with pytest.raises(UserError, match=r"train.json' is not"):
+        with pytest.raises(UserError, match=r"train.json' (is not|cannot be read as JSON)"):
             read_source(tmp_path / "train.json")
 
 
