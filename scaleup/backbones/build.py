@@ -19,8 +19,9 @@ from scaleup.backbones.weights import SkipInit, load
 from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
 from scaleup.checkpoint.model_directory import FORMAT, ModelConfig
 from scaleup.common.files import read_json
-from scaleup.common.model_choice import join_words, report_choice
+from scaleup.common.model_choice import report_choice
 from scaleup.common.tensors import File, split
+from scaleup.common.text import join_words
 from scaleup.errors import UserError, nearest
 
 CONFIGS = ("config.json", "open_clip_config.json")

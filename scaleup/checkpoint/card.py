@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from scaleup.checkpoint.hub import HUB
 from scaleup.checkpoint.model_directory import ModelConfig, Source, stages, trained_on
-from scaleup.common.tables import markdown
+from scaleup.common.text import markdown
 
 USE = """```python
 import scaleup

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scaleup import recipe
 from scaleup.cli import tool
-from scaleup.common.machine import parse_bytes
+from scaleup.common.text import parse_bytes
 from scaleup.config import schema
 from scaleup.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scaleup import recipe
 from scaleup.cli import train
 from scaleup.cli.train import seconds, show
-from scaleup.common.machine import parse_bytes
+from scaleup.common.text import parse_bytes
 from scaleup.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from scaleup.common.text import join_words
 from scaleup.common.timing import is_first_rank
 from scaleup.errors import UserError, nearest
 
@@ -40,7 +41,6 @@ EMA = re.compile(r"(^|_)ema(_|$)")
 TIMM = ("state_dict_ema", "model_ema", "state_dict")  # in the order in which timm's own loader takes them
 LATER = {"target": 1, "target_encoder": 1, "momentum_encoder": 1, "student": 2, "predictor": 3, "decoder": 3}
 REST = "rest"  # the model whose names have nothing before them, beside others
-SHOWN = 4  # names that a sentence lists
 
 
 class Chosen(NamedTuple):
@@ -178,10 +178,3 @@ def report_choice(file: Path, *said: str) -> None:
     """Say on stderr, in one line, what a file holds beside what was taken."""
     if is_first_rank() and any(said):
         print(f"{file.name}: {'; '.join(each for each in said if each)}", file=sys.stderr)
-
-
-def join_words(words: Iterable[str]) -> str:
-    """``a, b and 3 more``."""
-    words = list(words)
-    shown = words[:SHOWN] + ([f"{len(words) - SHOWN} more"] if len(words) > SHOWN else [])
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -1,4 +1,4 @@
-"""Processes: how they end, what an error of theirs means, and work spread over several."""
+"""Processes: what they run on, how they end, what an error of theirs means, and work spread over several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import errno
 import functools
 import multiprocessing
 import os
+import platform
 import re
+import resource
 import signal
 import sys
 import threading
@@ -16,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import NoReturn, TypeVar
@@ -76,6 +79,34 @@ def end_all(code: int) -> NoReturn:
         _kill(multiprocessing.active_children())
     finally:
         os._exit(code)
+
+
+PACKAGES = ("scaleup", "torch", "timm", "open_clip_torch", "deepspeed", "peft", "webdataset", "av")
+
+
+def environment() -> dict[str, str]:
+    """Python, platform, processor or accelerator, and the versions of what computes."""
+    import torch  # takes seconds: tools import this module before they know what is asked
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else str(device or "cpu")
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    about = {"python": platform.python_version(), "platform": platform.platform(), "device": f"{name}, {cores}"}
+    return about | {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    """Not all that is imported was installed: a checkout may just lie on Python's path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 LESS = "fewer loader processes (data.workers, --workers) and a smaller batch (data.batch, --batch) need less"

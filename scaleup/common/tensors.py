@@ -18,7 +18,8 @@ from torch import Tensor
 
 from scaleup.common import pickles
 from scaleup.common.files import read_json
-from scaleup.common.model_choice import choose, join_words
+from scaleup.common.model_choice import choose
+from scaleup.common.text import join_words
 from scaleup.errors import UserError
 
 INDEX_ENDING = ".index.json"

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scaleup.common import processes
-from scaleup.common.machine import format_bytes
 from scaleup.common.processes import end_with_python, follow
+from scaleup.common.text import format_bytes
 from scaleup.config.schema import Input
 from scaleup.data.storage import Failure
 from scaleup.errors import UserError

@@ -14,7 +14,8 @@ import timm
 from scaleup.backbones import open_clip
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
-from scaleup.common import tables
+from scaleup.common.text import columns
+from scaleup.common.text import markdown as markdown_lines
 from scaleup.errors import UserError, nearest
 from scaleup.model.tubes import Folds, folds_to
 
@@ -139,14 +140,14 @@ def _short(fold: Folds) -> str:
 
 def text(found: Table) -> str:
     """The table for people, as wide as it is, and what is refused."""
-    lines = tables.columns([HEADER, *map(cells, found.rows)], left=range(len(HEADER)))
+    lines = columns([HEADER, *map(cells, found.rows)], left=range(len(HEADER)))
     return "\n".join([*lines, "", *_refused(found)]) + "\n"
 
 
 def markdown(found: Table) -> str:
     """The page docs/backbones.md."""
     versions = " and ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
-    lines = tables.markdown(HEADER, map(cells, found.rows))
+    lines = markdown_lines(HEADER, map(cells, found.rows))
     introduction = INTRODUCTION.format(versions=versions, count=len(found.rows))
     return introduction + "\n".join([*lines, "", "## Refused", "", *_refused(found)]) + "\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from scaleup.checkpoint.model_directory import local
 from scaleup.common.files import read_json, write_text
-from scaleup.common.machine import environment
+from scaleup.common.processes import environment
 from scaleup.errors import UserError
 from scaleup.model.build import load_run
 from scaleup.model.tubevit import TubeViT

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from scaleup.common.tables import columns
+from scaleup.common.text import columns
 from scaleup.common.timing import now
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError

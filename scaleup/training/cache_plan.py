@@ -15,7 +15,7 @@ from torch import nn
 
 from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
-from scaleup.common.machine import format_bytes
+from scaleup.common.text import format_bytes
 from scaleup.config.schema import Recipe
 from scaleup.data.pack import partial_name
 from scaleup.data.shards import Shards, index_bytes

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from scaleup.common.distributed import World, join
-from scaleup.common.machine import environment
+from scaleup.common.processes import environment
 from scaleup.common.timing import now, progress
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.errors import UserError

@@ -47,7 +47,7 @@ class RunResult:
     trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks; with "cache" where there was one
     kernels: str  # how products were computed, see scaleup.model.kernels
     arms: dict[str, ArmResult]
-    environment: dict[str, Any]  # see scaleup.common.machine.environment
+    environment: dict[str, Any]  # see scaleup.common.processes.environment
     exit: int = 0  # the exit code: 1 where an arm diverged
     parts: list[list[str]] | None = None  # of a sweep in several parts, the names of the arms of each
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from scaleup.common.distributed import World, own_device
 from scaleup.common.files import refuse_existing
-from scaleup.common.machine import format_bytes
+from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, in_workers, input_bytes, refuse_small_shared

@@ -14,7 +14,7 @@ from scaleup.backbones.build import build
 from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common import tensors
 from scaleup.common.files import refuse_existing
-from scaleup.common.machine import peak_bytes
+from scaleup.common.processes import peak_bytes
 from scaleup.common.ridge import Affine
 from scaleup.model.tokenizer import normalise
 from scaleup.model.tubevit import TubeViT

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from families import FAMILIES
 
-from scaleup.common.tables import markdown
+from scaleup.common.text import markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- families: written by make families -->\n", "<!-- families end -->\n"

@@ -1,6 +1,6 @@
 import pytest
 
-from scaleup.common.machine import parse_bytes
+from scaleup.common.text import parse_bytes
 from scaleup.errors import UserError
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench.turns import timed
-from scaleup.common.machine import peak_bytes
+from scaleup.common.processes import peak_bytes
 from scaleup.errors import UserError
 from scaleup.sweeps.trace import counter
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.plots import GIB
 from scaleup.common.files import write_text
-from scaleup.common.tables import markdown
+from scaleup.common.text import markdown
 from scaleup.errors import UserError
 
 BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"

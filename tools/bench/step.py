@@ -14,7 +14,7 @@ from bench.share import trunk_share
 from bench.tokenizer import FOLDED, SIZE
 from bench.turns import alternated, compared, goal, machine, timed
 from scaleup.common.distributed import join
-from scaleup.common.machine import peak_bytes
+from scaleup.common.processes import peak_bytes
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.model.build import fresh, set_kernels
 from scaleup.model.tubevit import TubeViT

@@ -18,7 +18,7 @@ import torch
 
 from scaleup import recipe
 from scaleup.common.files import refuse_existing, write_json
-from scaleup.common.tables import markdown
+from scaleup.common.text import markdown
 from scaleup.common.timing import progress
 from scaleup.config import schema
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes

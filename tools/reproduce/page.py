@@ -10,7 +10,7 @@ from typing import Any
 from reproduce.judge import RULE, Verdict, judge
 from reproduce.table import RANDOM, Claim, Table
 from scaleup.common.files import read_json
-from scaleup.common.tables import markdown
+from scaleup.common.text import markdown
 
 EDGE = "*"  # after a learning rate beyond which a better one may lie
 WORDS = ("holds", "within noise", "does not hold")

@@ -1,0 +1,61 @@
+"""Text for people: tables for a terminal and in Markdown, lists of words, amounts of bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from scaleup.errors import UserError
+
+
+def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """A line for each row, with columns as wide as they need; all but those in ``left`` stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[int] = ()) -> list[str]:
+    """The lines of a table in Markdown; columns in ``right`` stand to the right."""
+    rule = ["--:" if number in right else "---" for number in range(len(header))]
+    return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in (header, rule, *rows)]
+
+
+LISTED = 4  # words that a sentence lists
+
+
+def join_words(words: Iterable[str]) -> str:
+    """``a, b and 3 more``."""
+    words = list(words)
+    if len(words) > LISTED:
+        words[LISTED:] = [f"{len(words) - LISTED} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """``200G`` (10^9) or ``24GiB`` (2^30) -> bytes; ``option`` is what was given so.
+
+    Raises:
+        UserError: it is no amount.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(i?)b?", text.lower())
+    if not match or (match[3] and not match[2]):
+        raise UserError(f"{option} {text!r} is no amount of bytes; allowed are such as 200G, 1.5T, 800M and 24GiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** POWERS[match[2]])
+
+
+def format_bytes(size: float) -> str:
+    """Bytes in words: ``12.3 GB``."""
+    unit = next((unit for unit in "TGMk" if size >= UNITS[unit]), "")
+    return f"{size / UNITS[unit]:.3g} {unit}B"
