@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from torch.hub import download_url_to_file, get_dir
 
-from scaleup.common.tensors import INDEX_ENDING, part_names, split
+from scaleup.common.tensors import INDEX_ENDING, read_index, split
 from scaleup.errors import UserError
 
 TIMM = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -91,8 +91,8 @@ def _fetch(repo: str, names: Sequence[str]) -> Path:
 def _download(repo: str, name: str, **how: Any) -> Path:
     """A file of a hub repository; with an index, the parts that it names."""
     path = Path(hf_hub_download(repo, name, **how))
-    for part in part_names(path) if name.endswith(INDEX_ENDING) else ():
-        hf_hub_download(repo, part, **how)
+    for part in set(read_index(path).values()) if name.endswith(INDEX_ENDING) else ():
+        hf_hub_download(repo, part.name, **how)
     return path
 
 

@@ -10,17 +10,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from scaleup.errors import UserError
 
-LAST = {
-    ".json",
-    ".yaml",
-}  # of index, config, manifest and recipe, by which a directory is known
+LAST = {".json", ".yaml"}  # of index, config, manifest and recipe, by which a directory is known
 UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # what a file system cannot do
 _without_locks: set[int] = set()  # file systems of which it was said
 
@@ -89,18 +87,24 @@ def move(path: Path, to: Path) -> None:
             path.unlink()
 
 
-def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The content of a JSON file; ``pairs_hook`` makes of an object's pairs what stands for it.
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
 
     Raises:
-        UserError: it cannot be read, or is not JSON.
+        UserError: it cannot be read, is not JSON, or has a name twice in one object.
     """
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=pairs_hook)
-    except UserError:  # of pairs_hook
-        raise
+        return json.loads(path.read_bytes(), object_pairs_hook=_distinct)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error})") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it names {name!r} twice")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -51,42 +51,44 @@ class Chosen(NamedTuple):
     said: str
 
 
-def choose(file: Path, sizes: Mapping[str, int], wanted: str | None) -> Chosen:
+def choose(file: Path, sizes: Mapping[str, int], model: str | None) -> Chosen:
     """The tensors of one model of a file.
 
     Args:
         sizes: the number of elements of each tensor.
-        wanted: which model, as the user says it; None for the one that is to be preferred.
+        model: which model, as the user names it; None for the one that is to be preferred.
 
     Raises:
         UserError: there is no such model, or several that cannot be told apart.
     """
     names = _places(file, sizes)
     models = _models(names)
-    place = _preferred(file, models) if wanted is None else _wanted(file, names, models, wanted)
-    deeper = [each for each in models if len(each) > len(place) and _in(each, place)]
-    taken = [name for name in names if _in(name, place) and not any(_in(name, each) for each in deeper)]
-    beside = [
-        name for name in names if not any(_in(name, each) for each in (*models, place)) and sizes[names[name]] > 1
-    ]
-    said = [_taking(models, place) if wanted is None else "", _left(beside, place)]
-    own = {".".join(name[len(place) :]): names[name] for name in taken}
-    return Chosen(own, "; ".join(each for each in said if each))
+    place = _preferred(file, models) if model is None else _named(file, names, models, model)
+    deeper = [other for other in models if len(other) > len(place) and _in(other, place)]
+    own = {
+        ".".join(name[len(place) :]): there
+        for name, there in names.items()
+        if _in(name, place) and not any(_in(name, other) for other in deeper)
+    }
+    beside = [name for name in names if not any(_in(name, other) for other in (*models, place))]
+    notes = [_taking(models, place) if model is None else ""]
+    notes += [_left([name for name in beside if sizes[names[name]] > 1], place)]
+    return Chosen(own, "; ".join(filter(None, notes)))
 
 
 def _places(file: Path, names: Iterable[str]) -> dict[Place, str]:
     """Names as places, without what wraps single modules."""
-    found: dict[Place, str] = {}
+    places: dict[Place, str] = {}
     for name in names:
         *words, last = re.split("[./]", name)
         words = [word for word in words if word not in WRAPPERS]
         words = [word for i, word in enumerate(words) if word != "module" or i == 0 or not words[i - 1].isdigit()]
-        if (place := (*words, last)) in found:
+        if (place := (*words, last)) in places:
             raise UserError(
-                f"{file} holds tensors of two models: {found[place]} and {name} become one name; give just one"
+                f"{file} holds tensors of two models: {places[place]} and {name} become one name; give just one"
             )
-        found[place] = name
-    return found
+        places[place] = name
+    return places
 
 
 def _in(name: Place, place: Place) -> bool:
@@ -99,14 +101,10 @@ def _models(names: Mapping[Place, str]) -> list[Place]:
     begins = [name[: match.start()] for name in dotted if (match := PATCHES.search(name))]
     if begins:
         return [tuple(begin.split(".")) if begin else () for begin in dict.fromkeys(begins)]
-    found: list[Place] = []
-    waiting: list[Place] = [()]
-    while waiting:
-        place = waiting.pop(0)
-        inner = _wraps(names, place)
-        waiting += [(*place, word) for word in inner]
-        found += [] if inner else [place]
-    return found
+    places: list[Place] = [()]
+    for place in places:  # grows
+        places += [(*place, word) for word in _wraps(names, place)]
+    return [place for place in places if not _wraps(names, place)]
 
 
 def _wraps(names: Mapping[Place, str], place: Place) -> list[str]:
@@ -135,18 +133,19 @@ def _rank(place: Place) -> tuple[int, int]:
     return max((LATER.get(word, 0) for word in place), default=0), kinds.index(True)
 
 
-def _wanted(file: Path, names: Mapping[Place, str], models: Collection[Place], wanted: str) -> Place:
-    words = tuple(re.split("[./]", wanted))
-    found = [place for place in models if words in [place[i : i + len(words)] for i in range(len(place))]]
-    if wanted == REST and () in models:
+def _named(file: Path, names: Mapping[Place, str], models: Collection[Place], model: str) -> Place:
+    """The place of the model that the user names."""
+    words = tuple(re.split("[./]", model))
+    matches = [place for place in models if words in [place[i : i + len(words)] for i in range(len(place))]]
+    if model == REST and () in models:
         return ()
-    if not found and any(_in(name, words) and len(name) > len(words) for name in names):
+    if not matches and any(_in(name, words) and len(name) > len(words) for name in names):
         inner = {name[len(words) :]: there for name, there in names.items() if _in(name, words) and name != words}
-        found = [(*words, *place) for place in _models(inner)]
-    if not found:
+        matches = [(*words, *place) for place in _models(inner)]
+    if not matches:
         labels = _labels(models)
-        raise UserError(f"{file} holds no {wanted!r}; allowed are {join_words(labels)}{nearest(wanted, labels)}")
-    return _preferred(file, found)
+        raise UserError(f"{file} holds no {model!r}; allowed are {join_words(labels)}{nearest(model, labels)}")
+    return _preferred(file, matches)
 
 
 def _labels(models: Collection[Place]) -> list[str]:
@@ -162,7 +161,7 @@ def _taking(models: Collection[Place], place: Place) -> str:
     labels = dict(zip(models, _labels(models), strict=True))
     if len(models) == 1:
         return f"holds {labels[place]}, which is taken" if _rank(place)[1] < 4 or _rank(place)[0] else ""
-    other = next(label for each, label in labels.items() if each != place)
+    other = next(label for start, label in labels.items() if start != place)
     why = ", as timm does" if {*TIMM, "encoder"} & {*place} else ""
     return f"holds {join_words(labels.values())}; taking {labels[place]}{why}; choose with FILE:{other}"
 
@@ -170,11 +169,11 @@ def _taking(models: Collection[Place], place: Place) -> str:
 def _left(beside: Iterable[Place], place: Place) -> str:
     """What of the file is no model's: its names as far as they differ from a place."""
     tops = (name[: next((n for n, word in enumerate(name, 1) if place[n - 1 : n] != (word,)), None)] for name in beside)
-    found = dict.fromkeys(".".join(top) for top in tops if not NO_WEIGHTS.search(".".join(top)))
-    return f"{join_words(found)} left out" if found else ""
+    words = dict.fromkeys(".".join(top) for top in tops if not NO_WEIGHTS.search(".".join(top)))
+    return f"{join_words(words)} left out" if words else ""
 
 
-def report_choice(file: Path, *said: str) -> None:
-    """Say on stderr, in one line, what a file holds beside what was taken."""
-    if is_first_rank() and any(said):
-        print(f"{file.name}: {'; '.join(each for each in said if each)}", file=sys.stderr)
+def report_choice(file: Path, *notes: str) -> None:
+    """Print on stderr, in one line, what a file holds beside what was taken."""
+    if is_first_rank() and any(notes):
+        print(f"{file.name}: {'; '.join(filter(None, notes))}", file=sys.stderr)

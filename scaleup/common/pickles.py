@@ -109,15 +109,15 @@ def entries(content: Any) -> dict[str, Any] | None:
 def foreign(path: Path) -> list[str]:
     """``module.name`` of the classes and functions that a checkpoint names and torch does not read; none where it is
     damaged."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     try:
         with _pickles(path) as pickles:
-            for each in pickles:
-                words = (word for operation, word, _ in pickletools.genops(each) if operation.name == "GLOBAL")
-                found |= dict.fromkeys(_full(*str(word).split(" ", 1)) for word in words)
+            for pickle in pickles:
+                words = (word for operation, word, _ in pickletools.genops(pickle) if operation.name == "GLOBAL")
+                names |= dict.fromkeys(_full(*str(word).split(" ", 1)) for word in words)
     except Exception:  # damaged bytes make pickletools raise anything
         return []
-    return [name for name in found if not KNOWN.fullmatch(name)]
+    return [name for name in names if not KNOWN.fullmatch(name)]
 
 
 def _full(module: str, name: str) -> str:

@@ -6,10 +6,10 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -22,6 +22,7 @@ from scaleup.common.model_choice import choose
 from scaleup.common.text import join_words
 from scaleup.errors import UserError
 
+T = TypeVar("T")
 INDEX_ENDING = ".index.json"
 
 
@@ -30,65 +31,36 @@ def is_index(path: Path) -> bool:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """The part of each tensor.
+    """The part of each tensor, which may not be there.
 
     Raises:
-        UserError: it is no index, names a file that is not beside it, or a tensor twice.
+        UserError: it is no index, or names a file that cannot be beside it, or a tensor twice.
     """
-    found = _weight_map(path)
-    for part in part_names(path):
-        if not (path.parent / part).is_file():
-            raise UserError(f"{path} names the part {part!r}, which is not beside it; download that too")
-    return {name: path.parent / part for name, part in found.items()}
-
-
-def part_names(path: Path) -> list[str]:
-    """The names of the parts of an index."""
-    return list(dict.fromkeys(_weight_map(path).values()))
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    content = read_json(path, lambda pairs: _without_doubles(path, pairs))
-    found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(part, str) for part in found.values()) or not found:
+    content = read_json(path)
+    parts = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()) or not parts:
         raise UserError(
             f"{path} is JSON without weights; allowed is the index of weights in several parts, whose 'weight_map' "
             "names the part of each tensor"
         )
-    for part in found.values():
+    for part in parts.values():
         if Path(part).name != part or part in ("", "..") or "\\" in part or "\0" in part:
             raise UserError(f"{path} names the part {part!r}; allowed are files beside it")
-    return found
+    return {name: path.parent / part for name, part in parts.items()}
 
 
-def _without_doubles(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise UserError(f"{path} names {name!r} twice")
-        found[name] = value
-    return found
-
-
-def refuse_misplaced(index: Path, wanted: Mapping[str, Path], held: Mapping[Path, Iterable[str]]) -> None:
-    """Raise UserError where parts do not hold what the index says.
-
-    Args:
-        wanted: the part of each tensor by the index.
-        held: the tensors that each part has.
-    """
-    places: dict[str, list[Path]] = {}
-    for part, names in held.items():
+def _refuse_misplaced(index: Path, parts: Mapping[str, Path], contents: Mapping[Path, Iterable[str]]) -> None:
+    """UserError where the tensors that parts hold are not where the index says."""
+    places: dict[str, list[Path]] = {name: [] for name in parts}
+    for part, names in contents.items():
         for name in names:
             places.setdefault(name, []).append(part)
-    for name, part in wanted.items():
-        found = places.pop(name, [])
-        if found != [part]:
-            there = f"it is in {' and '.join(each.name for each in found)}" if found else "no part has it"
-            raise UserError(f"{index} says that {name!r} is in {part.name}, but {there}")
-    if places:
-        name, found = next(iter(places.items()))
-        raise UserError(f"{found[0]} holds {name!r}, which {index.name} does not name")
+    for name, holders in places.items():
+        if name not in parts:
+            raise UserError(f"{holders[0]} holds {name!r}, which {index.name} does not name")
+        if holders != [parts[name]]:
+            where = f"it is in {' and '.join(part.name for part in holders)}" if holders else "no part has it"
+            raise UserError(f"{index} says that {name!r} is in {parts[name].name}, but {where}")
 
 
 STRETCH = 2**26  # bytes that are copied before a file is mapped anew
@@ -108,25 +80,25 @@ class File:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, wanted = split(path)
+        self.path, model = split(path)
         _refuse_other_files(self.path)
-        found, self.beside = self._map()
-        if not found:
+        tensors, self.beside = self._map()
+        if not tensors:
             raise UserError(f"{path} holds no tensors by name{_objects(self.path)}")
-        self.names, self.said = choose(self.path, {name: tensor.numel() for name, tensor in found.items()}, wanted)
-        self.mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
+        self.names, self.said = choose(self.path, {name: tensor.numel() for name, tensor in tensors.items()}, model)
+        self.mapped = {name: tensors[there] for name, there in self.names.items()}
 
     def copies(self, names: Iterable[str], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
         """Tensors in memory of their own, one after the other.
 
         Pages of a mapped file count as memory while it is mapped: it is mapped anew from time to time.
         """
-        mapped, taken = self.mapped, STRETCH
+        mapped, copied = self.mapped, STRETCH
         for name in names:
-            if taken >= STRETCH and self._maps:
-                found, taken = self._map()[0], 0
-                mapped = {name: found[wrapped] for name, wrapped in self.names.items()}
-            taken += mapped[name].nbytes
+            if copied >= STRETCH and self._maps:
+                tensors, copied = self._map()[0], 0
+                mapped = {name: tensors[there] for name, there in self.names.items()}
+            copied += mapped[name].nbytes
             yield mapped[name].to(dtype or mapped[name].dtype, copy=True)
 
     @property
@@ -174,12 +146,14 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _map_parts(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    places, found = read_index(index), {}
-    for part in dict.fromkeys(places.values()):
+    parts, contents = read_index(index), {}
+    for part in dict.fromkeys(parts.values()):
+        if not part.is_file():
+            raise UserError(f"{index} names the part {part.name!r}, which is not beside it; download that too")
         _refuse_other_files(part)
-        found[part] = _map_one(part)[0]
-    refuse_misplaced(index, places, found)
-    return {name: found[part][name] for name, part in places.items()}, {}
+        contents[part] = _map_one(part)[0]
+    _refuse_misplaced(index, parts, contents)
+    return {name: contents[part][name] for name, part in parts.items()}, {}
 
 
 def _map_one(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -217,41 +191,42 @@ def _map_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _by_name(content: dict[str, Any]) -> dict[str, Tensor]:
     """All tensors of nested mappings, the mappings' own names before theirs: ``state_dict/module.norm.weight``."""
-    found, waiting, seen = {}, [("", content)], set()
-    while waiting:
-        before, mapping = waiting.pop(0)
+    tensors, mappings, done = {}, [("", content)], set()
+    for before, mapping in mappings:
         for name, value in mapping.items():
             if isinstance(value, Tensor):
-                found[before + name] = value
-            elif (inner := pickles.entries(value)) and id(value) not in seen:
-                seen.add(id(value))  # a file may hold a mapping twice, or within itself
-                waiting.append((f"{before}{name}/", inner))
-    return found
+                tensors[before + name] = value
+            elif (inner := pickles.entries(value)) and id(value) not in done:
+                done.add(id(value))  # a file may hold a mapping twice, or within itself
+                mappings.append((f"{before}{name}/", inner))
+    return tensors
 
 
 def _objects(path: Path) -> str:
     """A clause on the objects in a torch checkpoint that are neither tensors nor known."""
-    named = [] if path.suffix in (".safetensors", ".json") else pickles.foreign(path)
-    shown = [name for name in named if pickles.is_suspect(name)] or named
-    if not shown:
+    names = [] if path.suffix in (".safetensors", ".json") else pickles.foreign(path)
+    if not names:
         return ""
+    suspects = [name for name in names if pickles.is_suspect(name)]
     return (
-        f"; beside tensors it holds {join_words(shown)}: save the weights alone, with "
+        f"; beside tensors it holds {join_words(suspects or names)}: save the weights alone, with "
         "torch.save(model.state_dict(), FILE), where it was written"
     )
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """sha256 of each tensor's type, shape and bytes."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing releases the interpreter's lock
-        return dict(zip(tensors, pool.map(_hash, tensors.values()), strict=True))
+    return _of_each(_hash, tensors)
 
 
 def hashes_in(path: str | Path, names: Mapping[str, str], dtype: torch.dtype) -> dict[str, str]:
     """:func:`hashes` of tensors in a safetensors file, read one at a time as ``dtype``: name -> name in the file."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = pool.map(lambda name: _hash(read_tensor(path, name).to(dtype)), names.values())
-        return dict(zip(names, found, strict=True))
+    return _of_each(lambda name: _hash(read_tensor(path, name).to(dtype)), names)
+
+
+def _of_each(function: Callable[[T], str], values: Mapping[str, T]) -> dict[str, str]:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing releases the interpreter's lock
+        return dict(zip(values, pool.map(function, values.values()), strict=True))
 
 
 def _hash(tensor: Tensor) -> str:

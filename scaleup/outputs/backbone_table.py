@@ -140,7 +140,7 @@ def _short(fold: Folds) -> str:
 
 def text(found: Table) -> str:
     """The table for people, as wide as it is, and what is refused."""
-    lines = columns([HEADER, *map(cells, found.rows)], left=range(len(HEADER)))
+    lines = columns([HEADER, *map(cells, found.rows)], to_left=range(len(HEADER)))
     return "\n".join([*lines, "", *_refused(found)]) + "\n"
 
 

@@ -58,7 +58,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         name = f"**{row['name']}**" if row["ours"] else row["name"]
         cells.append([name, *(_number(row[key], unit) for key, (_, unit) in COLUMNS.items())])
-    return markdown(header, cells, right=range(1, len(header)))
+    return markdown(header, cells, to_right=range(1, len(header)))
 
 
 def _goals(goals: list[dict[str, Any]]) -> list[str]:
@@ -66,7 +66,7 @@ def _goals(goals: list[dict[str, Any]]) -> list[str]:
     for goal in goals:
         met = "met" if goal["met"] else "not met"
         rows.append([goal["what"], goal["at_least"], f"{goal['measured']:.2f}", met])
-    return markdown(["ratio, median over the turns", "goal, at least", "measured", ""], rows, right=(1, 2))
+    return markdown(["ratio, median over the turns", "goal, at least", "measured", ""], rows, to_right=(1, 2))
 
 
 def _losses(found: dict[str, Any]) -> Iterator[str]:
