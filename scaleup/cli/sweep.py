@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> Result | FailedSweep:
     read = recipe.load(args.recipe, args.changes)
     arms, slurm = recipe.sweep_arms(read), _checked(args)
     from scaleup.sweeps import costs, machines  # after what may be wrong: these imports take seconds
-    from scaleup.sweeps.parts import sweep
+    from scaleup.sweeps.parts import group_arms, sweep
 
     if args.plan:
         plan = costs.plan(read, arms, available=memory)
         if args.where:
-            plan.machines = [list(group) for group in machines.group_arms(read, arms, args.machines)]
+            plan.machines = [list(group) for group in group_arms(read, arms, args.machines)]
         return plan
     if args.where:
         return machines.spread(read, arms, args.where, args.machines, slurm, args.overwrite, limit, memory)

@@ -8,11 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,42 +23,10 @@ from scaleup.common.timing import progress
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.sweeps.costs import own_memory
-from scaleup.sweeps.parts import PARTS, Part, collect, split_arms, summary
-from scaleup.sweeps.sketch import Sketch
+from scaleup.sweeps.parts import PARTS, Part, collect, group_arms, is_begun, split_arms, summary, sweep
 from scaleup.training import run_directory
 from scaleup.training.run import Stop, exit_code
 from scaleup.training.run_directory import RunResult, StoppedRun, is_complete
-
-
-def group_arms(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict[str, Arm]]:
-    """Arms of neighbouring depths for each machine, so that the busiest has as few FLOPs a step as it can."""
-    sketch = Sketch(recipe, arms)
-    names = sorted(arms, key=lambda name: arms[name].frozen_depth)
-    trunk = [sketch.trunk([name], "video", 1).flops for name in names]
-    ends = balance(trunk, [sketch.arm(name, "video", 1).flops for name in names], min(machines, len(names)))
-    return [{name: arms[name] for name in names[begin:end]} for begin, end in pairwise((0, *ends))]
-
-
-def balance(trunk: Sequence[float], arms: Sequence[float], count: int) -> tuple[int, ...]:
-    """Where each of ``count`` groups of neighbours ends, so that the dearest is as cheap as it can be.
-
-    Args:
-        trunk: what a pass down to each arm costs, in rising order; a group pays for its last.
-        arms: what a step of each costs beside that.
-    """
-    before = [0, *accumulate(arms)]
-
-    @cache
-    def best(begin: int, count: int) -> tuple[float, tuple[int, ...]]:
-        """The cost of the dearest of so many groups from ``begin`` on, and their ends."""
-        if count == 0:
-            return 0.0, ()
-        lasts = range(begin + 1, len(arms) - count + 2) if count > 1 else [len(arms)]
-        rests = {end: best(end, count - 1) for end in lasts}
-        own = {end: trunk[end - 1] + before[end] - before[begin] for end in lasts}
-        return min((max(own[end], dearest), (end, *ends)) for end, (dearest, ends) in rests.items())
-
-    return best(0, count)[1]
 
 
 @dataclass
@@ -81,9 +47,6 @@ class FailedSweep:
     steps: int
     failed: list[FailedPart]
     exit: int = 1  # the exit code
-
-
-TAIL = 1 << 20  # bytes at the end of metrics in which their last line is looked for
 
 
 def spread(
@@ -138,10 +101,11 @@ class Fleet:
         self, launcher: Launcher, recipe: Recipe, machines: int, stop_after: float | None, memory: int | None
     ) -> None:
         self.launcher, self.recipe, self.machines, self.stop_after = launcher, recipe, machines, stop_after
-        local = launcher.where == "local"
-        self.devices = _devices() if local else []
-        sharing = math.ceil(machines / max(1, len(self.devices))) if local else 1
-        self.memory = own_memory() // sharing if memory is None and local else memory
+        self.devices, self.memory = list[str](), memory
+        if launcher.where == "local":  # jobs share what this machine has
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+            self.devices = visible.split(",") if visible else []
+            self.memory = memory or own_memory() // math.ceil(machines / max(1, len(self.devices)))
         self.results: list[RunResult | StoppedRun] = []
         self.failed: list[FailedPart] = []
 
@@ -150,7 +114,7 @@ class Fleet:
         waiting, running, reason = list(parts), dict[int, tuple[Part, Any]](), 0
         total = self.recipe.train.steps * sum(len(part.arms) for part in parts)
         with Stop(World(0, 1, torch.device("cpu")), None) as stop, progress("steps of arms", total) as advance:
-            taken = 0
+            steps = 0
             try:
                 while waiting or running:
                     for slot in range(self.machines):
@@ -162,8 +126,8 @@ class Fleet:
                         self._end(running)
                     for slot in [slot for slot, (_, job) in running.items() if job.done()]:
                         self._note(*running.pop(slot))
-                    before, taken = taken, max(taken, sum(_taken(part.out) for part in parts))
-                    advance(taken - before, f"{len(running)} jobs, {len(waiting)} to come")
+                    before, steps = steps, max(steps, sum(_count_steps(part.out) for part in parts))
+                    advance(steps - before, f"{len(running)} jobs, {len(waiting)} to come")
             finally:
                 self._end(running)
         return reason
@@ -187,11 +151,6 @@ class Fleet:
             self.launcher.end(job)
 
 
-def _devices() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    return visible.split(",") if visible else []
-
-
 def _incomplete(recipe: Recipe, fleet: Fleet, reason: int) -> StoppedRun | FailedSweep:
     """What came of a sweep that is not complete; a job that was asked to end before it trained has no result."""
     if fleet.failed and not reason:
@@ -201,11 +160,14 @@ def _incomplete(recipe: Recipe, fleet: Fleet, reason: int) -> StoppedRun | Faile
     return StoppedRun(recipe.out, recipe.train.steps, stopped, code)
 
 
-def _taken(out: Path) -> int:
+TAIL = 1 << 20  # bytes at the end of metrics in which their last line is looked for
+
+
+def _count_steps(out: Path) -> int:
     """Steps that the arms of a part have taken so far, or of its own parts."""
     try:
-        last = [_last_line(path) for path in (*out.glob("metrics.jsonl"), *out.glob(f"{PARTS}/*/metrics.jsonl"))]
-        return sum((entry["step"] + 1) * len(entry["arms"]) for entry in last if entry)
+        entries = [_last_line(path) for path in (*out.glob("metrics.jsonl"), *out.glob(f"{PARTS}/*/metrics.jsonl"))]
+        return sum((entry["step"] + 1) * len(entry["arms"]) for entry in entries if entry)
     except OSError:  # a job puts its directory there at this moment
         return 0
 
@@ -213,37 +175,37 @@ def _taken(out: Path) -> int:
 def _last_line(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        whole = file.read().rpartition(b"\n")[0]
-    return json.loads(whole.rpartition(b"\n")[2] or b"{}")
+        lines = file.read().split(b"\n")  # the last is empty, or being written
+    return json.loads(lines[-2]) if len(lines) > 1 else {}
 
 
+@dataclass
 class Job:
-    """Called where it runs; its tasks, if there are several, are the ranks of one run.
+    """A sweep, called where it runs; its tasks, if there are several, are the ranks of one run."""
 
-    Args:
-        device: the one to use, of several that the jobs of one machine share.
-    """
-
-    def __init__(
-        self, recipe: Recipe, arms: dict[str, Arm], stop_after: float | None, memory: int | None, device: str | None
-    ) -> None:
-        self.recipe, self.arms, self.stop_after, self.memory, self.device = recipe, arms, stop_after, memory, device
+    recipe: Recipe
+    arms: dict[str, Arm]
+    stop_after: float | None  # seconds
+    memory: int | None  # bytes of a device
+    device: str | None  # the one to use, of several that the jobs of one machine share
 
     def __call__(self) -> RunResult | StoppedRun | str:
         """The result of the sweep, or a sentence that says why it failed."""
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
         if self.device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device  # submitit hides all
-        _join()
-        from scaleup.sweeps.parts import is_begun, sweep
-
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         try:
             anew = not is_begun(Path(self.recipe.out))
             result = sweep(self.recipe, self.arms, anew, self.stop_after, self.memory)
         except Exception as error:
-            if (said := explain(error)) is None:
+            if (sentence := explain(error)) is None:
                 raise
-            return said
+            return sentence
         if result.exit == 128 + signal.SIGUSR2:
             signal.raise_signal(signal.SIGUSR2)  # all is saved: submitit queues the job again
         return result
@@ -255,16 +217,6 @@ class Job:
         return DelayedSubmission(self)
 
 
-def _join() -> None:
-    """Say to torch.distributed which of how many tasks this is."""
-    from submitit import JobEnvironment
-    from submitit.helpers import TorchDistributedEnvironment
-
-    if JobEnvironment().num_tasks > 1:
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-
-
-WHERE = ("local", "slurm")
 YEAR = 365 * 24 * 60  # minutes; local jobs end after two of them where submitit is not told otherwise
 AGAIN = 1000  # times that a job whose time is up is queued again
 
@@ -280,14 +232,18 @@ class Launcher:
     """
 
     def __init__(self, where: str, folder: Path, slurm: Mapping[str, str]) -> None:
-        self.where, self.submitit = where, _submitit()
+        try:
+            import submitit
+        except ImportError as error:
+            raise UserError("--where needs submitit; install it with: pip install 'scaleup[cluster]'") from error
+        self.where = where
         for old in folder.glob("*.pkl"):
             old.unlink()
         if where == "local":
-            self.executor = self.submitit.LocalExecutor(folder)
+            self.executor = submitit.LocalExecutor(folder)
             self.executor.update_parameters(timeout_min=YEAR)
         else:
-            self.executor = self._slurm(folder, slurm)
+            self.executor = _slurm_executor(submitit, folder, slurm)
 
     def submit(self, job: Job) -> Any:
         """Returns submitit's job. A local one does not hear the terminal's Ctrl-C until it trains, and can save.
@@ -295,13 +251,13 @@ class Launcher:
         Raises:
             UserError: it is refused.
         """
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
         try:
             return self.executor.submit(job)
         except (OSError, RuntimeError) as error:  # submitit's own are RuntimeErrors
             raise UserError(f"{self.where} takes no job: {' '.join(str(error).split())}") from error
         finally:
-            signal.signal(signal.SIGINT, heard)
+            signal.signal(signal.SIGINT, handler)
 
     def result(self, job: Any) -> RunResult | StoppedRun | str:
         """What a job that is done returned (see :meth:`Job.__call__`); its pickles go."""
@@ -318,26 +274,16 @@ class Launcher:
             with suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)  # submitit's own way leaves a second, too little to save
 
-    def _slurm(self, folder: Path, options: Mapping[str, str]) -> Any:
-        if not options.get("time", "").isdigit():
-            raise UserError(
-                f"--slurm time={options.get('time', '')} is no time; a job needs one in whole minutes, such as time=180"
-            )
-        try:
-            executor = self.submitit.SlurmExecutor(folder, max_num_timeout=AGAIN)
-        except RuntimeError as error:
-            raise UserError(
-                "--where slurm finds no srun here; start it on a machine from which jobs are sent"
-            ) from error
-        typed = {key: int(value) if value.isdigit() else value for key, value in options.items()}
-        known = {key: typed.pop(key) for key in list(typed) if key in executor._valid_parameters()}
-        executor.update_parameters(**{"job_name": "scaleup"} | known, additional_parameters=typed)
-        return executor
 
-
-def _submitit() -> ModuleType:
+def _slurm_executor(submitit: ModuleType, folder: Path, options: Mapping[str, str]) -> Any:
+    time = options.get("time", "")
+    if not time.isdigit():
+        raise UserError(f"--slurm time={time} is no time; a job needs one in whole minutes, such as time=180")
     try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--where needs submitit; install it with: pip install 'scaleup[cluster]'") from error
-    return submitit
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=AGAIN)
+    except RuntimeError as error:
+        raise UserError("--where slurm finds no srun here; start it on a machine from which jobs are sent") from error
+    typed = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+    own = {key: typed.pop(key) for key in list(typed) if key in executor._valid_parameters()}
+    executor.update_parameters(**{"job_name": "scaleup"} | own, additional_parameters=typed)
+    return executor

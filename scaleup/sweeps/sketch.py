@@ -15,7 +15,6 @@ from torch import nn
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import open_datasets
-from scaleup.data.token_records import in_cache
 from scaleup.model.kernels import LARGEST, SMALLEST
 from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk
 from scaleup.model.tubes import Size
@@ -23,7 +22,7 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training import cache_plan
 from scaleup.training.arm_trainer import Classifier
-from scaleup.training.run_inputs import models_on_meta
+from scaleup.training.run_inputs import data_of, models_on_meta
 
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 
@@ -47,8 +46,7 @@ class Sketch:
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
         self.recipe, self.arms, self.models = recipe, arms, models_on_meta(recipe, arms)
-        cache = recipe.trunk.cache
-        self.datasets = open_datasets(recipe.data if cache is None else in_cache(recipe.data, cache))
+        self.datasets = open_datasets(data_of(recipe))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
         self.largest = self.modalities[-1]  # a video is larger than an image
         exact = recipe.train.kernels == "library"

@@ -38,7 +38,7 @@ def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
     batches do not use, those of the tokenizer and the heads, are groups of their own, so that they can rest (see
     :class:`Engine`).
     """
-    groups: dict[tuple, dict[str, Any]] = {}
+    by_setting: dict[tuple, dict[str, Any]] = {}
     for name, parameter in arm.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -46,8 +46,8 @@ def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
         decay = settings.weight_decay if parameter.dim() > 1 and ".ia3_l." not in name else 0.0
         unit = name if name.startswith(("tokenizer.", "heads.")) else "rest"
         new = {"params": [], "lr": lr, "base_lr": lr, "weight_decay": decay, "unit": unit}
-        groups.setdefault((unit, lr, decay), new)["params"].append(parameter)
-    return list(groups.values())
+        by_setting.setdefault((unit, lr, decay), new)["params"].append(parameter)
+    return list(by_setting.values())
 
 
 class Engine:
@@ -59,8 +59,8 @@ class Engine:
 
     def __init__(self, module: nn.Module, settings: Arm, train: Train, batch: int, world: World) -> None:
         self.arm = cast(nn.Module, module.arm)
-        groups = parameter_groups(self.arm, settings)
-        self.optimizer = OPTIMIZERS[train.optimizer](groups, betas=tuple(train.betas), fused=True)
+        param_groups = parameter_groups(self.arm, settings)
+        self.optimizer = OPTIMIZERS[train.optimizer](param_groups, betas=tuple(train.betas), fused=True)
         self.optimizer.register_step_pre_hook(self._rest)
         self.resting: list[tuple[Tensor, Tensor | None]] = []
         self.optimizer.register_step_post_hook(self._wake)
@@ -74,11 +74,11 @@ class Engine:
             "zero_force_ds_cpu_optimizer": False,  # torch's own fused update serves on the host too
             "steps_per_print": sys.maxsize,
         }
-        self.groups = [list(group["params"]) for group in groups]
+        self.groups = [list(group["params"]) for group in param_groups]
         self.parameters = [parameter for group in self.groups for parameter in group]
         self.used: set[str] = set()
         used = self.used  # a hook that held the engine would hold it for good (see close)
-        for group in groups:
+        for group in param_groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: used.add(unit))
         self.clip = 0.0 if train.zero_stage else settings.clip  # by :meth:`step`, which knows the norm
@@ -152,13 +152,13 @@ class Piece(NamedTuple):
 def gather(engine: Engine, world: World) -> dict[str, Tensor]:
     """What trains, and the optimizer's state where it has one: ``arm/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` of
     the parameter's shape and ``step/NAME``. On the first rank, on the CPU; all ranks must call."""
-    found = {f"arm/{name}": tensor for name, tensor in weights(engine.arm).items()}
-    for name, parameter, piece, known in _pieces(engine):
-        for key in MOMENTS if known else ():
-            found[f"{key}/{name}"] = _whole(parameter, known[key], piece, world)
-        if known:
-            found[f"step/{name}"] = known["step"]
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+    tensors = {f"arm/{name}": tensor for name, tensor in weights(engine.arm).items()}
+    for name, parameter, piece, state in _pieces(engine):
+        for key in MOMENTS if state else ():
+            tensors[f"{key}/{name}"] = _whole(parameter, state[key], piece, world)
+        if state:
+            tensors[f"step/{name}"] = state["step"]
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return copies if world.rank == 0 else {}
 
 
@@ -170,19 +170,19 @@ def restore(engine: Engine, tensors: dict[str, Tensor]) -> None:
         UserError: the arm has other tensors than these.
     """
     own = weights(engine.arm)
-    held = {name.removeprefix("arm/") for name in tensors if name.startswith("arm/")}
-    if held != own.keys():
-        raise UserError(f"the checkpoint is of another model: {', '.join(sorted(held ^ own.keys())[:6])}")
+    names = {name.removeprefix("arm/") for name in tensors if name.startswith("arm/")}
+    if names != own.keys():
+        raise UserError(f"the checkpoint is of another model: {', '.join(sorted(names ^ own.keys())[:6])}")
     for name, tensor in own.items():
         tensor.copy_(tensors[f"arm/{name}"])
     engine.refresh_holders()
-    for name, _, piece, known in _pieces(engine):
+    for name, _, piece, state in _pieces(engine):
         if f"step/{name}" not in tensors:
             continue
         for key in MOMENTS:
-            kept = known.setdefault(key, torch.zeros_like(piece.holder))
-            kept.view(-1)[piece.there] = tensors[f"{key}/{name}"].flatten()[piece.here].to(kept)
-        known["step"] = tensors[f"step/{name}"].to(piece.holder)
+            moment = state.setdefault(key, torch.zeros_like(piece.holder))
+            moment.view(-1)[piece.there] = tensors[f"{key}/{name}"].flatten()[piece.here].to(moment)
+        state["step"] = tensors[f"step/{name}"].to(piece.holder)
 
 
 def weights(arm: nn.Module) -> dict[str, Tensor]:
@@ -207,11 +207,11 @@ def _slice(address: Any) -> slice:
     return slice(address.start, address.start + address.numel) if address else slice(0, 0)
 
 
-def _whole(parameter: nn.Parameter, kept: Tensor, piece: Piece, world: World) -> Tensor:
+def _whole(parameter: nn.Parameter, part: Tensor, piece: Piece, world: World) -> Tensor:
     """Put the pieces of all ranks together, bit for bit: as whole numbers, since 0.0 + -0.0 is 0.0."""
     if piece.holder is parameter:
-        return kept
-    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=kept.device)
-    whole[piece.here] = kept[piece.there]
+        return part
+    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=part.device)
+    whole[piece.here] = part[piece.there]
     world.sum(whole.view(torch.int32))
     return whole.view(parameter.shape)

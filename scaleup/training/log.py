@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from scaleup.common.files import sync, write_text
+from scaleup.training.run_inputs import flatten_keys
 
 
 class Metrics:
@@ -34,9 +35,10 @@ class Metrics:
     def log(self, entry: dict[str, Any]) -> None:
         """``entry`` holds ``step`` and, nested as it likes, numbers; what is not a number goes to the lines alone."""
         self.lines.write(json.dumps(entry) + "\n")
-        for name, value in flatten(entry):
-            if entry["step"] % self.log_every == 0 or "/valid/" in name:
-                self.board.add_scalar(name, value, entry["step"])
+        step, nested = entry["step"], {name: value for name, value in entry.items() if name != "step"}
+        for path, value in flatten_keys(nested, "/").items():
+            if isinstance(value, int | float) and (step % self.log_every == 0 or "/valid/" in path):
+                self.board.add_scalar(path, value, step)
 
     def sync(self) -> None:
         """Put the lines on the disk."""
@@ -56,15 +58,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def flatten(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a nested mapping by path: ``("arms/model/loss", 0.3)``."""
-    for name, value in entry.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step":
-            yield f"{prefix}{name}", value
-
-
 SHOWN = 8  # heads in a line of progress, over all arms
 LATELY = 20  # steps of a head that its figures in that line are the mean of
 JUDGED_BY = 1000  # steps after its warm-up by which an arm is judged for the first time; short ones after a quarter
@@ -78,6 +71,14 @@ class AtChance:
     chance: float  # the share of the most frequent class
     samples: int  # that it was judged by
     steps: int  # that its arm had taken
+
+    def __str__(self) -> str:
+        return (
+            f"is still at chance after {self.steps} steps: it is right for {self.accuracy:.1%} of the last "
+            f"{self.samples:,} samples, and the most frequent class is that of {self.chance:.1%}; look at its labels "
+            "and at what augmentation does to them, try another learning rate or more steps, and of a frozen model let "
+            "more blocks train"
+        )
 
 
 class Recent:
@@ -107,23 +108,13 @@ class Recent:
 
     def add(self, step: int, dataset: str, heads: Mapping[str, Mapping[str, float]]) -> list[str]:
         """Note a step; returns a sentence on each head that is found at chance for the first time."""
-        found = []
+        sentences = []
         for name, measured in heads.items():
             head = self.heads[dataset, name]
             head.lately.append((measured["loss"], measured["accuracy"]))
-            if step >= self.first and head.judged(measured["accuracy"], self.batch, step + 1):
-                found.append(self._said(head))
-        return found
-
-    def _said(self, head: Head) -> str:
-        verdict = head.at_chance
-        assert verdict is not None
-        return (
-            f"head {head.name!r} of arm {self.arm!r} is still at chance after {verdict.steps} steps: it is right for "
-            f"{verdict.accuracy:.1%} of the last {verdict.samples:,} samples, and the most frequent class is that of "
-            f"{verdict.chance:.1%}; look at its labels and at what augmentation does to them, try another learning "
-            "rate or more steps, and of a frozen model let more blocks train"
-        )
+            if step >= self.first and (verdict := head.judge(measured["accuracy"], self.batch, step + 1)):
+                sentences.append(f"head {head.name!r} of arm {self.arm!r} {verdict}")
+        return sentences
 
     @property
     def at_chance(self) -> dict[str, AtChance]:
@@ -139,20 +130,20 @@ class Head:
         self.lately: deque[tuple[float, float]] = deque(maxlen=LATELY)  # loss, accuracy
         self.right, self.samples = 0.0, 0  # since it was last judged
         self.at_chance: AtChance | None = None
-        self.named = False
+        self.named = False  # that it is at chance
         self.margin = min(chance, 1 - chance) / 4
 
-    def judged(self, accuracy: float, samples: int, steps: int) -> bool:
-        """Count a step, and judge where there are samples enough; whether it is at chance for the first time."""
+    def judge(self, accuracy: float, samples: int, steps: int) -> AtChance | None:
+        """Count a step, and judge where there are samples enough; what it finds where it is at chance for the first
+        time."""
         self.right, self.samples = self.right + accuracy * samples, self.samples + samples
         if self.samples * self.margin**2 < 16 * self.chance * (1 - self.chance) or not self.margin:  # 4 deviations
-            return False
-        share, seen = self.right / self.samples, self.samples
+            return None
+        verdict = AtChance(self.right / self.samples, self.chance, self.samples, steps)
         self.right, self.samples = 0.0, 0
-        low = share <= self.chance + self.margin
-        self.at_chance = AtChance(share, self.chance, seen, steps) if low else None
-        first, self.named = low and not self.named, self.named or low
-        return first
+        self.at_chance = verdict if verdict.accuracy <= self.chance + self.margin else None
+        first, self.named = not self.named, self.named or self.at_chance is not None
+        return self.at_chance if first else None
 
     def __str__(self) -> str:
         losses, accuracies = zip(*self.lately, strict=True)
@@ -161,11 +152,11 @@ class Head:
 
 def line(arms: Iterable[Recent]) -> str:
     """Loss and accuracy of each head in a line of progress: ``last1 shape 0.31 92%, motion 1.80 14%; last2 ...``."""
-    parts, left = [], SHOWN
+    parts, room = [], SHOWN
     for arm in arms:
         heads = [str(head) for head in arm.heads.values() if head.lately]
-        parts += [f"{arm.arm} {', '.join(heads[:left])}"] if left else []
-        if len(heads) > left:
+        parts += [f"{arm.arm} {', '.join(heads[:room])}"] if room else []
+        if len(heads) > room:
             return "; ".join(parts) + ", ..."
-        left -= len(heads)
+        room -= len(heads)
     return "; ".join(parts)

@@ -86,13 +86,13 @@ class Run:
         self.done = checkpoint.step if checkpoint else 0
         self.sources, self.lists = run_inputs.hash_inputs(recipe), run_inputs.list_inputs(recipe)
         if checkpoint is not None:
-            run_inputs.refuse_changed(checkpoint.state.get("sources", {}), self.sources)
+            run_inputs.refuse_changed(checkpoint.state["sources"], self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
         trunk, kernels = recipe.trunk, recipe.train.kernels
         if checkpoint is not None:  # ``auto`` may choose otherwise when it measures again
             trunk = replace(trunk, precision=checkpoint.state["precision"])
-            kernels = checkpoint.state.get("kernels", "library")  # of a run that began before there was a choice
+            kernels = checkpoint.state["kernels"]
         self.kernels = set_kernels(self.models.values(), kernels, self.world)
         self.about_trunk = self._prepare(trunk)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
@@ -112,8 +112,8 @@ class Run:
         trunk = replace(trunk, precision=self.feed.made["trunk"]["precision"], placement="host")
         validates = self.recipe.data.valid is not None and self.recipe.train.valid_every
         about = prepare_trunks(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
-        kept = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
-        return about | {"cache": {"directory": self.recipe.trunk.cache} | kept}
+        cache = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
+        return about | {"cache": {"directory": self.recipe.trunk.cache} | cache}
 
     def close(self) -> None:
         for trainer in self.trainers.values():
@@ -148,8 +148,8 @@ class Run:
 
     def _judge(self, entries: dict[str, dict[str, Any]]) -> None:
         """Validate the arms whose turn it is, into their lines of metrics, and end those that took their last step."""
-        found = self.validation(self.running, self.done) if self.validation else {}
-        for name, valid in found.items():
+        validated = self.validation(self.running, self.done) if self.validation else {}
+        for name, valid in validated.items():
             entries[name]["valid"] = valid
         for arm in self.running.values():
             if arm.steps == self.done:
@@ -178,20 +178,20 @@ class Run:
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if (there := checkpoint.state["arms"]) != (here := self._settings()["arms"]):
-            raise UserError(f"'{checkpoint.directory}' is of other arms: {there} there and {here} here")
+        if (stored := checkpoint.state["arms"]) != (own := self._settings()["arms"]):
+            raise UserError(f"'{checkpoint.directory}' is of other arms: {stored} there and {own} here")
         for name, trainer in self.trainers.items():
             trainer.restore(checkpoint.tensors(name), checkpoint.state["standings"][name])
 
     def remember(self, entries: list[dict[str, Any]]) -> list[str]:
-        """Count steps into the result, from their lines of metrics; returns what is to be said of heads at chance."""
-        said = []
+        """Count steps into the result, from their lines of metrics; returns a sentence on each new head at chance."""
+        sentences = []
         for entry in entries:
             self.trunk_seconds.append(entry["trunk_seconds"])
             for name, arm in entry["arms"].items():
                 self.trainers[name].remember(arm)
-                said += self.recent[name].add(entry["step"], entry["dataset"], arm["heads"])
-        return said
+                sentences += self.recent[name].add(entry["step"], entry["dataset"], arm["heads"])
+        return sentences
 
     def step(self, step: int, fed: Fed) -> dict[str, Any]:
         """One update of every arm that has not ended; returns the step's line of metrics. An arm of a sweep

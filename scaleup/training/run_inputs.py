@@ -14,7 +14,7 @@ import torch
 
 from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import local
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Data, Recipe
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.shards import Shards, index_bytes, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
@@ -33,8 +33,13 @@ def build_models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
 
 def heads_of(recipe: Recipe) -> Heads:
     """Heads and their classes; with a cache nothing of the videos is needed but the index of their shards."""
+    return classes_of(data_of(recipe))
+
+
+def data_of(recipe: Recipe) -> Data:
+    """The data with the training sets where the run reads them, which may be a token cache."""
     cache = recipe.trunk.cache
-    return classes_of(recipe.data if cache is None else in_cache(recipe.data, cache))
+    return recipe.data if cache is None else in_cache(recipe.data, cache)
 
 
 def starting_model(recipe: Recipe, heads: Heads) -> TubeViT:
@@ -76,10 +81,13 @@ def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int)
 
 def sizes(model: TubeViT) -> dict[str, int]:
     """How many blocks are frozen, and how many parameters are and are not."""
-    counts = {True: 0, False: 0}
-    for parameter in model.parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-    return {"frozen_depth": model.frozen_depth, "frozen_parameters": counts[False], "trained_parameters": counts[True]}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {
+        "frozen_depth": model.frozen_depth,
+        "frozen_parameters": total - trained,
+        "trained_parameters": trained,
+    }
 
 
 PIECES, PIECE = 16, 1 << 16  # of a file of weights: what was trained anew differs in each
@@ -90,39 +98,39 @@ def hash_inputs(recipe: Recipe) -> dict[str, str]:
 
     Of large files pieces are read, evenly spread from the first byte to the last.
     """
-    data = recipe.data if recipe.trunk.cache is None else in_cache(recipe.data, recipe.trunk.cache)
-    sets = {f"data.train.{name}.shards": each.shards for name, each in data.train.items()}
-    sets |= {"data.valid.shards": data.valid.shards} if data.valid else {}
-    found = {name: hashlib.sha256(index_bytes(shards)) for name, shards in sets.items()}
-    weights = recipe.model.backbone.weights
+    data, weights = data_of(recipe), recipe.model.backbone.weights
+    sets = {f"data.train.{name}.shards": dataset.shards for name, dataset in data.train.items()}
+    if data.valid:
+        sets["data.valid.shards"] = data.valid.shards
+    hashes = {name: hashlib.sha256(index_bytes(shards)).hexdigest() for name, shards in sets.items()}
     if recipe.model.load is not None:
-        found["model.load"] = _files(local(recipe.model.load))
+        hashes["model.load"] = _hash_files(local(recipe.model.load))
     elif weights is not None and Path(weights).exists():
-        found["model.backbone.weights"] = _files(Path(weights))
-    return {name: digest.hexdigest() for name, digest in found.items()}
+        hashes["model.backbone.weights"] = _hash_files(Path(weights))
+    return hashes
 
 
 def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Of each training set its name, its modality, how many samples it has, and the sha256 of their list."""
-    found = {}
-    for name, each in recipe.data.train.items():
-        made = CachedSet(f"{recipe.trunk.cache}/{name}") if recipe.trunk.cache else Shards.open(each.shards)
-        about = {"shards": each.shards.rstrip("/").rsplit("/", 1)[-1], "modality": made.modality}
-        found[name] = about | {"samples": len(made.keys), "list_sha256": list_sha256(made.keys)}
-    return found
+    inputs = {}
+    for name, dataset in recipe.data.train.items():
+        opened = CachedSet(f"{recipe.trunk.cache}/{name}") if recipe.trunk.cache else Shards.open(dataset.shards)
+        inputs[name] = {
+            "shards": dataset.shards.rstrip("/").rsplit("/", 1)[-1],
+            "modality": opened.modality,
+            "samples": len(opened.keys),
+            "list_sha256": list_sha256(opened.keys),
+        }
+    return inputs
 
 
 def most_frequent(recipe: Recipe) -> dict[str, dict[str, float]]:
     """Of each training set and head, the share of the class that most samples have."""
-    data = recipe.data if recipe.trunk.cache is None else in_cache(recipe.data, recipe.trunk.cache)
-    return {
-        name: {head: _largest(shards.labels[label]) for head, label in data.train[name].heads.items()}
-        for name, shards in open_datasets(data).items()
-    }
-
-
-def _largest(labels: np.ndarray) -> float:
-    return float(np.bincount(labels).max() / len(labels))
+    data, shares = data_of(recipe), dict[str, dict[str, float]]()
+    for name, shards in open_datasets(data).items():
+        labels = {head: shards.labels[label] for head, label in data.train[name].heads.items()}
+        shares[name] = {head: float(np.bincount(numbers).max() / len(numbers)) for head, numbers in labels.items()}
+    return shares
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -135,7 +143,7 @@ def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:
         )
 
 
-def _files(path: Path) -> hashlib._Hash:
+def _hash_files(path: Path) -> str:
     """Of a file, or of the configuration and the weights in a directory."""
     digest = hashlib.sha256()
     inner = [*path.rglob("config.json"), *path.rglob("*.safetensors")] if path.is_dir() else [path]
@@ -146,13 +154,13 @@ def _files(path: Path) -> hashlib._Hash:
             for piece in range(PIECES):
                 opened.seek(max(0, size - PIECE) * piece // (PIECES - 1))
                 digest.update(opened.read(PIECE))
-    return digest
+    return digest.hexdigest()
 
 
-def flatten_keys(value: Any, at: str = "") -> dict[str, Any]:
+def flatten_keys(nested: dict[str, Any], separator: str = ".") -> dict[str, Any]:
     """The leaves of nested mappings by key path."""
-    if not isinstance(value, dict) or not value:
-        return {at: value}
-    return {
-        key: leaf for name, each in value.items() for key, leaf in flatten_keys(each, f"{at}.{name}".strip(".")).items()
-    }
+    leaves: dict[str, Any] = {}
+    for key, value in nested.items():
+        inner = flatten_keys(value, separator) if isinstance(value, dict) else {}
+        leaves |= {f"{key}{separator}{path}": leaf for path, leaf in inner.items()} or {key: value}
+    return leaves

@@ -44,13 +44,13 @@ class Validation:
         Returns what :meth:`measured` says of them, and has told them. All ranks must call.
         """
         due = {name: arm for name, arm in arms.items() if steps % self.every == 0 or steps == arm.steps}
-        found = self.measured({name: arm.model for name, arm in due.items()}) if due else {}
+        results = self.measured({name: arm.model for name, arm in due.items()}) if due else {}
         for name, arm in due.items():
-            arm.validated(found[name]["accuracy"], steps)
+            arm.validated(results[name]["accuracy"], steps)
         if due and self.world.rank == 0:
-            told = (f"{name} {_told(found[name])} ({arm.standing})" for name, arm in due.items())
-            print(f"accuracy after step {steps}: {', '.join(told)}", file=sys.stderr)
-        return found
+            words = (f"{name} {_describe(results[name])} ({arm.standing})" for name, arm in due.items())
+            print(f"accuracy after step {steps}: {', '.join(words)}", file=sys.stderr)
+        return results
 
     def measured(self, models: Mapping[str, TubeViT]) -> dict[str, dict[str, Any]]:
         """``{"accuracy", "samples", "heads": {head: {"top1", "top5", "loss"}}}`` of each of the models: the accuracy is
@@ -63,12 +63,12 @@ class Validation:
             model.eval()
         workers = self.data.workers
         once = Once("validating", self.shards, self.heads, self.input, "1x1", self.batch, workers, self.world)
-        found = {name: self._of(evaluation) for name, evaluation in scores(models, once).items()}
+        evaluations = scores(models, once)
         for model in models.values():
             model.train()
-        return found
+        return {name: self._entry(evaluation) for name, evaluation in evaluations.items()}
 
-    def _of(self, evaluation: Evaluation) -> dict[str, Any]:
+    def _entry(self, evaluation: Evaluation) -> dict[str, Any]:
         bad = BadSamples("data.valid", len(self.shards), self.data.max_bad)
         bad.add(Failure(*pair) for pair in evaluation.failures)
         accuracy = statistics.fmean(score.top1 for score in evaluation.heads.values())
@@ -79,7 +79,7 @@ class Validation:
         return {"accuracy": accuracy, "samples": evaluation.samples, "heads": heads}
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def _describe(entry: Mapping[str, Any]) -> str:
     """The accuracy of an arm, and of each of its heads where it has several."""
-    heads = ", ".join(f"{head} {each['top1']:.2%}" for head, each in found["heads"].items())
-    return f"{found['accuracy']:.2%}" + (f" = {heads}" if len(found["heads"]) > 1 else "")
+    heads = ", ".join(f"{head} {score['top1']:.2%}" for head, score in entry["heads"].items())
+    return f"{entry['accuracy']:.2%}" + (f" = {heads}" if len(entry["heads"]) > 1 else "")

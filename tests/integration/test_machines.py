@@ -21,8 +21,8 @@ from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import machines
-from scaleup.sweeps.machines import group_arms, spread
-from scaleup.sweeps.parts import split_arms, sweep
+from scaleup.sweeps.machines import spread
+from scaleup.sweeps.parts import group_arms, split_arms, sweep
 from scaleup.training.run import run
 
 TWO = ["arms.full=null"]  # arms are left, a job each

@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from scaleup.sweeps.machines import balance
+from scaleup.sweeps.parts import balance
 
 
 def dearest(trunk: list[int], arms: list[int], ends: tuple[int, ...]) -> int:
