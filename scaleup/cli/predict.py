@@ -60,12 +60,10 @@ def asked(args):
 
 
 def show(result: Predictions) -> None:
-    from scaleup.evaluation.predictor import describe_clip
-
     for file in result.files:
         answers = ", ".join(f"{each.class_} {each.probability:.1%}" for each in file.top)
         print(f"{file.source}: {answers}")
         for clip in file.clips if len(file.clips) > 1 else ():
-            print(f"  {describe_clip(clip)}")
+            print(f"  {clip}")
     if result.overlay is not None:
         print(f"overlay -> {result.overlay}")

@@ -24,12 +24,12 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
     To first order what the class's logarithmic probability loses where a token becomes the mean of all of them, where
     that is a loss; it asks nothing of the blocks, so that it serves every backbone.
     """
-    taps = model.arm_inputs(x)
-    if isinstance(taps, Tensor):  # pixels, which enter as tokens
+    inputs = model.arm_inputs(x)
+    if isinstance(inputs, Tensor):  # pixels, which enter as tokens
         z0 = model.tokenizer(x).detach()
-        taps = Taps(z0, z0, model.tokenizer.context(size_of(x)))
-    h = taps.h.detach().requires_grad_()
-    chosen = model.arm(taps._replace(h=h), head).log_softmax(-1)[0, target]
+        inputs = Taps(z0, z0, model.tokenizer.context(size_of(x)))
+    h = inputs.h.detach().requires_grad_()
+    chosen = model.arm(inputs._replace(h=h), head).log_softmax(-1)[0, target]
     (gradient,) = torch.autograd.grad(chosen, h)
     prefix = model.tokenizer.num_prefix_tokens
     tokens, gradient = h[0, prefix:].detach(), gradient[0, prefix:]  # (N, D)

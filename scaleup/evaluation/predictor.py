@@ -16,6 +16,7 @@ from scaleup.common.timing import progress
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
 from scaleup.data.playback import Noted, ignore
+from scaleup.data.storage import Failure
 from scaleup.data.stream import clips
 from scaleup.errors import UserError
 from scaleup.evaluation import overlay
@@ -38,6 +39,9 @@ class ClipPrediction:
     second: float  # at which it begins
     top: list[ClassProbability]  # the likeliest classes, the likeliest first
 
+    def __str__(self) -> str:
+        return f"{self.second:8.2f} s  {self.top[0].class_} {self.top[0].probability:.1%}"
+
 
 @dataclass
 class Prediction:
@@ -50,20 +54,12 @@ class Prediction:
 
 
 @dataclass
-class FailedSource:
-    """A source that cannot be read."""
-
-    source: str
-    reason: str
-
-
-@dataclass
 class Predictions:
     """What several sources show."""
 
     head: str  # which answered
     files: list[Prediction]
-    failures: list[FailedSource]
+    failures: list[Failure]  # sources that cannot be read
     exit: int  # the exit code: 1 where something failed
     overlay: str | None = None  # the file that was drawn
 
@@ -93,13 +89,13 @@ class Predictor:
     def video(
         self,
         source: str | BinaryIO,
-        told: Callable[[ClipPrediction], None] | None = None,
+        on_clip: Callable[[ClipPrediction], None] | None = None,
         noted: Noted = ignore,
     ) -> Prediction:
         """What a video shows, by the mean of the probabilities over its clips.
 
         Args:
-            told: is called with each clip's prediction as soon as it is known; then clips are not waited for.
+            on_clip: is called with each clip's prediction as soon as it is known; then clips are not waited for.
             noted: is told at the end what is odd about the video.
 
         Raises:
@@ -107,13 +103,13 @@ class Predictor:
         """
         predictions, total = list[ClipPrediction](), torch.zeros(len(self.classes))
         stream = clips(source, self.input, self.hop, noted)
-        while batch := list(islice(stream, 1 if told else self.batch)):
+        while batch := list(islice(stream, 1 if on_clip else self.batch)):
             seconds, pixels = zip(*batch, strict=True)
             for second, probabilities in zip(seconds, self.probabilities(torch.stack(pixels)), strict=True):
                 total += probabilities
                 predictions.append(ClipPrediction(second, self.named(probabilities)))
-                if told is not None:
-                    told(predictions[-1])
+                if on_clip is not None:
+                    on_clip(predictions[-1])
         return Prediction("video", self.named(total / len(predictions)), predictions)
 
     @torch.inference_mode()
@@ -133,12 +129,14 @@ def predict(predictor: Predictor, sources: Sequence[str]) -> Predictions:
     """What each source shows; one that cannot be read is named on stderr, and the others go on."""
     names = expanded(sources)
     files, failures = [], []
-    for name in _tracked(names):
-        try:
-            files.append(replace(_answer(predictor, name), source=name))
-        except BadSample as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            failures.append(FailedSource(name, str(error)))
+    with progress("predicting", len(names)) as advance:
+        for name in names:
+            try:
+                files.append(replace(_predict(predictor, name), source=name))
+            except BadSample as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                failures.append(Failure(name, str(error)))
+            advance(1, name)
     return Predictions(predictor.head, files, failures, int(bool(failures)))
 
 
@@ -156,39 +154,24 @@ def draw(predictor: Predictor, source: str, path: str) -> None:
 
 def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
     """Pictures (T, h, w, 3) of each clip, of the last those that were in none before."""
-    input, shown = predictor.input, 0
+    input, frames = predictor.input, 0
     if kind(source) == "image":
         pixels = eval_views(content(source), "image", input, 1, 1)[0]
         yield overlay.overlay(predictor.model, pixels, predictor.head)
         return
     for second, pixels in clips(source, input, input.frames / input.fps):
-        before = shown - round(second * input.fps)
+        before = frames - round(second * input.fps)
         yield overlay.overlay(predictor.model, pixels, predictor.head)[before:]
-        shown += input.frames - before
+        frames += input.frames - before
 
 
-def _answer(predictor: Predictor, name: str) -> Prediction:
+def _predict(predictor: Predictor, name: str) -> Prediction:
     if kind(name) == "image":
         return predictor.image(content(name))
 
     def noted(note: str) -> None:
         print(f"{name}: {note}", file=sys.stderr)
 
-    source, told = (sys.stdin.buffer, _told) if name == STDIN else (name, None)
-    return predictor.video(source, told, noted)
-
-
-def _told(clip: ClipPrediction) -> None:
-    print(describe_clip(clip), file=sys.stderr)
-
-
-def describe_clip(clip: ClipPrediction) -> str:
-    """When a clip begins, and its likeliest class."""
-    return f"{clip.second:8.2f} s  {clip.top[0].class_} {clip.top[0].probability:.1%}"
-
-
-def _tracked(names: list[str]) -> Iterator[str]:
-    with progress("predicting", len(names)) as advance:
-        for name in names:
-            yield name
-            advance(1, name)
+    if name == STDIN:
+        return predictor.video(sys.stdin.buffer, lambda clip: print(clip, file=sys.stderr), noted)
+    return predictor.video(name, None, noted)

@@ -6,7 +6,7 @@ is computed: blocks that are frozen, adapted, checkpointed, or computed for the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,11 +25,11 @@ SIDE, TURNS = 1536, 5  # of the matrices that are multiplied
 @torch.no_grad()
 def measured() -> float:
     """GFLOP that the device does in a second, by its fastest product of two float32 matrices in a few."""
-    left, right = (torch.randn(SIDE, SIDE, device=device()) for _ in range(2))
+    one, other = (torch.randn(SIDE, SIDE, device=device()) for _ in range(2))
     fastest = float("inf")
     for _ in range(TURNS):
         began = now(device())
-        left @ right
+        one @ other
         fastest = min(fastest, now(device()) - began)
     return 2 * SIDE**3 / fastest / 1e9
 
@@ -37,8 +37,8 @@ def measured() -> float:
 def mean_of_sample(sketch: Sketch, flops: dict[str, int]) -> float:
     """Of a training sample, from those of each modality: the mean over the datasets by their weights."""
     weights = {name: sketch.recipe.data.train[name].weight for name in sketch.datasets}
-    found = sum(weights[name] * flops[shards.modality] for name, shards in sketch.datasets.items())
-    return found / sum(weights.values())
+    total = sum(weights[name] * flops[shards.modality] for name, shards in sketch.datasets.items())
+    return total / sum(weights.values())
 
 
 @dataclass
@@ -142,13 +142,12 @@ def plan(
     sketch = Sketch(recipe, arms)
     available = own_memory() if available is None else available
     rate, flops = gflops or measured(), _flops(sketch)
-    held = _held(sketch, arms, ranks)
-    largest = largest_batch(sketch, arms, available, ranks)
-    fits = held["total"] <= available
+    needed, largest = by_part(sketch, arms, ranks=ranks), largest_batch(sketch, arms, available, ranks)
+    fits = needed["total"] <= available
     try:
-        groups = [list(wave) for wave in _waves(sketch, available, ranks)]
+        arms_of_waves = [list(wave) for wave in _waves(sketch, available, ranks)]
     except UserError:
-        groups = []
+        arms_of_waves = []
     return Plan(
         steps=recipe.train.steps,
         batch=recipe.data.batch,
@@ -156,14 +155,14 @@ def plan(
         tokens=_tokens(sketch),
         arms={name: _arm(sketch, name) for name in arms},
         flops=flops,
-        memory=held,
+        memory=needed,
         available=available,
         fits=fits,
         largest_batch=largest,
-        waves=groups,
+        waves=arms_of_waves,
         cache=sketch.cache_bytes(views),
         time=seconds(sketch, flops, rate, gflops is None, ranks),
-        warnings=[] if fits else [_too_large(held["total"], available, largest, recipe.data.batch)],
+        warnings=[] if fits else [_too_large(needed["total"], available, largest, recipe.data.batch)],
     )
 
 
@@ -177,7 +176,7 @@ def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
 def memory(recipe: Recipe, arms: dict[str, Arm], ranks: int = 1) -> dict[str, int]:
     """Bytes on each device at the fullest moment of a step, by part: trunk, arms, optimizer, gradients, activations,
     batch, and their ``total``; see :mod:`scaleup.sweeps.memory` for what is not counted."""
-    return _held(Sketch(recipe, arms), arms, ranks)
+    return by_part(Sketch(recipe, arms), arms, ranks=ranks)
 
 
 def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
@@ -190,22 +189,18 @@ def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) 
 
 
 def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:
-    made: list[dict[str, Arm]] = []
+    waves: list[dict[str, Arm]] = []
     for name, arm in sorted(sketch.arms.items(), key=lambda pair: -pair[1].frozen_depth):
-        if made and _held(sketch, [*made[-1], name], ranks)["total"] <= available:
-            made[-1][name] = arm
+        if waves and by_part(sketch, [*waves[-1], name], ranks=ranks)["total"] <= available:
+            waves[-1][name] = arm
             continue
-        if (needed := _held(sketch, [name], ranks)["total"]) > available:
+        if (needed := by_part(sketch, [name], ranks=ranks)["total"]) > available:
             raise UserError(
                 f"arm {name!r} alone needs {in_gib(needed)} of a device and {in_gib(available)} are available; "
                 "lower data.batch, raise train.accumulate or frozen_depth, or set grad_checkpointing"
             )
-        made.append({name: arm})
-    return made
-
-
-def _held(sketch: Sketch, names: Collection[str], ranks: int) -> dict[str, int]:
-    return by_part(sketch, names, sketch.recipe.data.batch, ranks)
+        waves.append({name: arm})
+    return waves
 
 
 def _tokens(sketch: Sketch) -> Tokens:

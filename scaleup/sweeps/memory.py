@@ -44,8 +44,10 @@ class Moment(NamedTuple):
     activations: int
 
 
-def by_part(sketch: Sketch, names: Collection[str], batch: int, ranks: int = 1) -> dict[str, int]:
-    """Bytes on each device for arms trained together, ``batch`` samples a step over all ranks, videos if there are."""
+def by_part(sketch: Sketch, names: Collection[str], batch: int | None = None, ranks: int = 1) -> dict[str, int]:
+    """Bytes on each device for arms trained together, ``batch`` samples a step over all ranks (None: as many as the
+    recipe says), videos if there are."""
+    batch = sketch.recipe.data.batch if batch is None else batch
     fullest = max(_moments(sketch, names, batch, ranks), key=sum)
     parts = {
         "trunk": trunk_bytes(sketch, names),
@@ -110,11 +112,11 @@ def _bytes(modules: Collection[nn.Module]) -> int:
 def weights_of_arms(sketch: Sketch, names: Collection[str]) -> int:
     """Weights of arms, those that adapters leave frozen once for all that share them, and not where the trunk has the
     very same."""
-    held = tensors([sketch.models[name].arm for name in names])
+    weights = tensors([sketch.models[name].arm for name in names])
     trunk, settings = sketch.deepest(names).trunk, sketch.recipe.trunk
     if trunk is not None and (settings.precision, settings.placement) == ("float32", "device"):
-        held = {key: tensor for key, tensor in held.items() if key not in tensors([trunk])}
-    return sum(tensor.nbytes for tensor in held.values())
+        weights = {key: tensor for key, tensor in weights.items() if key not in tensors([trunk])}
+    return sum(tensor.nbytes for tensor in weights.values())
 
 
 def _optimizer(weights: int, train: Train, ranks: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -101,13 +101,13 @@ def split_arms(
     out = Path(recipe.out)
     with run_directory.lock_run(out):
         if run_directory.check_resumable(recipe, overwrite) and is_begun(out):
-            found = sorted((out / PARTS).glob("*/recipe.yaml"))
-            return [Part(path.parent, {name: arms[name] for name in OmegaConf.load(path).arms}) for path in found]
-        groups = split()
-        if len(groups) < least:
+            paths = sorted((out / PARTS).glob("*/recipe.yaml"))
+            return [Part(path.parent, {name: arms[name] for name in OmegaConf.load(path).arms}) for path in paths]
+        arms_of_parts = split()
+        if len(arms_of_parts) < least:
             return []
         run_directory.begin(recipe, overwrite=True)
-        return _begin(recipe, groups)
+        return _begin(recipe, arms_of_parts)
 
 
 def group_arms(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict[str, Arm]]:
@@ -146,10 +146,10 @@ def is_begun(out: Path) -> bool:
     return any((out / name).exists() for name in ("checkpoints", PARTS, RESULT))
 
 
-def _begin(recipe: Recipe, groups: Groups) -> list[Part]:
+def _begin(recipe: Recipe, arms_of_parts: Groups) -> list[Part]:
     """Make the directories of all parts, or none."""
     place = Path(recipe.out) / PARTS
-    parts = [Part(place / f"{number:02d}", group) for number, group in enumerate(groups, 1)]
+    parts = [Part(place / f"{number:02d}", arms) for number, arms in enumerate(arms_of_parts, 1)]
     with new_directory(place) as half:
         for part in parts:
             (half / part.out.name).mkdir()
@@ -170,20 +170,20 @@ def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> RunResul
     by_arm = {name: arm for result in results for name, arm in result.arms.items()}
     for name, arm in by_arm.items():
         arm.directory = arm.directory and str(Path(recipe.out) / name)  # None where it diverged
-    drift = {depth: moved for result in results for depth, moved in result.trunk.get("drift", {}).items()}
-    trunk: dict[str, Any] = next((result.trunk for result in results if result.trunk), {})
-    whole = replace(
+    trunks = [result.trunk for result in results if result.trunk]
+    drift = {depth: moved for trunk in trunks for depth, moved in trunk.get("drift", {}).items()}
+    combined = replace(
         results[0],
         out=recipe.out,
         steps=max(result.steps for result in results),
         trunk_seconds=sum(result.trunk_seconds for result in results),
-        trunk=trunk | ({"drift": drift} if trunk else {}),
+        trunk=trunks[0] | {"drift": drift} if trunks else {},
         arms={name: by_arm[name] for name in arms},
         exit=max(result.exit for result in results),
         parts=[list(part.arms) for part in parts],
     )
-    whole.write()
-    return whole
+    combined.write()
+    return combined
 
 
 def _free() -> None:

@@ -84,8 +84,8 @@ class Sketch:
         trunk, key = model.trunk, ("trunk", *depths, modality)
         if key not in self._passes:
             trunk.kernels = self.kernels
-            made = empty(_cast(trunk, self.recipe.trunk.precision))
-            self._passes[key] = affine(lambda batch: _forward(made, depths, _pixels(self.size(modality), batch)))
+            without = empty(_cast(trunk, self.recipe.trunk.precision))
+            self._passes[key] = affine(lambda batch: _forward(without, depths, _pixels(self.size(modality), batch)))
         return self._passes[key](batch)
 
     def arm(self, name: str, modality: str, batch: int) -> Pass:
@@ -121,11 +121,11 @@ def _pixels(size: Size, batch: int) -> torch.Tensor:
 
 def _cast(trunk: Trunk, precision: str) -> Trunk:
     """The trunk as it computes in a precision; int8 weights are computed with as bfloat16."""
-    made = copy.deepcopy(trunk)
+    cast = copy.deepcopy(trunk)
     if precision != "auto":
-        made.precision = precision
-        made.blocks.to(COMPUTED_IN[precision])
-    return made
+        cast.precision = precision
+        cast.blocks.to(COMPUTED_IN[precision])
+    return cast
 
 
 def _forward(trunk: Trunk, depths: list[int], pixels: torch.Tensor) -> Pass:
