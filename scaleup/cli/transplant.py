@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.errors import UserError
+
+if TYPE_CHECKING:
+    from scaleup.transplants.transplant_report import TransplantPlan
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -57,10 +60,10 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> TransplantPlan:
     if args.out is None and not args.dry_run:
         raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
-    from scaleup.transplants.adapted_model import transplant  # takes seconds
+    from scaleup.transplants import adapted_model  # takes seconds
     from scaleup.transplants.transplant_plan import Options
 
     options = Options(
@@ -78,10 +81,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         overwrite=args.overwrite,
         placement=args.placement,
     )
-    return transplant(args.small, args.backbone, None if args.dry_run else args.out, options, args.clips, args.images)
+    if args.dry_run:
+        return adapted_model.plan(args.small, args.backbone, options, args.images)
+    return adapted_model.transplant(args.small, args.backbone, args.out, options, args.clips, args.images)
 
 
-def show(report: dict[str, Any]) -> None:
-    from scaleup.transplants.account import lines
+def show(report: TransplantPlan) -> None:
+    from scaleup.transplants.transplant_report import lines
 
     print("\n".join(lines(report)))

@@ -1,133 +1,276 @@
-"""A whole transplant: read both parents, plan, move, measure, account for every tensor, write the adapted model."""
+"""Adapted models: a transplant, from two parents to a directory; and a timm model that the caller has built."""
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from scaleup.backbones.backbone import Backbone
+from scaleup.backbones import timm
+from scaleup.backbones.backbone import Backbone, refuse_unless_plain
 from scaleup.backbones.build import build
 from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common import tensors
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import peak_bytes
 from scaleup.common.ridge import Affine
-from scaleup.model.tokenizer import normalise
+from scaleup.config.schema import Frames, Input, Positions, Tube
+from scaleup.data.loader import eval_loader
+from scaleup.data.shards import Shards
+from scaleup.errors import UserError
+from scaleup.model.build import describe
+from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants import measure, transplant_plan
-from scaleup.transplants.account import account, remarks
-from scaleup.transplants.align import Alignment, fit
+from scaleup.transplants import measure
 from scaleup.transplants.donor import Donor, read
-from scaleup.transplants.move import adapted_config, move, randomise_tubes, scale_tubes
-from scaleup.transplants.transplant_plan import Options
+from scaleup.transplants.move import fit, move, randomise_tubes, scale_tubes
+from scaleup.transplants.transplant_plan import Options, describe_plans, gate_depth, plan_tubes, positions
+from scaleup.transplants.transplant_report import (
+    GateReport,
+    Parent,
+    TransplantPlan,
+    TransplantReport,
+    TubeReport,
+    account,
+    remarks,
+)
+
+IMAGES = 512  # to fit a map on; up to twice as many are read
+CLIPS = 8  # to measure scales on
+
+
+def plan(small: str, backbone: str, options: Options, images: Path | Tensor | None = None) -> TransplantPlan:
+    """What :func:`transplant` would make; no weights of the backbone are built or read."""
+    options.check(images is not None)
+    return _planned(small, backbone, options)[-1]
+
+
+def _planned(small: str, backbone: str, options: Options) -> tuple[Donor, dict[str, Tube], TransplantPlan]:
+    donor = read(small)
+    large = build(backbone, options.kwargs, options.size, "meta", options.seed)
+    plans = plan_tubes(donor, large, options)
+    frozen_depth = gate_depth(large, options.gate_at)
+    tubes = {each.spec.name: each.tube for each in plans}
+    return donor, tubes, describe_plans(donor, large, plans, frozen_depth, options.match)
 
 
 def transplant(
     small: str,
     backbone: str,
-    out: Path | None,
+    out: Path,
     options: Options,
     clips: Path | Tensor | None = None,
     images: Path | Tensor | None = None,
-) -> dict:
-    """Make, measure and write an adapted model; returns the report. ``out`` None only plans, without weights.
+) -> TransplantReport:
+    """Make, measure and write an adapted model (Section 3.6).
 
     Args:
+        clips: what scales are measured on: video shards, or pixels in [0, 1] (B, 3, T, H, W); None for a made-up clip.
         images: what tokens are aligned on: shards of images or videos, or pixels in [0, 1] (B, 3, H, W); None for
             frames of ``clips``.
-        clips: what scales are measured on: video shards, or pixels in [0, 1] (B, 3, T, H, W); None for a made-up clip.
     """
     started = time.perf_counter()
-    seen = clips if images is None else images
-    transplant_plan.refuse_nonsense(options, images is not None, out is None or seen is not None)
-    if out is not None:
-        refuse_existing(out, options.overwrite)
-    donor = read(small)
-    large = build(backbone, transplant_plan.positional_kwargs(options), options.size, "meta", options.seed)
-    plans = transplant_plan.plan_tubes(donor, large, options)
-    gate_at = transplant_plan.gate_at(large, options.gate_at)
-    report = transplant_plan.describe_plans(donor, large, plans, gate_at, options.match)
-    if out is None:
-        return report
-    on_disk = gate_at if options.placement == "disk" else 0
-    large = build(
-        backbone, transplant_plan.positional_kwargs(options), options.size, options.weights, options.seed, on_disk
-    )
-    config = adapted_config(
-        donor, large, plans, options.seed, transplant_plan.positions(donor, large, options), gate_at
-    )
+    options.check(images is not None)
+    pixels = clips if images is None else images
+    if options.match == "align" and pixels is None:
+        raise UserError("--match align fits a map on images, and none were given; say where with --images, or --clips")
+    refuse_existing(out, options.overwrite)
+    donor, tubes, planned = _planned(small, backbone, options)
+    frozen_depth = planned.gate.frozen_depth
+    on_disk = frozen_depth if options.placement == "disk" else 0
+    large = build(backbone, options.kwargs, options.size, options.weights, options.seed, on_disk)
+    placed, input = positions(large, options, donor.config.positions.amplitude), donor.config.input
+    arm = {"frozen_depth": frozen_depth, "gate": True}
+    config = adapted_config(large, options.seed, input, donor.config.frames, tubes, placed, **arm)
     ModelConfig.from_json(config.to_json(), str(out))  # what is written can be loaded
-    alignment = _alignment(donor, large, options, config, seen) if options.match == "align" else None
-    report |= {"align": alignment.measured} if alignment is not None else {}
-    model = move(donor, config, large, alignment)
+    model = _assembled(config, large)
+    map = align = None
+    if options.match == "align":
+        assert donor.patch is not None and pixels is not None
+        map, align = fit(donor.patch, donor.config.input, large, _images(pixels, config.input), (1, *options.fold))
+    move(donor, model, map)
     model.base = large.hashes()
     config.backbone.sha256 = tensors.fingerprint(model.base)
-    clip = measure.clip(clips, config.input)
-    report |= {"parents": _parents(donor, config), "positions": asdict(config.positions)}
-    _measure(report, model, donor, large, clip, options, alignment and alignment.map)
-    report["accounting"] = account(model, donor, large, options.random_tubes, options.match)
-    report |= {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
-    model.report = report
+    clip = _clip(clips, config.input)
+    reports = _measured_tubes(planned, model, donor, clip, options, map)
+    image = normalise(clip[:1], config.input)[:, :, 0]
+    inputs = model.arm_inputs(image)  # one pass of the trunk serves all that is asked of the arm
+    difference = measure.image_max_abs_diff(model, large, image, inputs)
+    closed, gradient = measure.closed_max_abs_diff(model, inputs), measure.alpha_grad(model, inputs)
+    measured = {
+        "tubes": reports,
+        "gate": GateReport(frozen_depth, large.depth, closed, gradient),
+        "parents": _parents(donor, config),
+        "align": align,
+        "positions": placed,
+        "random_tubes": options.random_tubes,
+        "match_scale": options.match_scale,
+        "remarks": remarks(reports),
+        "image_max_abs_diff": difference,
+        "accounting": account(model, donor, large, options.random_tubes, options.match),
+        "seconds": time.perf_counter() - started,
+        "peak_bytes": peak_bytes(),
+    }
+    report = TransplantReport(**(vars(planned) | measured))
+    model.report = asdict(report)
     model.save_pretrained(out, "delta", options.overwrite)
-    report |= {"seconds": time.perf_counter() - started}
+    report.seconds = time.perf_counter() - started
     return report
 
 
-def _alignment(
-    donor: Donor, large: Backbone, options: Options, config: ModelConfig, seen: Path | Tensor | None
-) -> Alignment:
-    assert donor.patch is not None and seen is not None
-    return fit(donor.patch, donor.config.input, large, measure.images(seen, config.input), (1, *options.fold))
+def adapt(
+    vit: nn.Module,
+    tubes: Mapping[str, Tube],
+    frozen_depth: int,
+    gate: bool | str = True,
+    heads: Mapping[str, Sequence[str]] | None = None,
+    frames: int = 32,
+    fps: float = 15.0,
+    frame_stride: int = Frames.stride,
+    kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> TubeViT:
+    """Give an image ViT fresh tubes, a closed gate and heads (Section 3.6); its weights are shared, not copied.
+
+    Args:
+        vit: a plain ViT from ``timm.create_model``; its blocks below ``frozen_depth`` no longer take gradients.
+        tubes: name -> tube; kernels are drawn from ``seed``. To move trained ones see :func:`transplant`.
+        frozen_depth: blocks that stay frozen; the gate adds at the output of the last of them (Equation 8).
+        gate: True for one alpha, ``"channel"`` for one each channel, False for none.
+        heads: name -> its classes.
+        frames, fps: length of a clip in frames, and frames a second.
+        frame_stride: every so many frames of a clip one passes through the ViT's own patches.
+        kwargs: changes that were made to timm's architecture when ``vit`` was built (``depth=6``); a saved model is
+            rebuilt with them.
+
+    Returns:
+        The model in eval mode. Videos are (B, 3, T, H, W) and images (B, 3, H, W), normalised with the ViT's own mean
+        and std.
+
+    Raises:
+        UserError: the ViT is not plain, is another than its timm name and ``kwargs`` give, or the depth does not fit.
+    """
+    backbone = _taken_apart(vit, dict(kwargs or {}))
+    placed = positions(backbone, Options())
+    config = adapted_config(backbone, seed, Input(frames, fps=fps), Frames(frame_stride), tubes, placed)
+    classes = {head: list(names) for head, names in (heads or {}).items()}
+    return _assembled(config, backbone).with_arm(frozen_depth, gate, classes, seed).eval()
 
 
-def _parents(donor: Donor, config: ModelConfig) -> dict[str, Any]:
-    entry = config.backbone
-    return {
-        "small": {"name": donor.name, "sha256": donor.sha256, "data": donor.data},
-        "backbone": {"name": entry.name, "weights": entry.weights, "sha256": entry.sha256},
-    }
+def _taken_apart(vit: nn.Module, kwargs: dict[str, Any]) -> Backbone:
+    """A timm model without its classifier, which the caller's keeps."""
+    name: str = vit.pretrained_cfg["architecture"]  # type: ignore[index, assignment]
+    refuse_unless_plain(vit, f"timm:{name}")
+    bare = copy.copy(vit)
+    bare._modules = {**vit._modules, "head": nn.Identity()}
+    backbone = timm.take_apart(bare, f"timm:{name}")
+    backbone.kwargs = kwargs
+    with torch.device("meta"):
+        again = timm.take_apart(timm.create(name, kwargs, backbone.size), backbone.name).state_dict()
+    shapes, expected = ({key: x.shape for key, x in each.items()} for each in (backbone.state_dict(), again))
+    if shapes != expected:
+        raise UserError(
+            f"this ViT is not {name} with changes {kwargs}; give those that it was built with as kwargs, "
+            "such as kwargs={'depth': 6}"
+        )
+    return backbone
 
 
-def _measure(
-    report: dict[str, Any],
-    model: TubeViT,
-    donor: Donor,
-    large: Backbone,
-    clip: Tensor,
-    options: Options,
-    map: Affine | None,
-) -> None:
-    """Fill in what is measured, and apply what depends on it: matching of scales, the random control."""
-    tokens = {kernel.spec.name: measure.tube_tokens(model, kernel.spec.name, clip) for kernel in donor.kernels}
+def adapted_config(
+    backbone: Backbone,
+    seed: int,
+    clips: Input,
+    frames: Frames,
+    tubes: Mapping[str, Tube],
+    positions: Positions,
+    **arm: Any,
+) -> ModelConfig:
+    """The ``config.json`` of a backbone with tubes, for clips as long and as fast as ``clips``, of the backbone's size.
+
+    Args:
+        arm: ``frozen_depth`` and ``gate``.
+    """
+    input = Input(clips.frames, list(backbone.size), clips.fps, list(backbone.mean), list(backbone.std))
+    return describe(backbone, seed, input=input, frames=frames, tubes=dict(tubes), positions=positions, **arm)
+
+
+def _assembled(config: ModelConfig, backbone: Backbone) -> TubeViT:
+    """In eval mode; tubes are drawn from the seed of the configuration."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.backbone.seed)
+        return TubeViT.assemble(config, backbone, config.backbone.seed).eval()
+
+
+def _parents(donor: Donor, config: ModelConfig) -> dict[str, Parent]:
+    source = config.backbone
+    large = Parent(source.name, source.sha256, weights=source.weights)
+    return {"small": Parent(donor.name, donor.sha256, data=donor.data), "backbone": large}
+
+
+def _measured_tubes(
+    planned: TransplantPlan, model: TubeViT, donor: Donor, clip: Tensor, options: Options, map: Affine | None
+) -> dict[str, TubeReport]:
+    """What is measured on tubes; applies what depends on it: matching of scales, the random control."""
+    tokens = {name: measure.tube_tokens(model, name, clip) for name in planned.tubes}
+    sources = {name: measure.rms(each) for name, each in tokens.items()}
     backbone_rms = measure.backbone_rms(model, clip)
+    differences: dict[str, float | None] = {}
     for kernel in donor.kernels:
         name = kernel.spec.name
         spec = model.tokenizer.tubes[name].spec
-        difference = measure.token_max_abs_diff(kernel, donor, spec, tokens[name][:1], clip[:1], map)
-        report["tubes"][name] |= {
-            "token_max_abs_diff": difference,
-            "rms_source": measure.rms(tokens[name]),
-            "rms_backbone": backbone_rms,
-        }
-    wanted = {name: backbone_rms if options.match_scale else measure.rms(tokens[name]) for name in tokens}
+        differences[name] = measure.token_max_abs_diff(kernel, donor, spec, tokens[name][:1], clip[:1], map)
     if options.random_tubes:
         randomise_tubes(model, options.seed + 1)
-        for tube in report["tubes"].values():
-            tube["token_max_abs_diff"] = None  # nothing of the small model is left to compare with
+        differences = dict.fromkeys(differences)  # nothing of the small model is left to compare with
     if options.random_tubes or options.match_scale:
-        scale_tubes(model, {n: rms / measure.rms(measure.tube_tokens(model, n, clip)) for n, rms in wanted.items()})
-    for name in tokens:
-        report["tubes"][name]["rms_adapted"] = measure.rms(measure.tube_tokens(model, name, clip))
-    report["remarks"] = remarks(report["tubes"])
-    images = normalise(clip[:1], model.config.input)[:, :, 0]
-    taps = model.arm_inputs(images)  # one pass of the trunk serves all that is asked of the arm
-    report["image_max_abs_diff"] = measure.image_max_abs_diff(model, large, images, taps)
-    report["gate"] |= {
-        "closed_max_abs_diff": measure.closed_max_abs_diff(model, taps),
-        "alpha_grad": measure.alpha_grad(model, taps),
+        targets = dict.fromkeys(sources, backbone_rms) if options.match_scale else sources
+        scale_tubes(model, {n: rms / measure.rms(measure.tube_tokens(model, n, clip)) for n, rms in targets.items()})
+    adapted = {name: measure.rms(measure.tube_tokens(model, name, clip)) for name in tokens}
+    return {
+        name: TubeReport(
+            **vars(tube),
+            token_max_abs_diff=differences[name],
+            rms_source=sources[name],
+            rms_backbone=backbone_rms,
+            rms_adapted=adapted[name],
+        )
+        for name, tube in planned.tubes.items()
     }
-    report |= {"random_tubes": options.random_tubes, "match_scale": options.match_scale}
+
+
+def _clip(clips: Path | Tensor | None, input: Input) -> Tensor:
+    """Pixels in [0, 1] (B, 3, T, H, W) of the adapted model's size: given, read from video shards, or made up."""
+    if isinstance(clips, Tensor):
+        return clips
+    if clips is None:
+        return natural_clip(input.frames, (input.size[0], input.size[1]))
+    batch = next(iter(eval_loader(Shards.open(clips), {}, input, batch=CLIPS, workers=0)))
+    if batch.modality != "video" or not batch.keys:
+        raise UserError(f"{clips} holds no videos that can be read; --clips takes video shards")
+    return batch.pixels[:, 0].float() / 255
+
+
+def _images(pixels: Path | Tensor, input: Input) -> Iterator[Tensor]:
+    """Images in [0, 1] (B, 3, H, W) of the adapted model's size, from all over the shards; of a video its middle frame.
+
+    Those that cannot be read are left out, and named on stderr.
+    """
+    if isinstance(pixels, Tensor):
+        yield _stills(pixels)
+        return
+    shards = Shards.open(pixels)
+    every = max(1, len(shards) // IMAGES)
+    for batch in eval_loader(shards, {}, input, batch=16, workers=0, rank=0, world=every):
+        if batch.keys:
+            yield _stills(batch.pixels[:, 0].float() / 255)
+
+
+def _stills(pixels: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as they are, of videos (B, 3, T, H, W) the middle frame."""
+    return pixels if pixels.dim() == 4 else pixels[:, :, pixels.shape[2] // 2]

@@ -64,19 +64,20 @@ def read(path: str | Path) -> Donor:
     config: ModelConfig | Model | None = read_config(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
         raise UserError(f"{path} holds a delta, and tubes are moved from a whole small model; export it with --to full")
-    held = tensors.File(file)
-    report_choice(held.path, held.said)
-    found = {_public(name): tensor for name, tensor in zip(held.mapped, held.copies(held.mapped), strict=True)}
-    if LIGHTNING[0] in found:
-        config = LIGHTNING_CONFIG
-    config = config or _config_beside(held.path, held.beside)
-    kernels = _lightning(found) if LIGHTNING[0] in found else _own(config, found, file)
+    checkpoint = tensors.File(file)
+    names = checkpoint.mapped
+    report_choice(checkpoint.path, checkpoint.said)
+    own = {_public(name): tensor for name, tensor in zip(names, checkpoint.copies(names), strict=True)}
+    if LIGHTNING[0] in own:
+        config, (kernels, patch) = LIGHTNING_CONFIG, _lightning(own)
+    else:
+        config = config or _config_beside(checkpoint.path, checkpoint.beside)
+        kernels, patch = _kernels(config, own, file), _patch(own)
     for kernel in kernels:
         if not (kernel.weight.isfinite().all() and kernel.bias.isfinite().all()):
             raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
-    patch = _lightning_patch(found) if LIGHTNING[0] in found else _own_patch(found)
-    data = [each for each, _ in trained_on(read_report(path))] if path.is_dir() else []
-    return Donor(str(path), kernels, patch, config, found, tensors.fingerprint(tensors.hashes(found)), data)
+    data = [shards for shards, _ in trained_on(read_report(path))] if path.is_dir() else []
+    return Donor(str(path), kernels, patch, config, own, tensors.fingerprint(tensors.hashes(own)), data)
 
 
 def _public(name: str) -> str:
@@ -101,56 +102,54 @@ def _config_beside(file: Path, beside: Mapping[str, Any]) -> ModelConfig:
     raise UserError(f"{file} does not say where its tubes are applied; put the small model's config.json beside it")
 
 
-def _own(config: ModelConfig | Model, found: Mapping[str, Tensor], file: Path) -> list[Kernel]:
+def _kernels(config: ModelConfig | Model, own: Mapping[str, Tensor], file: Path) -> list[Kernel]:
     if not config.tubes:
         raise UserError(f"{file} is a model without tubes; there is nothing to transplant")
     specs = [TubeSpec.from_config(name, tube) for name, tube in config.tubes.items()]
-    return [_own_kernel(spec, found, file) for spec in specs]
+    return [_kernel(spec, own, file) for spec in specs]
 
 
-def _own_kernel(spec: TubeSpec, found: Mapping[str, Tensor], file: Path) -> Kernel:
-    own, shared, bias = f"tubes.{spec.name}.weight", "tubes.shared", f"tubes.{spec.name}.bias"
-    weight = own if own in found else shared
-    if missing := [name for name in (weight, bias) if name not in found]:
+def _kernel(spec: TubeSpec, own: Mapping[str, Tensor], file: Path) -> Kernel:
+    weight, shared, bias = f"tubes.{spec.name}.weight", "tubes.shared", f"tubes.{spec.name}.bias"
+    weight = weight if weight in own else shared
+    if missing := [name for name in (weight, bias) if name not in own]:
         raise UserError(f"{file} lacks {', '.join(missing)} of the tube {spec.name!r}")
-    kernel = found[own] if own in found else resize_kernel(found[shared], spec.kernel)
-    if kernel.dim() != 5 or tuple(kernel.shape[1:]) != (3, *spec.kernel) or found[bias].shape != kernel.shape[:1]:
+    kernel = own[weight] if weight != shared else resize_kernel(own[shared], spec.kernel)
+    if kernel.dim() != 5 or tuple(kernel.shape[1:]) != (3, *spec.kernel) or own[bias].shape != kernel.shape[:1]:
         raise UserError(
-            f"{file}: {weight} is {tuple(kernel.shape)} with a bias {tuple(found[bias].shape)}, where (channels, 3, "
+            f"{file}: {weight} is {tuple(kernel.shape)} with a bias {tuple(own[bias].shape)}, where (channels, 3, "
             f"{', '.join(map(str, spec.kernel))}) and (channels,) belong"
         )
-    return Kernel(spec, kernel.float(), found[bias].float(), (weight, bias))
+    return Kernel(spec, kernel.float(), own[bias].float(), (weight, bias))
 
 
-def _own_patch(found: Mapping[str, Tensor]) -> Kernel | None:
+def _patch(own: Mapping[str, Tensor]) -> Kernel | None:
     """The patch embedding as a tube of one frame; None where it is not one convolution and no more."""
-    name = next((name for name in PATCHES if f"{name}.weight" in found), None)
-    if name is None or found[f"{name}.weight"].dim() != 4 or "patch_embed.norm.weight" in found:
+    name = next((name for name in PATCHES if f"{name}.weight" in own), None)
+    if name is None or own[f"{name}.weight"].dim() != 4 or "patch_embed.norm.weight" in own:
         return None
-    weight = found[f"{name}.weight"].float()[:, :, None]  # (d, 3, 1, h, w)
-    bias = found.get(f"{name}.bias", torch.zeros(len(weight))).float()
-    size = (1, *weight.shape[3:])
+    weight = own[f"{name}.weight"].float()[:, :, None]  # (d, 3, 1, h, w)
+    bias = own.get(f"{name}.bias", torch.zeros(len(weight))).float()
+    return _of_one_frame(weight, bias)
+
+
+def _of_one_frame(weight: Tensor, bias: Tensor) -> Kernel:
+    size = (1, weight.shape[3], weight.shape[4])
     return Kernel(TubeSpec("patch", size, size), weight, bias, ())
 
 
-def _lightning_patch(found: Mapping[str, Tensor]) -> Kernel:
-    size = (1, 16, 16)
-    weight, biases = (found[name].float() for name in LIGHTNING)
-    return Kernel(TubeSpec("patch", size, size), F.interpolate(weight, size, mode="trilinear"), biases[-1], ())
-
-
-def _lightning(found: Mapping[str, Tensor]) -> list[Kernel]:
-    weight, biases = (found.get(name, torch.zeros(0)).float() for name in LIGHTNING)
+def _lightning(own: Mapping[str, Tensor]) -> tuple[list[Kernel], Kernel | None]:
+    """The tubes, and the patches, which are the fourth; plain interpolation, without our correction of the gain: what
+    that model computes."""
+    weight, biases = (own.get(name, torch.zeros(0)).float() for name in LIGHTNING)
     if weight.shape[1:] != (3, 8, 8, 8) or biases.shape != (len(LIGHTNING_TUBES) + 1, len(weight)):
         raise UserError(
             f"{LIGHTNING[0]} {tuple(weight.shape)} and {LIGHTNING[1]} {tuple(biases.shape)} are not one kernel "
             f"(D, 3, 8, 8, 8) and four biases (4, D)"
         )
-    resized = [  # plain interpolation, without our correction of the gain: what that model computes
-        weight if spec.kernel == weight.shape[2:] else F.interpolate(weight, size=spec.kernel, mode="trilinear")
-        for spec in LIGHTNING_TUBES
-    ]
-    return [
-        Kernel(spec, kernel, bias, LIGHTNING)
-        for spec, kernel, bias in zip(LIGHTNING_TUBES, resized, biases[:-1], strict=True)
-    ]
+    sizes = [*(spec.kernel for spec in LIGHTNING_TUBES), (1, 16, 16)]
+    *resized, patch = (
+        weight if size == weight.shape[2:] else F.interpolate(weight, size, mode="trilinear") for size in sizes
+    )
+    parts = zip(LIGHTNING_TUBES, resized, biases[:-1], strict=True)
+    return [Kernel(spec, kernel, bias, LIGHTNING) for spec, kernel, bias in parts], _of_one_frame(patch, biases[-1])

@@ -1,103 +1,22 @@
-"""The plan of a transplant: its options, the channels of each tube, where the gate stands. No weight is touched.
-
-or by a linear map (:mod:`scaleup.transplants.align`).
-"""
+"""The plan of a transplant: its options, the channels of each tube, the depth of the gate. No weight is touched."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from scaleup.backbones.backbone import Backbone
-from scaleup.config.schema import Positions
+from scaleup.config.schema import Positions, Tube
 from scaleup.errors import UserError, nearest
 from scaleup.model.tokenizer import KINDS
 from scaleup.model.tubes import Size, TubeSpec, folds_to
-from scaleup.transplants import measure
 from scaleup.transplants.donor import Donor, Kernel
+from scaleup.transplants.measure import position_rms
+from scaleup.transplants.transplant_report import GatePlan, Parameters, Parent, TransplantPlan, TubePlan
 
 FITTING = (64, 128, 192, 256, 384, 512, 640, 768, 1024)  # channel counts named to those whose tubes do not fit
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the channels of one tube become the backbone's."""
-
-    spec: TubeSpec  # as it will be applied
-    channels: int  # the small model's kernel emits at each place
-    exact: bool  # none is dropped
-    dropped_channels: int
-    tokens: int
-
-
-def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Plan:
-    """Fold a tube to the backbone's width (see :func:`scaleup.model.tubes.folds_to`) inside clips of ``size``.
-
-    Raises:
-        UserError: ``exact`` is asked for and c does not divide D, or no fold fits the clip.
-    """
-    channels = len(kernel.weight)
-    places, dropped = folds_to(channels, embed_dim)
-    if dropped and exact:
-        fitting = ", ".join(str(c) for c in FITTING if embed_dim % c == 0)
-        raise UserError(
-            f"tube {kernel.spec.name!r} emits {channels} channels, which do not divide the backbone's width "
-            f"{embed_dim}; tubes of {fitting} channels would fit, or use --channels auto"
-        )
-    spec = _folded(replace(kernel.spec, channels=channels), places, size)
-    return Plan(spec, channels, dropped == 0, dropped, spec.tokens(size))
-
-
-def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: Size) -> Plan:
-    """A tube whose tokens, ``width`` wide in the small model, are mapped to ``embed_dim``; with ``fold`` those of so
-    many places together.
-
-    Raises:
-        UserError: the small model folds the tube itself and another fold is asked for, or the fold does not fit the
-            clip.
-    """
-    spec, channels = kernel.spec, len(kernel.bias)
-    replace(spec, channels=channels).channels_of(width)  # refuses what is not a token of the small model
-    if spec.places_per_token > 1 and fold != (1, 1, 1):
-        raise UserError(
-            f"tube {spec.name!r} is folded {'x'.join(map(str, spec.fold))} in the small model; leave out --fold, its "
-            "tokens are aligned as they are"
-        )
-    fold = spec.fold if spec.places_per_token > 1 else fold
-    aligned = replace(spec, channels=embed_dim, fold=fold, summed=math.prod(fold) > 1)
-    aligned.places(size)  # refuses a fold that does not fit
-    return Plan(aligned, channels, True, 0, aligned.tokens(size))
-
-
-def _folded(spec: TubeSpec, places: int, size: Size) -> TubeSpec:
-    """The first fold, in order of preference, whose places fit the clip."""
-    refusal: UserError | None = None
-    for fold in preferred_folds(places):
-        folded = replace(spec, fold=fold)
-        try:
-            folded.places(size)
-        except UserError as error:
-            refusal = refusal or error
-        else:
-            return folded
-    raise refusal or UserError(f"tube {spec.name!r} cannot be folded {places} times")
-
-
-def preferred_folds(places: int) -> list[Size]:
-    """Folds of this many places, best first: 2 in time, 4 as 2x2 in space, and beyond that time takes the rest."""
-    triples = itertools.product(range(1, places + 1), repeat=2)
-    folds = [(places // (h * w), h, w) for h, w in triples if places % (h * w) == 0]
-    square = 2 if places % 4 == 0 else 1
-
-    def unlikeness(fold: Size) -> tuple:
-        t, h, w = fold
-        return (h, w) != (square, square), h != w, -t, abs(h - w), w
-
-    return sorted(folds, key=unlikeness)
-
-
 MATCHES = ("fold", "align")  # of widths
 
 
@@ -119,59 +38,53 @@ class Options:
     overwrite: bool = False
     placement: str = "device"  # "disk": frozen blocks stay in the file of the weights, one read at a time
 
+    def check(self, images: bool) -> None:
+        """Refuse options that do not go together; ``images`` were given to align on.
 
-def refuse_nonsense(options: Options, images: bool, seen: bool) -> None:
-    """Refuse options that do not go together; ``images`` were given to align on, or anything can be ``seen`` for it.
+        Raises:
+            UserError: which, and what is allowed.
+        """
+        if self.match not in MATCHES:
+            allowed = f"allowed are {', '.join(MATCHES)}{nearest(self.match, MATCHES)}"
+            raise UserError(f"unknown match {self.match!r}; {allowed}")
+        if min(self.fold) < 1:
+            raise UserError(f"--fold {self.fold[0]} {self.fold[1]} is not two whole numbers of at least 1")
+        if self.match == "align" and self.exact:
+            raise UserError("--channels exact is about folds; with --match align channels of any width fit")
+        if self.match != "align" and (images or self.fold != (1, 1)):
+            option = "--images" if images else "--fold"
+            raise UserError(f"{option} is for --match align; a fold to the backbone's width follows from the channels")
+        if self.positions is not None and self.positions not in KINDS:
+            allowed = f"allowed are {', '.join(KINDS)}{nearest(self.positions, KINDS)}"
+            raise UserError(f"unknown positions {self.positions!r}; {allowed}")
 
-    Raises:
-        UserError: which, and what is allowed.
-    """
-    if options.match not in MATCHES:
-        raise UserError(
-            f"unknown match {options.match!r}; allowed are {', '.join(MATCHES)}{nearest(options.match, MATCHES)}"
-        )
-    if min(options.fold) < 1:
-        raise UserError(f"--fold {options.fold[0]} {options.fold[1]} is not two whole numbers of at least 1")
-    if options.match == "align" and options.exact:
-        raise UserError("--channels exact is about folds; with --match align channels of any width fit")
-    if options.match == "align" and not seen:
-        raise UserError("--match align fits a map on images, and none were given; say where with --images, or --clips")
-    if options.match != "align" and (images or options.fold != (1, 1)):
-        needless = "--images" if images else "--fold"
-        raise UserError(f"{needless} is for --match align; a fold to the backbone's width follows from the channels")
-
-
-def positional_kwargs(options: Options) -> dict[str, Any]:
-    if options.positions is not None and options.positions not in KINDS:
-        allowed = f"allowed are {', '.join(KINDS)}{nearest(options.positions, KINDS)}"
-        raise UserError(f"unknown positions {options.positions!r}; {allowed}")
-    return {} if options.positions in (None, "backbone") else {"pos_embed": "none"}
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Changes to the backbone's architecture: without its own positions, where others are asked for."""
+        return {} if self.positions in (None, "backbone") else {"pos_embed": "none"}
 
 
-def positions(donor: Donor, large: Backbone, options: Options) -> Positions:
-    """Kind and amplitude: the backbone's own grid with sines in time as strong as it, or sines alone."""
-    own = large.absolute or large.rotary
-    had = large.positions or Positions("backbone" if own else "cosine")
-    if options.positions == "backbone" and not own:
-        raise UserError(f"{large.name} has no positions of its own; choose others than --positions backbone")
-    kind, amplitude = options.positions or had.kind, options.amplitude
-    if options.positions is None and kind in ("learned", "relative"):
-        raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
-    if amplitude is None and large.positions is not None and kind == had.kind != "backbone":
-        amplitude = had.amplitude
-    if amplitude is None and kind == "backbone":
-        amplitude = 2**0.5 * measure.position_rms(large)
-    elif amplitude is None:
-        amplitude = donor.config.positions.amplitude
-    return Positions(kind, amplitude)  # type: ignore[arg-type]
+class Plan(NamedTuple):
+    """How the channels of one tube become the backbone's."""
 
+    spec: TubeSpec  # as it will be applied
+    channels: int  # the small model's kernel emits at each place
+    dropped_channels: int
+    tokens: int
 
-def gate_at(large: Backbone, asked: int | None) -> int:
-    """Frozen blocks below the gate: as asked for, or three quarters."""
-    depth = large.depth - large.depth // 4 if asked is None else asked
-    if not 1 <= depth <= large.depth:
-        raise UserError(f"--gate-at {depth} does not fit {large.name}; allowed are 1 to {large.depth}")
-    return depth
+    @property
+    def exact(self) -> bool:
+        return self.dropped_channels == 0
+
+    @property
+    def described(self) -> TubePlan:
+        return TubePlan(self.channels, list(self.spec.fold), self.exact, self.dropped_channels, self.tokens)
+
+    @property
+    def tube(self) -> Tube:
+        """Its entry in ``config.json``."""
+        kernel, stride, offset, fold = map(list, (self.spec.kernel, self.spec.stride, self.spec.offset, self.spec.fold))
+        return Tube(kernel, stride, offset, fold, self.spec.channels, self.spec.summed)
 
 
 def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
@@ -185,39 +98,112 @@ def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
     return [plan_aligned(kernel, width, large.embed_dim, size, fold) for kernel in donor.kernels]
 
 
-def describe_plans(donor: Donor, large: Backbone, plans: list[Plan], gate_at: int, match: str) -> dict[str, Any]:
+def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Plan:
+    """Fold a tube to the backbone's width (see :func:`scaleup.model.tubes.folds_to`) inside clips of ``size``.
+
+    Raises:
+        UserError: ``exact`` is asked for and c does not divide D, or no fold fits the clip.
+    """
+    channels = len(kernel.weight)
+    places, dropped = folds_to(channels, embed_dim)
+    if dropped and exact:
+        fitting = ", ".join(str(c) for c in FITTING if embed_dim % c == 0)
+        raise UserError(
+            f"tube {kernel.spec.name!r} emits {channels} channels, which do not divide the backbone's width "
+            f"{embed_dim}; tubes of {fitting} channels would fit, or use --channels auto"
+        )
+    spec = _folded(replace(kernel.spec, channels=channels), places, size)
+    return Plan(spec, channels, dropped, spec.tokens(size))
+
+
+def _folded(spec: TubeSpec, places: int, size: Size) -> TubeSpec:
+    """The first fold, in order of preference, whose places fit the clip."""
+    refusals = []
+    for fold in preferred_folds(places):
+        folded = replace(spec, fold=fold)
+        try:
+            folded.places(size)
+            return folded
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def preferred_folds(places: int) -> list[Size]:
+    """Folds of this many places, best first: 2 in time, 4 as 2x2 in space, and beyond that time takes the rest."""
+    pairs = itertools.product(range(1, places + 1), repeat=2)
+    folds = [(places // (h * w), h, w) for h, w in pairs if places % (h * w) == 0]
+    square = 2 if places % 4 == 0 else 1
+
+    def unlikeness(fold: Size) -> tuple:
+        t, h, w = fold
+        return (h, w) != (square, square), h != w, -t, abs(h - w), w
+
+    return sorted(folds, key=unlikeness)
+
+
+def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: Size) -> Plan:
+    """A tube whose tokens, ``width`` wide in the small model, are mapped to ``embed_dim``; with ``fold`` those of so
+    many places together.
+
+    Raises:
+        UserError: the small model folds the tube itself and another fold is asked for, or the fold does not fit the
+            clip.
+    """
+    spec, channels = kernel.spec, len(kernel.bias)
+    replace(spec, channels=channels).channels_of(width)  # refuses what is not a token of the small model
+    if spec.places_per_token > 1 and fold != (1, 1, 1):
+        raise UserError(
+            f"tube {spec.name!r} is folded {'x'.join(map(str, spec.fold))} in the small model; leave out --fold, its "
+            "tokens are aligned as they are"
+        )
+    fold = spec.fold if spec.places_per_token > 1 else fold
+    aligned = replace(spec, channels=embed_dim, fold=fold, summed=math.prod(fold) > 1)
+    aligned.places(size)  # refuses a fold that does not fit
+    return Plan(aligned, channels, 0, aligned.tokens(size))
+
+
+def positions(large: Backbone, options: Options, sines: float = 1.0) -> Positions:
+    """The backbone's own grid with sines in time as strong as it, or sines alone, of amplitude ``sines``."""
+    own = large.absolute or large.rotary
+    before = large.positions or Positions("backbone" if own else "cosine")
+    kind, amplitude = options.positions or before.kind, options.amplitude
+    if options.positions == "backbone" and not own:
+        raise UserError(f"{large.name} has no positions of its own; choose others than --positions backbone")
+    if options.positions is None and kind in ("learned", "relative"):
+        raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
+    if amplitude is None and kind == "backbone":
+        amplitude = 2**0.5 * position_rms(large)
+    elif amplitude is None:
+        amplitude = before.amplitude if large.positions is not None and kind == before.kind else sines
+    return Positions(kind, amplitude)  # type: ignore[arg-type]
+
+
+def gate_depth(large: Backbone, gate_at: int | None) -> int:
+    """Frozen blocks below the gate: as asked for, or three quarters."""
+    depth = large.depth - large.depth // 4 if gate_at is None else gate_at
+    if not 1 <= depth <= large.depth:
+        raise UserError(f"--gate-at {depth} does not fit {large.name}; allowed are 1 to {large.depth}")
+    return depth
+
+
+def describe_plans(donor: Donor, large: Backbone, plans: list[Plan], frozen_depth: int, match: str) -> TransplantPlan:
     """What is known before any weight is touched."""
-    size = (donor.config.input.frames, *large.size)
-    stride, offset = donor.config.frames.stride, donor.config.frames.offset
-    patches = (large.size[0] // large.patch_size[0]) * (large.size[1] // large.patch_size[1])
-    frames = ((size[0] - offset - 1) // stride + 1) * patches
-    tubes = {
-        plan.spec.name: {
-            "channels": plan.channels,
-            "fold": list(plan.spec.fold),
-            "exact": plan.exact,
-            "dropped_channels": plan.dropped_channels,
-            "tokens": plan.tokens,
-        }
-        for plan in plans
-    }
+    frames = donor.config.frames
+    count_frames = len(range(frames.offset, donor.config.input.frames, frames.stride))
+    patches = math.prod(side // patch for side, patch in zip(large.size, large.patch_size, strict=True))
     count = sum(tensor.numel() for tensor in large.state_dict().values())
-    late = sum(p.numel() for block in large.blocks[gate_at:] for p in block.parameters())
-    return {
-        "match": match,
-        "embed_dim": large.embed_dim,
-        "tubes": tubes,
-        "frame_tokens": frames,
-        "tokens": large.num_prefix_tokens + frames + sum(plan.tokens for plan in plans),
-        "gate": {"frozen_depth": gate_at, "depth": large.depth},
-        "parameters": {
-            "backbone": count,
-            "tubes": sum(_numbers(plan.spec) for plan in plans),
-            "frozen": count - late,
-            "late_blocks": late,
-        },
-        "parents": {"small": {"name": donor.name}, "backbone": {"name": large.name}},
-    }
+    late = sum(p.numel() for block in large.blocks[frozen_depth:] for p in block.parameters())
+    return TransplantPlan(
+        match=match,
+        embed_dim=large.embed_dim,
+        tubes={plan.spec.name: plan.described for plan in plans},
+        frame_tokens=count_frames * patches,
+        tokens=large.num_prefix_tokens + count_frames * patches + sum(plan.tokens for plan in plans),
+        gate=GatePlan(frozen_depth, large.depth),
+        parameters=Parameters(count, sum(_numbers(plan.spec) for plan in plans), count - late, late),
+        parents={"small": Parent(donor.name), "backbone": Parent(large.name)},
+    )
 
 
 def _numbers(spec: TubeSpec) -> int:

@@ -15,7 +15,7 @@ from scaleup.backbones.build import build
 from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import fresh
-from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.adapted_model import plan, transplant
 from scaleup.transplants.transplant_plan import Options
 
 run = partial(tools.tool, "transplant")
@@ -151,10 +151,10 @@ def test_damaged_small_models_are_refused(kind: str, words: str, small: Path, la
 )
 def test_plans_that_cannot_be_are_refused(backbone: str, options: dict, words: str | None, small: Path) -> None:
     if words is None:
-        assert transplant(str(small), backbone, None, Options(**options))["tubes"]["long"]["exact"]
+        assert plan(str(small), backbone, Options(**options)).tubes["long"].exact
         return
     with pytest.raises(UserError, match=words):
-        transplant(str(small), backbone, None, Options(**options))
+        plan(str(small), backbone, Options(**options))
 
 
 def test_a_clip_too_short_for_a_tube_is_refused(small: Path, large: Path, tmp_path: Path) -> None:

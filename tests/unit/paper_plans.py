@@ -23,8 +23,8 @@ from scaleup.data.shards import Sample
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps import costs
 from scaleup.training.run_inputs import models_on_meta
-from scaleup.transplants.donor import Donor, Kernel
-from scaleup.transplants.move import adapted_config
+from scaleup.transplants.adapted_model import adapted_config
+from scaleup.transplants.donor import Kernel
 from scaleup.transplants.transplant_plan import plan_channels
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
@@ -67,10 +67,11 @@ def adapt(small: list[str], large: str, kwargs: Mapping[str, object], gate_at: i
     backbone = build(large, dict(kwargs), model.preprocess.size, "meta")
     tubes = [model.tokenizer.tubes[spec.name] for spec in model.tokenizer.tubes.specs]
     kernels = [Kernel(tube.spec, tube.kernel, tube.bias, ()) for tube in tubes]
-    donor = Donor("", kernels, None, model.config, {}, "", [])
     plans = [plan_channels(kernel, backbone.embed_dim, size, exact=False) for kernel in kernels]
     kind = "cosine" if "pos_embed" in kwargs else "backbone"
-    described = adapted_config(donor, backbone, plans, 0, schema.Positions(kind), gate_at)
+    moved = {plan.spec.name: plan.tube for plan in plans}
+    config, arm = model.config, {"frozen_depth": gate_at, "gate": True}
+    described = adapted_config(backbone, 0, config.input, config.frames, moved, schema.Positions(kind), **arm)
     out.mkdir(parents=True)
     (out / "config.json").write_text(json.dumps(described.to_json()))
 

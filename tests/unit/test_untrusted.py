@@ -18,7 +18,7 @@ from scaleup.config import schema
 from scaleup.errors import UserError
 from scaleup.model.build import describe, load
 from scaleup.model.tubevit import TubeViT
-from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.adapted_model import plan
 from scaleup.transplants.transplant_plan import Options
 
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -82,7 +82,7 @@ def test_files_of_tensors_changed_at_random(model: TubeViT, tmp_path: Path) -> N
     whole = path.read_bytes()
 
     def moved() -> object:
-        return transplant(str(tmp_path / "out"), "vit_ti", None, Options(size=(32, 32)))
+        return plan(str(tmp_path / "out"), "vit_ti", Options(size=(32, 32)))
 
     # turned bits in the numbers themselves make another model, not a damaged file
     assert refused(path, lambda _: damaged(whole, draw), lambda: load(tmp_path / "out")) > 1 / 3
@@ -97,7 +97,7 @@ def test_torch_checkpoints_changed_at_random(model: TubeViT, tmp_path: Path) -> 
     whole = path.read_bytes()
 
     def moved() -> object:
-        return transplant(str(path), "vit_ti", None, Options(size=(32, 32)))
+        return plan(str(path), "vit_ti", Options(size=(32, 32)))
 
     assert refused(path, lambda _: damaged(whole, draw), moved) > 1 / 3
 
@@ -165,10 +165,10 @@ def test_no_code_of_a_file_runs(name: str, model: TubeViT, tmp_path: Path) -> No
         pickle.dumps({"state_dict": {"x": Harm(mark)}}) + bytes(100),
     ):
         path.write_bytes(content)
-        assert tried(lambda: transplant(str(path), "vit_ti", None, Options()))
+        assert tried(lambda: plan(str(path), "vit_ti", Options()))
         assert tried(lambda: build("timm:vit_tiny_patch16_224", KWARGS, (32, 32), str(path)))
     torch.save({"state_dict": {"x": Harm(mark)}}, path)
-    assert tried(lambda: transplant(str(path), "vit_ti", None, Options()))
+    assert tried(lambda: plan(str(path), "vit_ti", Options()))
     for file in ("model.safetensors", "config.json", "report.json"):
         kept = (tmp_path / "out" / file).read_bytes()
         (tmp_path / "out" / file).write_bytes(path.read_bytes())

@@ -9,7 +9,7 @@ import torch
 import scaleup
 from scaleup.config.schema import Tube
 from scaleup.errors import UserError
-from scaleup.transplants.adapt import adapt
+from scaleup.transplants.adapted_model import adapt
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 KWARGS = {key: value for key, value in SMALL.items() if key != "img_size"}

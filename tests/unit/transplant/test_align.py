@@ -1,5 +1,6 @@
 """Tubes through a linear map of image tokens: the map, the tokens that it gives, and what is said of them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
 from scaleup.model.tubes import TubeSpec
-from scaleup.outputs import token_maps
+from scaleup.outputs import svg_plots
 from scaleup.outputs.conversion import export
-from scaleup.transplants.account import lines
-from scaleup.transplants.adapted_model import transplant
-from scaleup.transplants.align import token_pairs
+from scaleup.transplants.adapted_model import plan, transplant
 from scaleup.transplants.donor import Kernel, read
+from scaleup.transplants.move import token_pairs
 from scaleup.transplants.transplant_plan import Options
+from scaleup.transplants.transplant_report import TransplantReport, lines
 
 D, MEAN, STD = 48, [0.2, 0.5, 0.6], [0.3, 0.2, 0.4]  # width of the large model; what the small one is fed
 GENERATOR = torch.Generator().manual_seed(0)
@@ -45,7 +46,7 @@ def parents(path: Path, width: int = 18, tubes: dict[str, schema.Tube] = TUBES) 
     return str(path / "small"), str(large_directory(path / "large"))
 
 
-def made(path: Path, *donors: str, out: str = "out", **options: Any) -> tuple[Any, dict]:
+def made(path: Path, *donors: str, out: str = "out", **options: Any) -> tuple[Any, TransplantReport]:
     small, large = donors or parents(path)
     report = transplant(small, large, path / out, Options(match="align", **options), CLIP, IMAGES)
     return scaleup.load(path / out), report
@@ -110,9 +111,9 @@ def test_every_tube_token_is_the_map_of_the_small_models(
     x, y = slow_rows(tmp_path, fold)
     kept = torch.arange(len(IMAGES)) % 8 != 7
     rows = x[kept].flatten(0, 1), y[kept].flatten(0, 1)
-    found = report["align"]
-    assert found["rows"] == len(rows[0]) and (found["images"], found["held_out"]) == (24, 3)
-    weight, bias = slow_map(*rows, found["penalty"] * found["rows"])
+    found = report.align
+    assert found.rows == len(rows[0]) and (found.images, found.held_out) == (24, 3)
+    weight, bias = slow_map(*rows, found.penalty * found.rows)
     held = load_file(tmp_path / "small/model.safetensors")
     for name in tubes:
         tube = model.tokenizer.tubes[name]
@@ -120,9 +121,9 @@ def test_every_tube_token_is_the_map_of_the_small_models(
         tokens = tube(fed(CLIP, [0.5] * 3, [0.5] * 3))
         rounding = 1e-5 * wanted.abs().max().item()
         torch.testing.assert_close(tokens.double(), wanted, rtol=0, atol=rounding)
-        assert report["tubes"][name]["token_max_abs_diff"] < rounding
-        assert report["tubes"][name]["tokens"] == tokens.shape[1]
-    assert report["image_max_abs_diff"] == 0 and report["gate"]["closed_max_abs_diff"] == 0
+        assert report.tubes[name].token_max_abs_diff < rounding
+        assert report.tubes[name].tokens == tokens.shape[1]
+    assert report.image_max_abs_diff == 0 and report.gate.closed_max_abs_diff == 0
 
 
 def test_the_map_is_measured_on_images_left_out_and_its_penalty_is_the_best_by_gcv(tmp_path: Path) -> None:
@@ -137,12 +138,12 @@ def test_the_map_is_measured_on_images_left_out_and_its_penalty_is_the_best_by_g
         errors[penalty.item()] = (y - hat @ y).square().sum().item() / (len(x) - hat.trace().item()) ** 2
     penalty = min(errors, key=errors.__getitem__)
     weight, bias = slow_map(x, y, penalty)
-    mapped, found = held_x @ weight + bias, report["align"]
-    assert found["penalty"] == pytest.approx(penalty / len(x))
+    mapped, found = held_x @ weight + bias, report.align
+    assert found.penalty == pytest.approx(penalty / len(x))
     r2 = 1 - (held_y - mapped).square().sum() / (held_y - held_y.mean(0)).square().sum()
-    assert found["r2"] == pytest.approx(r2.item(), rel=1e-4) and 0.3 < found["r2"] < 1
-    assert found["rms_mapped"] == pytest.approx(mapped.square().mean().sqrt().item(), rel=1e-4)
-    assert found["rms_backbone"] == pytest.approx(held_y.square().mean().sqrt().item(), rel=1e-4)
+    assert found.r2 == pytest.approx(r2.item(), rel=1e-4) and 0.3 < found.r2 < 1
+    assert found.rms_mapped == pytest.approx(mapped.square().mean().sqrt().item(), rel=1e-4)
+    assert found.rms_backbone == pytest.approx(held_y.square().mean().sqrt().item(), rel=1e-4)
 
 
 @torch.no_grad()
@@ -181,7 +182,7 @@ def test_where_the_small_tokens_say_all_of_a_patch_the_map_says_it_too(tmp_path:
     noise = torch.rand(64, 3, 32, 40, generator=GENERATOR)
     donors = str(tmp_path / "small"), str(large_directory(tmp_path / "large"))
     report = transplant(*donors, tmp_path / "out", Options(match="align"), CLIP, noise)
-    assert report["align"]["r2"] > 0.999
+    assert report.align.r2 > 0.999
     model = scaleup.load(tmp_path / "out")
     x = fed(CLIP, [0.5] * 3, [0.5] * 3)
     own = model.tokenizer.stem(x[:, :, 0])[:, 1:] - model.tokenizer.stem.pos_embed[:, 1:]
@@ -200,22 +201,22 @@ def test_it_comes_back_as_a_delta_and_in_full(fold: tuple[int, int], tmp_path: P
     entry = model.config.tubes["long"]
     assert (entry.channels, entry.fold, entry.summed) == (D, [1, *fold], fold != (1, 1))
     count = sum(tensor.numel() for tensor in model.tokenizer.tubes.state_dict().values())
-    assert report["parameters"]["tubes"] == count
+    assert report.parameters.tubes == count
     if fold != (1, 1):
         with pytest.raises(UserError, match=r"tubes.long.weight is \(48, 6, 8, 4, 4\).* belong"):
-            transplant(str(tmp_path / "full"), "vit_b", None, Options())
+            plan(str(tmp_path / "full"), "vit_b", Options())
 
 
 def test_what_is_planned_is_what_is_made_and_said(tmp_path: Path) -> None:
     donors = parents(tmp_path)
-    plan = transplant(*donors, None, Options(match="align", fold=(1, 2)))
+    planned = plan(*donors, Options(match="align", fold=(1, 2)))
     _, report = made(tmp_path, *donors, fold=(1, 2))
-    assert all(plan["tubes"][name].items() <= tube.items() for name, tube in report["tubes"].items())
-    assert plan["parameters"] == report["parameters"] and plan["tokens"] == report["tokens"]
-    assert "18 channels at 1x1x2 places aligned to 48" in "\n".join(lines(plan))
+    assert all(asdict(planned.tubes[name]).items() <= asdict(tube).items() for name, tube in report.tubes.items())
+    assert planned.parameters == report.parameters and planned.tokens == report.tokens
+    assert "18 channels at 1x1x2 places aligned to 48" in "\n".join(lines(planned))
     said = "\n".join(lines(report))
-    assert f"R^2 {report['align']['r2']:.3f} on 3 of 24 images" in said and "NOT EXACT" not in said
-    fates = report["accounting"]["tensors"]
+    assert f"R^2 {report.align.r2:.3f} on 3 of 24 images" in said and "NOT EXACT" not in said
+    fates = report.accounting.tensors
     assert fates["small/tubes.long.weight"] == fates["small/tubes.wide.bias"] == "aligned"
     assert fates["small/patch_embed.proj.weight"] == "left" and fates["backbone/patch_embed.proj.weight"] == "kept"
 
@@ -235,11 +236,11 @@ def test_images_are_read_from_shards_of_either_kind(tmp_path: Path) -> None:
     donors, options = parents(tmp_path), Options(match="align", size=(32, 40))
     videos, images = tmp_path / "data/videos-val", tmp_path / "data/images-val"
     seen = {
-        "images": transplant(*donors, tmp_path / "a", options, None, images)["align"],
-        "frames": transplant(*donors, tmp_path / "b", options, None, videos)["align"],
-        "clips": transplant(*donors, tmp_path / "c", options, videos)["align"],
+        "images": transplant(*donors, tmp_path / "a", options, None, images).align,
+        "frames": transplant(*donors, tmp_path / "b", options, None, videos).align,
+        "clips": transplant(*donors, tmp_path / "c", options, videos).align,
     }
-    assert [found["images"] for found in seen.values()] == [10, 9, 9]
+    assert [found.images for found in seen.values()] == [10, 9, 9]
     assert seen["frames"] == seen["clips"] != seen["images"]
 
 
@@ -266,7 +267,7 @@ def test_what_makes_no_sense_is_refused(options: dict, images: Tensor | None, wo
 def test_a_page_draws_the_kernels_of_all_places(tmp_path: Path) -> None:
     """A kernel of 8 frames at 2 places, and one of 2 frames: 16 and 4 frames of which each has a column of its own."""
     model, _ = made(tmp_path, fold=(1, 2))
-    drawn = token_maps.kernels(model)
+    drawn = svg_plots.kernels(model)
     assert list(drawn) == ["patches", "long", "wide"] and all("8 of 48 channels" in drawn[name] for name in drawn)
 
 

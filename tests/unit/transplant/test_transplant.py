@@ -1,6 +1,7 @@
 """Whole transplants: what is claimed in the report, measured here again and otherwise."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import scaleup
 from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
 from scaleup.errors import UserError
-from scaleup.transplants.account import lines
-from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.adapted_model import plan, transplant
 from scaleup.transplants.move import scale_tubes
 from scaleup.transplants.transplant_plan import Options
+from scaleup.transplants.transplant_report import GateReport, TransplantReport, lines
 
 FOLDS = {"none": 48, "two": 24, "four": 12, "three": 16, "cut": 18, "narrow": 60}  # widths of small models for 48
 PIXELS = torch.rand(2, 3, 16, 32, 40, generator=torch.Generator().manual_seed(0))
@@ -30,7 +31,7 @@ def parents(tmp_path: Path, width: int = 24, **parts: Any) -> tuple[Path, Path]:
     return tmp_path / "small", large_directory(tmp_path / "large")
 
 
-def moved(tmp_path: Path, *donors: Path, **options: Any) -> tuple[Any, dict]:
+def moved(tmp_path: Path, *donors: Path, **options: Any) -> tuple[Any, TransplantReport]:
     small, large = donors or parents(tmp_path)
     report = transplant(str(small), str(large), tmp_path / "out", Options(**options))
     return scaleup.load(tmp_path / "out"), report
@@ -67,17 +68,17 @@ def test_every_tube_token_is_what_the_small_models_kernel_gives_at_its_places(na
     x = normalised(PIXELS.double(), [0.2, 0.5, 0.6], [0.3, 0.2, 0.4])
     fed = normalised(PIXELS, model.config.input.mean, model.config.input.std)
     for key, tube in tubes.items():
-        entry = report["tubes"][key]
+        entry = report.tubes[key]
         weight, bias = (held[f"tubes.{key}.{part}"].double() for part in ("weight", "bias"))
-        starts = zip(tube.offset, tube.kernel, tube.stride, entry["fold"], x.shape[2:], strict=True)
+        starts = zip(tube.offset, tube.kernel, tube.stride, entry.fold, x.shape[2:], strict=True)
         wanted = slow_tokens(x, weight, bias, [places(*axis) for axis in starts])[..., :48]
         found = model.tokenizer.tubes[key](fed)
-        assert found.shape == wanted.shape == (2, entry["tokens"], 48)
+        assert found.shape == wanted.shape == (2, entry.tokens, 48)
         rounding = 4e-6 * wanted.abs().max().item()  # float32 sums in another order, whatever the number of threads
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=rounding)
-        assert entry["token_max_abs_diff"] < rounding
-        assert entry["channels"] == FOLDS[name] and entry["exact"] == (48 % FOLDS[name] == 0)
-        assert entry["dropped_channels"] == -48 % FOLDS[name]
+        assert entry.token_max_abs_diff < rounding
+        assert entry.channels == FOLDS[name] and entry.exact == (48 % FOLDS[name] == 0)
+        assert entry.dropped_channels == -48 % FOLDS[name]
 
 
 @torch.no_grad()
@@ -90,60 +91,44 @@ def test_an_image_gives_what_the_image_model_gives(kwargs: dict, tmp_path: Path)
     vit.load_state_dict(load_file(large / "model.safetensors"))
     images = torch.randn(3, 3, 32, 40)
     wanted = vit.forward_head(vit.forward_features(images), pre_logits=True)
-    assert torch.equal(model.forward_features(images), wanted) and report["image_max_abs_diff"] == 0
-    assert report["gate"]["closed_max_abs_diff"] == 0
+    assert torch.equal(model.forward_features(images), wanted) and report.image_max_abs_diff == 0
+    assert report.gate.closed_max_abs_diff == 0
 
 
 def test_the_report_says_what_it_must(tmp_path: Path) -> None:
     model, report = moved(tmp_path, gate_at=2)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == {
-        **report,
-        "seconds": pytest.approx(report["seconds"], abs=2),
+        **asdict(report),
+        "seconds": pytest.approx(report.seconds, abs=2),
     }
-    assert report["tubes"].keys() == {"long", "wide"}
-    keys = {
-        "channels",
-        "fold",
-        "exact",
-        "dropped_channels",
-        "tokens",
-        "token_max_abs_diff",
-        "rms_source",
-        "rms_backbone",
-    }
-    assert all(keys <= tube.keys() for tube in report["tubes"].values())
-    assert report["tokens"] == model.tokenize(PIXELS).shape[1] == 1 + 2 * 20 + 2 * 20 + 4 * 20
-    assert report["gate"] == {
-        "frozen_depth": 2,
-        "depth": 4,
-        "closed_max_abs_diff": 0,
-        "alpha_grad": report["gate"]["alpha_grad"],
-    }
-    assert report["gate"]["alpha_grad"] > 1e-4
+    assert report.tubes.keys() == {"long", "wide"}
+    assert report.tokens == model.tokenize(PIXELS).shape[1] == 1 + 2 * 20 + 2 * 20 + 4 * 20
+    assert report.gate == GateReport(2, 4, closed_max_abs_diff=0, alpha_grad=report.gate.alpha_grad)
+    assert report.gate.alpha_grad > 1e-4
     assert model.frozen_depth == 2 and model.arm.gate.alpha.item() == 0
-    for parent in report["parents"].values():
-        assert parent["name"] and len(parent["sha256"]) == 64
-    assert report["seconds"] > 0 and report["peak_bytes"] > 1e8
+    for parent in report.parents.values():
+        assert parent.name and len(parent.sha256 or "") == 64
+    assert report.seconds > 0 and report.peak_bytes > 1e8
 
 
 def test_every_number_of_both_parents_is_accounted_for(tmp_path: Path) -> None:
     small, large = parents(tmp_path)
     _, report = moved(tmp_path, small, large)
     assert_accounted(report, small, large, new={"gate.alpha"})
-    fates = report["accounting"]["tensors"]
+    fates = report.accounting.tensors
     assert fates["small/tubes.long.weight"] == "folded" and fates["small/heads.shape.bias"] == "left"
     assert fates["backbone/head.weight"] == "left" and fates["backbone/pos_embed"] == "kept"
 
 
-def assert_accounted(report: dict, small: Path, large: Path, new: set[str]) -> None:
+def assert_accounted(report: TransplantReport, small: Path, large: Path, new: set[str]) -> None:
     own, public = (load_file(path / "model.safetensors") for path in (small, large))
     wanted = {f"small/{name}" for name in own} | {f"backbone/{name}" for name in public}
-    assert report["accounting"]["tensors"].keys() == wanted | {f"adapted/{name}" for name in new}
-    rows = report["accounting"]["summary"]
+    assert report.accounting.tensors.keys() == wanted | {f"adapted/{name}" for name in new}
+    rows = report.accounting.summary
     for parent, held in (("small", own), ("backbone", public)):
         entries = [entry for row, entry in rows.items() if row.startswith(parent)]
-        assert sum(entry["tensors"] for entry in entries) == len(held)
-        assert sum(entry["numbers"] for entry in entries) == sum(tensor.numel() for tensor in held.values())
+        assert sum(entry.tensors for entry in entries) == len(held)
+        assert sum(entry.numbers for entry in entries) == sum(tensor.numel() for tensor in held.values())
 
 
 def test_a_model_of_ours_as_the_large_one_is_accounted_for_too(tmp_path: Path) -> None:
@@ -163,7 +148,7 @@ def test_an_image_gives_what_a_large_model_of_ours_gives(kind: str, tmp_path: Pa
     model, report = moved(tmp_path, tmp_path / "small", tmp_path / "large")
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.forward_features(images), large.forward_features(images))
-    assert report["positions"]["kind"] == kind and report["image_max_abs_diff"] == 0
+    assert report.positions.kind == kind and report.image_max_abs_diff == 0
 
 
 def test_tables_of_positions_that_cannot_move_are_refused(tmp_path: Path) -> None:
@@ -188,28 +173,28 @@ def test_scales_match_on_request(tmp_path: Path) -> None:
     for name, tube in model.tokenizer.tubes.items():
         tokens, before = tube(fed), plain.tokenizer.tubes[name](fed)
         assert rms(tokens) == pytest.approx(target, rel=1e-4)
-        assert matched["tubes"][name]["rms_backbone"] == pytest.approx(target, rel=1e-4)
-        assert report["tubes"][name]["rms_source"] == pytest.approx(rms(before), rel=1e-4)
+        assert matched.tubes[name].rms_backbone == pytest.approx(target, rel=1e-4)
+        assert report.tubes[name].rms_source == pytest.approx(rms(before), rel=1e-4)
         factor = (tokens / before).median()
         torch.testing.assert_close(tokens, before * factor, rtol=1e-3, atol=1e-4)  # one factor, no more
-        assert matched["tubes"][name]["token_max_abs_diff"] < 2e-5
+        assert matched.tubes[name].token_max_abs_diff < 2e-5
 
 
 @pytest.mark.parametrize(("factor", "said"), [(40, ["far stronger"]), (1, []), (1 / 40, ["far weaker"])])
 def test_tokens_far_from_the_strength_of_patches_are_remarked_on(factor: float, said: list, tmp_path: Path) -> None:
     small, large = parents(tmp_path)
     clip = PIXELS
-    found = transplant(str(small), str(large), tmp_path / "found", Options(), clip)["tubes"]
+    found = transplant(str(small), str(large), tmp_path / "found", Options(), clip).tubes
     model = scaleup.load(small)
-    scale_tubes(model, {n: factor * tube["rms_backbone"] / tube["rms_source"] for n, tube in found.items()})
+    scale_tubes(model, {n: factor * tube.rms_backbone / tube.rms_source for n, tube in found.items()})
     model.save_pretrained(small, overwrite=True)
     report = transplant(str(small), str(large), tmp_path / "out", Options(), clip)
-    assert [words for words in ("far stronger", "far weaker") if words in " ".join(report["remarks"])] == said
+    assert [words for words in ("far stronger", "far weaker") if words in " ".join(report.remarks)] == said
     times = {40: "long (40 times), wide (40 times)", 1 / 40: "long (1/40), wide (1/40)"}
-    assert all(times[factor] in each and "--match-scale" in each for each in report["remarks"])
-    assert all(f"  {each}" in lines(report) for each in report["remarks"])
+    assert all(times[factor] in each and "--match-scale" in each for each in report.remarks)
+    assert all(f"  {each}" in lines(report) for each in report.remarks)
     matched = transplant(str(small), str(large), tmp_path / "matched", Options(match_scale=True), clip)
-    assert matched["remarks"] == []
+    assert matched.remarks == []
 
 
 @torch.no_grad()
@@ -233,19 +218,19 @@ def test_the_control_has_other_kernels_of_the_same_scale(match_scale: bool, tmp_
 
 def test_a_dry_run_says_what_the_transplant_then_does(tmp_path: Path) -> None:
     small, large = parents(tmp_path)
-    plan = transplant(str(small), str(large), None, Options())
+    planned = plan(str(small), str(large), Options())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
     _, report = moved(tmp_path, small, large)
-    assert plan["tokens"] == report["tokens"] and plan["parameters"] == report["parameters"]
-    assert all(plan["tubes"][name].items() <= tube.items() for name, tube in report["tubes"].items())
-    assert transplant(str(small), "vit_h", None, Options())["parameters"]["backbone"] > 6e8
+    assert planned.tokens == report.tokens and planned.parameters == report.parameters
+    assert all(asdict(planned.tubes[name]).items() <= asdict(tube).items() for name, tube in report.tubes.items())
+    assert plan(str(small), "vit_h", Options()).parameters.backbone > 6e8
 
 
 @pytest.mark.parametrize("positions", ["cosine", "none", "learned", "relative", "cosine_no_stride"])
 def test_other_positions_than_the_backbones_own(positions: str, tmp_path: Path) -> None:
     model, report = moved(tmp_path, positions=positions, amplitude=0.25)
-    assert report["positions"] == {"kind": positions, "amplitude": 0.25}
-    assert report["accounting"]["tensors"]["backbone/pos_embed"] == "left"
+    assert report.positions == schema.Positions(positions, 0.25)
+    assert report.accounting.tensors["backbone/pos_embed"] == "left"
     assert model.forward_features(PIXELS).shape == (2, 48)
 
 
@@ -265,7 +250,7 @@ def test_weights_beside_an_architecture(tmp_path: Path) -> None:
     small, large = parents(tmp_path)
     bare = large_file_of(large, tmp_path / "bare.pth")
     model, report = moved(tmp_path, small, large, weights=str(bare))
-    assert report["parents"]["backbone"]["weights"] == str(bare) and report["image_max_abs_diff"] == 0
+    assert report.parents["backbone"].weights == str(bare) and report.image_max_abs_diff == 0
 
 
 def large_file_of(directory: Path, path: Path) -> Path:
@@ -315,5 +300,5 @@ def test_scales_are_measured_on_clips_of_the_backbones_size(tmp_path: Path) -> N
     options = Options(size=(32, 40))
     report = transplant(str(small), str(large), tmp_path / "out", options, tmp_path / "data/videos-val")
     made_up = transplant(str(small), str(large), tmp_path / "other", options)
-    assert report["image_max_abs_diff"] == 0
-    assert all(tube["rms_source"] != made_up["tubes"][name]["rms_source"] for name, tube in report["tubes"].items())
+    assert report.image_max_abs_diff == 0
+    assert all(tube.rms_source != made_up.tubes[name].rms_source for name, tube in report.tubes.items())
