@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaleup.cli import tool
+
+if TYPE_CHECKING:
+    from scaleup.outputs.conversion import Export
 
 EXAMPLE = """tools/export.py runs/vit_h/model --to full --out exported/vit_h
   tools/export.py runs/vit_h/model --to onnx --out exported/vit_h_onnx"""
@@ -25,17 +28,19 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Export | dict[str, Any]:
     from scaleup.outputs.conversion import export
 
-    return export(args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames)
+    result = export(args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames)
+    return {"to": result.to, "out": result.out, "bytes": result.bytes} | result.figures() if args.json else result
 
 
-def show(result: dict[str, Any]) -> None:
-    print(f"{result['to']} -> {result['out']}, {result['bytes']:,} bytes")
-    for key in [key for key in result if key.endswith("_diff")]:
-        print(f"read back: {key.replace('_', ' ')} {result[key]:.2g}")
-    for name, size in result.get("program_bytes", {}).items():
-        print(f"{name}: {size:,} bytes, {result['model_bytes']:,} of the model's tensors")
-    for name, seconds in result.get("seconds", {}).items():
-        print(f"one {name}: {seconds:.4f} s, {result['eager_seconds'][name]:.4f} s in PyTorch as it was")
+def show(result: Export) -> None:
+    print(f"{result.to} -> {result.out}, {result.bytes:,} bytes")
+    for name, difference in result.differences.items():
+        print(f"read back: {name.replace('_', ' ')} max {'rel' if result.relative else 'abs'} diff {difference:.2g}")
+    if result.costs is not None:
+        for name, size in (result.costs.program_bytes or {}).items():
+            print(f"{name}: {size:,} bytes, {result.costs.model_bytes:,} of the model's tensors")
+        for name, seconds in result.costs.seconds.items():
+            print(f"one {name}: {seconds:.4f} s, {result.costs.eager_seconds[name]:.4f} s in PyTorch as it was")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.errors import UserError
+
+if TYPE_CHECKING:
+    from scaleup.outputs.report_page import Page
 
 EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-val --probe runs/probe
   tools/report.py runs/sweep --out report.html --watch 30"""
@@ -24,20 +27,20 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> Page:
     if args.watch is not None and args.watch < 1:
         raise UserError(f"--watch {args.watch} is not at least 1 second")
     from scaleup.outputs import report_page  # takes seconds
 
     while args.watch is not None:
-        states = report_page.write(args.runs, args.out, args.shards, args.watch, args.probe)["runs"].values()
+        states = report_page.write(args.runs, args.out, args.shards, args.watch, args.probe).runs.values()
         if all(state.startswith("complete") for state in states):
             break
         time.sleep(args.watch)
     return report_page.write(args.runs, args.out, args.shards, probe=args.probe)
 
 
-def show(result: dict[str, Any]) -> None:
-    for name, state in result["runs"].items():
+def show(page: Page) -> None:
+    for name, state in page.runs.items():
         print(f"{name}: {state}")
-    print(f"{result['bytes']:,} bytes -> {result['out']}")
+    print(f"{page.bytes:,} bytes -> {page.out}")

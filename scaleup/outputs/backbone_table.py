@@ -56,12 +56,12 @@ def names(pattern: str = "*") -> list[str]:
     Raises:
         UserError: none does.
     """
-    known = [f"timm:{name}" for family in FAMILIES for name in timm.list_models(module=family)] + open_clip.names()
-    found = [name for name in known if any(fnmatch.fnmatchcase(part, pattern) for part in (name, name.split(":")[1]))]
-    if not found:
-        near = nearest(pattern.strip("*"), [*known, *(name.split(":")[1] for name in known)])
+    every = [f"timm:{name}" for family in FAMILIES for name in timm.list_models(module=family)] + open_clip.names()
+    matching = [n for n in every if any(fnmatch.fnmatchcase(part, pattern) for part in (n, n.split(":")[1]))]
+    if not matching:
+        near = nearest(pattern.strip("*"), [*every, *(name.split(":")[1] for name in every)])
         raise UserError(f"no registered ViT matches {pattern!r}{near}")
-    return found
+    return matching
 
 
 def table(names: list[str], advance: Callable[..., None]) -> Table:
@@ -98,10 +98,9 @@ def row(backbone: Backbone) -> Row:
     )
 
 
-def as_json(found: Table) -> list[dict[str, Any]]:
+def as_json(table: Table) -> list[dict[str, Any]]:
     """The rows as plain dicts; ``folds`` as ``{"64": {"places": 20, "dropped": 0}, ...}``."""
-    plans = [{key: fold._asdict() for key, fold in row.folds.items()} for row in found.rows]
-    return [asdict(row) | {"folds": plan} for row, plan in zip(found.rows, plans, strict=True)]
+    return [asdict(row) | {"folds": {key: fold._asdict() for key, fold in row.folds.items()}} for row in table.rows]
 
 
 PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch"}
@@ -138,23 +137,24 @@ def _short(fold: Folds) -> str:
     return f"x{fold.places}" + (f"-{fold.dropped}" if fold.dropped else "")
 
 
-def text(found: Table) -> str:
+def text(table: Table) -> str:
     """The table for people, as wide as it is, and what is refused."""
-    lines = columns([HEADER, *map(cells, found.rows)], to_left=range(len(HEADER)))
-    return "\n".join([*lines, "", *_refused(found)]) + "\n"
+    lines = columns([HEADER, *map(cells, table.rows)], to_left=range(len(HEADER)))
+    return "\n".join([*lines, "", *_refused(table)]) + "\n"
 
 
-def markdown(found: Table) -> str:
+def markdown(table: Table) -> str:
     """The page docs/backbones.md."""
     versions = " and ".join(f"{name} {importlib.metadata.version(package)}" for name, package in PACKAGES.items())
-    lines = markdown_lines(HEADER, map(cells, found.rows))
-    introduction = INTRODUCTION.format(versions=versions, count=len(found.rows))
-    return introduction + "\n".join([*lines, "", "## Refused", "", *_refused(found)]) + "\n"
+    lines = markdown_lines(HEADER, map(cells, table.rows))
+    introduction = INTRODUCTION.format(versions=versions, count=len(table.rows))
+    return introduction + "\n".join([*lines, "", "## Refused", "", *_refused(table)]) + "\n"
 
 
-def _refused(found: Table) -> Iterator[str]:
+def _refused(table: Table) -> Iterator[str]:
     """The names that are refused, by reason."""
     names = defaultdict(list)
-    for name, sentence in found.refused.items():
+    for name, sentence in table.refused.items():
         names[sentence.removeprefix(f"{name!r} ")].append(name)
-    yield from (f"- {', '.join(each)}: {'each ' if len(each) > 1 else ''}{reason}" for reason, each in names.items())
+    for reason, refused in names.items():
+        yield f"- {', '.join(refused)}: {'each ' if len(refused) > 1 else ''}{reason}"

@@ -28,15 +28,15 @@ def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 1
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads = matched(first, opened, None)
-    seen = Once("confusion", opened, heads, first.config.input, "1x1", batch, 1, join())
+    samples = Once("confusion", opened, heads, first.config.input, "1x1", batch, 1, join())
     sizes = {head: len(opened.classes[label]) for head, label in heads.items()}
     counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in sizes.items()} for name in models}
-    for entry in seen:
+    for entry in samples:
         for name, features in view_features(models, entry.pixels).items():  # (B, 1, D)
             for head, labels in entry.labels.items():
                 predicted = models[name].arm.heads[head](features[:, 0]).argmax(-1).cpu()
                 np.add.at(counts[name][head], (labels.numpy(), predicted.numpy()), 1)
-    return counts, seen.summary()
+    return counts, samples.summary()
 
 
 def recall(counts: np.ndarray) -> np.ndarray:
@@ -61,13 +61,13 @@ def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> It
     names: dict[str, list[str]] = {}
     for run, arms in models.items():
         try:
-            found, seen = confusions(arms, shards)
+            matrices, measured = confusions(arms, shards)
         except UserError as error:
             yield html.Text(f"{run}: none, {error}")
             continue
-        failed = f"{seen.samples} samples, {len(seen.failures)} failures"
-        yield html.Text(f"{run}: {failed}, {Path(shards).name}, one view, list {seen.list_sha256[:12]}")
-        for arm, heads in found.items():
+        counted = f"{measured.samples} samples, {len(measured.failures)} failures"
+        yield html.Text(f"{run}: {counted}, {Path(shards).name}, one view, list {measured.list_sha256[:12]}")
+        for arm, heads in matrices.items():
             for head, matrix in heads.items():
                 names.setdefault(head, arms[arm].config.heads[head])
                 if names[head] == arms[arm].config.heads[head]:

@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaleup.common.files import new_directory, refuse_existing, write_json
-from scaleup.errors import UserError, nearest
-from scaleup.model.build import load
-from scaleup.outputs import programs
-from scaleup.outputs.formats import merge_adapter, write_adapter, write_own, write_timm
-from scaleup.outputs.parity import largest, parity
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor
 
-__all__ = ["TARGETS", "export", "parity"]
+from scaleup.backbones.backbone import resolve
+from scaleup.backbones.timm import create
+from scaleup.checkpoint.model_directory import ADAPTER_PREFIX, ADAPTER_WEIGHTS
+from scaleup.common import tensors
+from scaleup.common.files import make_readable, new_directory, refuse_existing, write_json
+from scaleup.errors import UserError, nearest
+from scaleup.model import adapter, pretrained
+from scaleup.model.build import load
+from scaleup.model.tokenizer import natural_clip, normalise
+from scaleup.model.tubevit import TubeViT
+from scaleup.outputs import programs
+from scaleup.outputs.programs import Costs, Outputs, difference, largest, medians
 
 OWN = ("delta", "full")
 TARGETS = (*OWN, "peft", "timm", *programs.FORMS)
 ROUNDING = 1e-4  # share of its size by which an output may differ where sums are taken in another order
+
+
+@dataclass
+class Export:
+    """What was written.
+
+    ``differences`` are the largest of pooled features and of every head's logits, for an image, a video and clips of
+    other lengths: absolute, or shares of the largest output where sums are taken in another order (``relative``: merged
+    models, programs).
+    """
+
+    to: str
+    out: str
+    bytes: int
+    differences: dict[str, float]
+    relative: bool
+    costs: Costs | None  # of programs and timm's model
+
+    def figures(self) -> dict[str, Any]:
+        """``{"image_max_abs_diff", "video_max_abs_diff", ...}`` or ``{"image_max_rel_diff", ...}``, and the costs."""
+        measure = "rel" if self.relative else "abs"
+        costs = asdict(self.costs) if self.costs is not None else {}
+        figures = {f"{name}_max_{measure}_diff": value for name, value in self.differences.items()}
+        return figures | {key: value for key, value in costs.items() if value is not None}
 
 
 def export(
@@ -28,7 +62,7 @@ def export(
     overwrite: bool = False,
     merge: bool = False,
     frames: Sequence[int | str] = (),
-) -> dict[str, Any]:
+) -> Export:
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
     Args:
@@ -40,12 +74,6 @@ def export(
             compared too.
         merge: fold the model's adapter into the weights of its blocks; programs always do.
 
-    Returns:
-        ``{"to", "out", "bytes", "image_max_abs_diff", "video_max_abs_diff"}``; where sums are taken in another order
-        (merged models, programs), in shares of the largest output, ``"image_max_rel_diff"`` and
-        ``"video_max_rel_diff"``; for programs and timm ``"seconds"`` and ``"eager_seconds"`` of one image and one
-        video, for programs ``"program_bytes"`` and ``"model_bytes"``, also in ``report.json`` beside them.
-
     Raises:
         UserError: an unknown target, a model that the target cannot hold or that has no adapter to merge, or a result
             that differs: at all, or where sums are taken in another order by more than ROUNDING.
@@ -56,25 +84,132 @@ def export(
         raise UserError(f"--frames is for programs ({', '.join(programs.FORMS)}); {to} is of no fixed length")
     out = Path(out)
     refuse_existing(out, overwrite)
-    model = load(source, base)
-    exact = to not in programs.FORMS and not merge
-    found, timed = dict[str, float](), dict[str, Any]()
+    model, costs = load(source, base), None
+    relative = to in programs.FORMS or merge
     with new_directory(out, overwrite) as half:
         if to in OWN:
-            found = dict(zip(("image", "video"), write_own(model, source, to, half, base, merge), strict=True))
+            differences = write_own(model, source, to, half, base, merge)
         elif to == "peft":
-            found = dict(zip(("image", "video"), write_adapter(model, source, half, base), strict=True))
+            differences = write_adapter(model, source, half, base)
         elif to == "timm":
-            found["image"], timed = write_timm(merge_adapter(model) if merge else model, half)
+            differences, costs = write_timm(merge_adapter(model) if merge else model, half)
         else:
-            plain = merge_adapter(model) if model.config.adapter else model
-            found, timed = programs.write(plain, programs.FORMS[to], half, frames)
-        limit, measure = (0, "abs") if exact else (ROUNDING, "rel")
-        if not (most := largest(found.values())) <= limit:
-            share = "" if exact else " of its size"
+            merged = merge_adapter(model) if model.config.adapter else model
+            differences, costs = programs.write(merged, programs.FORMS[to], half, frames)
+        limit = ROUNDING if relative else 0
+        if not (most := largest(differences.values())) <= limit:
+            share = " of its size" if relative else ""
             raise UserError(f"{to} of {source} differs from it by {most:.1e}{share}; allowed is {limit:g}")
-        differences = {f"{name}_max_{measure}_diff": each for name, each in found.items()}
-        if timed:
-            write_json(half / "report.json", differences | timed)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return {"to": to, "out": str(out), "bytes": size, **differences, **timed}
+        result = Export(to, str(out), 0, differences, relative, costs)
+        if costs is not None:
+            write_json(half / "report.json", result.figures())
+    result.bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return result
+
+
+@torch.inference_mode()
+def parity(one: TubeViT, other: TubeViT, relative: bool = False) -> dict[str, float]:
+    """Largest difference of the features and of every head's logits, on an ``image`` and on a ``video``.
+
+    Args:
+        relative: in shares of the largest value that each of them has in ``one``.
+    """
+    video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config.input)
+    inputs = {"image": video[:, :, 0], "video": video}
+    return {name: difference(_outputs(one, x), _outputs(other, x), relative) for name, x in inputs.items()}
+
+
+def _outputs(model: TubeViT, x: Tensor) -> Outputs:
+    features = model.forward_features(x)
+    return {"features": features} | {f"head {name}": head(features) for name, head in model.arm.heads.items()}
+
+
+def merge_adapter(model: TubeViT) -> TubeViT:
+    """The model itself, its adapter folded into the weights of its blocks."""
+    if model.config.adapter is None:
+        raise UserError("this model has no adapter to merge; leave out --merge")
+    adapter.merge(model.arm.blocks)
+    model.config.adapter = None
+    return model
+
+
+def write_own(
+    model: TubeViT, source: str | Path, to: str, out: Path, base: str | None, merge: bool
+) -> dict[str, float]:
+    """Write ``source``, of which ``model`` was read; returns what :func:`parity` says of what was written."""
+    copy = merge_adapter(load(source, base)) if merge else model
+    if to == "delta" and not copy.base:
+        copy.base = pretrained.base_of(copy.config, base)
+    copy.save_pretrained(out, to, overwrite=True)
+    del copy
+    return parity(model, load(out, base), relative=merge)
+
+
+def write_adapter(model: TubeViT, source: str | Path, out: Path, base: str | None) -> dict[str, float]:
+    """Write what ``peft.PeftModel.from_pretrained`` puts on the backbone; tubes, gate and heads are not in it.
+
+    Returns:
+        What :func:`parity` says of the model with the adapter that was written in the place of its own.
+
+    Raises:
+        UserError: the model has no adapter.
+    """
+    if model.config.adapter is None:
+        raise UserError(
+            "a PEFT directory holds an adapter, and this model has none; allowed are arms that trained with arm.adapt "
+            f"{', '.join(adapter.KINDS)}"
+        )
+    adapter.write(out, model.arm.blocks, model.block_prefix, model.config.adapter, _of_adapter(model))
+    other, written = load(source, base), tensors.read(out / ADAPTER_WEIGHTS)[0]
+    with torch.no_grad():
+        for name, tensor in _of_adapter(other).items():
+            tensor.copy_(written[name])
+    return parity(model, other)
+
+
+def _of_adapter(model: TubeViT) -> dict[str, Tensor]:
+    """The tensors of the adapter."""
+    return {name: tensor for name, tensor in model.named_tensors().items() if name.startswith(ADAPTER_PREFIX)}
+
+
+@torch.inference_mode()
+def write_timm(model: TubeViT, directory: Path) -> tuple[dict[str, float], Costs]:
+    """Write what ``timm.create_model("local-dir:DIRECTORY")`` loads, without classifier, and load it.
+
+    Returns:
+        The largest difference of the pooled features of an image from the model's, and what an image costs.
+
+    Raises:
+        UserError: timm has no model that computes the same, and why.
+    """
+    name, size, input = _refuse_what_timm_lacks(model), model.preprocess.size, model.config.input
+    vit = create(name, dict(model.config.backbone.kwargs), size)
+    own, tensors = vit.state_dict(), model.named_tensors()
+    vit.load_state_dict({key: tensor for key, tensor in tensors.items() if key in own})  # strict: nothing is missing
+    fed = {"input_size": (3, *size), "mean": tuple(input.mean), "std": tuple(input.std)}
+    save_for_hf(vit, str(directory), {"pretrained_cfg": fed}, safe_serialization=True)
+    make_readable(directory / "model.safetensors")  # safetensors writes for the owner alone
+    image = normalise(natural_clip(1, size), input)[:, :, 0]
+    loaded: Any = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    features = loaded.forward_head(loaded.forward_features(image), pre_logits=True)
+    differs = (features - model.forward_features(image)).abs().max().item()
+    seconds, eager = medians(lambda: loaded(image), lambda: model.forward_features(image))
+    return {"image": differs}, Costs({"image": seconds}, {"image": eager})
+
+
+def _refuse_what_timm_lacks(model: TubeViT) -> str:
+    """timm's name of the architecture."""
+    library, _, name = resolve(model.config.backbone.name).partition(":")
+    gate, reason = model.arm.gate, None
+    if library != "timm":
+        reason = f"its backbone is one of {library}"
+    elif model.config.adapter:
+        reason = "it has an adapter; add --merge"
+    elif gate is not None and gate.alpha.any():
+        most = gate.alpha.tanh().abs().max().item()
+        reason = f"its gate is open (tanh(alpha) = {most:.3f}) and adds z0 to a block's output"
+    elif model.config.positions.kind != "backbone":
+        reason = f"its positions ({model.config.positions.kind}) are not the backbone's own"
+    if reason:
+        raise UserError(f"timm's layout cannot hold this model: {reason}")
+    return name

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +20,31 @@ from scaleup.errors import UserError
 from scaleup.model.tokenizer import natural_clip
 from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
-from scaleup.outputs.parity import difference, largest, medians
 
+Outputs = dict[str, Tensor]
 Ends = tuple[int, int]  # the shortest and the longest clip; equal where there is one length
+
+
+def difference(one: Outputs, other: Outputs, relative: bool) -> float:
+    """The largest difference of two sets of outputs, in shares of the largest value that each has in ``one``; absolute
+    where that is 0, as of a head that nobody has trained."""
+    sizes = {name: each.abs().max().item() if relative else 1.0 for name, each in one.items()}
+    return largest((one[name] - other[name]).abs().max().item() / (size or 1.0) for name, size in sizes.items())
+
+
+def medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
+    """Seconds of each side, which take turns."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for side, row in list(zip(sides, seconds, strict=True)) * turns:
+        began = time.perf_counter()
+        side()
+        row.append(time.perf_counter() - began)
+    return [statistics.median(row) for row in seconds]
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest of some numbers; where one is none (nan), that, which ``max`` may lose."""
+    return torch.tensor(list(values), dtype=torch.float64).max().item()
 
 
 def programs(model: TubeViT, frames: Sequence[int | str]) -> dict[str, Ends | None]:
@@ -39,8 +64,8 @@ def programs(model: TubeViT, frames: Sequence[int | str]) -> dict[str, Ends | No
                 f"frames {text!r}: in clips of less than {first} frames a tube has one token in time, or places closer "
                 f"together; allowed are spans that begin at {first} or later, and lengths one by one"
             )
-    asked = {f"video_{text}": ends for text, ends in spans.items() if ends != (own, own)}
-    return {"image": None, "video": (own, own)} | asked
+    others = {f"video_{text}": ends for text, ends in spans.items() if ends != (own, own)}
+    return {"image": None, "video": (own, own)} | others
 
 
 def _free_from(spec: TubeSpec) -> int:
@@ -50,14 +75,13 @@ def _free_from(spec: TubeSpec) -> int:
 
 def _ends(text: str) -> Ends:
     """``64`` or ``32-128`` as the shortest and the longest length."""
-    found = [int(part) for part in text.split("-")] if re.fullmatch(r"\d+(-\d+)?", text) else []
-    if not found or found[0] < len(found) or found != sorted(set(found)):  # a clip of one frame would be an image
+    ends = [int(part) for part in text.split("-")] if re.fullmatch(r"\d+(-\d+)?", text) else []
+    if not ends or ends[0] < len(ends) or ends != sorted(set(ends)):  # a clip of one frame would be an image
         raise UserError(f"frames {text!r}; allowed are a length of clips (64) and spans from 2 frames on (32-128)")
-    return found[0], found[-1]
+    return ends[0], ends[-1]
 
 
 BATCH = torch.export.Dim("batch", min=1, max=4096)
-Outputs = dict[str, Tensor]
 
 
 class Whole(nn.Module):
@@ -83,9 +107,19 @@ class Form(NamedTuple):
     read: Callable[[Path, list[str]], Callable[[Tensor], Outputs]]
 
 
+@dataclass
+class Costs:
+    """What an exported model takes, beside the model itself."""
+
+    seconds: dict[str, float]  # of one sample, for each kind of input
+    eager_seconds: dict[str, float]  # of the same in the model
+    program_bytes: dict[str, int] | None = None
+    model_bytes: int | None = None  # of the model's tensors
+
+
 def write(
     model: TubeViT, form: Form, directory: Path, frames: Sequence[int | str] = ()
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], Costs]:
     """Write the programs ``image`` and ``video`` and ``labels.json`` into a directory, and run what was written.
 
     The number of samples is free, the size is that of the model.
@@ -95,16 +129,13 @@ def write(
             ``video_64`` and ``video_32-128``.
 
     Returns:
-        The largest difference of image and video from the model, for two samples and for one, at both ends of a span,
-        in shares of the largest output; and ``{"program_bytes": {"image", "video"}, "model_bytes", "seconds": {"image",
-        "video"}, "eager_seconds"}``: their size and the model's, and what one sample (the longest) takes, here and in
-        the model.
+        For each program the largest difference from the model, for two samples and for one, at both ends of a span, in
+        shares of the largest output; and what one sample (the longest) costs.
     """
-    whole = Whole(model.eval())
-    differences, sizes = dict[str, float](), dict[str, int]()
-    seconds, eager = dict[str, float](), dict[str, float]()
-    asked = programs(model, frames)
-    for name, ends in asked.items():
+    whole, costs = Whole(model.eval()), Costs({}, {}, {}, sum(each.nbytes for each in model.state_dict().values()))
+    assert costs.program_bytes is not None
+    differences, lengths = dict[str, float](), programs(model, frames)
+    for name, ends in lengths.items():
         clips = [_pixels(model, length) for length in sorted(set(ends))] if ends else [_pixels(model, 1)[:, :, 0]]
         path, longest = directory / f"{name}{form.ending}", clips[-1]
         with torch.no_grad():
@@ -113,12 +144,12 @@ def write(
             run = form.read(path, names)
             inputs = (x for clip in clips for x in (clip, clip[:1]))
             differences[name] = largest(difference(whole(x), run(x), True) for x in inputs)
-            seconds[name], eager[name] = medians(partial(run, longest[:1]), partial(whole, longest[:1]))
+            one = partial(run, longest[:1]), partial(whole, longest[:1])
+            costs.seconds[name], costs.eager_seconds[name] = medians(*one)
             files = directory.glob(f"{path.name}*")  # ONNX keeps the weights of large models beside it
-            sizes[name] = sum(file.stat().st_size for file in files)
-    write_json(directory / "labels.json", description(model, asked))
-    held = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return differences, {"program_bytes": sizes, "model_bytes": held, "seconds": seconds, "eager_seconds": eager}
+            costs.program_bytes[name] = sum(file.stat().st_size for file in files)
+    write_json(directory / "labels.json", description(model, lengths))
+    return differences, costs
 
 
 def traced(whole: Whole, pixels: Tensor, ends: Ends | None) -> torch.export.ExportedProgram:
@@ -144,16 +175,16 @@ def _pixels(model: TubeViT, length: int) -> Tensor:
     return (natural_clip(length, model.preprocess.size, count=2) * 255).round().byte()
 
 
-def description(model: TubeViT, asked: Mapping[str, Ends | None]) -> dict[str, Any]:
+def description(model: TubeViT, lengths: Mapping[str, Ends | None]) -> dict[str, Any]:
     """What somebody who runs a program must know."""
-    shapes = {name: ["batch", 3, *_said(ends), *model.preprocess.size] for name, ends in asked.items()}
+    shapes = {name: ["batch", 3, *_frames(ends), *model.preprocess.size] for name, ends in lengths.items()}
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
         "heads": model.config.heads,
     }
 
 
-def _said(ends: Ends | None) -> list[int | str]:
+def _frames(ends: Ends | None) -> list[int | str]:
     """The frames of a shape: none of an image, a number, or ``"32-128"``."""
     if ends is None:
         return []
@@ -174,9 +205,9 @@ def _write_onnx(traced: torch.export.ExportedProgram, path: Path, names: list[st
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"--to onnx needs the package {error.name!r}: pip install 'scaleup[onnx]'") from error
-    made = torch.onnx.export(traced, verbose=False, input_names=["pixels"], output_names=names)
-    assert made is not None
-    made.save(path)
+    program = torch.onnx.export(traced, verbose=False, input_names=["pixels"], output_names=names)
+    assert program is not None
+    program.save(path)
 
 
 def _read_onnx(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
@@ -189,8 +220,8 @@ def _read_onnx(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(pixels: Tensor) -> Outputs:
-        found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
-        return dict(zip(names, map(torch.from_numpy, found), strict=True))
+        outputs = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+        return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
 
     return run
 

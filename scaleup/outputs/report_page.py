@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from scaleup.checkpoint.model_directory import local
@@ -12,12 +14,20 @@ from scaleup.common.processes import environment
 from scaleup.errors import UserError
 from scaleup.model.build import load_run
 from scaleup.model.tubevit import TubeViT
-from scaleup.outputs import html, token_maps
+from scaleup.outputs import html, svg_plots
 from scaleup.outputs.class_report import by_class
 from scaleup.outputs.run_records import Facts, read
-from scaleup.outputs.summary import curves, summary
 
 PROBE = "probe/probe.json"  # in a model directory, where a report looks for it
+
+
+@dataclass
+class Page:
+    """What was written: the state of each run in words, and the size of the page."""
+
+    out: str
+    runs: dict[str, str]
+    bytes: int
 
 
 def write(
@@ -26,7 +36,7 @@ def write(
     shards: str | Path | None = None,
     refresh: int | None = None,
     probe: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Page:
     """Write the page on ``runs`` to ``out``, whole or not at all.
 
     Args:
@@ -35,46 +45,163 @@ def write(
         probe: a depth profile (``probe.json`` of tools/probe.py, or its directory), which stands beside the sweep;
             by default the one in ``probe/`` of the model that the first run began from, where there is one.
 
-    Returns:
-        ``{"out", "runs": {name: state}, "bytes"}``.
-
     Raises:
         UserError: one of ``runs`` is no run directory, or the profile cannot be read or is of another model.
     """
-    facts = [read(run) for run in runs]
-    if len({each.name for each in facts}) < len(facts):
-        for each in facts:
-            each.name = str(each.directory)
-    states = {each.name: each.state for each in facts}
-    sections = dict(_sections(facts, shards, _probe(facts[0], probe)))
-    content = html.document(", ".join(each.name for each in facts), states, sections, refresh)
+    records = [read(run) for run in runs]
+    if len({run.name for run in records}) < len(records):
+        for run in records:
+            run.name = str(run.directory)
+    states = {run.name: run.state for run in records}
+    sections = dict(_sections(records, shards, _profile(records[0], probe)))
+    content = html.document(", ".join(states), states, sections, refresh)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, content)
-    return {"out": str(out), "runs": states, "bytes": len(content.encode())}
+    return Page(str(out), states, len(content.encode()))
 
 
 def _sections(
     runs: list[Facts], shards: str | Path | None, probe: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, list[html.Block]]]:
     """Titles and contents."""
-    yield "Result", list(summary(runs, probe))
+    yield "Result", list(_summary(runs, probe))
     complete: dict[str, dict[str, TubeViT]] = {}
     for run in runs:
-        at = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{at}Curves", [html.Text(run.state), html.Figures(curves(run))]
-        models, without = _models(run)
-        yield f"{at}Where tubes look", [html.Text(without)] if without else _looks(models)
-        if drawn := token_maps.kernels(next(iter(models.values()))) if models else {}:
-            yield f"{at}Kernels of the tubes", [html.Figures(drawn)]
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        yield f"{prefix}Curves", [html.Text(run.state), html.Figures(_curves(run))]
+        models, reason = _models(run)
+        yield f"{prefix}Where tubes look", [html.Text(reason)] if reason else _looks(models)
+        if kernels := svg_plots.kernels(next(iter(models.values()))) if models else {}:
+            yield f"{prefix}Kernels of the tubes", [html.Figures(kernels)]
         if run.result is not None and models:
             complete[run.name] = models
     if shards is not None and complete:
         yield "Classes", list(by_class(complete, shards))
     for run in runs:
-        at = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{at}Recipe", [html.Folded("The resolved recipe", html.Code(run.yaml))]
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        yield f"{prefix}Recipe", [html.Folded("The resolved recipe", html.Code(run.yaml))]
     yield "Environment", list(_environments(runs))
+
+
+def _summary(runs: Sequence[Facts], probe: Mapping[str, Any] | None) -> Iterator[html.Block]:
+    """Tiles, table and plots of all arms of the runs.
+
+    Args:
+        probe: what :func:`scaleup.evaluation.depth_profile.probe` found of the model that they began from.
+    """
+    yield html.Tiles(_tiles(runs))
+    heads = list(dict.fromkeys(head for run in runs for arm in run.scores.arms.values() for head in arm))
+    columns = [f"{head} %" for head in heads] if len(heads) > 1 else []
+    header = [
+        "arm",
+        "frozen blocks",
+        "trained parameters",
+        "loss",
+        "accuracy %",
+        *columns,
+        "alpha",
+        "seconds a step",
+        "",
+    ]
+    yield html.Table(header, [_row(run, arm, heads, len(runs) > 1) for run in runs for arm in run.arms])
+    for run in runs:
+        if run.scores.arms:
+            yield html.Text(f"Accuracy (top-1) of {run.name}: {run.scores.words}.")
+    labels = probe["labels"] if probe else {}
+    names = list(dict.fromkeys([*heads, *labels]))
+    yield html.Figures({title: plot for head in names for title, plot in _against(runs, head, labels.get(head))})
+    if probe is not None:
+        yield html.Text(_about_probe(probe))
+    if not heads:
+        yield html.Text(
+            "No arm was validated (data.valid, train.valid_every) or evaluated (tools/evaluate.py RUN SHARDS "
+            "--record), so there is no accuracy to plot."
+        )
+
+
+def accuracy(run: Facts, arm: str) -> float | None:
+    """The mean top-1 of its heads, as a share."""
+    scores = run.scores.arms.get(arm)
+    return fmean(scores.values()) if scores else None
+
+
+def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
+    scored = [(score, run, arm) for run in runs for arm in run.arms if (score := accuracy(run, arm)) is not None]
+    counts = {"arms": sum(len(run.arms) for run in runs), "runs": len(runs) if len(runs) > 1 else None}
+    if not scored:
+        return counts
+    best, run, arm = max(scored, key=lambda entry: entry[0])
+    seconds = run.seconds(arm)
+    return {
+        "best arm": arm if len(runs) == 1 else f"{run.name}/{arm}",
+        "its accuracy (top-1)": f"{best:.1%}",
+        "its frozen blocks": run.arms[arm].frozen_depth,
+        "a step of it": f"{seconds:.3g} s" if seconds else None,
+        **counts,
+    }
+
+
+def _row(run: Facts, arm: str, heads: Sequence[str], named: bool) -> list[Any]:
+    def words(value: float | None, form: str) -> str | None:
+        return None if value is None else format(value, form)
+
+    mean, alphas, scores = accuracy(run, arm), run.series(arm, "alpha")[1], run.scores.arms.get(arm, {})
+    return [
+        html.Arm(f"{run.name}/{arm}" if named else arm, svg_plots.colours(list(run.arms))[arm]),
+        run.arms[arm].frozen_depth,
+        words(run.trained_parameters(arm), ","),
+        words(run.loss(arm), ".4f"),
+        words(mean and 100 * mean, ".2f"),
+        *(f"{100 * scores[head]:.2f}" if head in scores else None for head in heads if len(heads) > 1),
+        words(alphas[-1] if alphas else None, "+.4f"),
+        words(run.seconds(arm), ".3f"),
+        run.stands(arm),
+    ]
+
+
+def _against(runs: Sequence[Facts], head: str, probe: Mapping[str, Any] | None) -> Iterator[tuple[str, str | None]]:
+    def points(x: Any) -> dict[str, svg_plots.Points]:
+        return {run.name: {a: (x(run, a), run.scores.arms.get(a, {}).get(head)) for a in run.arms} for run in runs}
+
+    beside = ", beside a linear probe of the frozen model" if probe else ""
+    depth = points(lambda run, arm: run.arms[arm].frozen_depth)
+    yield (
+        f"{head}: accuracy against frozen depth{beside}",
+        svg_plots.against(f"{head} accuracy against frozen depth", "frozen blocks", depth, probe),
+    )
+    cost = points(lambda run, arm: run.seconds(arm))
+    yield (
+        f"{head}: accuracy against cost, the trunk counted whole for each arm",
+        svg_plots.against(f"{head} accuracy against cost", "seconds of a step", cost),
+    )
+
+
+def _about_probe(probe: Mapping[str, Any]) -> str:
+    test = probe["test"]
+    name = test["shards"].rstrip("/").rsplit("/", 1)[-1]
+    seen = f"{test['samples']} samples of {name}, list {test['list_sha256'][:12]}"
+    return f"Linear probe (tools/probe.py): {seen}; the band is one standard error, dotted is chance."
+
+
+def _curves(run: Facts) -> dict[str, str | None]:
+    """Everything that was logged over steps."""
+
+    def plot(title: str, unit: str, *path: str, smooth: bool = False) -> str | None:
+        return svg_plots.lines(f"{run.name} {title}", unit, {arm: run.series(arm, *path) for arm in run.arms}, smooth)
+
+    return {
+        "loss, a running mean": plot("loss", "loss", "loss", smooth=True),
+        **{
+            f"training accuracy of {head}, a running mean": plot(
+                head, "accuracy", "heads", head, "accuracy", smooth=True
+            )
+            for head in run.heads
+        },
+        "validation accuracy": plot("validation", "accuracy", "valid", "accuracy"),
+        "alpha of the gate, a mean where each channel has one": plot("alpha", "alpha", "alpha"),
+        "largest alpha of all channels, in size": plot("largest alpha", "alpha", "alpha_largest"),
+    }
 
 
 def _models(run: Facts) -> tuple[dict[str, TubeViT], str]:
@@ -88,7 +215,7 @@ def _models(run: Facts) -> tuple[dict[str, TubeViT], str]:
 
 def _looks(models: Mapping[str, TubeViT]) -> list[html.Block]:
     words = html.Text("How many tokens see each pixel, and below it each frame: the lighter the more.")
-    return [words, html.Figures(token_maps.token_maps(next(iter(models.values()))), small=True)]
+    return [words, html.Figures(svg_plots.token_maps(next(iter(models.values()))), small=True)]
 
 
 def _environments(runs: Sequence[Facts]) -> Iterator[html.Block]:
@@ -100,29 +227,29 @@ def _environments(runs: Sequence[Facts]) -> Iterator[html.Block]:
     yield html.Code(_words(environment()))
 
 
-def _words(about: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in about.items())
+def _words(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())
 
 
-def _probe(run: Facts, given: str | Path | None) -> dict[str, Any] | None:
-    """The profile that is given, or that stands beside the model that a run began from."""
+def _profile(run: Facts, probe: str | Path | None) -> dict[str, Any] | None:
+    """The profile that is asked for, or that stands beside the model that a run began from."""
     start = run.recipe.model.load
-    if given is None:
-        given = Path(start) / PROBE if start and (Path(start) / PROBE).is_file() else None
-        if given is None:
-            return None
-    path = Path(given) / "probe.json" if Path(given).is_dir() else Path(given)
+    if probe is None and start and (Path(start) / PROBE).is_file():
+        probe = Path(start) / PROBE
+    if probe is None:
+        return None
+    path = Path(probe) / "probe.json" if Path(probe).is_dir() else Path(probe)
     try:
-        found = read_json(path)
-        about, labels = found["model"], found["labels"]
+        profile = read_json(path)
+        model, labels = profile["model"], profile["labels"]
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is no depth profile of tools/probe.py: {error}") from error
     if start and Path(start).is_dir():
         config = read_json(local(start) / "config.json")
-        if differing := [key for key in about.keys() & config.keys() if about[key] != config[key]]:
+        if differing := [key for key in model.keys() & config.keys() if model[key] != config[key]]:
             raise UserError(
                 f"'{path}' is of another model than '{start}', which '{run.directory}' began from: "
                 f"{', '.join(sorted(differing))} differ"
             )
     assert isinstance(labels, dict)
-    return found
+    return profile

@@ -17,6 +17,7 @@ from scaleup.training.log import read_lines
 from scaleup.training.run_directory import RESULT, RunResult, read_result
 
 Series = tuple[list[int], list[float]]  # steps and values
+Json = dict[str, Any]
 SINGLE = "model"  # what the arm of a run is called that is no sweep's
 
 
@@ -29,24 +30,21 @@ class Scores(NamedTuple):
 
 @dataclass
 class Facts:
-    """A run: its resolved recipe, its lines of metrics (those of all its parts), and its result where it is complete.
-
-    ``made`` is what results say of each arm that has ended; ``places`` are its directory and those of its parts.
-    """
+    """A run, complete or not."""
 
     name: str
     directory: Path
-    recipe: Recipe
-    places: list[Path]
-    entries: list[dict[str, Any]]
-    made: dict[str, ArmResult]
-    result: RunResult | None
+    recipe: Recipe  # resolved
+    places: list[Path]  # its directory and those of its parts
+    entries: list[Json]  # the lines of metrics.jsonl of all places
+    ended: dict[str, ArmResult]  # arms that have ended
+    result: RunResult | None  # where the run is complete
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
         """The arms in the order of the recipe, those too that have not begun."""
         named = sweep_arms(self.recipe) if self.recipe.arms or self.recipe.grid else {}
-        single = SINGLE in self.made or any(SINGLE in entry["arms"] for entry in self.entries)
+        single = SINGLE in self.ended or any(SINGLE in entry["arms"] for entry in self.entries)
         return named if named and not (single and SINGLE not in named) else {SINGLE: self.recipe.arm}
 
     @property
@@ -56,13 +54,13 @@ class Facts:
             return f"complete, {self.result.steps} steps"
         parts = self.places[1:]
         if not parts:
-            taken = max((entry["step"] + 1 for entry in self.entries), default=0)
-            return f"unfinished: {taken} of {self.recipe.train.steps} steps so far"
+            steps = max((entry["step"] + 1 for entry in self.entries), default=0)
+            return f"unfinished: {steps} of {self.recipe.train.steps} steps so far"
         done = sum((part / RESULT).exists() for part in parts)
-        steps = f"{sum(map(self.taken, self.arms))} of {sum(map(self.planned, self.arms))} steps of all arms"
-        return f"unfinished: {done} of {len(parts)} parts are complete, {steps} so far"
+        share = f"{sum(map(self.steps, self.arms))} of {sum(map(self.planned, self.arms))} steps of all arms"
+        return f"unfinished: {done} of {len(parts)} parts are complete, {share} so far"
 
-    def taken(self, arm: str) -> int:
+    def steps(self, arm: str) -> int:
         """Steps that an arm has taken so far."""
         return max((entry["step"] + 1 for entry in self.entries if arm in entry["arms"]), default=0)
 
@@ -71,16 +69,16 @@ class Facts:
 
     def stands(self, arm: str) -> str:
         """How an arm ended, which of its heads stayed at chance, or how far it is."""
-        if arm in self.made:
-            at_chance = [f"{head} at chance" for head in self.made[arm].at_chance]
-            return ", ".join([str(self.made[arm].ended), *at_chance])
-        return f"step {self.taken(arm)} of {self.planned(arm)}" if self.taken(arm) else "not begun"
+        if arm in self.ended:
+            at_chance = [f"{head} at chance" for head in self.ended[arm].at_chance]
+            return ", ".join([str(self.ended[arm].ended), *at_chance])
+        return f"step {self.steps(arm)} of {self.planned(arm)}" if self.steps(arm) else "not begun"
 
     def series(self, arm: str, *path: str) -> Series:
         """The value at a path of an arm's entries, where there is one, by step."""
-        found = [(entry["step"], _at(entry["arms"].get(arm, {}), path)) for entry in self.entries]
-        kept = [(step, value) for step, value in found if isinstance(value, int | float)]
-        return [step for step, _ in kept], [float(value) for _, value in kept]
+        values = [(entry["step"], _at(entry["arms"].get(arm, {}), path)) for entry in self.entries]
+        numbers = [(step, value) for step, value in values if isinstance(value, int | float)]
+        return [step for step, _ in numbers], [float(value) for _, value in numbers]
 
     def seconds(self, arm: str) -> float | None:
         """Of a step if the arm were alone: the trunk and the arm, the mean of the later half."""
@@ -88,25 +86,36 @@ class Facts:
         late = [entry["trunk_seconds"] + entry["arms"][arm]["seconds"] for entry in entries[len(entries) // 2 :]]
         return sum(late) / len(late) if late else None
 
+    def trained_parameters(self, arm: str) -> int | None:
+        """None of an arm that has not ended."""
+        return self.ended[arm].trained_parameters if arm in self.ended else None
+
+    def loss(self, arm: str) -> float | None:
+        """At the end, or at the last step so far."""
+        losses, result = self.series(arm, "loss")[1], self.ended.get(arm)
+        return ((result and result.loss) or losses[-1]) if losses else None
+
     @cached_property
     def scores(self) -> Scores:
         """Of the evaluation that was recorded for most arms (the latest of several); where that leaves out arms that
         were validated, of the best validation of each."""
-        kept = {arm: self._evaluations(arm) for arm in self.arms}
-        sets = [entry["on"] for entries in kept.values() for entry in entries]
+        recorded = {arm: self._evaluations(arm) for arm in self.arms}
+        sets = [entry["on"] for entries in recorded.values() for entry in entries]
         valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
-        if not sets or max(map(sets.count, sets)) < len(valid):
-            return Scores("validation, one view, at its best", {a: _top1(each) for a, each in valid.items()})
-        on = [each for each in sets if sets.count(each) == max(map(sets.count, sets))][-1]
+        most = max(map(sets.count, sets), default=0)
+        if most < max(1, len(valid)):
+            return Scores("validation, one view, at its best", {arm: _top1(best) for arm, best in valid.items()})
+        on = [entry for entry in sets if sets.count(entry) == most][-1]
         words = f"{on['shards']}, {on['views']} views, list {on['list_sha256'][:12]}"
-        return Scores(words, {a: _top1(each) for a, all_ in kept.items() for each in all_ if each["on"] == on})
+        same = {arm: [entry for entry in entries if entry["on"] == on] for arm, entries in recorded.items()}
+        return Scores(words, {arm: _top1(entries[-1]) for arm, entries in same.items() if entries})
 
-    def _evaluations(self, arm: str) -> list[dict[str, Any]]:
+    def _evaluations(self, arm: str) -> list[Json]:
         """What tools/evaluate.py recorded of an arm."""
         reports = (read_report(place / arm) for place in self.places)
         return next(filter(None, reports), {}).get("evaluations", [])
 
-    def _validated(self, arm: str) -> dict[str, Any] | None:
+    def _validated(self, arm: str) -> Json | None:
         valid = [entry["arms"][arm]["valid"] for entry in self.entries if "valid" in entry["arms"].get(arm, {})]
         return max(valid, key=lambda each: each["accuracy"], default=None)
 
@@ -123,7 +132,7 @@ class Facts:
         )
 
 
-def _top1(measured: dict[str, Any]) -> dict[str, float]:
+def _top1(measured: Json) -> dict[str, float]:
     return {head: score["top1"] for head, score in measured["heads"].items()}
 
 
@@ -150,5 +159,5 @@ def read(run: str | Path) -> Facts:
     places = [place for place in places if place == run or not (place / "parts").exists()]
     entries = [entry for place in places for entry in read_lines(place / "metrics.jsonl")]
     results = [read_result(place) for place in places]
-    made = {name: arm for result in reversed(results) if result for name, arm in result.arms.items()}
-    return Facts(run.resolve().name, run, recipe, places, entries, made, results[0])
+    ended = {name: arm for result in reversed(results) if result for name, arm in result.arms.items()}
+    return Facts(run.resolve().name, run, recipe, places, entries, ended, results[0])

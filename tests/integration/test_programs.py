@@ -83,7 +83,7 @@ assert not any(name.startswith("scaleup") for name in sys.modules)"""
 def test_onnxruntime_gives_the_same(saved: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     result = export(saved, "onnx", tmp_path / "out")
-    assert result["video_max_rel_diff"] < 1e-5
+    assert result.relative and result.differences["video"] < 1e-5
     for name, shape in (("image", (32, 32)), ("video", (8, 32, 32))):
         session = onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx", providers=["CPUExecutionProvider"])
         assert [each.name for each in session.get_inputs()] == ["pixels"]
@@ -97,7 +97,8 @@ def test_onnxruntime_gives_the_same(saved: Path, tmp_path: Path) -> None:
 def test_a_program_for_each_length_of_clips(saved: Path, tmp_path: Path, to: str) -> None:
     result = export(saved, to, tmp_path / "out", frames=[8, 11, 16])
     for length in (11, 16):  # 8 is the model's own
-        assert result[f"video_{length}_max_rel_diff"] < 1e-5 and result["seconds"][f"video_{length}"] > 0
+        assert result.costs is not None and result.costs.seconds[f"video_{length}"] > 0
+        assert result.figures()[f"video_{length}_max_rel_diff"] < 1e-5
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {
         *("image", "video", "video_11", "video_16", "labels", "report")
     }
@@ -123,7 +124,7 @@ def test_one_program_for_every_length_of_a_span(
     ).model
     fresh(described, CLASSES["video"], 0).save_pretrained(tmp_path / "saved")
     result = export(tmp_path / "saved", "torch", tmp_path / "out", frames=["8-13"])
-    assert result["video_8-13_max_rel_diff"] < 1e-5
+    assert result.differences["video_8-13"] < 1e-5
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
     assert labels["input"]["shapes"]["video_8-13"] == ["batch", 3, "8-13", 32, 32]
     run = torch.export.load(tmp_path / "out" / "video_8-13.pt2").module()
@@ -177,7 +178,7 @@ def test_lengths_that_do_not_fit_are_refused_with_the_reason(saved: Path, tmp_pa
 @pytest.mark.slow
 def test_a_program_is_compiled_ahead_of_time(saved: Path, tmp_path: Path) -> None:
     result = export(saved, "aoti", tmp_path / "out")
-    assert result["video_max_rel_diff"] < 1e-5
+    assert result.differences["video"] < 1e-5
     pixels = samples(3, 8, 32, 32)
     found = torch._inductor.aoti_load_package(str(tmp_path / "out" / "video.pt2"))(pixels)
     for head, logits in expected(saved, pixels).items():
@@ -211,8 +212,11 @@ def test_weights_beside_a_program_are_part_of_its_size(
         path.with_name(f"{path.name}.data").write_bytes(bytes(1000))
 
     monkeypatch.setitem(programs.FORMS, "torch", honest._replace(write=write))
-    sizes = export(saved, "torch", tmp_path / "out")["program_bytes"]
-    assert sizes == {name: (tmp_path / "out" / f"{name}.pt2").stat().st_size + 1000 for name in ("image", "video")}
+    costs = export(saved, "torch", tmp_path / "out").costs
+    assert costs is not None
+    assert costs.program_bytes == {
+        name: (tmp_path / "out" / f"{name}.pt2").stat().st_size + 1000 for name in ("image", "video")
+    }
 
 
 @pytest.mark.all
@@ -235,7 +239,8 @@ def test_timm_loads_the_image_model(tiny: Callable[..., Recipe], tmp_path: Path)
     model.arm.blocks["2"].mlp.fc1.weight.data *= 1.1  # type: ignore[union-attr,operator]
     model.save_pretrained(tmp_path / "saved")
     result = export(tmp_path / "saved", "timm", tmp_path / "out")
-    assert result["image_max_abs_diff"] == 0 and result["seconds"]["image"] > 0 < result["eager_seconds"]["image"]
+    figures = result.figures()
+    assert figures["image_max_abs_diff"] == 0 and figures["seconds"]["image"] > 0 < figures["eager_seconds"]["image"]
     vit = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     x, loaded = torch.randn(2, 3, 32, 32), scaleup.load(tmp_path / "saved")
     with torch.no_grad():

@@ -113,7 +113,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe],
     with (tmp_path / "out" / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 1, "ar')  # a line that is being written
     result = report_page.write([tmp_path / "out"], tmp_path / "page.html", refresh=30)
-    assert result["runs"] == {"out": "unfinished: 1 of 40 steps so far"}
+    assert result.runs == {"out": "unfinished: 1 of 40 steps so far"}
     page = (tmp_path / "page.html").read_text()
     assert '<meta http-equiv="refresh" content="30">' in page and page.count("step 1 of 40") == 3
     assert "No arm was validated" in page and "Not drawn: " in page and "holds no trained arms yet" in page
@@ -182,7 +182,7 @@ def test_a_sweep_in_parts_that_is_unfinished_says_what_there_is(parted: Path, tm
     (second / "metrics.jsonl").write_text(lines[0] + "\n")
     shutil.rmtree(parted / "gated")
     result = report_page.write([parted], tmp_path / "page.html")
-    assert result["runs"] == {"out": "unfinished: 1 of 2 parts are complete, 6 of 8 steps of all arms so far"}
+    assert result.runs == {"out": "unfinished: 1 of 2 parts are complete, 6 of 8 steps of all arms so far"}
     page = (tmp_path / "page.html").read_text()
     rows = re.findall(r"<tr><td><span[^>]*></span>(.*?)</td><td>(.*?)</td>.*?<td>([^<]*)</td></tr>", page)
     assert rows == [
