@@ -13,8 +13,8 @@ import pytest
 
 from reproduce import page, publish, reproduce, tasks, work
 from reproduce.desk import Desk
-from reproduce.rehearsal import Speed
-from reproduce.table import RANDOM, Row, Source, Table
+from reproduce.tables import RANDOM, Row, Source, Table
+from reproduce.tasks import Speed
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = ["train.steps=2", "train.warmup=1", "data.batch=4", "data.workers=0"]

@@ -10,13 +10,10 @@ import pytest
 import reproduce
 from reproduce import DOCS, tasks, work
 from reproduce.desk import Desk, _beginnings
-from reproduce.judge import judge
-from reproduce.page import claims, document
-from reproduce.rehearsal import Speed
+from reproduce.page import claims, document, judge
 from reproduce.runs import arm_name, identity
-from reproduce.table import RANDOM, Claim, Row, Source, Table
-from reproduce.tables import STAGES, TABLES, TRANSPLANTS
-from reproduce.tasks import Left
+from reproduce.tables import RANDOM, STAGES, TABLES, TRANSPLANTS, Claim, Row, Source, Table
+from reproduce.tasks import Left, Speed
 from scaleup.config.schema import Arm, Backbone, Model, Recipe, Train, Tube
 from scaleup.errors import UserError
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.runs import place, trained
-from reproduce.table import Source
-from reproduce.tables import STAGES, TRANSPLANTS
+from reproduce.tables import STAGES, TRANSPLANTS, Source
 from scaleup import recipe
 from scaleup.common.timing import progress
 from scaleup.config.compose import compose

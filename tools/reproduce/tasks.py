@@ -1,16 +1,25 @@
-"""What is left to do, and how long it takes on this machine."""
+"""What is left to do, and how long it takes on this machine.
+
+That is found by a rehearsal: each kind of run takes a few steps on a few samples, in a directory that goes away.
+"""
 
 from __future__ import annotations
 
+import io
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from reproduce.desk import Desk
-from reproduce.rehearsal import rehearse
-from reproduce.runs import place
-from reproduce.table import Source
+from reproduce.runs import arm_name, identity, place, trained
+from reproduce.tables import Source
+from scaleup.config.schema import Arm, Recipe
+from scaleup.training.run_directory import read_result
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,55 @@ class Plan:
         """Seconds of a step that are shared with no other task."""
         speed = self.speeds[task.source]
         return speed.seconds + (speed.trunk if task.scores else 0.0)
+
+
+SAMPLES = 64
+SHORT = ["train.steps=13", "train.warmup=1"]  # of which eight count: see settled_mean in scaleup.training.arm_trainer
+
+
+class Speed(NamedTuple):
+    """Seconds of a step; sources with the same ``run`` share a pass of the trunk, with the same ``arm`` an arm."""
+
+    run: str
+    arm: str
+    trunk: float
+    seconds: float  # of the arm
+
+
+def rehearse(desk: Desk, sources: Iterable[Source]) -> dict[Source, Speed]:
+    """The speed of each source, measured beside those that it trains with."""
+    speeds: dict[Source, Speed] = {}
+    with TemporaryDirectory() as at:
+        trial = Desk(Path(at), [*desk.changes, *SHORT], SAMPLES)
+        with redirect_stderr(io.StringIO()):  # bars of runs that nobody asked for
+            runs = _grouped(trial, sources)
+        for number, (recipe, arms) in enumerate(runs, 1):
+            print(f"rehearsal {number}/{len(runs)}: {_named(arms)}", file=sys.stderr)
+            with redirect_stderr(io.StringIO()):
+                speeds |= _speeds(trial, recipe, arms)
+    return speeds
+
+
+def _grouped(trial: Desk, sources: Iterable[Source]) -> list[tuple[Recipe, dict[Source, Arm]]]:
+    runs: dict[str, tuple[Recipe, dict[Source, Arm]]] = {}
+    for source in sources:
+        recipe, arm = trial.read(source, 0)
+        runs.setdefault(identity(recipe), (recipe, {}))[1][source] = arm
+    return list(runs.values())
+
+
+def _named(sources: Iterable[Source]) -> str:
+    return ", ".join(" ".join([source.recipe, source.arm or " ".join(source.choices)]).strip() for source in sources)
+
+
+def _speeds(trial: Desk, recipe: Recipe, arms: Mapping[Source, Arm]) -> dict[Source, Speed]:
+    names = {source: arm_name(arm) for source, arm in arms.items()}
+    trained(recipe, {names[source]: arm for source, arm in arms.items()}, trial.runs)
+    speeds = {}
+    for source, name in names.items():
+        model = place(recipe, arms[source], trial.runs)
+        assert model is not None
+        result = read_result(model.parent)
+        assert result is not None and (seconds := result.arms[name].arm_seconds) is not None
+        speeds[source] = Speed(identity(recipe), name, result.trunk_seconds, seconds)
+    return speeds

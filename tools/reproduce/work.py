@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from reproduce.desk import Desk
 from reproduce.runs import identity, trained
 from reproduce.scores import Scores, file_name, image_chances, image_scores, scores
-from reproduce.table import RANDOM, Row, Source, Table
-from reproduce.tables import TRANSPLANTS
+from reproduce.tables import RANDOM, TRANSPLANTS, Row, Source, Table
 from reproduce.tasks import Plan, Task
 from scaleup.common.files import read_json
 from scaleup.config.schema import Arm, Recipe
