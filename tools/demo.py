@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """The whole job at desk scale: shards, small joint model, transplant, sweep, evaluation, export, reload."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from scaleup.cli import tool
@@ -18,14 +19,16 @@ def arguments():
 def run(args):
     from demo import demo
 
-    return demo(args.out, args.seed, args.changes, args.overwrite) | {"out": str(args.out)}
+    report = demo(args.out, args.seed, args.changes, args.overwrite)
+    return asdict(report) | {"out": str(args.out)} if args.json else (report, args.out)
 
 
-def show(report):
+def show(result):
     from demo import table
 
+    report, out = result
     print(table(report))
-    print(f"\n{report['seconds']:.0f} s; report, plot and README in {report['out']}")
+    print(f"\n{report.seconds:.0f} s; report, plot and README in {out}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 
 import scaleup
+from bench.measure import python
 from bench.stream import one_step
 from bench.transplant import small_model
-from bench.turns import python
 
 TOOLS = Path(__file__).parents[2] / "tools"
 GIB = 2**30

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.marks import at_length
 
+from bench.measure import alternated, compared, goal, python
 from bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
-from bench.turns import alternated, compared, goal, python
 from scaleup.errors import UserError
 
 
@@ -71,7 +71,7 @@ STOPPED = """
 import os, runpy, signal, sys
 sys.path.insert(0, {tools!r})
 import bench
-from bench.turns import rotated
+from bench.measure import rotated
 from scaleup.errors import UserError
 
 def figure(**_):
@@ -110,7 +110,7 @@ def test_a_process_that_measures_ends_with_an_interrupt() -> None:
     """``alone`` would wait for it."""
     root = Path(__file__).parents[2]
     code = (
-        "import os, signal, threading, time\nfrom bench.alone import alone\n"
+        "import os, signal, threading, time\nfrom bench.measure import alone\n"
         "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\nalone(time.sleep, 600)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root / "tools", capture_output=True, text=True, timeout=120)

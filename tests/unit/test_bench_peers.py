@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import peers_page
-from bench.alone import Side, alone, gflops, measured
+from bench.measure import Side, alone, cost, gflops
 from bench.ours import tubevit
 from bench.peers import CACHED, LIVE, losses, peers, row, under_fastest
 from bench.sides import CLASSES, PEERS, TINY
@@ -30,7 +30,7 @@ def holder(mebibytes: int) -> Side:
 
 def test_a_side_is_measured_in_a_process_that_has_nothing_of_this_one() -> None:
     held = torch.ones(300 * MIB // 4)
-    _, small, large = (alone(measured, holder, (size,), 1) for size in (200, 1, 200))
+    _, small, large = (alone(cost, holder, (size,), 1) for size in (200, 1, 200))
     assert small["peak_bytes"] < 100 * MIB < held.nbytes
     assert 200 * MIB <= large["peak_bytes"] - small["peak_bytes"] + 20 * MIB <= 260 * MIB
     assert large["infer_seconds"] is large["gflop"] is None and large["step_seconds"] > 0

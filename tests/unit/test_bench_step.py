@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
+from bench.measure import goal, rotated
 from bench.saving import Steps, savings
 from bench.share import trunk_share
-from bench.turns import goal, rotated
 from scaleup.config.schema import Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT

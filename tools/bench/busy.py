@@ -7,17 +7,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.turns import alternated, compared, goal, machine, python
+from bench.measure import Figures, alternated, compared, goal, machine, measured, python
 from scaleup.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MOST = 2.5  # times as long, beside two processes on two cores
 
 
-def busy(directory: str, others: int = 2, repeats: int = 3) -> dict[str, Any]:
+def busy(directory: str, others: int = 2, repeats: int = 3) -> Figures:
     """Seconds of whole processes, their start included.
 
     Args:
@@ -27,44 +27,34 @@ def busy(directory: str, others: int = 2, repeats: int = 3) -> dict[str, Any]:
     Raises:
         UserError: the directory is not the demo's, or a process fails.
     """
-    demo, began_on = Path(directory), machine()
+    demo, before = Path(directory), machine()
+    rows: list[Figures] = []
     if not (demo / "adapted").is_dir():
         raise UserError(f"'{directory}' is not the directory of a demo; make it with: make demo")
-    rows, goals = [], []
     with tempfile.TemporaryDirectory() as out:
-        for name, arguments in _works(demo, out).items():
-
-            def alone(arguments: list[str] = arguments) -> float:
-                return python(*arguments).seconds
-
-            turns = alternated(_beside(others, alone), alone, repeats, what=name)
-            measured = compared(turns)
-            rows.append({"work": name, **measured})
-            goals.append(goal(f"{name}, beside {others} busy processes / alone", measured["ratio"], MOST))
-    return {"machine": began_on, "rows": rows, "goals": goals}
+        for work, (verb, *arguments) in _works(demo, out).items():
+            alone = partial(_seconds, ROOT / "tools" / f"{verb}.py", *arguments)
+            rows.append({"work": work, **compared(alternated(_beside(others, alone), alone, repeats, what=work))})
+    goals = [goal(f"{row['work']}, beside {others} busy processes / alone", row["ratio"], MOST) for row in rows]
+    return measured(before, rows, goals)
 
 
 def _works(demo: Path, out: str) -> dict[str, list[str]]:
-    videos = f"data.train.videos.shards={demo}/data/videos-train"
-    images = f"data.train.images.shards={demo}/data/images-train"
+    """Verbs of the toolkit and their arguments."""
+    recipes, data = ROOT / "recipes" / "demo", demo / "data"
+    videos = f"data.train.videos.shards={data}/videos-train"
+    images = f"data.train.images.shards={data}/images-train"
     short = ["train.warmup=5", f"out={out}/run", "--overwrite"]
-    train = [*_tool("train"), f"{ROOT}/recipes/demo/small.yaml", "train.steps=40", videos, images, *short]
-    model = f"model.load={demo}/adapted"
-    sweep = [*_tool("sweep"), f"{ROOT}/recipes/demo/sweep.yaml", "train.steps=20", model, videos, *short]
-    evaluate = [
-        *_tool("evaluate"),
-        f"{demo}/small/model",
-        f"{demo}/data/videos-test",
-        "--views",
-        "1x1",
-        "--batch",
-        "64",
-    ]
-    return {"40 steps of a small model": train, "20 steps of a sweep": sweep, "1,000 clips evaluated": evaluate}
+    model, small = f"model.load={demo}/adapted", f"{demo}/small/model"
+    return {
+        "40 steps of a small model": ["train", f"{recipes}/small.yaml", "train.steps=40", videos, images, *short],
+        "20 steps of a sweep": ["sweep", f"{recipes}/sweep.yaml", "train.steps=20", model, videos, *short],
+        "1,000 clips evaluated": ["evaluate", small, f"{data}/videos-test", "--views", "1x1", "--batch", "64"],
+    }
 
 
-def _tool(verb: str) -> list[str]:
-    return [f"{ROOT}/tools/{verb}.py"]
+def _seconds(*arguments: object) -> float:
+    return python(*arguments).seconds
 
 
 def _beside(others: int, work: Callable[[], float]) -> Callable[[], float]:

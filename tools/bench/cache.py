@@ -5,12 +5,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from bench.step import described
-from bench.turns import alternated, compared, goal, machine, timed
+from bench.measure import Figures, alternated, compared, goal, machine, measured, timed
+from bench.ours import described
 from bench.videos import videos_in
 from scaleup.config.schema import Arm, Data, Dataset, Recipe, Train, Trunk
 from scaleup.training.feed import WHOLE
@@ -29,7 +26,7 @@ def cache(
     clips: int = 16,
     steps: int = 8,
     repeats: int = 5,
-) -> dict[str, Any]:
+) -> Figures:
     """One gated arm, clips of 32x224x224, weights drawn at random; a cache in each precision, one view a clip.
 
     Args:
@@ -48,10 +45,10 @@ def cache(
         )
         rows = [_row(recipe, precision, Path(temporary) / precision, steps, repeats) for precision in PRECISIONS]
     goals = [goal(f"steps from a cache in {row['precision']}, over the arm's", row["ratio"], 1.10) for row in rows]
-    return {"machine": before | {"threads": torch.get_num_threads()}, "rows": rows, "goals": goals}
+    return measured(before, rows, goals)
 
 
-def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) -> dict[str, Any]:
+def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) -> Figures:
     made = make(recipe, [recipe.arm.frozen_depth], place, precision=precision)
     training = Run(replace(recipe, trunk=Trunk(cache=str(place))), {"model": recipe.arm})
     feed, trainer = iter(training.feed), training.trainers["model"]

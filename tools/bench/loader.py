@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from bench import videos
-from bench.turns import alternated, compared, goal, machine
+from bench.measure import Figures, alternated, compared, goal, machine, measured
 from scaleup.config import schema
 from scaleup.data.decode import shown_frames
 from scaleup.data.loader import train_loader
@@ -46,7 +46,7 @@ def loader(
     repeats: int = 5,
     samples: int = 10_000,
     copied: bool = False,
-) -> dict[str, Any]:
+) -> Figures:
     """Each side fills batches of random clips with the same number of processes, in turns with ours.
 
     ``decode_only`` decodes the frames that ours needs and does nothing with them.
@@ -58,7 +58,7 @@ def loader(
         samples: how many are loaded to see whether memory grows; 0: none.
         copied: videos with x264's defaults, in place of those that make_shards.py --reencode makes of them.
     """
-    before = machine()
+    before = machine(workers=workers, videos="copied" if copied else "re-encoded")
     with tempfile.TemporaryDirectory() as temporary:
         shards = videos.videos_in(Path(directory or temporary) / ("copied" if copied else "videos"), count, copied)
         sides: dict[str, Side] = {"pyav": _pyav, "webdataset": _webdataset}
@@ -73,13 +73,8 @@ def loader(
     speeds |= {name: clips / row["other_seconds"] for name, row in rows.items()}
     goals = [goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in sides), 0.5)]
     goals += [goal("growth of memory, as a share", row["growth"], 0.05) for row in memory]
-    found = {"workers": workers, "videos": "copied" if copied else "re-encoded"}
-    return {
-        "machine": before | found,
-        "clips_per_second": speeds,
-        "rows": [*memory, *({"side": name, **row} for name, row in rows.items())],
-        "goals": goals,
-    }
+    all_rows = [*memory, *({"side": name, **row} for name, row in rows.items())]
+    return measured(before, all_rows, goals, clips_per_second=speeds)
 
 
 class Cost(NamedTuple):
@@ -207,7 +202,7 @@ def _webdataset(shards: Shards, workers: int) -> Iterable[Tensor]:
     return DataLoader(samples.batched(BATCH, collation_fn=torch.stack), None, num_workers=workers)
 
 
-def _memory(shards: Shards, workers: int, samples: int) -> dict[str, Any]:
+def _memory(shards: Shards, workers: int, samples: int) -> Figures:
     """Resident bytes of this process and the loader's after a tenth of the samples and after all of them."""
     batches, tenth = _ours(shards, workers), samples // BATCH // 10
     sizes = []

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from bench.alone import Side
-from bench.sides import Size, random_clip
-from bench.step import CLASSES, described
-from bench.tokenizer import FOLDED
+from bench.measure import Side
+from bench.sides import Size, random_clips
+from bench.tokenizer import FOLDED, SIZE
 from scaleup.common.distributed import join
-from scaleup.config.schema import Arm, Input, Recipe
+from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.errors import UserError
 from scaleup.model.build import fresh, set_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
@@ -19,6 +18,24 @@ from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import sizes
+
+CLASSES = {"motion": [str(number) for number in range(600)]}
+
+
+def described(backbone: str) -> Model:
+    """A backbone with the paper's main tubes, folded, on clips of 32x224x224."""
+    tubes = {s.name: Tube(list(s.kernel), list(s.stride), list(s.offset), list(s.fold)) for s in FOLDED}
+    return Model(
+        backbone=Backbone(backbone),
+        input=Input(SIZE[0], list(SIZE[1:])),
+        tubes=tubes,
+        positions=Positions("backbone"),
+    )
+
+
+def adapted(backbone: str) -> TubeViT:
+    """The model of :func:`described`, weights drawn at random."""
+    return fresh(described(backbone), CLASSES, 0)
 
 
 def tubevit(size: Size, frames: int) -> TubeViT:
@@ -38,44 +55,50 @@ def fits(spec: TubeSpec, clip: tuple[int, int, int]) -> bool:
         return False
 
 
-def training(
-    size: Size, arms: Sequence[Arm], frames: int = 32, batch: int = 1, kernels: str = "auto", cached: bool = False
-) -> Side:
-    """Steps of ``arms`` on the same random clips, and inference by the first of them.
+class Training:
+    """Steps of ``arms`` of a model on the same random clips, and inference by the first of them.
 
     Args:
         batch: clips of a step, over all ranks.
         kernels: see :mod:`scaleup.model.kernels`; ``auto``: as a run chooses.
-        cached: the trunk has run before, and a step begins with what it gave; without inference.
+        cached: the trunk has run before, and a step begins with what it gave.
     """
-    world, recipe = join(), Recipe()
-    recipe.data.batch = batch
-    template = tubevit(size, frames)
-    models = [template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device) for arm in arms]
-    clips = random_clip(size, frames, batch // world.size).to(world.device)
-    set_kernels(models, kernels, world)
-    trainers = [
-        ArmTrainer(str(index), model, arm, recipe, world)
-        for index, (model, arm) in enumerate(zip(models, arms, strict=True))
-    ]
-    labels = {"motion": torch.zeros(len(clips), dtype=torch.long, device=world.device)}
-    deepest = max(models, key=lambda model: model.frozen_depth)
 
-    def inputs() -> Inputs:
-        return arm_inputs(deepest.trunk, deepest.preprocess(clips), [model.frozen_depth for model in models])
+    def __init__(
+        self, template: TubeViT, arms: Sequence[Arm], batch: int = 1, kernels: str = "auto", cached: bool = False
+    ) -> None:
+        world, recipe = join(), Recipe()
+        recipe.data.batch = batch
+        self.models = [template.with_arm(arm.frozen_depth, arm.gate, CLASSES).to(world.device) for arm in arms]
+        self.deepest = max(self.models, key=lambda model: model.frozen_depth)
+        size = template.preprocess.frames, *template.preprocess.size
+        self.clips = random_clips(*size, batch // world.size).to(world.device)
+        set_kernels(self.models, kernels, world)
+        self.trainers = [
+            ArmTrainer(str(index), model, arm, recipe, world)
+            for index, (model, arm) in enumerate(zip(self.models, arms, strict=True))
+        ]
+        self.labels = {"motion": torch.zeros(len(self.clips), dtype=torch.long, device=world.device)}
+        self.stored = self.inputs() if cached else None
 
-    kept = inputs() if cached else None
+    def inputs(self) -> Inputs:
+        pixels = self.deepest.preprocess(self.clips)
+        return arm_inputs(self.deepest.trunk, pixels, [model.frozen_depth for model in self.models])
 
-    def step() -> None:
-        given = inputs() if kept is None else kept
-        for trainer in trainers:
-            trainer.step(0, given[trainer.model.frozen_depth], labels, None)
+    def step(self) -> None:
+        inputs = self.inputs() if self.stored is None else self.stored
+        for trainer in self.trainers:
+            trainer.step(0, inputs[trainer.model.frozen_depth], self.labels, None)
 
     @torch.inference_mode()
-    def infer() -> None:
-        models[0].eval()
-        models[0](deepest.preprocess(clips[:1]))
-        models[0].train()
+    def infer(self) -> None:
+        first = self.models[0].eval()
+        first(self.deepest.preprocess(self.clips[:1]))
+        first.train()
 
-    trained = sum(sizes(model)["trained_parameters"] for model in models)
-    return Side(deepest.count_tokens(frames), frames, trained, step, None if cached else infer)
+    def side(self) -> Side:
+        """Without inference where the trunk has run before."""
+        frames = self.deepest.preprocess.frames
+        trained = sum(sizes(model)["trained_parameters"] for model in self.models)
+        infer = self.infer if self.stored is None else None
+        return Side(self.deepest.count_tokens(frames), frames, trained, self.step, infer)

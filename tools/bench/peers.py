@@ -9,14 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from bench import peers_page, plots
-from bench.alone import Side, alone, measured
-from bench.ours import training
-from bench.sides import PEERS, TINY, VIT_B, Size
-from bench.turns import goal, machine, rotated
-from scaleup.common.timing import progress
+from bench.measure import Figures, Side, alone, cost, goal, in_processes, machine, measured, medians
+from bench.ours import Training, tubevit
+from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
 from scaleup.config.schema import Arm
 from scaleup.errors import UserError
 
@@ -34,11 +30,11 @@ LESS_IS_BETTER = ("tokens", "gflop", "train_gflop", "step_seconds", "infer_secon
 
 def late(size: Size, **options: Any) -> Side:
     """Three quarters of the blocks are frozen."""
-    return training(size, [Arm(size.depth - size.depth // 4, True, lr=1e-5)], **options)
+    return Training(tubevit(size, FRAMES), [Arm(size.depth - size.depth // 4, True, lr=1e-5)], **options).side()
 
 
 def full(size: Size, **options: Any) -> Side:
-    return training(size, [Arm(0, False, lr=1e-5)], **options)
+    return Training(tubevit(size, FRAMES), [Arm(0, False, lr=1e-5)], **options).side()
 
 
 OURS: dict[str, Callable[..., Side]] = {LIVE: late, CACHED: partial(late, cached=True), FULL: full}
@@ -47,7 +43,7 @@ LIBRARY = {f"{name}, library's kernels": partial(side, kernels="library") for na
 
 def peers(
     quick: bool = False, steps: int = 2, repeats: int = 3, docs: str | None = None, plot: str | None = None
-) -> dict[str, Any]:
+) -> Figures:
     """All models in turn, each time in a fresh process: median seconds, peak memory, GFLOPs, tokens.
 
     Args:
@@ -59,43 +55,32 @@ def peers(
         raise UserError("the peers need transformers, which is not installed: pip install 'scaleup[bench]'")
     if docs is not None:
         peers_page.parts(docs)  # better now than after the measuring
-    before, size, sides = machine(), TINY if quick else VIT_B, OURS | LIBRARY | PEERS
+    before, size, sides = machine(quick=quick), TINY if quick else VIT_B, OURS | LIBRARY | PEERS
     steps, repeats = (1, 1) if quick else (steps, repeats)
-    with progress("measuring", repeats * len(sides)) as advance:
-
-        def cost(name: str) -> dict[str, Any]:
-            found = alone(measured, sides[name], (size,), steps, modules=MODELING)
-            advance(1, name)
-            return found
-
-        turns = rotated({name: partial(cost, name) for name in sides}, repeats, warmup=0)
+    costs = {name: partial(alone, cost, side, (size,), steps, modules=MODELING) for name, side in sides.items()}
+    turns = in_processes(costs, repeats)
     rows = [row(name, [turn[name] for turn in turns]) for name in sides]
-    found = {
-        "machine": before | {"threads": torch.get_num_threads(), "quick": quick},
-        "rows": rows,
-        "goals": [goal(what, under_fastest(turns, *of), least, at_least=True) for what, of, least in GOALS],
-        "losses": list(losses(rows)),
-    }
+    goals = [goal(what, under_fastest(turns, *of), least, at_least=True) for what, of, least in GOALS]
+    result = measured(before, rows, goals, losses=list(losses(rows)))
     if docs is not None:
-        peers_page.rewrite(docs, found)
+        peers_page.rewrite(docs, result)
     if plot is not None:
         plots.bars(rows, Path(plot))
-    return found
+    return result
 
 
-def row(name: str, turns: list[dict[str, Any]]) -> dict[str, Any]:
+def row(name: str, turns: list[Figures]) -> Figures:
     """Medians over the turns; None of what a side does not do."""
-    each = {key: [turn[key] for turn in turns] for key in turns[0]}
-    found: dict[str, Any] = {key: None if None in values else median(values) for key, values in each.items()}
-    return {"name": name, "ours": name not in PEERS, **found, "clips_per_second": 1 / found["step_seconds"]}
+    costs = medians(turns)
+    return {"name": name, "ours": name not in PEERS, **costs, "clips_per_second": 1 / costs["step_seconds"]}
 
 
-def under_fastest(turns: list[dict[str, Any]], ours: str, column: str) -> float:
+def under_fastest(turns: list[Figures], ours: str, column: str) -> float:
     """The median over the turns of the least of the peers' over ours."""
     return median(min(turn[name][column] for name in PEERS) / turn[ours][column] for turn in turns)
 
 
-def losses(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def losses(rows: list[Figures]) -> Iterator[Figures]:
     """Wherever a peer has less of something than a row of ours, and why."""
     for ours in (each for each in rows if each["ours"]):
         for peer in (each for each in rows if not each["ours"]):
@@ -104,7 +89,7 @@ def losses(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield {"name": ours["name"], "peer": peer["name"], "column": column, **figures}
 
 
-def cause(ours: dict[str, Any], peer: dict[str, Any], column: str) -> str:
+def cause(ours: Figures, peer: Figures, column: str) -> str:
     """What of the two rows explains that ours needs more."""
     own, others = (f"{row['trained_parameters'] / 1e6:.1f} M" for row in (ours, peer))
     if column == "peak_bytes" and ours["trained_parameters"] > peer["trained_parameters"]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from bench.plots import GIB
+from bench.measure import GIB, Figures
 from scaleup.common.files import write_text
 from scaleup.common.text import markdown
 from scaleup.errors import UserError
@@ -39,20 +38,21 @@ def parts(page: str) -> tuple[str, str]:
     return before, after
 
 
-def rewrite(page: str, found: dict[str, Any]) -> None:
+def rewrite(page: str, result: Figures) -> None:
     """Put new figures in place of the old."""
     before, after = parts(page)
-    lines = [*_machine(found["machine"]), "", *_table(found["rows"]), "", *_goals(found["goals"]), "", *_losses(found)]
+    parts_of_page = _machine(result["machine"]), _table(result["rows"]), _goals(result["goals"]), _losses(result)
+    lines = [line for part in parts_of_page for line in (*part, "")][:-1]
     write_text(Path(page), before + BEGIN + "\n".join(lines) + "\n" + END + after)
 
 
-def _machine(machine: dict[str, Any]) -> Iterator[str]:
+def _machine(machine: Figures) -> Iterator[str]:
     size = "Tiny models, to see that the figures can be had" if machine["quick"] else "ViT-B/16 size"
     yield f"{size}; {machine['system']}, {machine['threads']} threads on {machine['cores']} cores,"
     yield f"load before the run {machine['load_before']:.1f}."
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _table(rows: list[Figures]) -> list[str]:
     header = ["model", *(name for name, _ in COLUMNS.values())]
     cells = []
     for row in rows:
@@ -61,7 +61,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     return markdown(header, cells, to_right=range(1, len(header)))
 
 
-def _goals(goals: list[dict[str, Any]]) -> list[str]:
+def _goals(goals: list[Figures]) -> list[str]:
     rows = []
     for goal in goals:
         met = "met" if goal["met"] else "not met"
@@ -69,14 +69,15 @@ def _goals(goals: list[dict[str, Any]]) -> list[str]:
     return markdown(["ratio, median over the turns", "goal, at least", "measured", ""], rows, to_right=(1, 2))
 
 
-def _losses(found: dict[str, Any]) -> Iterator[str]:
-    yield "Where a peer has less of something than one of ours:" if found["losses"] else "No peer has less of anything."
+def _losses(result: Figures) -> Iterator[str]:
+    losses = result["losses"]
+    yield "Where a peer has less of something than one of ours:" if losses else "No peer has less of anything."
     yield ""
-    for loss in found["losses"]:
+    for loss in losses:
         yield f"- {loss['name']}: {sentence(loss)}"
 
 
-def sentence(loss: dict[str, Any]) -> str:
+def sentence(loss: Figures) -> str:
     """A loss in words."""
     name, unit = COLUMNS[loss["column"]]
     figures = f"{_number(loss['measured'], unit)} against {_number(loss['peers'], unit)}"

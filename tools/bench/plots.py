@@ -6,9 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from bench.measure import GIB, Figures
 from scaleup.common.files import write_bytes
-
-GIB = 2**30
 
 PANELS = {  # key of a row -> its axis, and what it is divided by
     "step_seconds": ("seconds of a training step", 1),
@@ -18,7 +17,7 @@ PANELS = {  # key of a row -> its axis, and what it is divided by
 }
 
 
-def bars(rows: list[dict[str, Any]], path: Path) -> None:
+def bars(rows: list[Figures], path: Path) -> None:
     """A bar for each row in every panel that it has a figure for, ours in another colour."""
     plt = _pyplot()
     figure, panels = plt.subplots(
@@ -36,7 +35,7 @@ def bars(rows: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def curve(rows: list[dict[str, Any]], key: str, label: str, path: Path) -> None:
+def curve(rows: list[Figures], key: str, label: str, path: Path) -> None:
     """Seconds of a step and peak memory of rows against what ``key`` of them says."""
     figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     values = [row[key] for row in rows]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.turns import rotated, timed
+from bench.measure import Figures, rotated, timed
 from scaleup.common.distributed import join
 from scaleup.config.schema import Arm, Recipe
 from scaleup.model.build import set_kernels
@@ -89,7 +88,7 @@ class Steps:
         torch.autograd.grad(torch.stack(losses).mean(), trained)
 
 
-def savings(template: TubeViT, clips: Tensor, recipe: Recipe, repeats: int) -> dict[str, Any]:
+def savings(template: TubeViT, clips: Tensor, recipe: Recipe, repeats: int) -> Figures:
     """Ratios of steps, each a median over turns, beside the arithmetic bounds: a block forward 1, and backward 2.
 
     ``shared_over_bound`` is over the deepest trunk's forward and the sum of the arms' forward and backward, each

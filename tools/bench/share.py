@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.turns import rotated, timed
+from bench.measure import GIGA, Figures, medians, rotated, timed
 from scaleup.common.distributed import join
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import set_kernels
@@ -22,7 +22,7 @@ PRODUCTS = 4  # of the shape of an MLP's first layer, timed together
 
 
 @torch.no_grad()
-def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, Any]:
+def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
     """Three quarters of the blocks on x (B, 3, T, H, W), by the kernels that a run would choose and by the library's.
 
     Returns:
@@ -43,15 +43,14 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> dict[str, A
         "library": timed(lambda: library(x, [depth])),
         **{name: timed(work) for name, work in product.items()},
     }
-    work = dict.fromkeys(("trunk", "library"), flops) | dict.fromkeys(
-        product, PRODUCTS * 8 * tokens.numel() * tokens.shape[2]
-    )
-    taken = rotated(sides, repeats, what=f"blocks of width {tokens.shape[2]}")
-    turns = [{name: work[name] / seconds / 1e9 for name, seconds in turn.items()} for turn in taken]
+    of_products = PRODUCTS * 8 * tokens.numel() * tokens.shape[2]
+    work = {name: of_products if name in product else flops for name in sides}
+    seconds = rotated(sides, repeats, what=f"blocks of width {tokens.shape[2]}")
+    turns = [{name: work[name] / turn[name] / GIGA for name in sides} for turn in seconds]
     return {
         "kernels": kernels,
-        "seconds": median(flops / turn["trunk"] / 1e9 for turn in turns),
-        "gflops": {name: median(turn[name] for turn in turns) for name in sides},
+        "seconds": median(flops / turn["trunk"] / GIGA for turn in turns),
+        "gflops": medians(turns),
         "of_matmul": median(turn["trunk"] / max(turn["mm"], turn["conv"]) for turn in turns),
         "of_mm": median(turn["trunk"] / turn["mm"] for turn in turns),
         "library_of_mm": median(turn["library"] / turn["mm"] for turn in turns),

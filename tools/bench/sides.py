@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.alone import Side
+from bench.measure import Side
 from scaleup.config.schema import Input
 from scaleup.model.tokenizer import Preprocess
 
@@ -38,10 +38,10 @@ class Size(NamedTuple):
 VIT_B, TINY = Size(768, 12, 12, 224), Size(24, 4, 2, 64)
 
 
-def random_clip(size: Size, frames: int = FRAMES, batch: int = 1) -> Tensor:
+def random_clips(frames: int, height: int, width: int, count: int = 1) -> Tensor:
     """uint8 (B, 3, T, H, W)."""
-    shape = (batch, 3, frames, size.image, size.image)
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, 3, frames, height, width), dtype=torch.uint8, generator=generator)
 
 
 def plain(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size) -> Side:
@@ -53,7 +53,8 @@ def plain(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tok
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     pixels = Preprocess(Input(FRAMES, [size.image] * 2))
-    clip, label = random_clip(size)[:, :, :: FRAMES // frames], torch.zeros(1, dtype=torch.long)
+    clip, label = random_clips(FRAMES, size.image, size.image), torch.zeros(1, dtype=torch.long)
+    clip = clip[:, :, :: FRAMES // frames]
 
     def step() -> None:
         model.train()
@@ -105,13 +106,8 @@ def vjepa2(size: Size) -> Side:
 
 def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size) -> Side:
     """An image ViT over every frame, logits averaged over frames (the head is linear: so are pooled features)."""
-    shape: dict[str, Any] = {
-        "embed_dim": size.width,
-        "depth": size.depth,
-        "num_heads": size.heads,
-        "img_size": size.image,
-    }
-    vit = timm.create_model("vit_base_patch16_224", num_classes=CLASSES, **shape)
+    shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads, "img_size": size.image}
+    vit: Any = timm.create_model("vit_base_patch16_224", num_classes=CLASSES, **shape)  # type: ignore[arg-type]
     vit.requires_grad_(False)
     prepare(vit, size)
     vit.head.requires_grad_(True)

@@ -8,16 +8,14 @@ import struct
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from bench.step import GIB
+from bench.measure import GIB, Figures, alternated, compared, goal, machine, measured, python, timed
 from bench.transplant import TOOL, small_model
-from bench.turns import alternated, compared, goal, machine, python, timed
 from scaleup.backbones.build import build
 from scaleup.data.shapes import make_shapes
 from scaleup.model.build import load
@@ -33,7 +31,7 @@ def stream(
     trained: int = 1,
     precision: str = "bfloat16",
     repeats: int = 3,
-) -> dict[str, Any]:
+) -> Figures:
     """Peak memory of the transplant and of one training step, and what streaming costs a pass of the trunk.
 
     Args:
@@ -61,7 +59,7 @@ def stream(
         "trunk": _compared(at / "adapted", precision, repeats),
     }
     goals = [goal("peak memory of a step in GiB", stepped.peak_bytes / GIB, 16.0)]
-    return {"machine": before | {"threads": torch.get_num_threads()}, "rows": [row], "goals": goals}
+    return measured(before, [row], goals)
 
 
 def write_random(shapes: Mapping[str, Tensor], path: Path) -> None:
@@ -115,7 +113,7 @@ def one_step(at: Path, frozen_depth: int, precision: str = "float32", placement:
 
 
 @torch.inference_mode()
-def _compared(adapted: Path, precision: str, repeats: int) -> dict[str, Any]:
+def _compared(adapted: Path, precision: str, repeats: int) -> Figures:
     """A pass of the trunk over one clip, from disk (ours) against all of it in memory, in turns; same taps?
 
     Before each pass from disk the system is told to forget what it keeps of the file in memory.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.turns import alternated, compared, goal, machine, timed
+from bench.measure import Figures, alternated, compared, goal, machine, measured, timed
 from scaleup.model.tubes import Tube, TubeSpec, TubeTokenizer
 
 SIZE = (32, 224, 224)
@@ -24,25 +24,23 @@ UNFOLDED = tuple(replace(spec, fold=(1, 1, 1)) for spec in FOLDED)
 @torch.no_grad()
 def tokenizer(
     widths: tuple[int, ...] = (192, 768, 1280), batches: tuple[int, ...] = (1, 2, 8), repeats: int = 31
-) -> dict[str, Any]:
+) -> Figures:
     """Seconds and largest difference for each width, batch and tube, and for all tubes together."""
-    before, rows = machine(), []
+    before = machine()
+    rows: list[Figures] = []
     for width in widths:
         for batch in batches:
             x = torch.randn(batch, 3, *SIZE, generator=torch.Generator().manual_seed(0))
             for folds, specs in (("unfolded", UNFOLDED), ("folded", FOLDED)):
                 tubes = TubeTokenizer(specs, width)
-                each = [cast(Tube, tube) for tube in tubes.values()]
-                sides: dict[str, tuple[nn.Module, list[Tube]]] = {tube.spec.name: (tube, [tube]) for tube in each}
-                for name, (ours, kernels) in (sides | {"all": (tubes, each)}).items():
+                single = [cast(Tube, tube) for tube in tubes.values()]
+                sides: dict[str, tuple[nn.Module, list[Tube]]] = {tube.spec.name: (tube, [tube]) for tube in single}
+                for name, (ours, kernels) in (sides | {"all": (tubes, single)}).items():
                     row = {"width": width, "batch": batch, "folds": folds, "tube": name}
                     what = f"width {width}, batch {batch}, {folds}, {name}"
                     rows.append(row | _measured(ours, kernels, x, repeats, what))
-    return {"machine": before | {"threads": torch.get_num_threads()}, "rows": rows, "goals": [_goal(rows)]}
-
-
-def _goal(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return goal("slowest of all tubes together, over conv3d", max(r["ratio"] for r in rows if r["tube"] == "all"), 1.0)
+    slowest = max(row["ratio"] for row in rows if row["tube"] == "all")
+    return measured(before, rows, [goal("slowest of all tubes together, over conv3d", slowest, 1.0)])
 
 
 def _measured(ours: nn.Module, kernels: list[Tube], x: Tensor, repeats: int, what: str) -> dict[str, float]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from statistics import median
-from typing import Any
 
+from bench.measure import Figures, alternated, compared, goal, machine, measured, medians, python
 from bench.tokenizer import SIZE, UNFOLDED
-from bench.turns import alternated, compared, goal, machine, python
 from scaleup.backbones.backbone import resolve
 from scaleup.backbones.build import build
 from scaleup.config.schema import Backbone, Input, Model, Tube
@@ -30,7 +28,7 @@ def small_model(out: Path, seed: int = 0) -> Path:
     return fresh(model, {}, seed).save_pretrained(out)
 
 
-def transplant(backbone: str = "vit_h", repeats: int = 3) -> dict[str, Any]:
+def transplant(backbone: str = "vit_h", repeats: int = 3) -> Figures:
     """Wall seconds and peak memory of both sides; the peak also over the bytes of the backbone's weights."""
     before, name = machine(), resolve(backbone)
     weights = sum(p.numel() * p.element_size() for p in build(name, {}, None, "meta").state_dict().values())
@@ -44,7 +42,7 @@ def transplant(backbone: str = "vit_h", repeats: int = 3) -> dict[str, Any]:
             warmup=0,
         )
     times = compared([(ours.seconds, other.seconds) for ours, other in turns])
-    peak, other_peak = (median(side.peak_bytes for side in sides) for sides in zip(*turns, strict=True))
+    peak, other_peak = (medians(sides)["peak_bytes"] for sides in zip(*turns, strict=True))
     row = {
         "backbone": backbone,
         **times,
@@ -61,4 +59,4 @@ def transplant(backbone: str = "vit_h", repeats: int = 3) -> dict[str, Any]:
         goal("peak memory over the weights", peak / weights, 1.3),
         goal("peak memory without the libraries' own, over the weights", (peak - libraries) / weights, 1.3),
     ]
-    return {"machine": before, "rows": [row], "goals": goals}
+    return measured(before, [row], goals)

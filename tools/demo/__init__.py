@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,14 +26,14 @@ from scaleup.errors import UserError
 from scaleup.evaluate import Evaluation, evaluate, record
 from scaleup.model.build import load, load_run
 from scaleup.model.tubevit import TubeViT
-from scaleup.outputs.conversion import export
-from scaleup.outputs.parity import parity
+from scaleup.outputs.conversion import export, parity
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.training.run import run as train
 from scaleup.training.run_directory import RunResult, StoppedRun
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
+from scaleup.transplants.transplant_report import TransplantReport
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "demo"
 VIDEOS = {"train": 6000, "val": 500, "test": 1000}
@@ -50,6 +50,47 @@ class Trained(NamedTuple):
 
 
 @dataclass
+class Row:
+    """A line of the table; accuracies are shares of 1."""
+
+    name: str
+    kind: str  # small | adapted
+    frozen_depth: int
+    gate: bool
+    alpha: float | None
+    tubes: str  # none | trained | transplanted | random
+    trained_parameters: int
+    step_gflop: float
+    seconds_share: float  # of those of the costliest arm of the same run, since each run has its own hour and load
+    shape: float
+    motion: float
+
+
+@dataclass(kw_only=True)
+class Best(Evaluation):
+    """The best arm with frozen tubes, and its accuracy with many views."""
+
+    arm: str
+    directory: str
+
+
+@dataclass
+class Report:
+    """What ``report.json`` holds."""
+
+    seconds: float
+    seed: int
+    chance: dict[str, float]
+    views: str  # of the rows
+    rows: list[Row]
+    best: Best
+    image_max_abs_diff: float  # of the adapted model from its backbone
+    reload_max_abs_diff: float  # of the exported model from the best arm
+    exported_bytes: int
+    transplant: dict[str, float | None]  # tube -> token_max_abs_diff
+
+
+@dataclass
 class Demo:
     """One run of the demo in directory ``out``."""
 
@@ -59,8 +100,8 @@ class Demo:
     stage: int = 0
     began: float = field(default_factory=time.perf_counter)
 
-    def run(self) -> dict[str, Any]:
-        """All stages; returns what report.json holds."""
+    def run(self) -> Report:
+        """All stages."""
         with self._stage("shards of moving shapes: MP4 and PNG files"):
             total = sum(VIDEOS.values()) + sum(IMAGES.values())
             with progress("writing", total) as advance:
@@ -81,19 +122,19 @@ class Demo:
             scores = evaluate({"best": load(best)}, self.out / "data/videos-test", "4x3", batch=32)["best"]
         with self._stage("export and reload"):
             full = export(best, "full", self.out / "exported")
-            difference = max(parity(load(best), load(self.out / "exported")))
-        return {
-            "seconds": time.perf_counter() - self.began,
-            "seed": self.seed,
-            "chance": CHANCE,
-            "views": "1x1",
-            "rows": rows,
-            "best": {"arm": best.name, "directory": str(best), **asdict(scores)},
-            "image_max_abs_diff": moved["adapted"]["image_max_abs_diff"],
-            "reload_max_abs_diff": difference,
-            "exported_bytes": full["bytes"],
-            "transplant": {name: tube["token_max_abs_diff"] for name, tube in moved["adapted"]["tubes"].items()},
-        }
+            difference = max(parity(load(best), load(self.out / "exported")).values())
+        return Report(
+            seconds=time.perf_counter() - self.began,
+            seed=self.seed,
+            chance=CHANCE,
+            views="1x1",
+            rows=rows,
+            best=Best(arm=best.name, directory=str(best), **vars(scores)),
+            image_max_abs_diff=moved["adapted"].image_max_abs_diff,
+            reload_max_abs_diff=difference,
+            exported_bytes=full.bytes,
+            transplant={name: tube.token_max_abs_diff for name, tube in moved["adapted"].tubes.items()},
+        )
 
     @contextmanager
     def _stage(self, title: str) -> Iterator[None]:
@@ -117,12 +158,12 @@ class Demo:
         read = self._read(name, **paths)
         return _trained(read, sweep_arms(read))
 
-    def _transplant(self, name: str) -> dict[str, Any]:
+    def _transplant(self, name: str) -> TransplantReport:
         small, large = str(self.out / "small/model"), str(self.out / "large/model")
         options = Options(seed=self.seed, random_tubes=name == "control")
         return transplant(small, large, self.out / name, options, self.out / "data/videos-train")
 
-    def _rows(self, trained: Mapping[str, Trained], sweeps: Mapping[str, Trained]) -> list[dict[str, Any]]:
+    def _rows(self, trained: Mapping[str, Trained], sweeps: Mapping[str, Trained]) -> list[Row]:
         test = self.out / "data/videos-test"
         rows = []
         for name, run in trained.items():
@@ -166,22 +207,21 @@ def _trained(read: schema.Recipe, arms: dict[str, schema.Arm]) -> Trained:
     return Trained(result, {name: value / 1e9 for name, value in flops.items()})
 
 
-def _row(title: str, name: str, kind: str, tubes: str, run: Trained, scores: Evaluation) -> dict[str, Any]:
-    """One line of the table. Seconds are a share of those of the costliest arm of the same run, since each run has its
-    own hour and load."""
-    arm, seconds = run.result.arms[name], {each: _seconds(run.result, each) for each in run.result.arms}
-    return {
-        "name": title,
-        "kind": kind,
-        "frozen_depth": arm.frozen_depth,
-        "gate": arm.alpha is not None,
-        "alpha": arm.alpha,
-        "tubes": tubes,
-        "trained_parameters": arm.trained_parameters,
-        "step_gflop": run.gflops[name],
-        "seconds_share": seconds[name] / max(seconds.values()),
-        **{head: scores.heads[head].top1 for head in ("shape", "motion")},
-    }
+def _row(title: str, name: str, kind: str, tubes: str, run: Trained, scores: Evaluation) -> Row:
+    arm, seconds = run.result.arms[name], {other: _seconds(run.result, other) for other in run.result.arms}
+    return Row(
+        name=title,
+        kind=kind,
+        frozen_depth=arm.frozen_depth,
+        gate=arm.alpha is not None,
+        alpha=arm.alpha,
+        tubes=tubes,
+        trained_parameters=arm.trained_parameters,
+        step_gflop=run.gflops[name],
+        seconds_share=seconds[name] / max(seconds.values()),
+        shape=scores.heads["shape"].top1,
+        motion=scores.heads["motion"].top1,
+    )
 
 
 def _seconds(result: RunResult, name: str) -> float:
@@ -191,7 +231,7 @@ def _seconds(result: RunResult, name: str) -> float:
     return arm.arm_seconds + (result.trunk_seconds * arm.frozen_depth / deepest if deepest else 0.0)
 
 
-def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> dict[str, Any]:
+def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> Report:
     """Run the demo and write report.json, plot.png and README.md into ``out``."""
     refuse_existing(out, overwrite)
     if out.exists() and not (out / "data").is_dir():
@@ -199,40 +239,39 @@ def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool 
     shutil.rmtree(out, ignore_errors=True)
     torch.manual_seed(seed)
     report = Demo(out, seed, changes).run()
-    write_json(out / "report.json", report)
+    write_json(out / "report.json", asdict(report))
     plot(report, out / "plot.png")
     (out / "README.md").write_text(readme(report))
     return report
 
 
-def table(report: Mapping[str, Any]) -> str:
+def table(report: Report) -> str:
     """The rows as a Markdown table."""
     header = ["model", "tubes", "frozen blocks", "gate alpha", "trained", "GFLOP / step", "seconds", "shape", "motion"]
     rows = []
-    for row in report["rows"]:
-        alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
-        cost = f"{row['trained_parameters']:,}", f"{row['step_gflop']:.0f}", f"{row['seconds_share']:.0%}"
-        accuracy = f"{row['shape']:.1%}", f"{row['motion']:.1%}"
-        rows.append([row["name"], row["tubes"], row["frozen_depth"], alpha, *cost, *accuracy])
+    for row in report.rows:
+        alpha = "-" if row.alpha is None else f"{row.alpha:.2f}"
+        cost = f"{row.trained_parameters:,}", f"{row.step_gflop:.0f}", f"{row.seconds_share:.0%}"
+        rows.append([row.name, row.tubes, row.frozen_depth, alpha, *cost, f"{row.shape:.1%}", f"{row.motion:.1%}"])
     return "\n".join(markdown(header, rows))
 
 
-def readme(report: Mapping[str, Any]) -> str:
+def readme(report: Report) -> str:
     """A short page for the run directory."""
-    best = report["best"]
-    score = ", ".join(f"{head} {value['top1']:.1%}" for head, value in best["heads"].items())
+    best = report.best
+    score = ", ".join(f"{head} {value.top1:.1%}" for head, value in best.heads.items())
     return f"""# Moving shapes: a small model's tubes in a larger image ViT
 
 {table(report)}
 
-Chance: shape {report["chance"]["shape"]:.1%}, motion {report["chance"]["motion"]:.1%}. One view a clip, test split.
+Chance: shape {report.chance["shape"]:.1%}, motion {report.chance["motion"]:.1%}. One view a clip, test split.
 GFLOP are those of a step of the arm by itself, by the plan; seconds are shares of the costliest arm's in the same run.
-The best arm with frozen tubes on the validation split is `{best["arm"]}`: {score} with {best["views"]} views
-({best["samples"]} videos, list {best["list_sha256"][:12]}).
+The best arm with frozen tubes on the validation split is `{best.arm}`: {score} with {best.views} views
+({best.samples} videos, list {best.list_sha256[:12]}).
 
-- The adapted model answers images like its backbone: max abs diff {report["image_max_abs_diff"]}.
-- Exported in full and reloaded: max abs diff {report["reload_max_abs_diff"]}.
-- The whole demo took {report["seconds"]:.0f} s (seed {report["seed"]}).
+- The adapted model answers images like its backbone: max abs diff {report.image_max_abs_diff}.
+- Exported in full and reloaded: max abs diff {report.reload_max_abs_diff}.
+- The whole demo took {report.seconds:.0f} s (seed {report.seed}).
 
 `plot.png` shows accuracy and cost against frozen depth. Load the result:
 
@@ -244,7 +283,7 @@ logits = model(x, head="motion")  # x: (B, 3, 16, 32, 32), see model.preprocess
 """
 
 
-def plot(report: Mapping[str, Any], path: Path) -> None:
+def plot(report: Report, path: Path) -> None:
     """Motion accuracy and the operations of a step against frozen depth, transplanted tubes beside random ones."""
     import matplotlib
 
@@ -252,16 +291,17 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    rows = [row for row in report["rows"] if row["kind"] == "adapted"]
+    rows = sorted((row for row in report.rows if row.kind == "adapted"), key=lambda row: row.frozen_depth)
     for tubes, colour in (("transplanted", "tab:blue"), ("random", "tab:orange"), ("trained", "tab:green")):
         for gate, marker in ((False, "o"), (True, "^")):
-            group = sorted((r["frozen_depth"], r) for r in rows if (r["tubes"], r["gate"]) == (tubes, gate))
-            if group:
+            line = [row for row in rows if (row.tubes, row.gate) == (tubes, gate)]
+            if line:
+                depths = [row.frozen_depth for row in line]
                 label = f"{tubes} tubes" + (", gated" if gate else "")
-                style = {"marker": marker, "color": colour, "linestyle": "-" if len(group) > 1 else "none"}
-                left.plot([d for d, _ in group], [100 * r["motion"] for _, r in group], label=label, **style)
-                right.plot([d for d, _ in group], [r["step_gflop"] for _, r in group], label=label, **style)
-    left.axhline(100 * report["chance"]["motion"], color="grey", linestyle=":", label="chance")
+                style = {"marker": marker, "color": colour, "linestyle": "-" if len(line) > 1 else "none"}
+                left.plot(depths, [100 * row.motion for row in line], label=label, **style)
+                right.plot(depths, [row.step_gflop for row in line], label=label, **style)
+    left.axhline(100 * report.chance["motion"], color="grey", linestyle=":", label="chance")
     left.set(xlabel="frozen blocks (of 6)", ylabel="motion, top-1 (%)", ylim=(0, 100), title="Accuracy")
     right.set(xlabel="frozen blocks (of 6)", ylabel="GFLOP of a step, by the plan", ylim=(0, None), title="Cost")
     left.legend(fontsize=8)
