@@ -39,7 +39,7 @@ def show(result):
     import reproduce
 
     if "plan" in result:
-        print(reproduce.said(reproduce.Left(**result["plan"])))
+        print(reproduce.said(result["plan"]))
     else:
         print((Path(result["out"]) / "reproduction.md").read_text())
 

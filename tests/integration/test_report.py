@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -240,8 +242,11 @@ def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Pat
 
 
 def test_a_head_that_stayed_at_chance_is_named_beside_its_arm() -> None:
-    made = {"a": {"ended": "early", "at_chance": {"motion": {}}}, "b": {"ended": "complete", "at_chance": {}}}
-    facts = run_records.Facts("run", Path("run"), Recipe(arms={"a": {}, "b": {}}), [], [], made, None)
+    results: Any = {
+        "a": SimpleNamespace(ended="early", at_chance={"motion": {}}),
+        "b": SimpleNamespace(ended="complete", at_chance={}),
+    }
+    facts = run_records.Facts("run", Path("run"), Recipe(arms={"a": {}, "b": {}}), [], [], results, None)
     assert [facts.stands(arm) for arm in "ab"] == ["early, motion at chance", "complete"]
 
 

@@ -34,21 +34,20 @@ def reproduce(
     """
     names = chosen(names)
     out.mkdir(parents=True, exist_ok=True)
-    work, found = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
+    work, results = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
     print(said(work.plan.total), file=sys.stderr)
     for name in names:
-        found[name] = work.table(TABLES[name])
-        write_text(out / f"{name}.json", json.dumps(found[name], indent=1) + "\n")
+        results[name] = work.table(TABLES[name])
+        write_text(out / f"{name}.json", json.dumps(results[name], indent=1) + "\n")
         write_text(out / "reproduction.md", document(TABLES, out))
-    return found
+    return results
 
 
 def plan(
     names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
-) -> dict[str, Any]:
-    """What :func:`reproduce` would still have to do: ``{"runs", "arm_steps", "seconds"}``, see
-    :class:`reproduce.tasks.Plan`."""
-    return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).plan.total._asdict()
+) -> Left:
+    """What :func:`reproduce` would still have to do, see :class:`reproduce.tasks.Plan`."""
+    return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).plan.total
 
 
 def said(left: Left) -> str:
@@ -61,12 +60,12 @@ def said(left: Left) -> str:
 
 def publish(out: Path, docs: Path = DOCS) -> None:
     """Copy the results in ``out`` to ``docs``, and write the document from all that are there."""
-    kept = docs / "reproduction"
-    kept.mkdir(exist_ok=True, parents=True)
+    results = docs / "reproduction"
+    results.mkdir(exist_ok=True, parents=True)
     for name in TABLES:
         if (out / f"{name}.json").exists():
-            write_text(kept / f"{name}.json", (out / f"{name}.json").read_text())
-    write_text(docs / "reproduction.md", document(TABLES, kept))
+            write_text(results / f"{name}.json", (out / f"{name}.json").read_text())
+    write_text(docs / "reproduction.md", document(TABLES, results))
 
 
 def chosen(names: Sequence[str]) -> list[str]:

@@ -47,7 +47,8 @@ class Task:
         return any(at is not None and (not self.scores or (at / self.scores).exists()) for at in places)
 
 
-class Left(NamedTuple):
+@dataclass(frozen=True)
+class Left:
     """What is left: runs and steps of arms in training, seconds of all."""
 
     runs: int

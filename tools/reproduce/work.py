@@ -36,15 +36,15 @@ class Entry(NamedTuple):
         return self.row.name + RANDOM * self.control
 
 
-Asked = tuple[Entry, float]  # an entry at a factor of its learning rate
+Trial = tuple[Entry, float]  # an entry at a factor of its learning rate
 
 
 @dataclass
-class Group:
+class Together:
     """Arms that train in one run."""
 
     recipe: Recipe
-    arms: dict[Asked, Arm] = field(default_factory=dict)
+    arms: dict[Trial, Arm] = field(default_factory=dict)
 
 
 class Work:
@@ -80,16 +80,17 @@ class Work:
         """Everything of a table; what is on disk already is read from there."""
         entries = list(self.entries(table))
         first, *others = self.seeds
-        made = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
-        tuned = self._tuned(table, entries, self._scored(made, first))
-        best = [(entry, _best(tuned[entry.name])) for entry in entries]
-        models = {first: made} | {seed: self._trained(table, best, seed) for seed in others}
-        rows = {entry.name: self._described(entry, tuned[entry.name]) for entry in entries}
+        grid = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
+        accuracies = self._validated(table, grid, first)
+        rates = {entry.name: {factor: accuracies.get((entry, factor), 0.0) for factor in FACTORS} for entry in entries}
+        best = [(entry, _best(rates[entry.name])) for entry in entries]
+        models = {first: grid} | {seed: self._trained(table, best, seed) for seed in others}
+        rows = {entry.name: self._described(entry, rates[entry.name]) for entry in entries}
         rows |= {row.name: rows[row.of] | _evaluated(row) for row in table.rows if row.of}
         rows |= {row.name: _evaluated(row) | {"lr": None, "steps": 0} for row in table.untrained()}
         tested = {seed: self._tested(table, models[seed], best, seed) for seed in self.seeds}
         for name, row in rows.items():
-            row["seeds"] = {str(seed): found[name] for seed, found in tested.items() if name in found}
+            row["seeds"] = {str(seed): shares[name] for seed, shares in tested.items() if name in shares}
         order = [name for row in table.rows for name in (row.name, row.name + RANDOM) if name in rows]
         return {
             "title": table.title,
@@ -100,58 +101,48 @@ class Work:
             "rows": {name: rows[name] for name in order},
         }
 
-    def _tuned(
-        self, table: Table, entries: list[Entry], found: Mapping[Asked, Scores]
-    ) -> dict[str, dict[float, float]]:
-        """Accuracy by learning-rate factor; 0 of what diverged."""
-        return {
-            entry.name: {factor: found.get((entry, factor), {}).get(table.head, 0.0) for factor in FACTORS}
-            for entry in entries
-        }
-
-    def _trained(self, table: Table, asked: list[Asked], seed: int) -> dict[Asked, Path]:
+    def _trained(self, table: Table, trials: list[Trial], seed: int) -> dict[Trial, Path]:
         """The directories of arms, those that can together; without those that diverged."""
-        made: dict[Asked, Path] = {}
-        for group in self._grouped(asked, seed):
-            self._say(f"{table.title}, seed {seed}: {', '.join(f'{e.name} x{f:g}' for e, f in group.arms)}")
-            names = {f"{number}": asked for number, asked in enumerate(group.arms)}
-            paths = trained(group.recipe, {name: group.arms[asked] for name, asked in names.items()}, self.desk.runs)
-            made |= {names[name]: path for name, path in paths.items() if path is not None}
-        return made
+        models: dict[Trial, Path] = {}
+        for run in self._runs(trials, seed):
+            self._say(f"{table.title}, seed {seed}: {', '.join(f'{e.name} x{f:g}' for e, f in run.arms)}")
+            names = {f"{number}": trial for number, trial in enumerate(run.arms)}
+            paths = trained(run.recipe, {name: run.arms[trial] for name, trial in names.items()}, self.desk.runs)
+            models |= {names[name]: path for name, path in paths.items() if path is not None}
+        return models
 
-    def _grouped(self, asked: Iterable[Asked], seed: int) -> Iterable[Group]:
-        groups: dict[str, Group] = {}
-        for entry, factor in asked:
+    def _runs(self, trials: Iterable[Trial], seed: int) -> Iterable[Together]:
+        runs: dict[str, Together] = {}
+        for entry, factor in trials:
             recipe, arm = self.desk.read(entry.source, seed, entry.tubes)
-            group = groups.setdefault(identity(recipe), Group(recipe))
-            group.arms[entry, factor] = replace(arm, lr=arm.lr * factor)
-        return groups.values()
+            run = runs.setdefault(identity(recipe), Together(recipe))
+            run.arms[entry, factor] = replace(arm, lr=arm.lr * factor)
+        return runs.values()
 
-    def _scored(self, made: Mapping[Asked, Path], seed: int) -> dict[Asked, Scores]:
-        """Accuracy on the validation split."""
-        names = {f"{number}": asked for number, asked in enumerate(made)}
-        found = scores({name: made[asked] for name, asked in names.items()}, self.desk.data(seed) / "videos-val")
-        return {names[name]: each for name, each in found.items()}
+    def _validated(self, table: Table, models: Mapping[Trial, Path], seed: int) -> dict[Trial, float]:
+        """Accuracy on the validation split, by the table's head; 0 where a trial has none."""
+        names = {f"{number}": trial for number, trial in enumerate(models)}
+        paths = {name: models[trial] for name, trial in names.items()}
+        shares = scores(paths, self.desk.data(seed) / "videos-val")
+        return {names[name]: heads.get(table.head, 0.0) for name, heads in shares.items()}
 
-    def _tested(self, table: Table, made: Mapping[Asked, Path], best: list[Asked], seed: int) -> dict[str, Scores]:
+    def _tested(self, table: Table, models: Mapping[Trial, Path], best: list[Trial], seed: int) -> dict[str, Scores]:
         """Accuracy of every row on the test split, and the gate's alpha where it has one."""
         self._say(f"{table.title}, seed {seed}: test split")
-        test, paths = (
-            self.desk.data(seed) / "videos-test",
-            {asked[0].name: made[asked] for asked in best if asked in made},
-        )
-        found = scores(paths, test)
+        test = self.desk.data(seed) / "videos-test"
+        paths = {trial[0].name: models[trial] for trial in best if trial in models}
+        rows = scores(paths, test)
         for name, path in paths.items():
             alpha = read_json(path / "report.json")["training"]["alpha"]
-            found[name] |= {} if alpha is None else {"alpha": alpha}
+            rows[name] |= {} if alpha is None else {"alpha": alpha}
         for row in table.rows:
             if row.of in paths:
-                found |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
+                rows |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
         if table.images:
             paths |= {row.name: self.desk.begin(next(iter(TRANSPLANTS)), seed, row.tubes) for row in table.untrained()}
             for name, shares in image_scores(paths, self.desk.data(seed)).items():
-                found[name] = found.get(name, {}) | shares
-        return found
+                rows[name] = rows.get(name, {}) | shares
+        return rows
 
     def _described(self, entry: Entry, rates: Mapping[float, float]) -> dict[str, Any]:
         recipe, arm = self.desk.read(entry.source, self.seeds[0], entry.tubes)
@@ -171,8 +162,8 @@ class Work:
         """By head."""
         data = self.desk.data(self.seeds[0])
         classes = Shards.open(data / "videos-test").classes
-        found = {head: 1 / len(classes[head]) for head in dict.fromkeys([table.head, *classes])}
-        return found | (image_chances(data) if table.images else {})
+        chances = {head: 1 / len(classes[head]) for head in dict.fromkeys([table.head, *classes])}
+        return chances | (image_chances(data) if table.images else {})
 
     def _say(self, title: str) -> None:
         print(f"[{self.plan.progress()}] {title}", file=sys.stderr)
