@@ -26,24 +26,19 @@ def expanded(sources: Sequence[str]) -> list[str]:
     Raises:
         UserError: a folder or pattern holds no image and no video, or a file is not there.
     """
-    found: list[str] = []
+    names: list[str] = []
     for source in sources:
-        inside = [source] if source == STDIN or "://" in source else _matches(source)
-        if not inside:
+        matches = [source] if source == STDIN or "://" in source else _matches(source)
+        if not matches:
             raise UserError(f"{source!r} holds no image and no video; known are files ending in {', '.join(KINDS)}")
-        found += inside
-    return found
+        names += matches
+    return names
 
 
 def _matches(source: str) -> list[str]:
     path = Path(source)
     if path.is_dir():
-        everything = list(walk(path))
-        media = _media(everything)
-        left = [each for each in everything if each.reason and _as_file(str(each.path)) not in media]
-        for line in count_by_reason(failure(each.path, each.reason) for each in left):
-            print(f"left out: {line}", file=sys.stderr)
-        return media
+        return _in_folder(path)
     if path.exists() or path.is_symlink():
         return [_as_file(source)]
     if not glob.has_magic(source):
@@ -51,19 +46,26 @@ def _matches(source: str) -> list[str]:
     before, everywhere, _ = source.partition("**")
     if everywhere and before[-1:] in ("", "/"):
         bases = [Path(base) for base in glob.glob(before or ".")]  # noqa: PTH207  Path.glob wants a root
-        parts = Path(source).parts
-        return [
-            name for base in bases if base.is_dir() for name in _media(walk(base)) if _like(Path(name).parts, parts)
-        ]
+        below = [name for base in bases if base.is_dir() for name in _files(walk(base))]
+        return [name for name in below if _like(Path(name).parts, path.parts)]
     passed = {*OF_SYSTEMS} - {*source.lower().split("/")}  # a dot at the beginning glob heeds itself
-    found = [name for name in glob.glob(source) if kind(name)]  # noqa: PTH207  as above
-    return sorted(_as_file(name) for name in found if passed.isdisjoint(name.lower().split("/")))
+    names = [name for name in glob.glob(source) if kind(name)]  # noqa: PTH207  as above
+    return sorted(_as_file(name) for name in names if passed.isdisjoint(name.lower().split("/")))
 
 
-def _media(found: Iterable[Item]) -> list[str]:
+def _in_folder(path: Path) -> list[str]:
+    items = list(walk(path))
+    names = _files(items)
+    left_out = [item for item in items if item.reason and _as_file(str(item.path)) not in names]
+    for line in count_by_reason(failure(item.path, item.reason) for item in left_out):
+        print(f"left out: {line}", file=sys.stderr)
+    return names
+
+
+def _files(items: Iterable[Item]) -> list[str]:
     """Files that are images or videos by their names; links to nothing too, so that reading them says so."""
-    there = [each.path for each in found if not each.reason or each.path.is_symlink() and not hidden(each.path.name)]
-    return sorted(_as_file(str(path)) for path in there if kind(path.name))
+    paths = [item.path for item in items if not item.reason or item.path.is_symlink() and not hidden(item.path.name)]
+    return sorted(_as_file(str(path)) for path in paths if kind(path.name))
 
 
 def _like(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
@@ -57,7 +57,6 @@ PATH_FIRST = re.compile(rf"(.+{ENDING}[\"']?)\s+(\S.*)", re.IGNORECASE | re.DOTA
 LABEL_FIRST = re.compile(rf"(\S+)\s+(.+{ENDING}[\"']?)", re.IGNORECASE | re.DOTALL)
 
 NUMBERS = re.compile(r"[-+.\d]+(\s+[-+.\d]+)+")
-
 MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them
 NO_LABEL = {"", "-1", "-1.0", "nan"}
 NO_NUMBER = {"none", "null", "na", "n/a"}  # no label where labels are numbers; else they may be words like any other
@@ -80,13 +79,12 @@ class Row:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """Which column is which, of how many."""
 
     path: int
     label: int
-    count: int
+    total: int
 
 
 def read_rows(source: Path) -> list[Row]:
@@ -96,24 +94,31 @@ def read_rows(source: Path) -> list[Row]:
         UserError: there are more than two columns, and no header says which are path and label.
     """
     lines = numbered_lines(source)
-    if lines and lines[0][1].startswith("{"):
+    texts = [line for _, line in lines]
+    if texts and texts[0].startswith("{"):
         raise UserError(f"'{source}' holds JSON; a list has a path and a label in each line, such as clips/a.mp4 run")
-    separator = separator_of([line for _, line in lines])
-    header = _header([line for _, line in lines], separator)
+    separator = _separator(texts)
+    header = _header(texts, separator)
     lines = [(number, line) for number, line in lines[1 if header else 0 :] if not _is_comment(line)]
     split = [_fields(line, separator) for _, line in lines]
     columns = _columns(source, header, split)
-    return [_row(*line, fields, separator, columns) for line, fields in zip(lines, split, strict=True)]
+    rows = []
+    for (number, line), fields in zip(lines, split, strict=True):
+        path = fields[min(columns.path, len(fields) - 1)]
+        if reason := _wrong(line, fields, separator, columns):
+            rows.append(Row(path, reason=f"line {number} {reason}"))
+        else:
+            rows.append(Row(path, fields[columns.label] if columns.label < len(fields) else ""))
+    return rows
 
 
-def separator_of(lines: Sequence[str]) -> str:
+def _separator(lines: Sequence[str]) -> str:
     """The one that makes a path and something else of most lines."""
-
-    def count_fitting(separator: str) -> tuple[int, int]:
+    counts = {}
+    for separator in SEPARATORS:
         split = [_fields(line, separator) for line in lines]
-        return sum(map(_has_one_path, split)), sum(len(fields) > 1 for fields in split)
-
-    return max(SEPARATORS, key=count_fitting)
+        counts[separator] = sum(map(_has_one_path, split)), sum(len(fields) > 1 for fields in split)
+    return max(SEPARATORS, key=lambda separator: counts[separator])
 
 
 def _has_one_path(fields: Sequence[str]) -> bool:
@@ -154,8 +159,7 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _unquoted(text: str) -> str:
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    return text[1:-1] if quoted else text
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _header(lines: Sequence[str], separator: str) -> list[str]:
@@ -184,18 +188,10 @@ def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns
     return Columns(path, labels[0] if labels else 1, max(count, 2))
 
 
-def _row(number: int, line: str, fields: list[str], separator: str, columns: Columns) -> Row:
-    path = fields[min(columns.path, len(fields) - 1)]
-    reason = _wrong(line, fields, separator, columns)
-    if reason:
-        return Row(path, reason=f"line {number} {reason}")
-    return Row(path, fields[columns.label] if columns.label < len(fields) else "")
-
-
 def _wrong(line: str, fields: list[str], separator: str, columns: Columns) -> str:
     """Why a line is no row of its list, if it is none."""
-    if len(fields) > columns.count or separator == " " and 1 < len(fields) < columns.count:
-        return f"has {len(fields)} columns, not {columns.count}; text that has a separator in it needs quotes around it"
+    if len(fields) > columns.total or separator == " " and 1 < len(fields) < columns.total:
+        return f"has {len(fields)} columns, not {columns.total}; text that has a separator in it needs quotes around it"
     if len(fields) > 1:
         return ""
     other = next((name for name in SEPARATORS if _has_one_path(_fields(line, name))), None)

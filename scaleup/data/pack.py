@@ -62,10 +62,9 @@ def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], ke
     """``sample``, if it fits the shards; its key joins ``keys``."""
     if not sample.key or "." in sample.key or sample.key in keys:
         raise UserError(f"sample key {sample.key!r} is empty, has a dot or occurs twice")
-    if sample.extension not in EXTENSIONS[modality]:
-        raise UserError(
-            f"sample '{sample.key}' is a .{sample.extension}; {modality}: {', '.join(EXTENSIONS[modality])}"
-        )
+    endings = EXTENSIONS[modality]
+    if sample.extension not in endings:
+        raise UserError(f"sample '{sample.key}' is a .{sample.extension}; {modality}: {', '.join(endings)}")
     counts = {name: len(names) for name, names in classes.items()}
     if sample.labels.keys() != counts.keys() or any(not 0 <= sample.labels[name] < counts[name] for name in counts):
         raise UserError(f"sample '{sample.key}' has labels {sample.labels}; class counts are {counts}")
@@ -95,9 +94,10 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
 
 @contextmanager
 def partial_directory(out: Path, plan: str) -> Iterator[Path]:
-    """The directory ``.OUT.partial``, this process's alone; emptied if it was begun with another ``plan``, a text of
-    everything that its content depends on. It takes the name ``out`` when the block ends; what is in it stays when
-    the block is cut off.
+    """The directory ``.OUT.partial``, this process's alone, which takes the name ``out`` when the block ends.
+
+    What is in it stays when the block is cut off, until a block has another ``plan``, a text of everything that the
+    content depends on.
 
     Raises:
         UserError: another process has it, or the disk refuses to hold it.
@@ -152,12 +152,12 @@ class GrowingShards(Generic[T]):
     def __init__(self, directory: Path, chunks: Sequence[Sequence[T]], name: str = "") -> None:
         directory.mkdir(exist_ok=True)
         self.directory, self.chunks = directory, chunks
-        self.parts = {number: part for number in range(len(chunks)) if (part := self._finished(number))}
+        self.parts = {number: part for number in range(len(chunks)) if (part := self._read_finished(number))}
         if self.parts:
             of = f" of '{name}'" if name else ""
             print(f"going on: {len(self.parts)} of {len(chunks)} shards{of} are finished", file=sys.stderr)
 
-    def _finished(self, number: int) -> Index | None:
+    def _read_finished(self, number: int) -> Index | None:
         """The index of tar ``number``, if it is as it was written."""
         try:
             part = Index.of(json.loads((self.directory / f"{number:06d}.json").read_bytes()))

@@ -87,9 +87,9 @@ def _orientation(frame: VideoFrame) -> Matrix | None:
 
 def aspect_of(stream: VideoStream) -> Callable[[], Fraction]:
     """Tells the aspect of the pixels of the frame that was decoded last: the container's word, or else the codec's."""
-    context, told = stream.codec_context, stream.sample_aspect_ratio
-    by_container = told != context.sample_aspect_ratio
-    return lambda: _sane(told if by_container else context.sample_aspect_ratio)
+    context, stated = stream.codec_context, stream.sample_aspect_ratio
+    by_container = stated != context.sample_aspect_ratio
+    return lambda: _sane(stated if by_container else context.sample_aspect_ratio)
 
 
 @lru_cache(maxsize=8)
@@ -248,12 +248,8 @@ def _unreadable(form: Form) -> str:
 def _graph(frame: VideoFrame, filters: Filters) -> Graph:
     graph = Graph()
     graph.threads = 1  # processes are as many as there are cores already
-    last = graph.add(
-        "buffer",
-        video_size=f"{frame.width}x{frame.height}",
-        pix_fmt=frame.format.name,
-        time_base="1/1",
-    )
+    size = f"{frame.width}x{frame.height}"
+    last = graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base="1/1")
     for name, options in filters:
         last.link_to(following := graph.add(name, options or None))
         last = following

@@ -189,7 +189,11 @@ class Shards:
             raise UserError(f"'{path}/index.json' is damaged: {type(error).__name__} {error}") from None
         if isinstance(place, Directory):
             for tar in index.shards:
-                _check_file(place.path / tar.file, tar.bytes)
+                file = place.path / tar.file
+                if not file.is_file():
+                    raise UserError(f"shard '{file}' is missing")
+                if (size := file.stat().st_size) != tar.bytes:
+                    raise UserError(f"shard '{file}' has {size} bytes; its index says {tar.bytes}")
         return shards
 
     def __len__(self) -> int:
@@ -220,10 +224,3 @@ class Shards:
 
 def list_sha256(keys: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
-
-
-def _check_file(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise UserError(f"shard '{path}' is missing")
-    if path.stat().st_size != size:
-        raise UserError(f"shard '{path}' has {path.stat().st_size} bytes; its index says {size}")

@@ -164,7 +164,8 @@ def walk(root: Path) -> Iterator[Item]:
         except OSError as error:
             yield Item(folder, reason=f"cannot be read: {error.strerror}")
             continue
-        if folder != root and _is_shards({entry.name for entry in entries}):
+        names = {entry.name for entry in entries}
+        if folder != root and "index.json" in names and any(name.endswith(".tar") for name in names):
             yield Item(folder, reason="is a directory of shards")
             continue
         for entry in entries:
@@ -173,10 +174,6 @@ def walk(root: Path) -> Iterator[Item]:
                 yield Item(path, reason=reason)
             else:
                 (linked if entry.is_symlink() else folders).append(path)
-
-
-def _is_shards(names: set[str]) -> bool:
-    return "index.json" in names and any(name.endswith(".tar") for name in names)
 
 
 def _left_out(entry: os.DirEntry[str]) -> str:

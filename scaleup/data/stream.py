@@ -49,16 +49,16 @@ def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = ignor
     Frame k of a clip is what is on screen k / fps seconds after it begins. Frames that are left after the last whole
     clip make one that ends with the last frame; a video shorter than a clip repeats its last frame.
     """
-    step, shown = max(1, round(hop * input.fps)), deque[np.ndarray](maxlen=input.frames)
+    step, window = max(1, round(hop * input.fps)), deque[np.ndarray](maxlen=input.frames)
     count, due = 0, input.frames  # frames on the grid of 1 / fps so far, and those of the next clip's end
     for pixels in _on_grid(source, input, noted):
-        shown.append(pixels)
+        window.append(pixels)
         count += 1
         if count == due:
-            yield (count - input.frames) / input.fps, _clip(shown, input.frames)
+            yield (count - input.frames) / input.fps, _clip(window, input.frames)
             due += step
     if count < input.frames or due - step < count:
-        yield max(0, count - input.frames) / input.fps, _clip(shown, input.frames)
+        yield max(0, count - input.frames) / input.fps, _clip(window, input.frames)
 
 
 def _on_grid(source: str | BinaryIO, input: Input, noted: Noted) -> Iterator[np.ndarray]:
@@ -81,6 +81,6 @@ def _centre(pixels: np.ndarray, input: Input) -> np.ndarray:
     return spatial_views(torch.from_numpy(pixels), input.size, 1)[0].numpy()
 
 
-def _clip(shown: deque[np.ndarray], length: int) -> Tensor:
+def _clip(window: deque[np.ndarray], length: int) -> Tensor:
     """Frames (3, h, w), the last repeated -> (3, T, h, w)."""
-    return torch.from_numpy(np.stack([*shown, *[shown[-1]] * (length - len(shown))], axis=1))
+    return torch.from_numpy(np.stack([*window, *[window[-1]] * (length - len(window))], axis=1))

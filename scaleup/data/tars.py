@@ -211,21 +211,16 @@ def _number(scans: list[Scan], names: list[str]) -> list[Failure]:
 
 def _modality(tars: list[Path]) -> str:
     """Image or video, by what the first tar with either holds more of."""
+    failures: list[Failure] = []
     for path in tars:
-        endings = Counter(name.rsplit(".", 1)[-1].lower() for name in _names(path))
+        samples, wrong = group_members(path)
+        endings = Counter(ending.rsplit(".", 1)[-1] for headers in samples.values() for ending in headers)
         counts = {modality: sum(endings[ending] for ending in known) for modality, known in EXTENSIONS.items()}
         if any(counts.values()):
             return max(counts, key=lambda modality: counts[modality])
-    reasons = count_by_reason(failure for path in tars for failure in group_members(path)[1])
+        failures += wrong
+    reasons = count_by_reason(failures)
     raise UserError("; ".join([f"{len(tars)} tars, and no images or videos in any of them", *reasons]))
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            return tar.getnames()
-    except (tarfile.TarError, OSError):
-        return []
 
 
 def _scan(path: Path, modality: str, label: str | None) -> Scan:
@@ -258,19 +253,16 @@ def _sample(
     usable = [ending for ending in headers if ending in EXTENSIONS[modality]]
     if len(usable) != 1:
         raise BadSample(f"has {len(usable)} {modality}s, one is needed")
-    contents = {ending: _content(file, header) for ending, header in headers.items()}
+    contents: dict[str, bytes] = {}
+    for ending, header in headers.items():
+        file.seek(header.offset_data)
+        contents[ending] = file.read(header.size)
+        if len(contents[ending]) < header.size:
+            raise BadSample("is cut off")
     text = label_text(contents, label)
     check(contents[usable[0]], modality, noted)
     places = {end: [header.offset_data, header.size, zlib.crc32(contents[end])] for end, header in headers.items()}
     return text, {usable[0]: places.pop(usable[0])} | places
-
-
-def _content(file: BinaryIO, header: tarfile.TarInfo) -> bytes:
-    file.seek(header.offset_data)
-    data = file.read(header.size)
-    if len(data) < header.size:
-        raise BadSample("is cut off")
-    return data
 
 
 def label_text(contents: dict[str, bytes], label: str | None) -> str:

@@ -64,14 +64,14 @@ class ByteRange(NamedTuple):
 def layout(record: bytes) -> dict[str, ByteRange]:
     """Where the tensors of a record lie in it; ValueError, or what else nonsense makes Python raise, if it is none."""
     start = 8 + int.from_bytes(record[:8], "little")
-    found = {
+    places = {
         name: ByteRange(entry["dtype"], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
         for name, entry in json.loads(record[8:start]).items()
     }
-    for name, (kind, shape, begin, end) in found.items():
+    for name, (kind, shape, begin, end) in places.items():
         if not start <= begin <= end <= len(record) or end - begin != KINDS[kind].itemsize * math.prod(shape):
             raise ValueError(f"{name} does not lie in the record")
-    return found
+    return places
 
 
 def check(data: bytes) -> None:

@@ -70,23 +70,20 @@ def _changed(path: str | Path) -> list[str]:
 def _check_tar(path: str | Path, index: Index, tar: TarEntry) -> tuple[list[str], list[str]]:
     """The problems of one tar, and its notes; ``index`` has no tars."""
     notes: list[str] = []
-    return list(_problems(path, tar, index, notes.append)), notes
-
-
-def _problems(path: str | Path, tar: TarEntry, index: Index, noted: Noted) -> Iterator[str]:
     if Path(tar.file).name != tar.file:
-        yield f"index.json: '{tar.file}' is not the name of a file beside it"
-        return
+        return [f"index.json: '{tar.file}' is not the name of a file beside it"], notes
+    problems: list[str] = []
     try:
         with storage(path).local(tar.file) as file:
-            yield from _differences(file, tar, index, noted)
+            problems.extend(_differences(file, tar, index, notes))
     except FileNotFoundError:
-        yield f"{tar.file}: missing"
+        problems.append(f"{tar.file}: missing")
     except OSError as error:
-        yield f"{tar.file}: cannot be read: {error}"
+        problems.append(f"{tar.file}: cannot be read: {error}")
+    return problems, notes
 
 
-def _differences(path: Path, tar: TarEntry, index: Index, noted: Noted) -> Iterator[str]:
+def _differences(path: Path, tar: TarEntry, index: Index, notes: list[str]) -> Iterator[str]:
     """What the tar has other than the index says."""
     if path.stat().st_size != tar.bytes:
         yield f"{tar.file}: {path.stat().st_size} bytes, not {tar.bytes}"
@@ -94,16 +91,15 @@ def _differences(path: Path, tar: TarEntry, index: Index, noted: Noted) -> Itera
         yield f"{tar.file}: its sha256 is not the index's"
     samples, failures = group_members(path)
     left_out = {failure.source for failure in index.failures}
-    yield from (f"{each.source}: {each.reason}" for each in failures if each.source not in left_out)
+    yield from (f"{failure.source}: {failure.reason}" for failure in failures if failure.source not in left_out)
     yield from _unlisted(tar, samples, left_out)
     with path.open("rb") as file:
         for entry in tar.samples:
             odd: list[str] = []
             where = f"{tar.file}: sample '{entry.key}'"
-            for problem in _check_sample(file, entry, samples.get(entry.key, {}), index, odd.append):
-                yield f"{where}: {problem}"
-            for note in odd:
-                noted(f"{where}: {note}")
+            problems = _check_sample(file, entry, samples.get(entry.key, {}), index, odd.append)
+            yield from (f"{where}: {problem}" for problem in problems)
+            notes += [f"{where}: {note}" for note in odd]
 
 
 def _unlisted(tar: TarEntry, samples: dict[str, Headers], left_out: set[str]) -> Iterator[str]:
@@ -128,25 +124,23 @@ def _check_sample(file: BinaryIO, entry: SampleEntry, headers: Headers, index: I
             yield f".{ending} is cut off"
         elif zlib.crc32(data) != crc:
             yield f".{ending} has other bytes than were written"
-        yield from _check_content(ending, data, entry, index, noted)
+        try:
+            _check_content(ending, data, entry, index, noted)
+        except BadSample as error:
+            yield str(error)
 
 
-def _check_content(ending: str, data: bytes, entry: SampleEntry, index: Index, noted: Noted) -> Iterator[str]:
-    try:
-        if ending in MEDIA[index.modality]:
-            _check_media(data, index.modality, noted)
-        elif not index.in_place and json.loads(data)["labels"] != entry.labels:
-            yield "its .json has other labels than the index"
-    except BadSample as error:
-        yield str(error)
-    except (ValueError, KeyError, TypeError):
-        yield "its .json is not one of ours"
-
-
-def _check_media(data: bytes, modality: str, noted: Noted) -> None:
-    if modality == "taps":
+def _check_content(ending: str, data: bytes, entry: SampleEntry, index: Index, noted: Noted) -> None:
+    """BadSample where a member holds something else than it should."""
+    if ending not in MEDIA[index.modality]:
+        try:
+            if not index.in_place and json.loads(data)["labels"] != entry.labels:
+                raise BadSample("its .json has other labels than the index")
+        except (ValueError, KeyError, TypeError):
+            raise BadSample("its .json is not one of ours") from None
+    elif index.modality == "taps":
         from scaleup.data import token_records  # takes seconds, which files do not need
 
         token_records.check(data)
     else:
-        check(data, modality, noted)
+        check(data, index.modality, noted)
