@@ -102,8 +102,13 @@ def collate(
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
 
 
-def batches(dataset: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
-    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one)."""
+def batches(dataset: Dataset, numbers: range, workers: int, size: int) -> Iterator[Batch]:
+    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one).
+
+    Args:
+        size: bytes of a batch, of each shape that there is, added up; UserError where /dev/shm is too small.
+    """
+    refuse_small_shared(size, len(numbers), workers)
     results = in_workers(dataset, numbers, workers)
     return map(partial(_own, {}), results) if workers else results
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from scaleup.config import schema
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
-from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes, refuse_small_shared
+from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
@@ -49,10 +49,8 @@ def check_heads(shards: Shards, heads: Mapping[str, str]) -> None:
     """UserError if a head names a label that the shards do not have."""
     for head, label in heads.items():
         if label not in shards.classes:
-            have = ", ".join(shards.classes)
-            raise UserError(
-                f"head '{head}' learns label '{label}', but '{shards.path}' has: {have}{nearest(label, shards.classes)}"
-            )
+            have = ", ".join(shards.classes) + nearest(label, shards.classes)
+            raise UserError(f"head '{head}' learns label '{label}', but '{shards.path}' has: {have}")
 
 
 def classes_of(data: schema.Data) -> dict[str, list[str]]:
@@ -70,11 +68,8 @@ def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None
     """A mirrored push from left to right is one from right to left."""
     sided = [each for each in classes if re.search(r"\b(left|right|leftwards?|rightwards?)\b", each, re.IGNORECASE)]
     if flip and sided:
-        print(
-            f"dataset '{name}' is mirrored at random, but head '{head}' has classes such as '{sided[0]}'; "
-            f"consider data.train.{name}.augment.flip=false",
-            file=sys.stderr,
-        )
+        mirrored = f"dataset '{name}' is mirrored at random, but head '{head}' has classes such as '{sided[0]}'"
+        print(f"{mirrored}; consider data.train.{name}.augment.flip=false", file=sys.stderr)
 
 
 def dataset_at(weights: Mapping[str, float], step: int) -> tuple[str, int]:
@@ -164,9 +159,8 @@ def train_steps(
     dataset: TrainSteps, sizes: set[int], workers: int, steps: range, joined: Joined = list
 ) -> Iterator[Batch]:
     """This rank's batches of ``steps``, whatever their samples are; ``sizes``: bytes of a sample, of each shape."""
-    refuse_small_shared(len(dataset.places) * sum(sizes), len(steps), workers)
     # No generator: in a traceback its frame would keep the processes alive.
-    return map(partial(dataset.count_bad, joined), batches(dataset, steps, workers))
+    return map(partial(dataset.count_bad, joined), batches(dataset, steps, workers, len(dataset.places) * sum(sizes)))
 
 
 class Augmented:
@@ -253,33 +247,48 @@ def eval_loader(
     """
     check_heads(shards, heads)
     clips, crops = parse_views(views)
-    dataset = EvalBatches(shards, dict(heads), input, clips, crops, list(range(rank, len(shards), world)), batch)
+    share = range(rank, len(shards), world)
+    chunks = [share[begin : begin + batch] for begin in range(0, len(share), batch)]
     size = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
-    refuse_small_shared(min(batch, len(dataset.indices)) * size, len(dataset), workers)
-    return map(_name_failures, batches(dataset, range(len(dataset)), workers))
+    read = partial(_read_views, shards, input, clips, crops)
+    return map(_name_failures, each_once(shards, heads, read, chunks, size, workers))
+
+
+def _read_views(shards: Shards, input: schema.Input, clips: int, crops: int, index: int) -> Tensor:
+    return eval_views(shards.read(index).media, shards.modality, input, clips, crops)
+
+
+def each_once(
+    shards: Shards,
+    heads: Mapping[str, str],
+    read: Callable[[int], Tensor],
+    chunks: Sequence[Sequence[int]],
+    size: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """A batch of what ``read`` gives of the samples of each of ``chunks`` or, by BadSample, does not.
+
+    Args:
+        size: bytes of what it gives of one sample.
+    """
+    dataset, largest = EachOnce(shards, dict(heads), read, chunks), max(map(len, chunks), default=0)
+    return batches(dataset, range(len(chunks)), workers, largest * size)
 
 
 @dataclass
-class EvalBatches(Dataset):
-    """Batch number -> :class:`Batch` with an axis of views."""
+class EachOnce(Dataset):
+    """Number of a chunk -> :class:`Batch`."""
 
     shards: Shards
     heads: dict[str, str]
-    input: schema.Input
-    clips: int
-    crops: int
-    indices: list[int]
-    batch: int
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch)
+    read: Callable[[int], Tensor]
+    chunks: Sequence[Sequence[int]]
 
     def __getitem__(self, number: int) -> Batch:
         read, failures = [], []
-        for index in self.indices[number * self.batch : (number + 1) * self.batch]:
+        for index in self.chunks[number]:
             try:
-                data = self.shards.read(index).media
-                read.append((index, eval_views(data, self.shards.modality, self.input, self.clips, self.crops)))
+                read.append((index, self.read(index)))
             except BadSample as error:
                 failures.append(Failure(self.shards.keys[index], str(error)))
         return collate(self.shards.name, self.shards, self.heads, read, failures)

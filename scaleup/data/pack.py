@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from scaleup.common.files import locked, new_directory, refuse_existing, swap_in
+from scaleup.common.files import locked, new_directory, read_json, refuse_existing, swap_in
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
@@ -41,9 +42,7 @@ def write_shards(
     per_shard: int = 1000,
     overwrite: bool = False,
 ) -> Shards:
-    """Write ``samples`` to the shard directory ``out``, which appears only when it is complete.
-
-    The bytes depend on the samples alone.
+    """Write ``samples`` to the shard directory ``out``, which appears when it is complete. Bytes depend on them alone.
 
     Raises:
         UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
@@ -160,11 +159,11 @@ class GrowingShards(Generic[T]):
     def _read_finished(self, number: int) -> Index | None:
         """The index of tar ``number``, if it is as it was written."""
         try:
-            part = Index.of(json.loads((self.directory / f"{number:06d}.json").read_bytes()))
+            part = Index.of(read_json(self.directory / f"{number:06d}.json"))
             if file_sha256(self.directory / f"{number:06d}.tar") == part.shards[0].sha256:
                 return part
             print(f"shard {number:06d}.tar is not as it was written; it is made again", file=sys.stderr)
-        except (OSError, *DAMAGE):
+        except (OSError, UserError, *DAMAGE):
             pass
         return None
 
@@ -212,7 +211,7 @@ class GrowingShards(Generic[T]):
         clear_directory(self.directory, {"plan", "index.json", *(tar.file for tar in index.shards)})
 
 
-Task = tuple[int, Item, str, Encoding]  # its number in the listing, modality
+Task = tuple[int, Item]  # its number in the listing
 Read = tuple[str, bytes, list[str]] | str  # ending, bytes and what is odd about it, or why it cannot be a sample
 
 
@@ -242,13 +241,14 @@ def pack(
     items = [item for item in listing.items if not item.reason]
     left_out = [failure(item.path, item.reason) for item in listing.items if item.reason]
     order = np.random.default_rng(seed).permutation(len(items)).tolist()
-    tasks = [(number, items[number], listing.modality, encoding) for number in order]
+    tasks = [(number, items[number]) for number in order]
+    read = partial(_read, listing.modality, encoding)
     numbers = {name: number for number, name in enumerate(listing.classes)}
     with partial_directory(out, _plan(items, listing.classes, encoding, seed, per_shard)) as directory:
         shards = GrowingShards(directory, [tasks[i : i + per_shard] for i in range(0, len(tasks), per_shard)])
         advance(len(left_out) + shards.done)
         unread = shards.unfinished
-        with closing(parallel(_read, (task for chunk in unread.values() for task in chunk), processes)) as results:
+        with closing(parallel(read, (task for chunk in unread.values() for task in chunk), processes)) as results:
             for number, chunk in unread.items():
                 shards.write(number, _results(chunk, results, numbers, advance))
         failures = left_out + shards.failures
@@ -263,13 +263,15 @@ def _results(
     tasks: Sequence[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable[[int], None]
 ) -> Iterator[Sample | Failure | Note]:
     """What a tar is written from; ``results`` gives what was read of each of ``tasks``."""
-    for (number, item, _, _), result in zip(tasks, islice(results, len(tasks)), strict=True):
+    for (number, item), result in zip(tasks, islice(results, len(tasks)), strict=True):
         if isinstance(result, str):
             yield failure(item.path, result)
         else:
             extension, data, notes = result
             yield from (Note(str(item.path), note) for note in notes)
-            yield Sample(_key(number, item.path), extension, data, {"label": numbers[item.label]})
+            # Unique by its number, readable by its stem, and without what tar and WebDataset give a meaning to.
+            key = f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', item.path.stem)[:60]}"
+            yield Sample(key, extension, data, {"label": numbers[item.label]})
         advance(1)
 
 
@@ -285,8 +287,8 @@ def _plan(items: list[Item], classes: list[str], encoding: Encoding, seed: int, 
     return digest.hexdigest()
 
 
-def _read(task: Task) -> Read:
-    _, item, modality, encoding = task
+def _read(modality: str, encoding: Encoding, task: Task) -> Read:
+    _, item = task
     try:
         if not (stat.S_ISREG(mode := item.path.stat().st_mode) or stat.S_ISDIR(mode)):
             return NO_FILE  # to open it might never end
@@ -298,8 +300,3 @@ def _read(task: Task) -> Read:
         return str(error)
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
         return getattr(error, "strerror", None) or str(error)
-
-
-def _key(number: int, path: Path) -> str:
-    """Unique by its number, readable by its stem, and without what tar and WebDataset give a meaning to."""
-    return f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:60]}"

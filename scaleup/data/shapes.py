@@ -164,7 +164,9 @@ def make_sample(
         return Sample(key, "mp4", _mp4(pixels), {"shape": scene.shape, "motion": scene.motion} | place_motion)
     position = int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
     labels = {"shape": scene.shape, "position": position, "size": int(scene.size[0] * 4)}
-    return Sample(key, "png", _png(pixels[0]), labels)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0]).save(buffer, "png", compress_level=1)
+    return Sample(key, "png", buffer.getvalue(), labels)
 
 
 def _mp4(pixels: np.ndarray) -> bytes:
@@ -178,12 +180,6 @@ def _mp4(pixels: np.ndarray) -> bytes:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 

@@ -24,6 +24,7 @@ from scaleup.data.storage import Directory, Failure, Storage, storage
 from scaleup.errors import UserError
 
 FORMAT = "scaleup-shards-1"
+CHANGED = "it has changed since it was written"
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # what nonsense makes raise
 # What shards hold: files, or taps of a trunk (scaleup.data.token_records).
 MEDIA = {**EXTENSIONS, "taps": ("safetensors",)}
@@ -99,8 +100,9 @@ def index_bytes(path: str | Path) -> bytes:
         raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
 
 
-def read_index_json(path: str | Path, changed: bool = False) -> dict[str, Any]:
-    """``path/index.json``; UserError if there is none, it is not one of ours, or it was ``changed``."""
+def read_index(path: str | Path) -> tuple[dict[str, Any], bool]:
+    """``path/index.json``, and whether it has changed since it was written; UserError if there is none, or it is not
+    one of ours."""
     data = index_bytes(path)
     try:
         content = json.loads(data)
@@ -109,9 +111,7 @@ def read_index_json(path: str | Path, changed: bool = False) -> dict[str, Any]:
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
         raise UserError(f"'{path}/index.json' has format {version!r}; this version reads {FORMAT!r}")
-    if not changed and content.get("crc32") != zlib.crc32(data.partition(b",")[2]):
-        raise UserError(f"'{path}/index.json' is damaged: it has changed since it was written")
-    return content
+    return content, content.get("crc32") != zlib.crc32(data.partition(b",")[2])
 
 
 def file_sha256(path: Path) -> str:
@@ -181,7 +181,9 @@ class Shards:
             UserError: no such directory, its index is damaged or of another format, or a tar is missing or has
                 another size than the index says (at an address that is only found when it is read).
         """
-        content, place = read_index_json(path), storage(path)
+        (content, changed), place = read_index(path), storage(path)
+        if changed:
+            raise UserError(f"'{path}/index.json' is damaged: {CHANGED}")
         try:
             index = Index.of(content)
             shards = cls(place, index)

@@ -186,8 +186,10 @@ def _left_out(entry: os.DirEntry[str]) -> str:
         mode = entry.stat().st_mode
     except OSError as error:
         return is_broken_link(Path(entry.path), error)
-    if stat.S_ISDIR(mode) and entry.is_symlink() and _leads_back(entry.path):
-        return "links to a folder that it lies in"
+    if stat.S_ISDIR(mode) and entry.is_symlink():
+        target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))  # noqa: PTH120
+        if os.path.commonpath([target, here]) == target:
+            return "links to a folder that it lies in"
     return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else NO_FILE
 
 
@@ -198,8 +200,3 @@ def is_broken_link(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"links to '{path.readlink()}', which is not there"
     return f"is a link that cannot be followed: {error.strerror}"
-
-
-def _leads_back(link: str) -> bool:
-    target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
-    return os.path.commonpath([target, here]) == target

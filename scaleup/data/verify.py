@@ -16,10 +16,9 @@ from scaleup.common.processes import parallel
 from scaleup.common.timing import progress
 from scaleup.data.decode import BadSample, check
 from scaleup.data.playback import Noted
-from scaleup.data.shards import DAMAGE, MEDIA, Index, SampleEntry, TarEntry, file_sha256, read_index_json
+from scaleup.data.shards import CHANGED, DAMAGE, MEDIA, Index, SampleEntry, TarEntry, file_sha256, read_index
 from scaleup.data.storage import Failure, storage
 from scaleup.data.tars import Headers, group_members
-from scaleup.errors import UserError
 
 
 @dataclass
@@ -40,8 +39,9 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
     Raises:
         UserError: there is no readable index of this format.
     """
-    content = read_index_json(path, changed=True)
-    changed, problems, notes = _changed(path), list[str](), list[str]()
+    content, changed = read_index(path)
+    of_index = [f"index.json: '{path}/index.json' is damaged: {CHANGED}"] if changed else []
+    problems, notes = list[str](), list[str]()
     try:
         index = Index.of(content)
         task = partial(_check_tar, path, replace(index, shards=[]))
@@ -55,16 +55,8 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
         if index.count != keys.total():
             problems.append(f"index.json: count is {index.count}, but {keys.total()} samples are listed")
     except DAMAGE as error:
-        return Verified(0, [*changed, f"index.json: damaged, {type(error).__name__} {error}"], notes, [])
-    return Verified(index.count, changed + problems, notes, index.failures)
-
-
-def _changed(path: str | Path) -> list[str]:
-    try:
-        read_index_json(path)
-    except UserError as error:
-        return [f"index.json: {error}"]
-    return []
+        return Verified(0, [*of_index, f"index.json: damaged, {type(error).__name__} {error}"], notes, [])
+    return Verified(index.count, of_index + problems, notes, index.failures)
 
 
 def _check_tar(path: str | Path, index: Index, tar: TarEntry) -> tuple[list[str], list[str]]:

@@ -7,22 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from scaleup.common.distributed import World, own_device
 from scaleup.common.files import refuse_existing
 from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.schema import Recipe
-from scaleup.data.batches import BadSamples, in_workers, input_bytes, refuse_small_shared
-from scaleup.data.decode import BadSample
-from scaleup.data.loader import Augmented, open_datasets
+from scaleup.data.batches import BadSamples, Batch, input_bytes
+from scaleup.data.loader import Augmented, each_once, open_datasets
 from scaleup.data.pack import GrowingShards, clear_directory, partial_directory
 from scaleup.data.shards import Index, Sample, Shards
 from scaleup.data.storage import Failure
@@ -38,30 +37,9 @@ from scaleup.training.cache_plan import made_of, samples_of_a_tar
 from scaleup.training.run_inputs import heads_of, starting_model
 
 
-class Decoded(NamedTuple):
-    """All views of some samples."""
-
-    numbers: list[int]  # of the samples that could be read
-    pixels: Tensor  # uint8 (n * V, 3, [T,] H, W), the views of a sample side by side
-    failures: dict[int, str]  # of those that could not, and why
-
-
-class Views(Dataset):
-    """Batch number -> :class:`Decoded`."""
-
-    def __init__(self, read: Augmented, name: str, views: int, batches: list[Sequence[int]]) -> None:
-        self.read, self.name, self.views, self.batches = read, name, views, batches
-
-    def __getitem__(self, number: int) -> Decoded:
-        found: dict[int, list[Tensor]] = {}
-        failures: dict[int, str] = {}
-        for sample in self.batches[number]:
-            try:
-                found[sample] = [self.read(self.name, sample, view) for view in range(self.views)]
-            except BadSample as error:
-                failures[sample] = str(error)
-        pixels = [view for views in found.values() for view in views]
-        return Decoded(list(found), torch.stack(pixels) if pixels else torch.empty(0), failures)
+def _read_views(augmented: Augmented, name: str, views: int, index: int) -> Tensor:
+    """All views of a sample, uint8 (V, 3, [T,] H, W)."""
+    return torch.stack([augmented(name, index, view) for view in range(views)])
 
 
 def named(taps: dict[int, Taps]) -> dict[str, Tensor]:
@@ -81,6 +59,7 @@ class SetWriter:
     ) -> None:
         self.recipe, self.model, self.name, self.shards, self.made = recipe, model, name, shards, made
         self.directory, self.views = directory, made["views"]
+        self.numbers = {key: number for number, key in enumerate(shards.keys)}
         self.bad = BadSamples(f"dataset '{name}'", len(shards), recipe.data.max_bad, "; what is finished is kept")
         each, count = samples_of_a_tar(made["record_bytes"], self.views), len(shards)
         self.chunks = [range(begin, min(begin + each, count)) for begin in range(0, count, each)]  # samples of each tar
@@ -91,38 +70,37 @@ class SetWriter:
         self.tars = GrowingShards(self.directory, self.chunks, self.name)
         advance(self.tars.done)
         self.bad.add(self.tars.failures)
-        unfinished = {number: self._batches(chunk) for number, chunk in self.tars.unfinished.items()}
-        decoded = self._decoded([batch for batches in unfinished.values() for batch in batches])
-        for number, batches in unfinished.items():
-            self.tars.write(number, self._samples(islice(decoded, len(batches)), advance))
+        unfinished = {number: self._divided(chunk) for number, chunk in self.tars.unfinished.items()}
+        batches = self._batches([part for parts in unfinished.values() for part in parts])
+        for number, parts in unfinished.items():
+            self.tars.write(number, self._samples(islice(batches, len(parts)), advance))
 
     def conclude(self) -> None:
         """Write the index, and remove everything but it and the tars that have samples."""
         self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.made))
 
-    def _batches(self, chunk: Sequence[int]) -> list[Sequence[int]]:
+    def _divided(self, chunk: Sequence[int]) -> list[Sequence[int]]:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
 
-    def _decoded(self, batches: list[Sequence[int]]) -> Iterator[Decoded]:
-        input = self.model.config.input
-        augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: self.shards})
-        views, workers = Views(augmented, self.name, self.views, batches), self.recipe.data.workers
-        size = input_bytes(input, self.shards.modality) * self.views * max(map(len, batches), default=0)
-        refuse_small_shared(size, len(batches), workers)
-        return in_workers(views, range(len(batches)), workers)
+    def _batches(self, parts: list[Sequence[int]]) -> Iterator[Batch]:
+        """All views of the samples of each part."""
+        input, shards = self.model.config.input, self.shards
+        augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: shards})
+        read, labels = partial(_read_views, augmented, self.name, self.views), {name: name for name in shards.labels}
+        size = input_bytes(input, shards.modality) * self.views
+        return each_once(shards, labels, read, parts, size, self.recipe.data.workers)
 
-    def _samples(self, decoded: Iterable[Decoded], advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
-        for numbers, pixels, reasons in decoded:
-            failures = [Failure(self.shards.keys[number], reason) for number, reason in reasons.items()]
-            self.bad.name(failures)
-            self.bad.add(failures)
-            yield from failures
-            records = self._records(pixels) if numbers else iter(())
-            for number in numbers:
-                labels = {name: int(values[number]) for name, values in self.shards.labels.items()}
+    def _samples(self, batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
+        for batch in batches:
+            self.bad.name(batch.failures)
+            self.bad.add(batch.failures)
+            yield from batch.failures
+            records = self._records(batch.pixels.flatten(0, 1)) if batch.keys else iter(())
+            for row, key in enumerate(batch.keys):
+                labels = {name: int(values[row]) for name, values in batch.labels.items()}
                 for view in range(self.views):
-                    yield Sample(f"{number:08d}-v{view}", "safetensors", next(records), labels)
-            advance(len(numbers) + len(failures))
+                    yield Sample(f"{self.numbers[key]:08d}-v{view}", "safetensors", next(records), labels)
+            advance(len(batch.keys) + len(batch.failures))
 
     def _records(self, pixels: Tensor) -> Iterator[bytes]:
         model, made = self.model, self.made

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaleup.config.schema import Model, Recipe
-from scaleup.data.shards import Index, read_index_json, write_index
+from scaleup.data.shards import Index, read_index, write_index
 from scaleup.errors import UserError
 from scaleup.recipe import load
 from scaleup.training import run_inputs
@@ -27,7 +27,7 @@ def test_a_run_does_not_go_on_with_other_shards(own: Tiny, tmp_path: Path) -> No
     recipe, images = own(), tmp_path / "shapes" / "images-train"
     arms = {"model": recipe.arm}
     assert run(recipe, arms, stop_after=0).stopped == 1
-    index, whole = Index.of(read_index_json(images)), (images / "index.json").read_bytes()
+    index, whole = Index.of(read_index(images)[0]), (images / "index.json").read_bytes()
     index.shards[0].sha256 = "0" * 64
     write_index(images, index)
     with pytest.raises(UserError, match="has changed since its checkpoint: data.train.images.shards; put it back"):
