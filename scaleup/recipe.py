@@ -19,7 +19,7 @@ from scaleup.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 OWN = next((path for path in (HERE / "recipes", HERE.parent / "recipes") if path.is_dir()), HERE)  # wheel, checkout
-__all__ = ["Input", "Recipe", "load", "resolved", "save", "sweep_arms", "to_yaml"]
+__all__ = ["Input", "Recipe", "all_arms", "load", "resolved", "save", "sweep_arms", "to_yaml"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -80,3 +80,8 @@ def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
             "(tools/train.py)"
         )
     return {name: replace(recipe.arm, **changes) for name, changes in arms.items()}
+
+
+def all_arms(recipe: Recipe) -> dict[str, Arm]:
+    """The arms of a sweep; of another recipe its one arm, named ``model``."""
+    return sweep_arms(recipe) if recipe.arms or recipe.grid else {"model": recipe.arm}

@@ -10,10 +10,10 @@ from scaleup.common.timing import progress
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, 'tools/backbones.py "*dinov3*"\n  tools/backbones.py --markdown > docs/backbones.md')
-    made.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'timm:*huge*' (default: all)")
-    made.add_argument("--markdown", action="store_true", help="print the page docs/backbones.md")
-    return made
+    parser = tool.parser(__doc__, 'tools/backbones.py "*dinov3*"\n  tools/backbones.py --markdown > docs/backbones.md')
+    parser.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'timm:*huge*' (default: all)")
+    parser.add_argument("--markdown", action="store_true", help="print the page docs/backbones.md")
+    return parser
 
 
 def run(args: argparse.Namespace) -> Any:

@@ -19,20 +19,24 @@ if TYPE_CHECKING:
     from scaleup.training.token_cache import TokenCache
 
 
+EXAMPLE = """tools/cache.py recipes/demo/control.yaml --views 4 --out runs/cache
+  tools/sweep.py recipes/demo/control.yaml trunk.cache=runs/cache out=runs/cached"""
+
+
 def run(args: argparse.Namespace) -> TokenCache:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
-    limit, chosen = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or depths(read)
+    limit, chosen = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or frozen_depths(read)
     from scaleup.training.token_cache import make  # after what may be wrong: its imports take seconds
 
     return make(read, chosen, args.out, args.views, args.precision, limit, args.overwrite)
 
 
-def depths(read: schema.Recipe) -> list[int]:
+def frozen_depths(read: schema.Recipe) -> list[int]:
     """The frozen depths of the recipe's arms."""
-    arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
-    if not (found := sorted({arm.frozen_depth for arm in arms.values()} - {0})):
+    depths = sorted({arm.frozen_depth for arm in recipe.all_arms(read).values()} - {0})
+    if not depths:
         raise UserError("no arm of the recipe freezes a block; set frozen_depth, or give --depths")
-    return found
+    return depths
 
 
 def show(cache: TokenCache) -> None:
@@ -44,36 +48,15 @@ def show(cache: TokenCache) -> None:
     print(f"kept in {cache.precision}, by which tokens move by a share of their RMS: {moved}")
 
 
-def at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-at_least_one.__name__ = "number of at least 1"
-
-
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(
-        __doc__,
-        "tools/cache.py recipes/demo/control.yaml --views 4 --out runs/cache\n"
-        "  tools/sweep.py recipes/demo/control.yaml trunk.cache=runs/cache out=runs/cached",
-    )
-    made.add_argument("recipe", help="YAML file that describes the run or the sweep")
-    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe")
-    made.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
-    made.add_argument("--depths", type=at_least_one, nargs="+", help="frozen depths (default: those of the arms)")
-    made.add_argument(
-        "--views", type=at_least_one, default=1, help="of a sample; epoch e reads view e mod VIEWS (default: 1)"
-    )
-    made.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16", "int8"],
-        default="bfloat16",
-        help="of the tokens; int8 has a scale for each (default: bfloat16)",
-    )
-    made.add_argument(
-        "--limit", metavar="SIZE", help="the most it may take, e.g. 200G (default: what is free, less 5 %%)"
-    )
-    made.add_argument("--overwrite", action="store_true", help="replace what exists")
-    return made
+    parser = tool.parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    tool.add_recipe(parser)
+    add("--out", required=True, metavar="DIR", help="the directory to write")
+    add("--depths", type=tool.at_least(1), nargs="+", help="frozen depths (default: those of the arms)")
+    add("--views", type=tool.at_least(1), default=1, help="of a sample; epoch e reads view e mod VIEWS (default: 1)")
+    tokens = "of the tokens; int8 has a scale for each (default: bfloat16)"
+    add("--precision", choices=["float32", "bfloat16", "int8"], default="bfloat16", help=tokens)
+    add("--limit", metavar="SIZE", help="the most it may take, e.g. 200G (default: what is free, less 5 %%)")
+    add("--overwrite", action="store_true", help="replace what exists")
+    return parser

@@ -43,8 +43,7 @@ def show(checked: Checked) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
-    made.add_argument(
-        "shards", help="a shard directory or a cache, or its address, such as https://host/train or s3://bucket/train"
-    )
-    return made
+    parser = tool.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
+    places = "a shard directory or a cache, or its address, such as https://host/train or s3://bucket/train"
+    parser.add_argument("shards", help=places)
+    return parser

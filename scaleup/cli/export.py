@@ -16,16 +16,17 @@ EXAMPLE = """tools/export.py runs/vit_h/model --to full --out exported/vit_h
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, EXAMPLE)
-    made.add_argument("model", help="model directory or hub id")
-    made.add_argument("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
-    made.add_argument("--out", type=Path, required=True)
+    parser = tool.parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("model", help="model directory or hub id")
+    add("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
+    add("--out", type=Path, required=True)
     lengths = "other lengths of clips (64) and spans of lengths (32-128), a program each (torch, onnx, aoti)"
-    made.add_argument("--frames", nargs="+", default=[], metavar="N", help=lengths)
-    made.add_argument("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
-    made.add_argument("--base", help="the backbone's weights, if they are not where they were")
-    made.add_argument("--overwrite", action="store_true")
-    return made
+    add("--frames", nargs="+", default=[], metavar="N", help=lengths)
+    add("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
+    add("--base", help="the backbone's weights, if they are not where they were")
+    add("--overwrite", action="store_true")
+    return parser
 
 
 def run(args: argparse.Namespace) -> Export | dict[str, Any]:

@@ -9,6 +9,7 @@ What is finished when it is cut off is kept: the same command goes on from there
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,19 @@ from scaleup.data.tars import index_tars, tars_of
 from scaleup.errors import UserError
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:
     if args.source == "shapes":
-        return {"shards": {name: described(shards) for name, shards in shapes(args).items()}}
+        return {"shards": {name: Written.of(shards) for name, shards in shapes(args).items()}}
     in_place = (args.kind or kind_of(Path(args.source))) == "tars"
-    made = tars(args) if in_place else packed(args)
-    return {"shards": {made.name: described(made)}}
+    shards = tars(args) if in_place else packed(args)
+    return {"shards": {shards.name: Written.of(shards)}}
 
 
 def shapes(args: argparse.Namespace) -> dict[str, Shards]:
     videos, images = counts(args.videos), counts(args.images)
     with progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
-        return make_shapes(
-            wanted(args.out),
-            videos,
-            images,
-            args.seed,
-            args.size,
-            args.frames,
-            args.overwrite,
-            None,
-            advance,
-            args.places,
-        )
+        form = args.seed, args.size, args.frames, args.overwrite
+        return make_shapes(out_of(args), videos, images, *form, advance=advance, places=args.places)
 
 
 def tars(args: argparse.Namespace) -> Shards:
@@ -57,32 +48,39 @@ def tars(args: argparse.Namespace) -> Shards:
 
 
 def packed(args: argparse.Namespace) -> Shards:
-    out = wanted(args.out)
-    for given in (args.source, args.root or args.source):
-        if Path(out).resolve() in (Path(given).resolve(), *Path(given).resolve().parents):
-            raise UserError(f"--out {out} would take the place of '{given}', which is read; name another directory")
+    out = out_of(args)
+    for source in (args.source, args.root or args.source):
+        if Path(out).resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise UserError(f"--out {out} would take the place of '{source}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
     listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
     with progress("packing", len(listing.items)) as advance:
         return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
 
-def wanted(out: str | None) -> str:
-    if not out:
+def out_of(args: argparse.Namespace) -> str:
+    if not args.out:
         raise UserError("no directory to write is named; give one with --out")
-    return out
+    return args.out
 
 
-def described(shards: Shards) -> dict[str, Any]:
-    return {
-        "path": str(shards.path),
-        "modality": shards.modality,
-        "samples": len(shards),
-        "classes": {label: len(names) for label, names in shards.classes.items()},
-        "list_sha256": shards.list_sha256,
-        "failures": shards.failures,
-        "notes": shards.notes,
-    }
+@dataclass
+class Written:
+    """A shard directory."""
+
+    path: str
+    modality: str  # video | image
+    samples: int
+    classes: dict[str, int]  # label -> how many
+    list_sha256: str
+    failures: list[Any]  # files that were left out, and why
+    notes: list[Any]  # what is odd about files that are used
+
+    @classmethod
+    def of(cls, shards: Shards) -> Written:
+        classes = {label: len(names) for label, names in shards.classes.items()}
+        about = shards.list_sha256, shards.failures, shards.notes
+        return cls(str(shards.path), shards.modality, len(shards), classes, *about)
 
 
 def counts(text: str) -> dict[str, int]:
@@ -94,58 +92,45 @@ def counts(text: str) -> dict[str, int]:
     return {split: int(number) for split, _, number in pairs}
 
 
-def show(result: dict[str, Any]) -> None:
-    for made in result["shards"].values():
-        classes = ", ".join(f"{label} ({count} classes)" for label, count in made["classes"].items())
-        print(f"{made['path']}: {made['samples']} {made['modality']}s, {classes}, list {made['list_sha256'][:12]}")
-        if made["failures"]:
-            print(f"  {len(made['failures'])} files left out (all of them in index.json):")
-        for line in count_by_reason(made["failures"])[:20]:
+def show(result: dict[str, dict[str, Written]]) -> None:
+    for shards in result["shards"].values():
+        classes = ", ".join(f"{label} ({count} classes)" for label, count in shards.classes.items())
+        print(f"{shards.path}: {shards.samples} {shards.modality}s, {classes}, list {shards.list_sha256[:12]}")
+        if shards.failures:
+            print(f"  {len(shards.failures)} files left out (all of them in index.json):")
+        for line in count_by_reason(shards.failures)[:20]:
             print(f"  {line}")
-        if made["notes"]:
-            print(f"  {len(made['notes'])} things are odd about files that are used (all of them in index.json):")
-        for note in made["notes"][:20]:
+        if shards.notes:
+            print(f"  {len(shards.notes)} things are odd about files that are used (all of them in index.json):")
+        for note in shards.notes[:20]:
             print(f"  {note.source}: {note.note}")
 
 
-def at_least(low: float, kind: type = int) -> Any:
-    def number(text: str) -> Any:
-        if not kind(text) >= low:
-            raise ValueError
-        return kind(text)
-
-    number.__name__ = f"number of at least {low}"
-    return number
-
-
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, "tools/make_shards.py k400/val.csv --root k400/val --out data/k400-val --short 256")
-    made.add_argument("source", help="what there is, see above")
-    made.add_argument("--out", help="the directory to write")
-    made.add_argument("--overwrite", action="store_true", help="replace what exists")
-    made.add_argument("--seed", type=at_least(0), default=0, help="of the order (default: %(default)s)")
-    listed = made.add_argument_group("what is listed")
-    listed.add_argument("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars'])} (default: told by its form)")
-    listed.add_argument("--root", help="where the files of a list are (default: beside it)")
-    listed.add_argument("--split", help="rows of a Kinetics CSV with this split; train1 to test3 of HMDB51")
-    listed.add_argument("--classes", metavar="FILE", help="class names in order (default: those that occur, sorted)")
-    listed.add_argument("--label", help="of tars: the member (cls, txt) or the field of the .json with the label")
-    how = made.add_argument_group("how it is written")
-    how.add_argument("--short", type=at_least(2), metavar="PIXELS", help="shrink: re-encode with this short side")
-    how.add_argument("--fps", type=at_least(0.01, float), help="re-encode videos with at most so many frames a second")
-    how.add_argument(
-        "--image-format", choices=[ending for ending in PILLOW if ending != "jpeg"], help="re-encode images"
-    )
-    how.add_argument("--quality", type=at_least(1), default=90, help="of jpg and webp (default: %(default)s)")
-    how.add_argument("--reencode", action="store_true", help="re-encode in any case (default: copy)")
-    how.add_argument("--per-shard", type=at_least(1), default=1000, help="samples of a tar (default: %(default)s)")
-    how.add_argument("--processes", type=at_least(1), help="(default: one a core)")
-    embedded = made.add_argument_group("with source 'shapes'")
-    embedded.add_argument("--videos", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
-    embedded.add_argument("--images", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
-    embedded.add_argument("--size", type=int, default=32, help="pixels of a side (default: %(default)s)")
-    embedded.add_argument("--frames", type=int, default=16, help="of a video (default: %(default)s)")
-    embedded.add_argument(
-        "--places", action="store_true", help="harder: a quarter of the frame each, label place_motion"
-    )
-    return made
+    parser = tool.parser(__doc__, "tools/make_shards.py k400/val.csv --root k400/val --out data/k400-val --short 256")
+    add = parser.add_argument
+    add("source", help="what there is, see above")
+    add("--out", help="the directory to write")
+    add("--overwrite", action="store_true", help="replace what exists")
+    add("--seed", type=tool.at_least(0), default=0, help="of the order (default: %(default)s)")
+    add = parser.add_argument_group("what is listed").add_argument
+    add("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars'])} (default: told by its form)")
+    add("--root", help="where the files of a list are (default: beside it)")
+    add("--split", help="rows of a Kinetics CSV with this split; train1 to test3 of HMDB51")
+    add("--classes", metavar="FILE", help="class names in order (default: those that occur, sorted)")
+    add("--label", help="of tars: the member (cls, txt) or the field of the .json with the label")
+    add = parser.add_argument_group("how it is written").add_argument
+    add("--short", type=tool.at_least(2), metavar="PIXELS", help="shrink: re-encode with this short side")
+    add("--fps", type=tool.at_least(0.01, float), help="re-encode videos with at most so many frames a second")
+    add("--image-format", choices=[ending for ending in PILLOW if ending != "jpeg"], help="re-encode images")
+    add("--quality", type=tool.at_least(1), default=90, help="of jpg and webp (default: %(default)s)")
+    add("--reencode", action="store_true", help="re-encode in any case (default: copy)")
+    add("--per-shard", type=tool.at_least(1), default=1000, help="samples of a tar (default: %(default)s)")
+    add("--processes", type=tool.at_least(1), help="(default: one a core)")
+    add = parser.add_argument_group("with source 'shapes'").add_argument
+    add("--videos", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
+    add("--images", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
+    add("--size", type=int, default=32, help="pixels of a side (default: %(default)s)")
+    add("--frames", type=int, default=16, help="of a video (default: %(default)s)")
+    add("--places", action="store_true", help="harder: a quarter of the frame each, label place_motion")
+    return parser

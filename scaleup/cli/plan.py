@@ -14,23 +14,22 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24GiB --gflops 20000")
-    made.add_argument("recipe", help="YAML file that describes a run or a sweep")
-    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.frozen_depth=9")
-    made.add_argument("--memory", metavar="SIZE", help="of each device, e.g. 24GiB (default: this machine's)")
-    made.add_argument("--gflops", type=float, help="10^9 operations a second of a device (default: measured here)")
-    made.add_argument("--ranks", type=int, default=1, help="devices that train together (default: 1)")
-    made.add_argument("--views", type=int, default=1, help="augmented views of a sample in a token cache (default: 1)")
-    return made
+    parser = tool.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24GiB --gflops 20000")
+    add = parser.add_argument
+    tool.add_recipe(parser)
+    add("--memory", metavar="SIZE", help="of each device, e.g. 24GiB (default: this machine's)")
+    add("--gflops", type=float, help="10^9 operations a second of a device (default: measured here)")
+    add("--ranks", type=int, default=1, help="devices that train together (default: 1)")
+    add("--views", type=int, default=1, help="augmented views of a sample in a token cache (default: 1)")
+    return parser
 
 
 def run(args: argparse.Namespace) -> Plan:
     read = recipe.load(args.recipe, args.changes)
-    arms = recipe.sweep_arms(read) if read.arms or read.grid else {"model": read.arm}
     available = parse_bytes(args.memory, "--memory") if args.memory else None
     from scaleup.sweeps import costs  # after what may be wrong: its imports take seconds
 
-    return costs.plan(read, arms, args.ranks, available, args.gflops, args.views)
+    return costs.plan(read, recipe.all_arms(read), args.ranks, available, args.gflops, args.views)
 
 
 def show(plan: Plan) -> None:

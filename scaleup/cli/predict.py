@@ -17,16 +17,17 @@ EXAMPLE = """tools/predict.py runs/vit_h clips/ "photos/*.jpg" --top 3
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, EXAMPLE)
-    made.add_argument("model", help="model directory or hub id")
-    made.add_argument("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
-    made.add_argument("--head", help="which head answers (default: the model's one)")
-    made.add_argument("--top", type=int, default=5, help="how many classes are named (default 5)")
-    made.add_argument("--hop", type=float, help="seconds between two clips of a long video (default: a clip's length)")
-    made.add_argument("--batch", type=int, default=8, help="clips at a time (default 8)")
-    made.add_argument("--overlay", metavar="FILE", help="also draw where the model looks, for one source: .mp4 or .png")
-    made.add_argument("--base", help="the backbone's weights, if they are not where they were")
-    return made
+    parser = tool.parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("model", help="model directory or hub id")
+    add("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
+    add("--head", help="which head answers (default: the model's one)")
+    add("--top", type=int, default=5, help="how many classes are named (default 5)")
+    add("--hop", type=float, help="seconds between two clips of a long video (default: a clip's length)")
+    add("--batch", type=int, default=8, help="clips at a time (default 8)")
+    add("--overlay", metavar="FILE", help="also draw where the model looks, for one source: .mp4 or .png")
+    add("--base", help="the backbone's weights, if they are not where they were")
+    return parser
 
 
 def run(args: argparse.Namespace) -> Predictions:

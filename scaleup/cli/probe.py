@@ -9,41 +9,38 @@ from typing import TYPE_CHECKING
 from scaleup.cli import tool
 from scaleup.common.files import refuse_existing
 from scaleup.common.timing import is_first_rank
+from scaleup.config.schema import Trunk
 
 if TYPE_CHECKING:
     from scaleup.evaluation.depth_profile import DepthProfile
 
+EXAMPLE = "tools/probe.py runs/demo/adapted runs/demo/data/videos-train runs/demo/data/videos-test"
 WIDTH = 40  # characters of a bar that stands for 100 %
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(
-        __doc__, "tools/probe.py runs/demo/adapted runs/demo/data/videos-train runs/demo/data/videos-test"
-    )
-    made.add_argument("model", help="model directory or hub id")
-    made.add_argument("train", help="shard directory that the classifiers are fitted on")
-    made.add_argument("test", help="shard directory that they are scored on")
-    made.add_argument("--head", nargs="+", metavar="LABEL", help="labels of the shards (default: all)")
-    made.add_argument("--depths", nargs="+", type=int, metavar="N", help="0: what enters block 1 (default: all)")
-    made.add_argument(
-        "--views", default="1x1", help="temporal x spatial crops whose features are averaged (default 1x1)"
-    )
-    made.add_argument("--out", type=Path, help="directory for probe.json and probe.png")
-    made.add_argument("--overwrite", action="store_true")
-    made.add_argument("--batch", type=int, default=16, help="samples at a time (default 16)")
-    made.add_argument("--workers", type=int, default=1, help="loader processes (default 1)")
-    precisions = ("float32", "bfloat16", "float16", "int8", "auto")
-    made.add_argument("--precision", choices=precisions, default="float32", help="of the blocks (default float32)")
-    placements = ("device", "host", "disk")
-    made.add_argument("--placement", choices=placements, default="device", help="of the blocks (default device)")
-    made.add_argument("--base", help="the backbone's weights, if they are not where they were")
-    return made
+    parser = tool.parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("model", help="model directory or hub id")
+    add("train", help="shard directory that the classifiers are fitted on")
+    add("test", help="shard directory that they are scored on")
+    add("--head", nargs="+", metavar="LABEL", help="labels of the shards (default: all)")
+    add("--depths", nargs="+", type=int, metavar="N", help="0: what enters block 1 (default: all)")
+    add("--views", default="1x1", help="temporal x spatial crops whose features are averaged (default 1x1)")
+    add("--out", type=Path, help="directory for probe.json and probe.png")
+    add("--overwrite", action="store_true")
+    add("--batch", type=int, default=16, help="samples at a time (default 16)")
+    add("--workers", type=int, default=1, help="loader processes (default 1)")
+    precisions, placements = tool.choices(Trunk, "precision"), tool.choices(Trunk, "placement")
+    add("--precision", choices=precisions, default="float32", help="of the blocks (default float32)")
+    add("--placement", choices=placements, default="device", help="of the blocks (default device)")
+    add("--base", help="the backbone's weights, if they are not where they were")
+    return parser
 
 
 def run(args: argparse.Namespace) -> DepthProfile:
     if args.out:
         refuse_existing(args.out, args.overwrite)
-    from scaleup.config.schema import Trunk
     from scaleup.evaluation import depth_profile
     from scaleup.model.build import load  # after the arguments: these imports take seconds
 
@@ -69,5 +66,4 @@ def show(profile: DepthProfile) -> None:
     for split, coverage in (("train", profile.train), ("test", profile.test)):
         print(f"{split}: {coverage.samples} samples, {len(coverage.failures)} failures, {coverage.views} views")
         print(f"list {coverage.list_sha256}")
-    for depth, moved in profile.trunk["drift"].items():
-        print(f"trunk in {profile.trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+    tool.show_drift(profile.trunk)

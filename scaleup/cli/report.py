@@ -17,14 +17,15 @@ EXAMPLE = """tools/report.py runs/sweep --out report.html --shards data/videos-v
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, EXAMPLE)
-    made.add_argument("runs", nargs="+", metavar="run", help="run directory")
-    made.add_argument("--out", required=True, help="the page")
-    made.add_argument("--shards", help="shards on which complete runs are compared class by class")
+    parser = tool.parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="run", help="run directory")
+    add("--out", required=True, help="the page")
+    add("--shards", help="shards on which complete runs are compared class by class")
     profile = "depth profile of tools/probe.py to stand beside the sweep (default: probe/ in the model it began from)"
-    made.add_argument("--probe", metavar="DIR", help=profile)
-    made.add_argument("--watch", type=int, metavar="SECONDS", help="write it anew every so often, until runs complete")
-    return made
+    add("--probe", metavar="DIR", help=profile)
+    add("--watch", type=int, metavar="SECONDS", help="write it anew every so often, until runs complete")
+    return parser
 
 
 def run(args: argparse.Namespace) -> Page:

@@ -19,15 +19,16 @@ __all__ = ["arguments", "run", "show"]
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = train.arguments(__doc__, "tools/sweep.py recipes/demo/sweep.yaml 'grid.lr=[1e-3,3e-3]' out=runs/sweep")
+    parser = train.arguments(__doc__, "tools/sweep.py recipes/demo/sweep.yaml 'grid.lr=[1e-3,3e-3]' out=runs/sweep")
+    add = parser.add_argument
     memory = "of each device that may be filled, e.g. 70G (default: all it has); arms that exceed it train in parts"
-    made.add_argument("--memory", metavar="SIZE", help=memory)
+    add("--memory", metavar="SIZE", help=memory)
     where = "train on several machines at once: processes of this one, or jobs of SLURM (both by submitit)"
-    made.add_argument("--where", choices=("local", "slurm"), help=where)
-    made.add_argument("--machines", type=int, metavar="N", help="how many, with --where")
+    add("--where", choices=("local", "slurm"), help=where)
+    add("--machines", type=int, metavar="N", help="how many, with --where")
     slurm = "options of sbatch for each job, '_' for '-', e.g. time=180 gpus_per_node=8 ntasks_per_node=8"
-    made.add_argument("--slurm", nargs="+", default=[], metavar="key=value", help=slurm)
-    return made
+    add("--slurm", nargs="+", default=[], metavar="key=value", help=slurm)
+    return parser
 
 
 def run(args: argparse.Namespace) -> Result | FailedSweep:

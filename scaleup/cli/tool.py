@@ -8,10 +8,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from scaleup.common import processes
 from scaleup.common.timing import is_first_rank
@@ -21,14 +21,42 @@ def parser(description: str | None, example: str) -> argparse.ArgumentParser:
     """An argument parser whose ``--help`` ends with ``example`` and that knows ``--json``."""
     if sys.argv[0].startswith("scaleup "):
         example = re.sub(r"tools/(\w+)\.py", r"scaleup \1", example)
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers add it; unused
-    made.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
-    return made
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers add it; unused
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    return parser
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file that describes a run or a sweep, or a name such as demo/small")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
+
+
+def choices(section: type, setting: str) -> tuple[str, ...]:
+    """What a setting of a recipe may be."""
+    return get_args(get_type_hints(section)[setting])
+
+
+def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option whose values are numbers."""
+
+    def number(text: str) -> Any:
+        if not kind(text) >= low:
+            raise ValueError
+        return kind(text)
+
+    number.__name__ = f"number of at least {low}"
+    return number
+
+
+def show_drift(trunk: Mapping[str, Any]) -> None:
+    """By how much low precision changes what frozen blocks give."""
+    for depth, moved in trunk.get("drift", {}).items():
+        print(f"trunk in {trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
 
 
 def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:
@@ -39,7 +67,7 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
     Ctrl-C; 1 after any other. Whatever failed, the process ends at once, and with it those that it began.
     """
     try:
-        with _stdout_kept_clean():
+        with _keep_stdout_clean():
             result = run(args)
         if args.json and is_first_rank():
             print(json.dumps(result, default=_as_json))
@@ -51,7 +79,7 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
     except BaseException as error:
         code = 1
         try:
-            code = _told(error)
+            code = _explain(error)
         finally:
             processes.end_all(code)
     sys.exit(result.get("exit", 0) if isinstance(result, dict) else getattr(result, "exit", 0))
@@ -62,18 +90,20 @@ def _as_json(result: Any) -> dict[str, Any]:
     return asdict(result, dict_factory=lambda pairs: {name.removesuffix("_"): value for name, value in pairs})
 
 
-def _told(error: BaseException) -> int:
-    """Say what failed; returns the exit code."""
+def _explain(error: BaseException) -> int:
+    """Print what failed; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return _fail("interrupted", 130)
-    if said := processes.explain(error):
-        return _fail(f"error: {said}", 2)
+        print("interrupted", file=sys.stderr)
+        return 130
+    if cause := processes.explain(error):
+        print(f"error: {cause}", file=sys.stderr)
+        return 2
     traceback.print_exception(error)
     return 1
 
 
 @contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
+def _keep_stdout_clean() -> Iterator[None]:
     """What libraries write to stdout, from Python or C++, goes to stderr: stdout belongs to the result."""
     sys.stdout.flush()
     stdout = os.dup(1)
@@ -84,8 +114,3 @@ def _stdout_kept_clean() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-def _fail(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
-    return code

@@ -24,13 +24,13 @@ EXAMPLE = "tools/train.py recipes/demo/small.yaml train.steps=300 out=runs/small
 
 def arguments(description: str | None = __doc__, example: str = EXAMPLE) -> argparse.ArgumentParser:
     """Those of ``sweep`` too."""
-    made = tool.parser(description, example)
-    made.add_argument("recipe", help="YAML file that describes the run")
-    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
-    made.add_argument("--plan", action="store_true", help="show tokens, FLOPs, memory and time; train nothing")
-    made.add_argument("--overwrite", action="store_true", help="replace the run that stands in the output directory")
-    made.add_argument("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
-    return made
+    parser = tool.parser(description, example)
+    add = parser.add_argument
+    tool.add_recipe(parser)
+    add("--plan", action="store_true", help="show tokens, FLOPs, memory and time; train nothing")
+    add("--overwrite", action="store_true", help="replace the run that stands in the output directory")
+    add("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
+    return parser
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -79,8 +79,7 @@ def _show_complete(result: RunResult) -> None:
         share = f"{arm.trained_parameters:,} parameters trained, {arm.frozen_parameters:,} frozen"
         print(f"{name}: frozen depth {arm.frozen_depth}, {share}" + _outcome(arm))
     print(f"trunk, shared by all arms: {result.trunk_seconds:.4f} s a step")
-    for depth, moved in result.trunk.get("drift", {}).items():
-        print(f"trunk in {result.trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+    tool.show_drift(result.trunk)
 
 
 def _outcome(arm: ArmResult) -> str:
@@ -91,7 +90,7 @@ def _outcome(arm: ArmResult) -> str:
     early = f", ended early after {arm.steps} steps" if arm.ended == "early" else ""
     best = "" if arm.best_step is None else f", accuracy {arm.valid_accuracy:.2%} after step {arm.best_step}"
     still = "".join(
-        f", {head} still at chance ({found.accuracy:.1%} where the most frequent class has {found.chance:.1%})"
-        for head, found in arm.at_chance.items()
+        f", {head} still at chance ({share.accuracy:.1%} where the most frequent class has {share.chance:.1%})"
+        for head, share in arm.at_chance.items()
     )
     return f", {arm.arm_seconds:.4f} s a step, loss {arm.loss:.4f}{alpha}{early}{best}{still}"

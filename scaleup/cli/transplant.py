@@ -14,50 +14,33 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(
-        __doc__,
-        "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26",
-    )
-    made.add_argument("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt (or FILE:MODEL)")
-    made.add_argument(
-        "backbone",
-        help="vit_h, clip_h, dinov3_l, ..., timm:NAME, open_clip:NAME/TAG, hf-hub:owner/name, a directory or a file",
-    )
-    made.add_argument("--out", type=Path, help="directory to write")
-    made.add_argument(
-        "--weights",
-        default="pretrained",
-        help="the backbone's weights: a file, a directory, hf-hub:owner/name; FILE:teacher for one of its models",
-    )
-    made.add_argument("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
-    made.add_argument("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
-    made.add_argument(
-        "--match",
-        choices=("fold", "align"),
-        default="fold",
-        help="how widths are matched: places side by side (the paper), or a linear map from the small model's image "
-        "tokens to the backbone's, fitted on images, for any two widths",
-    )
-    made.add_argument("--images", type=Path, help="shards to align on (default: frames of --clips)")
-    made.add_argument(
-        "--fold", type=int, nargs=2, metavar=("H", "W"), default=(1, 1), help="with align: places mapped together"
-    )
-    made.add_argument(
-        "--channels", choices=("auto", "exact"), default="auto", help="exact: refuse widths that do not fit"
-    )
-    made.add_argument("--positions", help="backbone (default where it has any), cosine, none, ...")
-    made.add_argument("--amplitude", type=float, help="of the sines (default: as strong as the backbone's positions)")
-    made.add_argument("--match-scale", action="store_true", help="give tube tokens the RMS of the backbone's own")
-    made.add_argument("--tubes", choices=("transplanted", "random"), default="transplanted", help="random: the control")
-    made.add_argument("--clips", type=Path, help="video shards on which scales are measured (default: a made-up clip)")
-    made.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels")
-    made.add_argument(
-        "--placement", choices=("device", "disk"), default="device", help="disk: frozen blocks stay in their file"
-    )
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--dry-run", action="store_true", help="print the plan; no weights are built or read")
-    made.add_argument("--overwrite", action="store_true")
-    return made
+    parser = tool.parser(__doc__, "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26")
+    add = parser.add_argument
+    add("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt (or FILE:MODEL)")
+    names = "vit_h, clip_h, dinov3_l, ..., timm:NAME, open_clip:NAME/TAG, hf-hub:owner/name, a directory or a file"
+    add("backbone", help=names)
+    add("--out", type=Path, help="directory to write")
+    places = "the backbone's weights: a file, a directory, hf-hub:owner/name; FILE:teacher for one of its models"
+    add("--weights", default="pretrained", help=places)
+    add("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
+    add("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
+    widths = """how widths are matched: places side by side (the paper), or a linear map from the small model's image
+        tokens to the backbone's, fitted on images, for any two widths"""
+    add("--match", choices=("fold", "align"), default="fold", help=widths)
+    add("--images", type=Path, help="shards to align on (default: frames of --clips)")
+    add("--fold", type=int, nargs=2, metavar=("H", "W"), default=(1, 1), help="with align: places mapped together")
+    add("--channels", choices=("auto", "exact"), default="auto", help="exact: refuse widths that do not fit")
+    add("--positions", help="backbone (default where it has any), cosine, none, ...")
+    add("--amplitude", type=float, help="of the sines (default: as strong as the backbone's positions)")
+    add("--match-scale", action="store_true", help="give tube tokens the RMS of the backbone's own")
+    add("--tubes", choices=("transplanted", "random"), default="transplanted", help="random: the control")
+    add("--clips", type=Path, help="video shards on which scales are measured (default: a made-up clip)")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels")
+    add("--placement", choices=("device", "disk"), default="device", help="disk: frozen blocks stay in their file")
+    add("--seed", type=int, default=0)
+    add("--dry-run", action="store_true", help="print the plan; no weights are built or read")
+    add("--overwrite", action="store_true")
+    return parser
 
 
 def run(args: argparse.Namespace) -> TransplantPlan:
