@@ -10,6 +10,11 @@ class UserError(ValueError):
     """A mistake in what the user gave: one sentence that names the value and what is allowed. Tools exit with 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:
     """A clause naming the entries of ``allowed`` closest to ``value``: ``"; nearest: 'a', 'b'"``, or ``""``."""
     allowed = list(allowed)

@@ -55,6 +55,9 @@ ALIASES = {
 }
 
 
+Kwargs = dict[str, Any]  # changes to an architecture, in the words of its library
+
+
 class BlockFile(NamedTuple):
     """A safetensors file that holds blocks: for ``3.attn.qkv.weight`` the tensor's name in the file."""
 
@@ -94,7 +97,7 @@ class Backbone:
     rotary: bool  # positions rotate queries and keys
     attn_mask: bool = True  # blocks take a bias of the attention
     block_prefix: str = "blocks."  # before a block's number in the names of the library's tensors
-    kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the library's architecture
+    kwargs: Kwargs = field(default_factory=dict)
     weights: str | None = None  # where the weights came from; None: drawn at random
     origin: dict[str, str] = field(default_factory=dict)  # tensors that are as in ``file`` -> their names there
     file: Path | None = None  # the safetensors file of the weights on this machine, where there is one
@@ -122,13 +125,13 @@ class Backbone:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of each tensor; those of blocks in a file are read one at a time."""
-        own, file = self.state_dict(), self.file
+        own = self.state_dict()
         waiting = {name: self.origin[name] for name, tensor in own.items() if tensor.is_meta}
-        found = tensors.hashes({name: tensor for name, tensor in own.items() if name not in waiting})
+        digests = tensors.hashes({name: tensor for name, tensor in own.items() if name not in waiting})
         if waiting:
-            assert file is not None
-            found |= tensors.hashes_in(file, waiting, torch.float32)
-        return {name: found[name] for name in own}
+            assert self.file is not None
+            digests |= tensors.hashes_in(self.file, waiting, torch.float32)
+        return {name: digests[name] for name in own}
 
 
 @dataclass
@@ -136,7 +139,7 @@ class Located:
     """What a name, and the directory that it may be, say of a backbone; None: as the library has it."""
 
     name: str  # timm:NAME or open_clip:NAME
-    kwargs: dict[str, Any]  # changes to the library's architecture, in its own words
+    kwargs: Kwargs
     weights: str | None = None  # where they are; None: nowhere
     size: tuple[int, int] | None = None  # (h, w) of the input in pixels
     mean: tuple[float, ...] | None = None

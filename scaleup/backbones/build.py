@@ -1,6 +1,4 @@
-"""What a backbone's name means: which library's model, with which changes, and where its weights are.
-
-From a backbone's name and the place of its weights to the backbone."""
+"""From a backbone's name and the place of its weights to the backbone."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from typing import Any
 import torch
 
 from scaleup.backbones import open_clip, timm
-from scaleup.backbones.backbone import ALIASES, Backbone, Located, resolve
-from scaleup.backbones.weights import SkipInit, load
+from scaleup.backbones.backbone import ALIASES, Backbone, Kwargs, Located, resolve
+from scaleup.backbones.weights import SkipInit, convert, load
 from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
 from scaleup.checkpoint.model_directory import FORMAT, ModelConfig
 from scaleup.common.files import read_json
@@ -24,10 +22,124 @@ from scaleup.common.tensors import File, split
 from scaleup.common.text import join_words
 from scaleup.errors import UserError, nearest
 
+LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
 CONFIGS = ("config.json", "open_clip_config.json")
+MOST_BLOCKS, MOST = 1000, 10**6  # of what a model's configuration may ask for
 
 
-def locate(name: str, kwargs: dict[str, Any], weights: str | None) -> Located:
+def build(
+    name: str,
+    kwargs: Kwargs,
+    size: tuple[int, int] | None,
+    weights: str | None = None,
+    seed: int = 0,
+    on_disk: int = 0,
+) -> Backbone:
+    """Build a plain ViT.
+
+    Args:
+        name: ``timm:NAME``, ``open_clip:NAME`` or ``open_clip:NAME/TAG``, an alias (``vit_h``), ``hf-hub:owner/name``,
+            a directory (one of our models, timm's or open_clip's layout; ``local-dir:`` may stand before it), or a
+            weights file of a model that an alias names.
+        kwargs: changes to the architecture, in the library's own words.
+        size: (h, w) of the input in pixels; None for the backbone's own.
+        weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
+            memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
+            ``open_clip:NAME/TAG``. ``:MODEL`` after the first three says which of a file's models: ``big.pt:teacher``.
+        on_disk: the first so many blocks stay on the meta device, their weights in ``Backbone.file``.
+
+    Raises:
+        UserError: there is no such backbone, it is not plain, the weights cannot be had or are another model's, the
+            patches do not divide the size, or the weights are not in a file that blocks can be read from.
+    """
+    at = locate(name, kwargs, weights)
+    _refuse_giants(at.name, at.kwargs)
+    family, _, own_name = at.name.partition(":")
+    library, size = LIBRARIES[family], size or at.size
+    with torch.device("meta"), SkipInit():
+        vit = library.create(own_name, at.kwargs, size)
+    backbone = library.take_apart(vit, at.name)
+    if at.weights is None:
+        if on_disk:
+            raise UserError(f"blocks of {name!r} cannot wait on disk: its weights are drawn at random, not in a file")
+        _refuse_more_than_memory(backbone)
+        backbone = _drawn(at.name, at.kwargs, size, seed)
+    elif at.weights != "meta":
+        file = File(weights_file(at.name, at.weights))
+        backbone = _filled(backbone, vit, library, file, on_disk)
+        if is_path(at.weights) or at.weights.startswith(HUB):
+            heads = dict.fromkeys(name.partition(".")[0] for name in backbone.left)
+            report_choice(file.path, file.said, f"of the model, {join_words(heads)} left out" if heads else "")
+    stated = {key: value for key in ("mean", "std", "license", "positions") if (value := getattr(at, key))}
+    return replace(backbone, kwargs=at.kwargs, weights=at.weights, **stated)
+
+
+def _drawn(name: str, kwargs: Kwargs, size: tuple[int, int] | None, seed: int) -> Backbone:
+    """A backbone whose weights are drawn from ``seed``."""
+    family, _, own_name = name.partition(":")
+    library = LIBRARIES[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return library.take_apart(library.create(own_name, kwargs, size), name)
+
+
+def add_blocks(backbone: Backbone, count: int, seed: int) -> Backbone:
+    """A backbone with ``count`` more blocks on top, drawn from ``seed`` (Table 8); its kwargs say the new depth.
+
+    Raises:
+        UserError: other parts of the model depend on its depth.
+    """
+    kwargs = backbone.kwargs | {"depth" if backbone.block_prefix == "blocks." else "layers": backbone.depth + count}
+    deeper = _drawn(backbone.name, kwargs, backbone.size, seed)
+    if changed := sorted(_shapes(backbone) ^ _shapes(deeper)):
+        raise UserError(
+            f"{backbone.name!r} takes no fresh blocks: {changed[0][0]} has an entry for each of its blocks; "
+            "allowed are models whose positions are the same for all of them"
+        )
+    return replace(backbone, blocks=[*backbone.blocks, *deeper.blocks[backbone.depth :]], kwargs=kwargs)
+
+
+def _shapes(backbone: Backbone) -> set[tuple]:
+    """Names and shapes of what is not in blocks."""
+    tensors = backbone.stem.state_dict() | backbone.tail.state_dict()
+    return {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_disk: int) -> Backbone:
+    """The backbone of ``vit`` with the weights of a file, all or all but the first ``on_disk`` blocks'."""
+    if on_disk and not file.safe:
+        raise UserError(f"blocks cannot wait in {file.path}; allowed is a .safetensors file")
+    left, origin = load(vit, file, library.arrange, tuple(f"{planned.block_prefix}{i}." for i in range(on_disk)))
+    backbone = replace(library.take_apart(vit, planned.name), left=left)
+    return replace(backbone, origin=origin, file=file.path) if file.safe else backbone
+
+
+def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
+    """A config that somebody else wrote must not fill the memory before anything is held against it."""
+    for key, value in kwargs.items():
+        most = MOST_BLOCKS if key in ("depth", "layers") else MOST
+        if isinstance(value, int | float) and abs(value) > most:
+            raise UserError(f"{key} of {name!r} is {value}; allowed are at most {most}")
+
+
+def _refuse_more_than_memory(planned: Backbone) -> None:
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in planned.state_dict().values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        takes, has = f"{needed / 2**30:.0f} GiB", f"{memory / 2**30:.0f} GiB"
+        raise UserError(f"{planned.name!r} at random takes {takes} in float32, this machine has {has}")
+
+
+def weights_file(name: str, weights: str) -> Path:
+    """The file at a place of weights (see :func:`build`) for the backbone ``name``; fetched where need be."""
+    place = name if weights == "pretrained" else weights
+    family, _, own_name = place.partition(":")
+    if family in LIBRARIES and not own_name.startswith(HUB):
+        return LIBRARIES[family].public(own_name)
+    return find(place.removeprefix("timm:"), files_of(name))
+
+
+def locate(name: str, kwargs: Kwargs, weights: str | None) -> Located:
     """What the arguments of :func:`scaleup.backbones.build.build` mean; paths of weights become absolute.
 
     Raises:
@@ -59,7 +171,7 @@ def _place(at: Located) -> str | None:
     return str(find(at.weights, files_of(at.name)))
 
 
-def _described(place: str, kwargs: dict[str, Any], weights: str | None) -> Located:
+def _described(place: str, kwargs: Kwargs, weights: str | None) -> Located:
     """A directory or hub repository that describes its model."""
     path, config = _config(place)
     if path.name == "open_clip_config.json":
@@ -70,16 +182,9 @@ def _described(place: str, kwargs: dict[str, Any], weights: str | None) -> Locat
         own = ModelConfig.from_json(config, str(path))
         if own.adapter:
             raise UserError(f"{place} has an adapter on its blocks; fold it in first with tools/export.py --merge")
-        source, fed = own.backbone, own.input
-        at = Located(
-            source.name,
-            source.kwargs,
-            size=(fed.size[0], fed.size[1]),
-            mean=tuple(fed.mean),
-            std=tuple(fed.std),
-            license=source.license,
-            positions=own.positions,
-        )
+        source, (height, width) = own.backbone, own.input.size
+        mean, std = tuple(own.input.mean), tuple(own.input.std)
+        at = Located(source.name, source.kwargs, None, (height, width), mean, std, source.license, own.positions)
     return replace(at, kwargs=at.kwargs | kwargs, weights=place if weights == "pretrained" else weights)
 
 
@@ -107,129 +212,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _recognised(path: str) -> str:
     """The model of an alias whose tensors a file has; of open_clip's models, tensors do not tell the activation."""
-    known = [alias.removeprefix("timm:") for alias in ALIASES.values() if alias.startswith("timm:")]
-    if architecture := timm.architecture_of(File(path).mapped, known):
-        return f"timm:{architecture}"
+    names = [alias.removeprefix("timm:") for alias in ALIASES.values() if alias.startswith("timm:")]
+    tensors = {name: tensor.to("meta") for name, tensor in File(path).mapped.items()}
+    for name in names:
+        with torch.device("meta"):
+            own = timm.create(name, {}, None).state_dict()
+        named = convert(tensors, own.keys())[0].items()
+        shapes = {key: tensor.shape for key, tensor in named if not key.startswith(timm.BESIDE)}
+        if {key: tensor.shape for key, tensor in own.items()} == shapes:
+            return f"timm:{name}"
     raise UserError(
-        f"{path} has the tensors of none of {', '.join(known)}; give timm:NAME or open_clip:NAME and --weights {path}"
+        f"{path} has the tensors of none of {', '.join(names)}; give timm:NAME or open_clip:NAME and --weights {path}"
     )
-
-
-MOST_BLOCKS, MOST = 1000, 10**6  # of what a model's configuration may ask for
-LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
-
-
-def build(
-    name: str,
-    kwargs: dict[str, Any],
-    size: tuple[int, int] | None,
-    weights: str | None = None,
-    seed: int = 0,
-    on_disk: int = 0,
-) -> Backbone:
-    """Build a plain ViT.
-
-    Args:
-        name: ``timm:NAME``, ``open_clip:NAME`` or ``open_clip:NAME/TAG``, an alias (``vit_h``), ``hf-hub:owner/name``,
-            a directory (one of our models, timm's or open_clip's layout; ``local-dir:`` may stand before it), or a
-            weights file of a model that an alias names.
-        kwargs: changes to the architecture, in the library's own words.
-        size: (h, w) of the input in pixels; None for the backbone's own.
-        weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
-            memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
-            ``open_clip:NAME/TAG``. ``:MODEL`` after the first three says which of a file's models: ``big.pt:teacher``.
-        on_disk: the first so many blocks stay on the meta device, their weights in ``Backbone.file``.
-
-    Raises:
-        UserError: there is no such backbone, it is not plain, the weights cannot be had or are another model's, the
-            patches do not divide the size, or the weights are not in a file that blocks can be read from.
-    """
-    at = locate(name, kwargs, weights)
-    _refuse_giants(at.name, at.kwargs)
-    family, _, own_name = at.name.partition(":")
-    library, size = LIBRARIES[family], size or at.size
-    with torch.device("meta"), SkipInit():
-        vit = library.create(own_name, at.kwargs, size)
-    made = library.take_apart(vit, at.name)
-    if at.weights is None:
-        if on_disk:
-            raise UserError(f"blocks of {name!r} cannot wait on disk: its weights are drawn at random, not in a file")
-        _refuse_more_than_memory(made)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = library.take_apart(library.create(own_name, at.kwargs, size), at.name)
-    elif at.weights != "meta":
-        file = File(weights_file(at.name, at.weights))
-        made = _filled(made, vit, library, file, on_disk)
-        if is_path(at.weights) or at.weights.startswith(HUB):
-            heads = dict.fromkeys(name.partition(".")[0] for name in made.left)
-            report_choice(file.path, file.said, f"of the model, {join_words(heads)} left out" if heads else "")
-    return replace(
-        made,
-        kwargs=at.kwargs,
-        weights=at.weights,
-        mean=at.mean or made.mean,
-        std=at.std or made.std,
-        license=at.license or made.license,
-        positions=at.positions,
-    )
-
-
-def add_blocks(backbone: Backbone, count: int, seed: int) -> Backbone:
-    """A backbone with ``count`` more blocks on top, drawn from ``seed`` (Table 8); its kwargs say the new depth.
-
-    Raises:
-        UserError: other parts of the model depend on its depth.
-    """
-    family, _, own_name = backbone.name.partition(":")
-    library, word = LIBRARIES[family], "depth" if backbone.block_prefix == "blocks." else "layers"
-    kwargs = backbone.kwargs | {word: backbone.depth + count}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        deeper = library.take_apart(library.create(own_name, kwargs, backbone.size), backbone.name)
-    if changed := sorted(_shapes(backbone) ^ _shapes(deeper)):
-        raise UserError(
-            f"{backbone.name!r} takes no fresh blocks: {changed[0][0]} has an entry for each of its blocks; "
-            "allowed are models whose positions are the same for all of them"
-        )
-    return replace(backbone, blocks=[*backbone.blocks, *deeper.blocks[backbone.depth :]], kwargs=kwargs)
-
-
-def _shapes(backbone: Backbone) -> set[tuple]:
-    """Names and shapes of what is not in blocks."""
-    tensors = backbone.stem.state_dict() | backbone.tail.state_dict()
-    return {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_disk: int) -> Backbone:
-    """The backbone of ``vit`` with the weights of a file, all or all but the first ``on_disk`` blocks'."""
-    if on_disk and not file.safe:
-        raise UserError(f"blocks cannot wait in {file.path}; allowed is a .safetensors file")
-    left, origin = load(vit, file, library.arrange, tuple(f"{planned.block_prefix}{i}." for i in range(on_disk)))
-    made = replace(library.take_apart(vit, planned.name), left=left)
-    return replace(made, origin=origin, file=file.path) if file.safe else made
-
-
-def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
-    """A config that somebody else wrote must not fill the memory before anything is held against it."""
-    for key, value in kwargs.items():
-        most = MOST_BLOCKS if key in ("depth", "layers") else MOST
-        if isinstance(value, int | float) and abs(value) > most:
-            raise UserError(f"{key} of {name!r} is {value}; allowed are at most {most}")
-
-
-def _refuse_more_than_memory(planned: Backbone) -> None:
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in planned.state_dict().values())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        takes, has = f"{needed / 2**30:.0f} GiB", f"{memory / 2**30:.0f} GiB"
-        raise UserError(f"{planned.name!r} at random takes {takes} in float32, this machine has {has}")
-
-
-def weights_file(name: str, weights: str) -> Path:
-    """The file at a place of weights (see :func:`build`) for the backbone ``name``; fetched where need be."""
-    place = name if weights == "pretrained" else weights
-    family, _, own_name = place.partition(":")
-    if family in LIBRARIES and not own_name.startswith(HUB):
-        return LIBRARIES[family].public(own_name)
-    return find(place.removeprefix("timm:"), files_of(name))

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scaleup.backbones import timm, weights
-from scaleup.backbones.backbone import STAGES, Backbone, Located, refuse_size
+from scaleup.backbones.backbone import STAGES, Backbone, Kwargs, Located, refuse_size
 from scaleup.checkpoint import hub
-from scaleup.errors import UserError, nearest
+from scaleup.errors import UserError, first_line, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 TAIL = ("attn_pool", "ln_post")
@@ -73,7 +73,7 @@ def names() -> list[str]:
     return [f"open_clip:{name}" for name in open_clip.list_models()]
 
 
-def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None) -> Any:
+def create(name: str, kwargs: Kwargs, size: tuple[int, int] | None) -> Any:
     """The vision tower of ``NAME`` or ``NAME/TAG`` without projection, at an input size (h, w) or the model's own.
 
     Args:
@@ -84,21 +84,21 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None) -> A
         UserError: there is no such model or tag, it cannot be built, it is not plain, or its patches do not divide the
             size.
     """
-    config, cfg = _known(name)
-    vision = config["vision_cfg"]
+    entry = _registered(name)
+    vision = entry.config["vision_cfg"]
     if vision.get("timm_model_name"):
         return _timm_tower(name, vision, kwargs, size)
     if isinstance(vision["layers"], list):
         raise UserError(f"'open_clip:{name}' is a ModifiedResNet, not a plain ViT: {STAGES}")
     _refuse_unknown_words(name, kwargs)
-    words = config | {"quick_gelu": config.get("quick_gelu", False) or cfg["quick_gelu"]} | kwargs
+    words = entry.config | {"quick_gelu": entry.config.get("quick_gelu", False) or entry.quick_gelu} | kwargs
     vision |= {word: value for word, value in kwargs.items() if word not in BESIDE}
     if size is not None and tuple(size) != _pair(vision["image_size"]):
         refuse_size(f"open_clip:{name}", size, _pair(vision["patch_size"]))
     return _tower(name, words, vision | {"image_size": size or vision["image_size"], "patch_dropout": 0.0})
 
 
-def _tower(name: str, words: dict[str, Any], vision: dict[str, Any]) -> Any:
+def _tower(name: str, words: Kwargs, vision: Kwargs) -> Any:
     from open_clip.model import _build_vision_tower
 
     try:
@@ -111,7 +111,7 @@ def _tower(name: str, words: dict[str, Any], vision: dict[str, Any]) -> Any:
     return tower
 
 
-def _timm_tower(name: str, vision: dict[str, Any], kwargs: dict[str, Any], size: tuple[int, int] | None) -> Any:
+def _timm_tower(name: str, vision: Kwargs, kwargs: Kwargs, size: tuple[int, int] | None) -> Any:
     """The model inside open_clip's ``TimmModel``, pooled as that would pool it."""
     vision = vision | {key: value for key, value in kwargs.items() if key.startswith("timm_")}
     words = {key: value for key, value in kwargs.items() if not key.startswith("timm_")}
@@ -129,17 +129,15 @@ def _timm_tower(name: str, vision: dict[str, Any], kwargs: dict[str, Any], size:
     return vit
 
 
-def _cannot_build(name: str, vision: dict[str, Any], error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"open_clip cannot build 'open_clip:{name}' with {vision}: {reason}")
+def _cannot_build(name: str, vision: Kwargs, error: Exception) -> UserError:
+    return UserError(f"open_clip cannot build 'open_clip:{name}' with {vision}: {first_line(error)}")
 
 
 def take_apart(tower: Any, name: str) -> Backbone:
     """Split a tower into stem, blocks and tail, which share its tensors."""
-    _, cfg = _known(name.removeprefix("open_clip:"))
-    fed: dict[str, Any] = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "license": "not stated"}
+    entry, license = _registered(name.removeprefix("open_clip:")), "not stated"
     if not hasattr(tower, "transformer"):
-        return replace(timm.take_apart(tower, name), **fed)
+        return replace(timm.take_apart(tower, name), mean=entry.mean, std=entry.std, license=license)
     return Backbone(
         name=name,
         stem=timm.part(tower, Stem, STEM),
@@ -156,7 +154,9 @@ def take_apart(tower: Any, name: str) -> Backbone:
         rotary=False,
         attn_mask=False,
         block_prefix="transformer.resblocks.",
-        **fed,
+        mean=entry.mean,
+        std=entry.std,
+        license=license,
     )
 
 
@@ -168,7 +168,7 @@ def public(name: str) -> Path:
     """
     import open_clip
 
-    _known(name)
+    _registered(name)
     model, _, tag = name.partition("/")
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(model)
@@ -184,21 +184,21 @@ def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
     """
     tensors = _within(tensors, "visual.")
     if not hasattr(tower, "transformer"):
-        given, left = timm.arrange(tower, _within(tensors, "trunk."))
-        return given, left | {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        inside, outside = timm.arrange(tower, _within(tensors, "trunk."))
+        return inside, outside | {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
     from open_clip.model import resize_pos_embed
 
     tensors, other = weights.convert_for_open_clip(tensors)
     positions = {"visual.positional_embedding": tensors["positional_embedding"]}
     resize_pos_embed(positions, SimpleNamespace(visual=tower))
-    given = tensors | _within(positions, "visual.")
-    return given, other | ({"proj": given.pop("proj")} if "proj" in given else {})
+    own = tensors | _within(positions, "visual.")
+    return own, other | ({"proj": own.pop("proj")} if "proj" in own else {})
 
 
 def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What has a prefix, without it; everything where nothing has it."""
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return found or tensors
+    """Tensors whose names have a prefix, without it; all tensors where no name has it."""
+    within = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return within or tensors
 
 
 def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
@@ -207,10 +207,10 @@ def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     try:
-        wanted, fed = _architecture(config["model_cfg"]), config.get("preprocess_cfg", {})
-        known = {name: _architecture(open_clip.get_model_config(name)) for name in open_clip.list_models()}
-        changes = {name: {k: v for k, v in wanted.items() if other.get(k) != v} for name, other in known.items()}
-        name = min(changes, key=lambda each: (_kind(known[each]) != _kind(wanted), len(changes[each])))
+        own, fed = _architecture(config["model_cfg"]), config.get("preprocess_cfg", {})
+        others = {name: _architecture(open_clip.get_model_config(name)) for name in open_clip.list_models()}
+        changes = {name: {k: v for k, v in own.items() if other.get(k) != v} for name, other in others.items()}
+        name = min(changes, key=lambda other: (_kind(others[other]) != _kind(own), len(changes[other])))
         size = _pair(config["model_cfg"]["vision_cfg"].get("image_size", 224))
         mean, std = tuple(fed.get("mean", OPENAI_DATASET_MEAN)), tuple(fed.get("std", OPENAI_DATASET_STD))
         return Located(f"open_clip:{name}", changes[name], size=size, mean=mean, std=std)
@@ -218,8 +218,8 @@ def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
         raise UserError(f"{path} is not in open_clip's layout ({error!r})") from error
 
 
-def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides on a tower's tensors and what it computes: of a tower that is a timm model, words for that alone."""
+def _architecture(config: Mapping[str, Any]) -> Kwargs:
+    """The settings on which a tower's tensors and output depend; of a timm model inside it, only those for timm."""
     from open_clip.model import CLIPVisionCfg
 
     vision = {k: v for k, v in asdict(CLIPVisionCfg(**config["vision_cfg"])).items() if k not in NOT_ARCHITECTURE}
@@ -228,16 +228,25 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     return vision | {"embed_dim": config["embed_dim"], "quick_gelu": config.get("quick_gelu", False)}
 
 
-def _kind(architecture: dict[str, Any]) -> type:
-    """Tells transformers, residual networks and towers that are timm models apart."""
+def _kind(architecture: Kwargs) -> type:
+    """The type of ``layers``: int for a transformer, list for a residual network, NoneType for a timm model."""
     return type(architecture.get("layers"))
 
 
-def _known(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration of ``NAME`` or ``NAME/TAG``, and of its weights: mean, std and quick_gelu.
+class Registered(NamedTuple):
+    """A model that open_clip knows, with or without the tag of its weights.
 
-    Without a tag, mean and std are those of the model's first; the activation is then what the configuration says.
+    Without one, mean and std are those of the first of its tags.
     """
+
+    config: dict[str, Any]  # as in open_clip's JSON file
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    quick_gelu: bool  # whether the weights were trained with that activation
+
+
+def _registered(name: str) -> Registered:
+    """What open_clip knows of ``NAME`` or ``NAME/TAG``; UserError where it knows no such model or tag."""
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
@@ -246,16 +255,16 @@ def _known(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if config is None:
         raise UserError(f"unknown open_clip model {model!r}{nearest(model, open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(model)
-    given = open_clip.get_pretrained_cfg(model, tag)
-    if tag and not given:
+    weights = open_clip.get_pretrained_cfg(model, tag)
+    if tag and not weights:
         allowed = ", ".join(tags) or "none"
         raise UserError(f"unknown weights {tag!r} of 'open_clip:{model}'; allowed are {allowed}{nearest(tag, tags)}")
-    like = given or open_clip.get_pretrained_cfg(model, *tags[:1] or [""])
-    mean, std = like.get("mean", OPENAI_DATASET_MEAN), like.get("std", OPENAI_DATASET_STD)
-    return config, {"mean": mean, "std": std, "quick_gelu": given.get("quick_gelu", False)}
+    like = weights or open_clip.get_pretrained_cfg(model, *tags[:1] or [""])
+    mean, std = tuple(like.get("mean", OPENAI_DATASET_MEAN)), tuple(like.get("std", OPENAI_DATASET_STD))
+    return Registered(config, mean, std, weights.get("quick_gelu", False))
 
 
-def _refuse_unknown_words(name: str, kwargs: dict[str, Any]) -> None:
+def _refuse_unknown_words(name: str, kwargs: Kwargs) -> None:
     from open_clip.model import CLIPVisionCfg
 
     if "pos_embed" in kwargs:

@@ -1,6 +1,4 @@
-"""Rotary angles anywhere between the patches: where a tube's centre lies, timm's own formulas say how far to turn.
-
-Backbones from timm: any plain ``VisionTransformer`` or ``Eva``, taken apart without changing what it computes."""
+"""Backbones from timm: any plain ``VisionTransformer`` or ``Eva``, taken apart without changing what it computes."""
 
 from __future__ import annotations
 
@@ -19,81 +17,24 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from scaleup.backbones import weights
-from scaleup.backbones.backbone import MASKED, Backbone, Located, refuse_size, refuse_unless_plain
+from scaleup.backbones.backbone import MASKED, Backbone, Kwargs, Located, refuse_size, refuse_unless_plain
 from scaleup.checkpoint import hub
-from scaleup.errors import UserError, nearest
-
-ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed)
-
-
-def turn(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Sines and cosines of the rotary angles at places between the patches.
-
-    Args:
-        rope: a rotary embedding of timm (one of ROTARY).
-        patches: (N, 2) in patches along h, w; the first patch's centre lies at 0.
-        grid: (gh, gw) patches of an image.
-
-    Returns:
-        (N, 2d) for heads of width d; (depth, heads, N, 2d) where each block has frequencies of its own.
-    """
-    places = _coordinates(rope, patches, grid)  # (N, 2)
-    if isinstance(rope, RotaryEmbeddingMixed):
-        first, second = rope.freqs.float().unsqueeze(-2)  # (depth, heads, 1, d/2) each
-        angles = places[:, :1] * first + places[:, 1:] * second  # (depth, heads, N, d/2)
-        return _layout(angles, half=False).to(rope.freqs)
-    dino = isinstance(rope, RotaryEmbeddingDinoV3)
-    frequencies = 2 * math.pi / rope.periods if dino else rope.bands  # (d/4,)
-    return _layout((places[..., None] * frequencies).flatten(1), rope.rotate_half)
-
-
-def _coordinates(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Places in the units that the frequencies are made for: (N, 2), in the order of the frequencies' axes."""
-    extent = torch.tensor(grid).to(patches)
-    if isinstance(rope, RotaryEmbeddingDinoV3):
-        ends = {"separate": extent, "min": extent.min(), "max": extent.max()}[rope.normalize_coords]
-        places = 2 * (patches + 0.5 + rope.grid_offset) / ends - 1
-    elif isinstance(rope, RotaryEmbeddingCat):
-        places = patches + rope.grid_offset
-        if rope.ref_feat_shape is not None:
-            places = places / extent * torch.tensor(rope.ref_feat_shape).to(patches)
-    else:
-        places = patches
-    return places.flip(-1) if rope.grid_indexing == "xy" else places
-
-
-def _layout(angles: Tensor, half: bool) -> Tensor:
-    """Sines then cosines (..., 2d) of angles (..., d/2), each twice: halves repeated, or neighbours."""
-    turned = angles.sin(), angles.cos()
-    return torch.cat([torch.cat([x, x], -1) if half else x.repeat_interleave(2, -1) for x in turned], -1)
-
+from scaleup.errors import UserError, first_line, nearest
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
 HAVE_WEIGHT_INIT = ("timm.models.vision_transformer", "timm.models.deit")
 TAIL = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
-
-CONVERTED: dict[str, dict[str, Any]] = {  # part of a name -> how timm converts its files, where not as all others
+CONVERTED: dict[str, Kwargs] = {  # part of a name -> how timm converts its files, where not as all others
     "deit": {"adapt_layer_scale": True},
     "flexivit": {"interpolation": "bilinear", "antialias": False},
     "base_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
     "huge_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
     "radio": {"interpolation": "bilinear", "antialias": False},
 }
-
-
-DISPENSABLE = (  # how names begin that are left out where the model has none of them
-    *(
-        "head.",
-        "head_dist.",
-        "fc.",
-        "classifier.",
-        "cls_classifier.",
-        "distillation_classifier.",
-        "lm_head.",
-        "pooler.",
-    ),
-    *("decoder", "projector", "predictor", "dino_head.", "ibot_head.", "mask_token", "attn_pool", "pos_embed"),
-)
+# How names of tensors begin that are left out where the model has none of them.
+CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "cls_classifier.", "distillation_classifier.", "lm_head.")
+BESIDE = (*CLASSIFIERS, "pooler.", "decoder", "projector", "predictor", "dino_head.", "ibot_head.", "mask_token")
+DISPENSABLE = (*BESIDE, "attn_pool", "pos_embed")
 
 
 class Stem(nn.Module):
@@ -106,7 +47,7 @@ class Stem(nn.Module):
     _pos_embed: Any
 
     def train(self, mode: bool = True) -> Stem:
-        """Angles stay as they are in eval mode, in which none is drawn at random: patches and tubes turn alike."""
+        """Rotary angles stay in eval mode: in train mode timm may draw those of patches at random."""
         super().train(mode)
         if getattr(self, "rope", None) is not None:
             self.rope.eval()
@@ -130,8 +71,8 @@ class Stem(nn.Module):
         return turn(self.rope, patches, self.patch_embed.grid_size)
 
     def _positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        made = self._pos_embed(patches)  # a pair where the family may rotate
-        return made if isinstance(made, tuple) else (made, None)
+        tokens = self._pos_embed(patches)  # a pair where the family may rotate
+        return tokens if isinstance(tokens, tuple) else (tokens, None)
 
     def _no_patches(self) -> Tensor:
         rows, columns = self.patch_embed.grid_size
@@ -156,7 +97,7 @@ def names() -> list[str]:
     return [f"timm:{name}" for name in timm.list_models()]
 
 
-def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, label: str | None = None) -> Any:
+def create(name: str, kwargs: Kwargs, size: tuple[int, int] | None, label: str | None = None) -> Any:
     """A plain timm model without classifier, at an input size (h, w) of its own or of the caller's.
 
     Its fresh weights start fan-in: with timm's own std of 0.02 a narrow model learns nothing for thousands of steps.
@@ -173,7 +114,7 @@ def create(name: str, kwargs: dict[str, Any], size: tuple[int, int] | None, labe
     except Exception as error:  # wrong words in kwargs raise anything
         if size and "img_size" in str(error):
             refuse_unless_plain(create(name, kwargs, None, label), label)
-        raise UserError(f"timm cannot build {label!r} with {kwargs}: {_reason(error)}") from error
+        raise UserError(f"timm cannot build {label!r} with {kwargs}: {first_line(error)}") from error
     refuse_unless_plain(vit, label)
     if isinstance(vit, Eva):
         _start_fan_in(vit.blocks)
@@ -213,12 +154,8 @@ def public(name: str) -> Path:
     raise UserError(f"timm has no public weights of {name!r}{near}; give others with --weights, or --random-init")
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _in_family_words(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """``pos_embed: none`` is said in two ways, and that fresh weights start fan-in in one family alone."""
+def _in_family_words(name: str, kwargs: Kwargs) -> Kwargs:
+    """Each family has its own word for ``pos_embed: none``, and one of them has a word for fan-in weights."""
     module = timm.model_entrypoint(name).__module__
     if module in HAVE_WEIGHT_INIT:
         return {"weight_init": "jax", **kwargs}
@@ -228,7 +165,7 @@ def _in_family_words(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start_fan_in(blocks: nn.Module) -> None:
-    """Fresh blocks of the family that has no word for it, as ``weight_init: jax`` starts those of the other."""
+    """Start fresh blocks of Eva, which has no such word, as ``weight_init: jax`` starts those of the other family."""
     for module in blocks.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -277,11 +214,11 @@ def take_apart(vit: Any, name: str) -> Backbone:
 
 def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
     """A shallow copy of a model that has just some of its modules and parameters, and all of its family's methods."""
-    made = copy.copy(model)
-    made.__class__ = type(kind.__name__, (kind, type(model)), {})
-    made._modules = {name: module for name, module in model._modules.items() if name in names}
-    made._parameters = {name: tensor for name, tensor in model._parameters.items() if name in names}
-    return made
+    copied = copy.copy(model)
+    copied.__class__ = type(kind.__name__, (kind, type(model)), {})
+    copied._modules = {name: module for name, module in model._modules.items() if name in names}
+    copied._parameters = {name: tensor for name, tensor in model._parameters.items() if name in names}
+    return copied
 
 
 def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -293,16 +230,12 @@ def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], di
     tensors, other = weights.convert(tensors, own.keys())
     other |= {name: tensors[name] for name in ("mask_token",) if name in tensors}  # timm takes it for a mark of DINOv2
     family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
-    tensors = family.checkpoint_filter_fn(tensors, vit, **_conversion(vit))  # type: ignore[attr-defined]
+    architecture = vit.pretrained_cfg["architecture"]
+    words: Kwargs = next((words for part, words in CONVERTED.items() if part in architecture), {})
+    tensors = family.checkpoint_filter_fn(tensors, vit, **words)  # type: ignore[attr-defined]
     absent = tuple(name for name in DISPENSABLE if not any(key.startswith(name) for key in own))
     left = {name: tensor for name, tensor in tensors.items() if name.startswith(absent)}
     return {name: tensor for name, tensor in tensors.items() if name not in left}, other | left
-
-
-def _conversion(vit: Any) -> dict[str, Any]:
-    """What timm's conversion of files of other layouts and sizes is told for this model."""
-    name = vit.pretrained_cfg["architecture"]
-    return next((words for part, words in CONVERTED.items() if part in name), {})
 
 
 def _fill_buffers(vit: nn.Module) -> None:
@@ -311,22 +244,51 @@ def _fill_buffers(vit: nn.Module) -> None:
         empty = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
         if empty:
             module._buffers.update({name: torch.empty_like(buffer, device="cpu") for name, buffer in empty.items()})
-            held = module._parameters  # timm computes where these are
+            parameters = module._parameters  # timm computes where these are
             module._parameters = {
-                name: nn.Parameter(torch.empty_like(t, device="cpu")) for name, t in held.items() if t is not None
+                name: nn.Parameter(torch.empty_like(t, device="cpu")) for name, t in parameters.items() if t is not None
             }
             module.init_non_persistent_buffers()  # type: ignore[operator]
-            module._parameters = held
+            module._parameters = parameters
 
 
-def architecture_of(tensors: dict[str, Tensor], names: list[str]) -> str | None:
-    """The first of ``names`` whose tensors have the very names and shapes of ``tensors`` (classifier apart)."""
-    tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    for name in names:
-        with torch.device("meta"):
-            own = timm.create_model(name, num_classes=0).state_dict()
-        given = weights.convert(tensors, own.keys())[0].items()
-        shapes = {key: tensor.shape for key, tensor in given if not key.startswith(DISPENSABLE[:-2])}
-        if {key: tensor.shape for key, tensor in own.items()} == shapes:
-            return name
-    return None
+def turn(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sines and cosines of the rotary angles at places between the patches.
+
+    Args:
+        rope: timm's RotaryEmbeddingCat, RotaryEmbeddingDinoV3 or RotaryEmbeddingMixed.
+        patches: (N, 2) in patches along h, w; the first patch's centre lies at 0.
+        grid: (gh, gw) patches of an image.
+
+    Returns:
+        (N, 2d) for heads of width d; (depth, heads, N, 2d) where each block has frequencies of its own.
+    """
+    places = _coordinates(rope, patches, grid)  # (N, 2)
+    if isinstance(rope, RotaryEmbeddingMixed):
+        first, second = rope.freqs.float().unsqueeze(-2)  # (depth, heads, 1, d/2) each
+        angles = places[:, :1] * first + places[:, 1:] * second  # (depth, heads, N, d/2)
+        return _layout(angles, half=False).to(rope.freqs)
+    dino = isinstance(rope, RotaryEmbeddingDinoV3)
+    frequencies = 2 * math.pi / rope.periods if dino else rope.bands  # (d/4,)
+    return _layout((places[..., None] * frequencies).flatten(1), rope.rotate_half)
+
+
+def _coordinates(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Places in the units that the frequencies are made for: (N, 2), in the order of the frequencies' axes."""
+    extent = torch.tensor(grid).to(patches)
+    if isinstance(rope, RotaryEmbeddingDinoV3):
+        ends = {"separate": extent, "min": extent.min(), "max": extent.max()}[rope.normalize_coords]
+        places = 2 * (patches + 0.5 + rope.grid_offset) / ends - 1
+    elif isinstance(rope, RotaryEmbeddingCat):
+        places = patches + rope.grid_offset
+        if rope.ref_feat_shape is not None:
+            places = places / extent * torch.tensor(rope.ref_feat_shape).to(patches)
+    else:
+        places = patches
+    return places.flip(-1) if rope.grid_indexing == "xy" else places
+
+
+def _layout(angles: Tensor, half: bool) -> Tensor:
+    """Sines then cosines (..., 2d) of angles (..., d/2), each twice: halves repeated, or neighbours."""
+    turned = angles.sin(), angles.cos()
+    return torch.cat([torch.cat([x, x], -1) if half else x.repeat_interleave(2, -1) for x in turned], -1)

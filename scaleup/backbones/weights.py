@@ -1,10 +1,8 @@
-"""Weights in the layouts of transformers under timm's names: ViT, DeiT, MAE, CLIP, SigLIP, DINOv2, DINOv3.
+"""A weights file -> a model: renamed, held against what the model needs, copied tensor by tensor, never held twice.
 
-The names of the tensors tell the layout. A name that is not known stays as it is, so that whoever loads the tensors
-refuses it.
-
-
-From a file into a model: held against what the model needs, then copied tensor by tensor, never held twice."""
+Weights in the layouts of transformers get timm's names: ViT, DeiT, MAE, CLIP, SigLIP, DINOv2, DINOv3. The names of the
+tensors tell the layout. A name that is not known stays as it is, and is refused when the tensors are loaded.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from scaleup.common.tensors import File
-from scaleup.errors import UserError
+from scaleup.errors import UserError, first_line
 
 TOWERS = ("vision_model", "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "model.vision_model")
 TOWER = re.compile(rf"(?P<tower>(?:(?:{'|'.join(map(re.escape, TOWERS))})[.])?)embeddings[.]patch_embeddings?[.]")
@@ -131,14 +129,14 @@ def _join_attention(inside: dict[str, Tensor], block: str, own: Collection[str])
     if len(biases) == 3:
         inside[f"{block}.attn.qkv.bias"] = torch.cat([inside.pop(name) for name in biases.values()])
         return {}
-    left = {}
+    zeros = {}
     for kind, name in biases.items():  # DINOv3 has none of the keys
         tensor = inside.pop(name)
         if f"{kind}_bias" in own or tensor.is_meta or tensor.any():
             inside[f"{kind}_bias"] = tensor
         else:
-            left[name] = tensor
-    return left
+            zeros[name] = tensor
+    return zeros
 
 
 def _split_pool(inside: dict[str, Tensor]) -> None:
@@ -154,7 +152,7 @@ INITIALIZERS = ("normal_", "uniform_", "constant_", "kaiming_uniform_")
 
 
 class SkipInit(TorchFunctionMode):
-    """What would change the values of a tensor on the meta device in place is left undone."""
+    """Inside, functions that initialise tensors in place skip those on the meta device."""
 
     DRAWS = frozenset(
         [getattr(torch.Tensor, name) for name in IN_PLACE] + [getattr(torch.nn.init, name) for name in INITIALIZERS]
@@ -193,42 +191,37 @@ def load(model: Any, file: File, arrange: Arrange, stay: tuple[str, ...] = ()) -
     """
     own_kind = {name: tensor for name, tensor in file.mapped.items() if name.startswith(OWN)}
     try:
-        given, left = arrange(model, {name: t for name, t in file.mapped.items() if name not in own_kind})
+        arranged, outside = arrange(model, {name: t for name, t in file.mapped.items() if name not in own_kind})
     except UserError:
         raise
     except Exception as error:  # libraries take names and shapes for granted
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file.path} does not hold the weights of this model ({reason})") from error
-    _refuse_misfits(model.state_dict(), given, file.path)
-    as_is = _as_is(given, file.mapped)
+        raise UserError(f"{file.path} does not hold the weights of this model ({first_line(error)})") from error
+    _refuse_misfits(model.state_dict(), arranged, file.path)
+    places = {_place(tensor): name for name, tensor in file.mapped.items()}
+    as_is = {name: places[_place(tensor)] for name, tensor in arranged.items() if _place(tensor) in places}
     moved = [name for name in as_is if not (stay and name.startswith(stay))]
     copies = file.copies([as_is[name] for name in moved], torch.float32)
     state = dict(zip(moved, copies, strict=True))
-    for name in given.keys() - as_is.keys():
-        state[name] = given.pop(name).to(torch.float32, copy=True)
+    for name in arranged.keys() - as_is.keys():
+        state[name] = arranged.pop(name).to(torch.float32, copy=True)
     model.load_state_dict(state, strict=False, assign=True)  # misfits are refused above
     origin = {name: file.names[as_is[name]] for name in as_is}
-    return Loaded({name: tensor.clone() for name, tensor in (own_kind | left).items()}, origin)
-
-
-def _as_is(given: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of the tensors given, those that are a file's own, with their names there."""
-    places = {_place(tensor): name for name, tensor in mapped.items()}
-    return {name: places[_place(tensor)] for name, tensor in given.items() if _place(tensor) in places}
+    return Loaded({name: tensor.clone() for name, tensor in (own_kind | outside).items()}, origin)
 
 
 def _place(tensor: Tensor) -> tuple:
+    """Where in a mapped file a tensor lies."""
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _refuse_misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+def _refuse_misfits(own: Mapping[str, Tensor], arranged: Mapping[str, Tensor], path: Path) -> None:
     kinds = {
-        "it lacks": [name for name in own if name not in given],
-        "it has besides": [name for name in given if name not in own],
+        "it lacks": [name for name in own if name not in arranged],
+        "it has besides": [name for name in arranged if name not in own],
         "it differs in": [
-            f"{name} {tuple(given[name].shape)} where {tuple(own[name].shape)} belongs"
-            for name in own
-            if name in given and own[name].shape != given[name].shape
+            f"{name} {tuple(arranged[name].shape)} where {tuple(tensor.shape)} belongs"
+            for name, tensor in own.items()
+            if name in arranged and tensor.shape != arranged[name].shape
         ],
     }
     if any(kinds.values()):

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from torch.hub import download_url_to_file, get_dir
 
 from scaleup.common.tensors import INDEX_ENDING, read_index, split
-from scaleup.errors import UserError
+from scaleup.errors import UserError, first_line
 
 TIMM = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -30,7 +30,7 @@ INSTEAD = "give a local file or directory with --weights, or --random-init"
 
 
 def is_path(weights: str) -> bool:
-    """Whether a place of weights is on this machine; else it is a name, and the weights are fetched by it."""
+    """Whether a place of weights is a path on this machine, and not a name to fetch them by."""
     return not weights.startswith((HUB, "timm:", "open_clip:")) and weights not in ("pretrained", "meta")
 
 
@@ -48,27 +48,27 @@ def find(place: str, names: Sequence[str]) -> Path:
         UserError: there is none, or the hub cannot be reached; with what was tried.
     """
     if place.startswith(HUB):
-        repo, _, model = place.removeprefix(HUB).partition(":")
-        return _of(_fetch(repo, names), model or None)
-    path, wanted = split(place.removeprefix(LOCAL))
+        repo, _, choice = place.removeprefix(HUB).partition(":")
+        return _of(_fetch(repo, names), choice or None)
+    path, model = split(place.removeprefix(LOCAL))
     if path.is_dir():
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in names if (path / name).is_file()]
+        if not files:
             ours = "; of our own models, make a whole one with tools/export.py --to full" if TIMM[0] in names else ""
             raise UserError(f"{path} holds none of {', '.join(names)}{ours}")
-        return _of(found[0], wanted)
+        return _of(files[0], model)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    return _of(path, wanted)
+    return _of(path, model)
 
 
 def _of(path: Path, model: str | None) -> Path:
-    """A file, absolute; links stay, since names end in what a file is and parts lie beside their index."""
+    """The absolute path, with the model after a colon. Links stay: endings count, and parts lie beside their index."""
     return path.absolute().with_name(f"{path.name}:{model}") if model is not None else path.absolute()
 
 
 def _fetch(repo: str, names: Sequence[str]) -> Path:
-    """A file of a hub repository (owner/name[@revision]): what is in the cache is taken as it is."""
+    """A file of a hub repository (owner/name[@revision]), from the cache where it is there."""
     repo, _, revision = repo.partition("@")
     for name in names:
         try:
@@ -97,7 +97,7 @@ def _download(repo: str, name: str, **how: Any) -> Path:
 
 
 def fetch_url(url: str) -> Path:
-    """A file of the web, kept where torch keeps those."""
+    """A file of the web, in torch's cache."""
     path = Path(get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if path.is_file():
         return path
@@ -113,7 +113,7 @@ def fetch_url(url: str) -> Path:
 
 
 def _unreachable(what: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = first_line(error).rstrip(".")
     return UserError(f"the file {what} is not in the cache and could not be fetched ({reason}); {INSTEAD}")
 
 
@@ -134,5 +134,4 @@ def upload(directory: Path, repo_id: str, private: bool = False, message: str = 
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{repo_id!r} is not uploaded: {reason}") from error
+        raise UserError(f"{repo_id!r} is not uploaded: {first_line(error)}") from error
