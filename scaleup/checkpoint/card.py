@@ -22,19 +22,14 @@ logits = model(x)  # x: (B, 3, T, H, W) or (B, 3, H, W), see model.preprocess
 
 @dataclass
 class Described:
-    """What a card says of a model.
-
-    ``report`` is the content of its report.json, ``depth`` the number of its blocks,
-    ``alphas`` the gate's values by name, empty without a gate, ``kind`` ``"delta"`` or ``"full"``, ``size`` how many
-    numbers the directory holds.
-    """
+    """What a card says of a model."""
 
     config: ModelConfig
-    report: Mapping[str, Any]
-    depth: int
-    alphas: Mapping[str, float]
-    kind: str
-    size: int
+    report: Mapping[str, Any]  # the content of report.json
+    depth: int  # blocks
+    alphas: Mapping[str, float]  # the gate's values by name, empty without a gate
+    kind: str  # delta | full
+    size: int  # numbers in the directory
 
 
 def card(model: Described) -> str:
@@ -109,8 +104,8 @@ def _gate(alphas: Mapping[str, float]) -> str:
 
 
 def _parents(report: Mapping[str, Any]) -> Iterator[str]:
-    found: Mapping[str, Any] = next((stage["parents"] for stage in stages(report) if "parents" in stage), {})
-    for role, parent in found.items():
+    parents: Mapping[str, Any] = next((stage["parents"] for stage in stages(report) if "parents" in stage), {})
+    for role, parent in parents.items():
         sha256 = f", sha256 `{parent['sha256']}`" if parent.get("sha256") else ""
         yield f"{'tubes of' if role == 'small' else role}: `{parent['name']}`{sha256}"
 

@@ -1,6 +1,4 @@
-"""``config.json`` of a model directory: everything needed to rebuild the model, held against its schema.
-
-Model directories: the files in them, and the names of tensors there."""
+"""Model directories: ``config.json``, from which a model is rebuilt; the other files; names of tensors there."""
 
 from __future__ import annotations
 
@@ -135,14 +133,14 @@ def is_of_adapter(name: str) -> bool:
     return ADAPTER_NAME in name
 
 
-def refuse_misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: set[str], path: Path) -> None:
-    """UserError where ``found``, which ``path`` holds, is not all of ``own`` in its shapes and kinds of numbers."""
-    faults = [f"unexpected {name}{nearest(name, own, 1)}" for name in sorted(found.keys() - own.keys())]
-    faults += [f"missing {name}" for name in sorted(own.keys() - found.keys() - optional)]
+def refuse_misfits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], optional: set[str], path: Path) -> None:
+    """UserError where ``stored``, which ``path`` holds, is not all of ``own`` in its shapes and kinds of numbers."""
+    faults = [f"unexpected {name}{nearest(name, own, 1)}" for name in sorted(stored.keys() - own.keys())]
+    faults += [f"missing {name}" for name in sorted(own.keys() - stored.keys() - optional)]
     faults += [
-        f"{name} is {_kind(found[name])} where {_kind(own[name])} belongs"
-        for name in sorted(own.keys() & found.keys())
-        if _kind(own[name]) != _kind(found[name])
+        f"{name} is {_kind(stored[name])} where {_kind(own[name])} belongs"
+        for name in sorted(own.keys() & stored.keys())
+        if _kind(own[name]) != _kind(stored[name])
     ]
     if faults:
         raise UserError(f"{path} does not fit its config.json: {'; '.join(faults[:6])} ({len(faults)} faults in all)")
@@ -182,9 +180,9 @@ def read_tensors(directory: Path, waiting: Collection[str] = ()) -> dict[str, Te
         raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
     beside = directory / ADAPTER / ADAPTER_WEIGHTS
     file = tensors.File(path)
-    wanted = [name for name in file.mapped if name not in waiting]
-    found = file.mapped | dict(zip(wanted, file.copies(wanted), strict=True))
-    return found | (tensors.read(beside)[0] if beside.exists() else {})
+    names = [name for name in file.mapped if name not in waiting]
+    content = file.mapped | dict(zip(names, file.copies(names), strict=True))
+    return content | (tensors.read(beside)[0] if beside.exists() else {})
 
 
 def read_report(directory: Path) -> dict[str, Any]:
@@ -201,7 +199,7 @@ def stages(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The data of a model and of each that it began from; what the tubes had learnt from elsewhere is said to be so."""
+    """The training data of a model and of each that it began from, with words for data that only tubes have seen."""
     for stage in stages(report):
         yield from ((each, "") for each in stage.get("data", {}).values())
         yield from ((each, ", by the tubes") for each in stage.get("parents", {}).get("small", {}).get("data", ()))

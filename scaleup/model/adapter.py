@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +20,7 @@ from scaleup.common.files import make_readable
 from scaleup.errors import UserError
 from scaleup.model.arm import generator_of
 
-KINDS = ("lora", "dora", "ia3")
+KINDS: tuple[str, ...] = get_args(get_type_hints(Adapter)["kind"])
 
 
 class Adapt(NamedTuple):
@@ -85,17 +85,17 @@ def _targets(blocks: nn.ModuleDict, kind: str) -> tuple[list[str], list[str]]:
         raise UserError(f"there is no block above the trunk for a {kind} adapter; choose a smaller frozen_depth")
     targets, fed = [], []
     for index, block in blocks.items():
-        if (known := TARGETS.get(type(block).__name__)) is None:
+        if (layers := TARGETS.get(type(block).__name__)) is None:
             allowed = f"adapters fit {', '.join(TARGETS)}"
             raise UserError(
                 f"it is not known which layers of a {type(block).__name__} take a {kind} adapter; {allowed}"
             )
-        wanted = known.scaled + known.fed if kind == "ia3" else known.lora
+        names = layers.scaled + layers.fed if kind == "ia3" else layers.lora
         for name, layer in block.named_modules():
             last = name.rpartition(".")[2]
-            if isinstance(layer, nn.Linear) and last in wanted and _is_called(block, name):
+            if isinstance(layer, nn.Linear) and last in names and _is_called(block, name):
                 targets.append(f"{index}.{name}")
-                fed += [f"{index}.{name}"] if last in known.fed else []
+                fed += [f"{index}.{name}"] if last in layers.fed else []
     return targets, fed
 
 

@@ -121,7 +121,7 @@ class Arm(nn.Module):
 
 
 def generator_of(name: str, seed: int) -> torch.Generator:
-    """Random numbers that depend on (seed, name) alone, so that an arm begins alike in whichever company it trains."""
+    """Random numbers that depend on (seed, name) alone, so that an arm starts alike alone and in a sweep."""
     return torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
 
 

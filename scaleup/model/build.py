@@ -1,6 +1,7 @@
-"""Models from recipes, from model directories and from run directories.
+"""Models from recipes, from model directories and from run directories; made ready for a run.
 
-How a run computes: where its trunk is, in which precision and with which kernels, and how far its output drifts."""
+A run chooses where its trunk is, in which precision and with which kernels it computes.
+"""
 
 from __future__ import annotations
 
@@ -100,25 +101,25 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
 
 
 def trunk_of(run: str | Path) -> schema.Trunk:
-    """How the frozen blocks of a run were kept."""
-    kept = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
-    return schema.Trunk(**kept)
+    """In which precision the frozen blocks of a run were, and where."""
+    settings = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
+    return schema.Trunk(**settings)
 
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     config = read_config(directory)
     adapt = Adapt(*astuple(config.adapter)) if config.adapter else FULL
     model = template.with_arm(config.frozen_depth, config.gate, config.heads, adapt=adapt)
-    own, found = model.named_tensors(), read_tensors(directory)
+    own, tensors = model.named_tensors(), read_tensors(directory)
     shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
-    arm = {
-        name: public_name(f"arm.{name}", model.block_prefix) for name in model.arm.state_dict() if name not in shared
-    }
-    refuse_misfits(own, found, own.keys() - set(arm.values()) | model.base.keys(), directory)
-    kept = model.stored_tensors()  # frozen blocks may wait in a file
-    if any(not torch.equal(found[name], kept[name]) for name in found.keys() - set(arm.values())):
+    names = {name: public_name(f"arm.{name}", model.block_prefix) for name in model.arm.state_dict().keys() - shared}
+    of_trunk = own.keys() - set(names.values())
+    refuse_misfits(own, tensors, of_trunk | model.base.keys(), directory)
+    stored = model.stored_tensors()  # frozen blocks may wait in a file
+    if any(not torch.equal(tensors[name], stored[name]) for name in tensors.keys() & of_trunk):
         raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
-    model.arm.load_state_dict({n: found[public] for n, public in arm.items() if public in found}, strict=False)
+    state = {name: tensors[public] for name, public in names.items() if public in tensors}
+    model.arm.load_state_dict(state, strict=False)
     model.report = read_report(directory)
     return model.eval()
 
@@ -127,9 +128,9 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
     """Place and cast the blocks that the trunks of ``models`` share.
 
     Returns:
-        ``{"precision", "placement", "drift", "block_seconds"}``: how far h_s moves from float32 by frozen depth (RMS of
-        the difference over RMS of h_s, on a made-up clip), and, where the precision was chosen by measuring, what a
-        block took in each. Empty where nothing is frozen.
+        ``{"precision", "placement", "block_seconds", "drift"}`` for a JSON file: what a block took in each precision,
+        where it was chosen by measuring, and how far h_s moves from float32 by frozen depth (RMS of the difference over
+        RMS of h_s, on a made-up clip). Empty where nothing is frozen.
     """
     trunks = [model.trunk for model in models if model.trunk is not None]
     if not trunks:
@@ -137,20 +138,21 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
     deepest = max(models, key=lambda model: model.frozen_depth)
     trunk, depths = deepest.trunk, {model.frozen_depth for model in models} - {0}
     assert trunk is not None
-    for each in trunks:
-        each.place(world.device, settings.placement)
+    for shared in trunks:
+        shared.place(world.device, settings.placement)
     clip = natural_clip(deepest.preprocess.frames, deepest.preprocess.size)
     clip = normalise(clip, deepest.config.input).to(world.device)
     precision: str = settings.precision
     seconds: dict[str, float] = {}
     if precision == "auto":
         precision, seconds = world.first(_measured(trunk, clip))
-    about = {"precision": precision, "placement": settings.placement, "block_seconds": seconds}
-    wanted = trunk(clip, depths) if precision != "float32" else {}
+    drifts = {}
     if precision != "float32":
+        exact = trunk(clip, depths)
         cast_trunks(trunks, precision, deepest.public_blocks())
-    found = trunk(clip, depths) if wanted else {}
-    return about | {"drift": {depth: drift(wanted[depth].h, found[depth].h) for depth in sorted(wanted)}}
+        drifts = {depth: drift(exact[depth].h, taps.h) for depth, taps in sorted(trunk(clip, depths).items())}
+    placement = settings.placement
+    return {"precision": precision, "placement": placement, "block_seconds": seconds, "drift": drifts}
 
 
 @torch.no_grad()

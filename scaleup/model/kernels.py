@@ -1,8 +1,8 @@
 """How the products in blocks are computed: as the library does, or by ways that give the same but for rounding.
 
 ``library``: bit for bit the library's. ``lean``: the last block for the class token alone, where pooling reads no other
-(:mod:`scaleup.model.kernels`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which
-torch gives to oneDNN; its matrix products go to a library that leaves half of some processors' width unused.
+(:func:`first_token`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which torch gives to
+oneDNN; its matrix products go to a library that leaves half of some processors' width unused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import thread_time
 from typing import Any
 
@@ -21,7 +22,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-KERNELS = ("library", "lean", "fast")
 PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
 NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
 LONGEST = 2560  # input channels of a product: longer sums leave the cache, a tenth slower at 5120
@@ -31,7 +31,7 @@ SMALLEST = 2**18  # tokens times width of a model for which the choice is worth 
 
 
 def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]:
-    """A block, or what stands for it, with its products computed as ``kernels`` says."""
+    """The function ``call``, a block's, with its products computed as ``kernels`` says."""
     if kernels != "fast":
         return call
 
@@ -43,7 +43,7 @@ def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]
 
 
 class Fast(TorchFunctionMode):
-    """Inside, whatever module or library calls them, :func:`linear` and :func:`attention` stand for torch's own."""
+    """Inside, :func:`linear` and :func:`attention` replace torch's own functions, in every module and library."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
@@ -103,7 +103,7 @@ def _convolved(input: Tensor, weight: Tensor, bias: Tensor | None = None, groups
 
 
 def _exact(tensor: Tensor) -> bool:
-    """Whether a product of this tensor is one of float32 on a CPU."""
+    """Whether a product of this tensor is computed in float32 on a CPU."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
@@ -111,29 +111,34 @@ REPLACED: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_pro
 
 
 @torch.no_grad()
-def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: int = 3) -> str:
+def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
     """``fast`` where a block on float32 tokens h (B, N, D) is clearly faster so on this machine, else ``lean``.
 
     What counts is the time of the processor on one thread: others who use the machine do not change it.
     """
     if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
         return "lean"
-    calls = {kernels: computed(block, kernels) for kernels in ("library", "fast")}
-    seconds: dict[str, list[float]] = {kernels: [] for kernels in calls}
+    calls = {kernels: partial(computed(block, kernels), h, **context) for kernels in ("library", "fast")}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(turns + 1):
-        for kernels, call in calls.items():
-            began = thread_time()
-            call(h, **context)
-            seconds[kernels].append(thread_time() - began)
+    seconds = measure_in_turns(calls, thread_time)
     torch.set_num_threads(threads)
-    library, fast = (min(seconds[kernels][1:]) for kernels in calls)
-    return "fast" if library >= PAYS * fast else "lean"
+    return "fast" if min(seconds["library"]) >= PAYS * min(seconds["fast"]) else "lean"
+
+
+def measure_in_turns(calls: Mapping[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of three runs of each call after a first one, in turns: other work on the machine slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(4):
+        for name, call in calls.items():
+            began = clock()
+            call()
+            seconds[name].append(clock() - began)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def keep_freed_memory() -> None:
-    """Have the process keep what it frees, for the next layer.
+    """Have the process keep the memory that it frees, for the next layer.
 
     glibc gives large buffers back to the system at once, and takes the next ones anew, page by page: as slow as a third
     of the products themselves.

@@ -10,12 +10,13 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from scaleup.backbones.backbone import Backbone, BlockFile
 from scaleup.backbones.build import build
@@ -41,9 +42,6 @@ from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.trunk import Trunk
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 NO_BASE = "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
 
@@ -80,17 +78,16 @@ class Pretrained(nn.Module):
         """
         directory = local(source)
         config = read_config(directory)
-        whole = (directory / FULL).exists()
+        is_full = (directory / FULL).exists()
         on_disk = config.frozen_depth if placement == "disk" else 0
-        if whole:
+        if is_full:
             model = cls.from_config(config, "meta")
         else:
             model = cls.from_config(config, base or config.backbone.weights, on_disk)
-        waiting = model._wait_in(directory / FULL) if whole and on_disk else set()
-        own, found = model.named_tensors(), read_tensors(directory, waiting)
-        optional = set() if whole else {name for name in own if name in model.base}
-        refuse_misfits(own, found, optional, directory)
-        model._assign({name: tensor for name, tensor in found.items() if name not in waiting})
+        waiting = model._wait_in(directory / FULL) if is_full and on_disk else set()
+        content = read_tensors(directory, waiting)
+        refuse_misfits(model.named_tensors(), content, set(model.base), directory)
+        model._assign({name: tensor for name, tensor in content.items() if name not in waiting})
         model.report = read_report(directory)
         return model.eval()
 
@@ -158,32 +155,39 @@ class Pretrained(nn.Module):
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """All tensors under their names on disk, but those of frozen blocks that only the public backbone still has."""
-        state, trunk = self.state_dict(), self.trunk
-        for name in [] if trunk is None else [name for name in state if name.startswith("trunk.blocks.")]:
-            if trunk.precision != "float32" or state[name].is_meta:  # type: ignore[union-attr]
-                original = trunk.originals.get(name.removeprefix("trunk."))  # type: ignore[union-attr]
-                if original is None and not self.base:  # they wait in a full directory
-                    index, own_name = name.removeprefix("trunk.blocks.").split(".", 1)
-                    original = trunk.file.read(int(index), own_name)  # type: ignore[union-attr]
-                state |= {name: original} if original is not None else {}
-                if original is None:
-                    del state[name]
+        stored = {name: self._stored(name, tensor) for name, tensor in self.state_dict().items()}
         return {
-            public_name(name, self.block_prefix): tensor.detach().cpu().contiguous() for name, tensor in state.items()
+            public_name(name, self.block_prefix): tensor.detach().cpu().contiguous()
+            for name, tensor in stored.items()
+            if tensor is not None
         }
+
+    def _stored(self, name: str, tensor: Tensor) -> Tensor | None:
+        """The float32 content of a tensor of the model; None where only the public backbone has it."""
+        trunk = self.trunk
+        if trunk is None or not name.startswith("trunk.blocks."):
+            return tensor
+        if trunk.precision == "float32" and not tensor.is_meta:
+            return tensor
+        original = trunk.originals.get(name.removeprefix("trunk."))
+        if original is not None or self.base:
+            return original
+        assert trunk.file is not None  # blocks that wait in a full directory
+        index, own_name = name.removeprefix("trunk.blocks.").split(".", 1)
+        return trunk.file.read(int(index), own_name)
 
     def public_blocks(self) -> set[str]:
         """Tensors of the frozen blocks (``blocks.3.attn.qkv.weight``) that are the public backbone's."""
         assert self.trunk is not None
-        held = {f"blocks.{name}": t for name, t in self.trunk.blocks.state_dict().items() if not t.is_meta}
-        digests = tensors.hashes(held) if self.base else {}
+        own = {f"blocks.{name}": t for name, t in self.trunk.blocks.state_dict().items() if not t.is_meta}
+        digests = tensors.hashes(own) if self.base else {}
         prefix = self.block_prefix
         return {name for name, digest in digests.items() if digest == self.base.get(public_name(name, prefix))}
 
-    def _assign(self, found: Mapping[str, Tensor]) -> None:
+    def _assign(self, content: Mapping[str, Tensor]) -> None:
         """Take tensors in without a copy, parameters staying frozen or trainable as they were."""
         names = {name: public_name(name, self.block_prefix) for name in self.state_dict()}
-        state = {name: found[public] for name, public in names.items() if public in found}
+        state = {name: content[public] for name, public in names.items() if public in content}
         self.load_state_dict(state, strict=False, assign=True)
         if self.trunk is not None:
             self.trunk.requires_grad_(False)
@@ -221,10 +225,10 @@ def _backbone(config: ModelConfig, weights: str | None, on_disk: int = 0) -> Bac
 
 def _base(config: ModelConfig, backbone: Backbone) -> dict[str, str]:
     digests, entry = backbone.hashes(), config.backbone
-    found = tensors.fingerprint(digests)
-    if entry.sha256 not in (None, found):
+    sha256 = tensors.fingerprint(digests)
+    if entry.sha256 not in (None, sha256):
         raise UserError(
-            f"the base weights of {entry.name} have sha256 {found[:16]}..., but the model was made from "
+            f"the base weights of {entry.name} have sha256 {sha256[:16]}..., but the model was made from "
             f"{entry.sha256[:16]}...; give the very weights it was made from"
         )
     return digests

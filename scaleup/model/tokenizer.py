@@ -1,17 +1,16 @@
-"""Where tokens are (paper, Section 3.3 and Table 7a).
+"""From pixels to the tokens that enter the first block: the backbone's own patches, tubes, and positions.
 
-Coordinates are (t, h, w) in frames and pixels; an image lies at t = 0. The kinds: ``cosine`` (the paper's: sines at the
-centre of what a token covers), ``cosine_no_stride`` (sines of a token's index in its grid), ``learned`` (a table),
-``relative`` (a bias of the attention), ``none``, and ``backbone`` (the image model's own; sines in time for videos).
-
-
-From pixels to the tokens that enter the first block: the backbone's own patches, tubes, and where they are."""
+Positions (paper, Section 3.3 and Table 7a) have coordinates (t, h, w) in frames and pixels; an image lies at t = 0. The
+kinds: ``cosine`` (the paper's: sines at the centre of what a token covers), ``cosine_no_stride`` (sines of a token's
+index in its grid), ``learned`` (a table), ``relative`` (a bias of the attention), ``none``, and ``backbone`` (the image
+model's own; sines in time for videos).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +18,16 @@ from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.checkpoint.model_directory import ModelConfig
-from scaleup.config.schema import Input
+from scaleup.config.schema import Input, Positions
 from scaleup.errors import UserError, nearest
-from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, kept
+from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, cached
 
-KINDS = ("cosine", "cosine_no_stride", "learned", "relative", "none", "backbone")
+KINDS: tuple[str, ...] = get_args(get_type_hints(Positions)["kind"])
 BASE = 10_000.0
 
 
 class Context(NamedTuple):
-    """What blocks are told of where tokens are, beside the tokens themselves."""
+    """What blocks get of the positions of tokens, beside the tokens."""
 
     attn_mask: Tensor | None = None  # bias of the attention (1, heads, P+N, P+N)
     rope: Tensor | None = None  # rotary sines and cosines (N, 2d), or (depth, heads, N, 2d)
@@ -40,8 +39,8 @@ class Context(NamedTuple):
     def at(self, block: int) -> dict[str, Tensor]:
         """Keyword arguments of block number ``block``, counted from 0."""
         rope = self.rope[block] if self.rope is not None and self.rope.dim() == 4 else self.rope
-        given = {"attn_mask": self.attn_mask, "rope": rope}
-        return {name: tensor for name, tensor in given.items() if tensor is not None}
+        context = {"attn_mask": self.attn_mask, "rope": rope}
+        return {name: tensor for name, tensor in context.items() if tensor is not None}
 
 
 def cosine(coordinates: Tensor, dim: int) -> Tensor:
@@ -56,11 +55,6 @@ def cosine(coordinates: Tensor, dim: int) -> Tensor:
     angles = coordinates.double()[:, None, :] * wavelengths[:, None]  # (N, J, A)
     table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # (N, 2AJ)
     return F.pad(table, (0, dim - table.shape[1])).float()
-
-
-def indices(spec: TubeSpec, size: Size) -> Tensor:
-    """Each token's index in its tube's grid: (N, 3)."""
-    return torch.cartesian_prod(*(torch.arange(count) for count in spec.grid(size))).reshape(-1, 3)
 
 
 def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -81,28 +75,14 @@ def in_patches(centres: Tensor, patch: tuple[int, int]) -> Tensor:
     return (centres - (sides - 1) / 2) / sides
 
 
-@kept
-def time_table(spec: TubeSpec, size: Size, dim: int) -> Tensor:
-    """Sines of the time of a tube's tokens: (N, dim)."""
-    return cosine(spec.centres(size)[:, :1], dim)
-
-
-@kept
-def space_time_table(spec: TubeSpec, size: Size, dim: int, stride: bool) -> Tensor:
-    """Sines of where a tube's tokens are, or of their place in the tube's grid (no stride): (N, dim)."""
-    return cosine(spec.centres(size) if stride else indices(spec, size), dim)
-
-
-class Fixed(nn.Module):
-    """Sines of each token's coordinates; without parameters."""
-
-    def __init__(self, embed_dim: int, amplitude: float, stride: bool) -> None:
-        super().__init__()
-        self.embed_dim, self.amplitude, self.stride = embed_dim, amplitude, stride
-
-    def forward(self, spec: TubeSpec, size: Size) -> Tensor:
-        """Positions of a tube's tokens: (N, D)."""
-        return self.amplitude * space_time_table(spec, size, self.embed_dim, self.stride)
+@cached
+def sine_table(spec: TubeSpec, size: Size, dim: int, kind: str) -> Tensor:
+    """Sines (N, dim) of the centres of a tube's tokens, of their indices in its grid (``cosine_no_stride``), or of
+    their time alone (``backbone``)."""
+    if kind == "cosine_no_stride":
+        return cosine(torch.cartesian_prod(*(torch.arange(count) for count in spec.grid(size))).reshape(-1, 3), dim)
+    centres = spec.centres(size)
+    return cosine(centres[:, :1] if kind == "backbone" else centres, dim)
 
 
 class Learned(nn.Module):
@@ -195,10 +175,8 @@ class Tokenizer(nn.Module):
         specs = [TubeSpec.from_config(name, tube) for name, tube in config.tubes.items()]
         self.tubes = TubeTokenizer(specs, self.embed_dim, config.interpolate)
         self.kind, self.amplitude = config.positions.kind, config.positions.amplitude
-        self.positions: nn.Module | None = None
-        if self.kind.startswith("cosine"):
-            self.positions = Fixed(self.embed_dim, self.amplitude, stride=self.kind == "cosine")
-        elif self.kind == "learned":
+        self.positions: nn.Module | None = None  # where they have parameters
+        if self.kind == "learned":
             self.positions = Learned([self.frames, *specs], (config.input.frames, height, width), self.embed_dim)
         elif self.kind == "relative":
             if not backbone.attn_mask:
@@ -216,8 +194,8 @@ class Tokenizer(nn.Module):
         positions = [table for spec in self.specs(size) if (table := self._table(spec, size)) is not None]
         if positions:
             prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)
-            table = torch.cat([each.to(tokens) for each in positions])
-            z0 = torch.cat([prefix, tokens + table], dim=1)
+            positions = [table.to(tokens) for table in positions]
+            z0 = torch.cat([prefix, tokens + torch.cat(positions)], dim=1)
         return self.stem.norm_pre(z0)
 
     def restride(self, strides: Mapping[str, Sequence[int]]) -> None:
@@ -238,7 +216,7 @@ class Tokenizer(nn.Module):
                 self.tubes[name].spec = replace(self.tubes[name].spec, stride=tuple(stride))  # type: ignore[arg-type]
 
     def context(self, size: Size) -> Context:
-        """What every block is told beside z0: relative positions as a bias, the backbone's rotary angles."""
+        """What every block gets beside z0: relative positions as a bias, the backbone's rotary angles."""
         bias, rope = None, None
         if isinstance(self.positions, Relative):
             centres = torch.cat([spec.centres(size) for spec in self.specs(size)])
@@ -264,12 +242,14 @@ class Tokenizer(nn.Module):
 
     def _table(self, spec: TubeSpec, size: Size) -> Tensor | None:
         """What is added to the tokens of a tube or of the frames: (N, D), or None."""
-        if isinstance(self.positions, Fixed | Learned):
+        if isinstance(self.positions, Learned):
             return self.positions(spec, size)
-        if self.kind != "backbone" or size[0] == 1:
+        if self.kind in ("none", "relative"):
+            return None
+        if self.kind == "backbone" and size[0] == 1:
             return None  # an image keeps what the backbone itself adds
-        table = self.amplitude * time_table(spec, size, self.embed_dim)
-        if spec is self.frames:
+        table = self.amplitude * sine_table(spec, size, self.embed_dim, self.kind)
+        if self.kind != "backbone" or spec is self.frames:
             return table
         grid = self.stem.position_grid()
         space = sample_grid(grid, spec.centres(size)[:, 1:].to(grid), self.image.kernel[1:])

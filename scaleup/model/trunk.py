@@ -1,6 +1,7 @@
-"""Frozen blocks: their precision, and where they wait (device, host or file).
+"""The frozen part of a model: run once a batch, whatever the number of arms; its precision, and where blocks wait.
 
-The frozen part of a model, outside every engine: run once a batch, whatever the number of arms."""
+Blocks wait on the device, on the host or in a file. No optimizer, checkpoint or collective operation sees them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from torch.func import functional_call
 from scaleup.backbones.backbone import BlockFile
 from scaleup.common.timing import now
 from scaleup.errors import UserError
-from scaleup.model.kernels import computed
+from scaleup.model.kernels import computed, measure_in_turns
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
 
 COMPUTED_IN = {  # precision of the weights -> of what is computed with them
@@ -31,61 +32,139 @@ COMPUTED_IN = {  # precision of the weights -> of what is computed with them
 MEASURED = ("float32", "bfloat16", "float16")  # what ``auto`` chooses from; int8 saves memory, not time
 
 
+class Taps(NamedTuple):
+    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks get beside them."""
+
+    z0: Tensor
+    h: Tensor
+    context: Context = Context()
+
+
+Inputs = dict[int, Tensor | Taps]  # of arms, by frozen depth; where nothing is frozen, the pixels themselves
+
+
+class Trunk(nn.Module):
+    """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
+
+    Blocks may be in low precision (:func:`cast_trunks`), on the host or in a file; z0 and the taps are float32 all the
+    same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module], file: BlockFile | None = None) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.blocks = nn.ModuleList(blocks)
+        self.file = file  # of those blocks that are on the meta device
+        self.precision, self.kernels = "float32", "library"
+        self.originals: dict[str, Tensor] = {}  # float32 content of blocks that were cast, where no file holds it
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Stay in eval mode: a frozen trunk has no drop path and no dropout."""
+        return super().train(False)
+
+    @torch.no_grad()  # not inference mode: its tensors cannot be saved for the arm's backward pass
+    def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
+        """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
+        depths, dtype = set(depths), COMPUTED_IN[self.precision]
+        z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
+        h, cast_context, outputs = z0.to(dtype), context.to(dtype), {}
+        for index, block in enumerate(iterate_blocks(self.blocks[: max(depths)], h.device, self.file, dtype)):
+            h = computed(block, self.kernels)(h, **cast_context.at(index))
+            if index + 1 in depths:
+                outputs[index + 1] = Taps(z0, h.to(z0.dtype), context)
+        return outputs
+
+    def place(self, device: torch.device, placement: str) -> None:
+        """Move to the device all but the blocks that wait elsewhere."""
+        self.tokenizer.to(device)
+        for block in self.blocks:
+            if placement != "host" and not is_on_meta(block):
+                block.to(device)
+
+
+def arm_inputs(trunk: Trunk | None, x: Tensor, depths: Iterable[int]) -> Inputs:
+    """The inputs of arms of these frozen depths, from one pass of the trunk over x; depth 0 gets x itself."""
+    frozen = set(depths) - {0}
+    return {0: x} | (trunk(x, frozen) if trunk is not None and frozen else {})
+
+
+def is_on_meta(block: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in block.parameters())
+
+
+def cast_trunks(trunks: list[Trunk], precision: str, public: set[str]) -> None:
+    """Put the blocks that trunks share into another precision, one at a time.
+
+    Args:
+        public: names (``blocks.3.attn.qkv.weight``) whose content the public backbone has; the float32 content of all
+            others stays in memory, for saving.
+    """
+    deepest = max(trunks, key=lambda trunk: len(trunk.blocks))
+    for index, block in enumerate(deepest.blocks):
+        if not is_on_meta(block):
+            tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+            deepest.originals |= {name: tensor for name, tensor in tensors.items() if name not in public}
+            block = cast(block, precision)
+        for trunk in trunks:
+            if index < len(trunk.blocks):
+                trunk.blocks[index] = block
+    for trunk in trunks:
+        trunk.precision, trunk.originals = precision, deepest.originals
+
+
 def cast(block: nn.Module, precision: str) -> nn.Module:
     """A copy of a block in a precision (a key of COMPUTED_IN); the block itself where it is float32 already."""
     if precision == "float32":
         return block
-    made = copy.deepcopy(block).to(COMPUTED_IN[precision])
+    copied = copy.deepcopy(block).to(COMPUTED_IN[precision])
     if precision == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # seconds to import
 
-        quantize_(made, Int8WeightOnlyConfig())
-    return made.requires_grad_(False)
+        quantize_(copied, Int8WeightOnlyConfig())
+    return copied.requires_grad_(False)
 
 
 @torch.inference_mode()
-def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], turns: int = 3) -> tuple[str, dict[str, float]]:
+def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> tuple[str, dict[str, float]]:
     """The precision in which a block is computed fastest on this device, and the seconds that each took.
 
     Args:
         h: float32 tokens (B, N, D) that enter the block.
-        context: what the block is told beside them.
+        context: what the block gets beside them.
     """
-    made = {precision: cast(block, precision) for precision in MEASURED}
-    seconds: dict[str, list[float]] = {precision: [] for precision in MEASURED}
-    for _ in range(turns + 1):  # in turns, so that what else the machine does falls on all
-        for precision in MEASURED:
-            tokens = h.to(COMPUTED_IN[precision])
-            began = now(h.device)
-            made[precision](tokens, **context)
-            seconds[precision].append(now(h.device) - began)
-    medians = {precision: median(times[1:]) for precision, times in seconds.items()}
+    calls = {}
+    for precision in MEASURED:
+        calls[precision] = partial(cast(block, precision), h.to(COMPUTED_IN[precision]), **context)
+    seconds = measure_in_turns(calls, lambda: now(h.device))
+    medians = {precision: median(times) for precision, times in seconds.items()}
     return min(medians, key=medians.__getitem__), medians
 
 
-def drift(wanted: Tensor, found: Tensor) -> float:
-    """RMS of the difference over RMS of what it should be.
+def drift(exact: Tensor, tokens: Tensor) -> float:
+    """RMS of the difference of tokens from the exact ones, over the RMS of these.
 
     Raises:
         UserError: the tokens are not finite.
     """
-    if not found.isfinite().all():
+    if not tokens.isfinite().all():
         raise UserError("the trunk overflows in this precision; choose trunk.precision float32 or bfloat16")
-    return ((found.double() - wanted).square().mean() / wanted.double().square().mean()).sqrt().item()
+    return ((tokens.double() - exact).square().mean() / exact.double().square().mean()).sqrt().item()
 
 
 def load_block(blocks: nn.ModuleList, index: int, file: BlockFile | None) -> nn.Module:
     """A float32 copy of a block, with all of it in memory."""
-    made = copy.deepcopy(blocks[index])
+    block = copy.deepcopy(blocks[index])
     if file is not None:
-        file.fill(index, made)
-    return made
+        file.fill(index, block)
+    return block
 
 
 def iterate_blocks(
     blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype
 ) -> Iterator[Callable[..., Tensor]]:
-    """Blocks ready to be called, one after the other; those that are elsewhere are fetched one ahead.
+    """Blocks ready to be called, in order. Those that are elsewhere are fetched while the one before computes.
 
     A block on the meta device is read from ``file`` in precision ``dtype``, one on the host is copied to ``device``.
     """
@@ -99,7 +178,7 @@ def iterate_blocks(
             fetched = ahead.result()
             if index + 1 < len(blocks):
                 ahead = pool.submit(fetch, index + 1)
-            yield block if fetched is None else partial(_called, block, fetched)
+            yield block if fetched is None else partial(_call_with, block, fetched)
 
 
 def _is_on(block: nn.Module, device: torch.device) -> bool:
@@ -113,34 +192,34 @@ def _fetched(
     block = blocks[index]
     if _is_on(block, device):
         return None
-    held: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
-    if any(tensor.is_meta for tensor in held.values()):
+    own: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    if any(tensor.is_meta for tensor in own.values()):
         assert file is not None
-        read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in held.items()}
-        held = {name: tensor.to(dtype) for name, tensor in read.items()}
-    return _copied(held, device)
+        read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in own.items()}
+        own = {name: tensor.to(dtype) for name, tensor in read.items()}
+    return _copied(own, device)
 
 
-def _copied(held: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _copied(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Tensors on the device, copied beside what it computes."""
     if device.type == "cpu":
-        return dict(held)
+        return tensors
     stream, computing = torch.Stream(device), torch.accelerator.current_stream(device)
     with stream:
-        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
+        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     stream.synchronize()
     for tensor in copies.values():
         tensor.record_stream(computing)  # its memory is not given to the next copy before the block has computed
     return copies
 
 
-def _called(block: nn.Module, held: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
-    return functional_call(block, held, (h,), context)
+def _call_with(block: nn.Module, tensors: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
+    return functional_call(block, tensors, (h,), context)
 
 
 @contextmanager
 def fill_on_call(blocks: Iterable[nn.Module], file: BlockFile | None) -> Iterator[None]:
-    """For a while, blocks on the meta device fetch their float32 tensors whenever they are called, by whomever."""
+    """Inside, blocks on the meta device read their float32 tensors from ``file`` whenever they are called."""
     handles = []
     for index, block in enumerate(blocks):
         empty = {name: tensor for name, tensor in block.state_dict().items() if tensor.is_meta}
@@ -162,85 +241,3 @@ def _filled(file: BlockFile, index: int, block: nn.Module, _: Any) -> None:
 
 def _emptied(empty: Mapping[str, Tensor], block: nn.Module, *_: Any) -> None:
     block.load_state_dict(empty, strict=False, assign=True)
-
-
-class Taps(NamedTuple):
-    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks are told beside them."""
-
-    z0: Tensor
-    h: Tensor
-    context: Context = Context()
-
-
-Inputs = dict[int, Tensor | Taps]  # of arms, by frozen depth; where nothing is frozen, the pixels themselves
-
-
-class Trunk(nn.Module):
-    """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
-
-    Blocks may be kept in low precision (:func:`cast_trunks`), on the host or in a file
-    (:mod:`scaleup.model.trunk`); z0 and the taps are float32 all the same.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, blocks: Iterable[nn.Module], file: BlockFile | None = None) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.blocks = nn.ModuleList(blocks)
-        self.file = file  # of those blocks that are on the meta device
-        self.precision, self.kernels = "float32", "library"
-        self.originals: dict[str, Tensor] = {}  # float32 content of blocks that were cast, where no file holds it
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Trunk:
-        """Stay in eval mode, whatever is asked: drop path and dropout do not belong into a frozen trunk."""
-        return super().train(False)
-
-    @torch.no_grad()  # and not in inference mode: what that makes, an arm could not keep for its backward pass
-    def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
-        """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
-        wanted, dtype = set(depths), COMPUTED_IN[self.precision]
-        z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
-        h, told, taps = z0.to(dtype), context.to(dtype), {}
-        for index, block in enumerate(iterate_blocks(self.blocks[: max(wanted)], h.device, self.file, dtype)):
-            h = computed(block, self.kernels)(h, **told.at(index))
-            if index + 1 in wanted:
-                taps[index + 1] = Taps(z0, h.to(z0.dtype), context)
-        return taps
-
-    def place(self, device: torch.device, placement: str) -> None:
-        """Move to the device all but the blocks that wait elsewhere."""
-        self.tokenizer.to(device)
-        for block in self.blocks:
-            if placement != "host" and not is_on_meta(block):
-                block.to(device)
-
-
-def arm_inputs(trunk: Trunk | None, x: Tensor, depths: Iterable[int]) -> Inputs:
-    """What arms of these frozen depths are fed for x, after one pass of the trunk; depth 0 is fed x itself."""
-    frozen = set(depths) - {0}
-    return {0: x} | (trunk(x, frozen) if trunk is not None and frozen else {})
-
-
-def is_on_meta(block: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in block.parameters())
-
-
-def cast_trunks(trunks: list[Trunk], precision: str, public: set[str]) -> None:
-    """Put the blocks that trunks share into another precision, one at a time.
-
-    Args:
-        public: names (``blocks.3.attn.qkv.weight``) whose content the public backbone has; of all others the float32
-            content is kept for saving.
-    """
-    deepest = max(trunks, key=lambda trunk: len(trunk.blocks))
-    for index, block in enumerate(deepest.blocks):
-        if not is_on_meta(block):
-            tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
-            deepest.originals |= {name: tensor for name, tensor in tensors.items() if name not in public}
-            block = cast(block, precision)
-        for trunk in trunks:
-            if index < len(trunk.blocks):
-                trunk.blocks[index] = block
-    for trunk in trunks:
-        trunk.precision, trunk.originals = precision, deepest.originals

@@ -1,12 +1,10 @@
-"""Where the kernel of a tube is applied (paper, Sections 3.2 and 3.4), and the pixels it reads there.
+"""Sparse video tubes (paper, Sections 3.2 and 3.4): kernels that read a few places of a video, and their tokens.
 
 With a *fold* (space-to-depth) the kernel is applied at ``f`` neighbouring places for each token and the results are
 concatenated along channels, in the order t, h, w; or each place has a kernel of its own, as wide as the token, and the
 results are *summed*.
 Triples are always (t, h, w), in frames and pixels.
-
-
-Sparse video tubes (paper, Section 3.2): 3D kernels applied at few places of a video, and the tokens they give."""
+"""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from scaleup.errors import UserError
 
 AXES = ("t", "h", "w")
 Size = tuple[int, int, int]
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,9 @@ class TubeSpec:
             return embed_dim // places
         if self.channels is not None and self.channels * (places - 1) < embed_dim <= self.channels * places:
             return self.channels
-        given = f" of {self.channels} channels" if self.channels else ""
+        words = f" of {self.channels} channels" if self.channels else ""
         raise UserError(
-            f"tube {self.name!r} folds {places} places{given} into a token, which does not give the width {embed_dim}; "
+            f"tube {self.name!r} folds {places} places{words} into a token, which does not give the width {embed_dim}; "
             f"allowed are folds that divide {embed_dim}, or channels with channels * places >= {embed_dim}"
         )
 
@@ -92,9 +90,9 @@ class TubeSpec:
         stride, and closer where the clip is too small. A token that would leave the clip is moved back inside, so
         that the number of tokens never changes.
         """
-        return [self._axis_places(axis, length) for axis, length in enumerate(size)]
+        return [self._places_along(axis, length) for axis, length in enumerate(size)]
 
-    def _axis_places(self, axis: int, length: int) -> Tensor:
+    def _places_along(self, axis: int, length: int) -> Tensor:
         firsts = self.offset[axis] + self.stride[axis] * torch.arange(self.count(axis, length))
         places = firsts[:, None] + torch.tensor(self.offsets(axis, length))  # (tokens, fold)
         last = length - self.kernel[axis]
@@ -125,11 +123,13 @@ class TubeSpec:
 
     def gather(self, x: Tensor) -> Tensor:
         """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
-        even, uneven = _reading(self, tuple(x.shape[2:]))
-        for dim, (kernel, run) in enumerate(zip(self.kernel, even, strict=True), start=2):
+        runs, indices = _reading(self, tuple(x.shape[2:]))
+        for dim, (kernel, run) in enumerate(zip(self.kernel, runs, strict=True), start=2):
             first, end, step = run or (0, x.shape[dim], 1)
             x = x.narrow(dim, first, end - first).unfold(dim, kernel, step)
-        windows = x[:, :, uneven[0], uneven[1], uneven[2]] if uneven else x  # (B, C, t, h, w, kt, kh, kw), x: a view
+        windows = (
+            x[:, :, indices[0], indices[1], indices[2]] if indices else x
+        )  # (B, C, t, h, w, kt, kh, kw), x: a view
         return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
@@ -139,12 +139,12 @@ class TubeSpec:
         return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
 
 
-def kept(function: Callable[..., Made]) -> Callable[..., Made]:
-    """Keep what a function gives for a size; a program traced with frames left free computes it when it runs."""
+def cached(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Cache what a function of a tube and a size returns. Not cached when T is symbolic (torch.export)."""
     remembered = lru_cache(maxsize=256)(function)
 
     @wraps(function)
-    def call(spec: TubeSpec, size: Size, *args: Any) -> Made:
+    def call(spec: TubeSpec, size: Size, *args: Any) -> Result:
         return (function if isinstance(size[0], torch.SymInt) else remembered)(spec, size, *args)
 
     return call
@@ -158,15 +158,15 @@ class Run(NamedTuple):
     step: int
 
 
-@kept
+@cached
 def _reading(spec: TubeSpec, size: Size) -> tuple[list[Run | None], tuple[Tensor, ...]]:
     """Runs along each axis that has its places evenly spaced; where one has not, indices that broadcast to a grid."""
-    even = [_run(spec, axis, length) for axis, length in enumerate(size)]
-    if None not in even:
-        return even, ()
+    runs = [_run(spec, axis, length) for axis, length in enumerate(size)]
+    if None not in runs:
+        return runs, ()
     places = [starts.flatten() for starts in spec.places(size)]
-    t, h, w = (torch.arange(each.shape[0]) if run else each for each, run in zip(places, even, strict=True))
-    return even, (t[:, None, None], h[:, None], w)
+    t, h, w = (torch.arange(len(starts)) if run else starts for starts, run in zip(places, runs, strict=True))
+    return runs, (t[:, None, None], h[:, None], w)
 
 
 def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
@@ -207,7 +207,7 @@ def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:
 class Tube(nn.Module):
     """One tube: a kernel and its bias; ``weight`` is absent where all tubes share one interpolated kernel.
 
-    The kernel emits ``channels`` at each place; of the concatenation the first ``embed_dim`` are kept. Where places are
+    The kernel emits ``channels`` at each place; of the concatenation the first ``embed_dim`` stay. Where places are
     summed, their kernels lie one after the other along the input channels.
     """
 
@@ -229,8 +229,8 @@ class Tube(nn.Module):
         weight = self.kernel if shared is None else resize_kernel(shared, self.spec.kernel)
         columns = self.spec.gather(x)  # (B, K, places)
         if self.spec.summed:
-            seen = self.spec.concatenate(columns, x.shape[2:])  # type: ignore[arg-type]  # (B, N, f*K)
-            return F.linear(seen, weight.flatten(1), self.bias)
+            columns = self.spec.concatenate(columns, x.shape[2:])  # type: ignore[arg-type]  # (B, N, f*K)
+            return F.linear(columns, weight.flatten(1), self.bias)
         # A 1x1 convolution is a plain matrix product, and the fastest one that torch has on many CPUs.
         places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
         tokens = self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
@@ -243,9 +243,9 @@ def new_kernel(channels: int, kernel: Sequence[int], count: int = 1) -> Tensor:
 
 
 def module_name(kind: str, name: str) -> str:
-    """A name that a parameter may carry: letters, digits and underscores, and none that is taken."""
-    taken = any(hasattr(module, name) for module in (nn.ModuleDict(), nn.ParameterDict()))
-    if not name.isidentifier() or taken or name in ("frames", "shared", "specs"):
+    """The name of a tube or a head, which torch must allow for a parameter; UserError where it does not."""
+    in_use = any(hasattr(module, name) for module in (nn.ModuleDict(), nn.ParameterDict()))
+    if not name.isidentifier() or in_use or name in ("frames", "shared", "specs"):
         raise UserError(f"{kind} cannot be named {name!r}; allowed are letters, digits and _, but no word in use")
     return name
 

@@ -6,10 +6,11 @@ x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from scaleup.backbones.backbone import Backbone, BlockFile
 from scaleup.checkpoint.model_directory import ModelConfig, is_of_adapter
@@ -20,9 +21,6 @@ from scaleup.model.arm import Arm, Gate, Heads, init_head
 from scaleup.model.pretrained import Pretrained
 from scaleup.model.tokenizer import Preprocess, Tokenizer
 from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta, load_block
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class TubeViT(Pretrained):
@@ -45,13 +43,12 @@ class TubeViT(Pretrained):
         file: BlockFile | None = None,
     ) -> None:
         super().__init__()
-        self.block_prefix = block_prefix
         depth, frozen = len(blocks), config.frozen_depth
         if not 0 <= frozen <= depth:
             raise UserError(f"frozen_depth {frozen} does not fit a model of {depth} blocks; allowed are 0 to {depth}")
         if config.gate and not frozen:
             raise UserError("a gate needs frozen blocks below it; with frozen_depth 0 set gate: false")
-        self.config, self.depth, self.frozen_depth = config, depth, frozen
+        self.config, self.depth, self.frozen_depth, self.block_prefix = config, depth, frozen, block_prefix
         self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
         self.report: dict[str, Any] = {}  # what was measured when the model was made
         self.preprocess = Preprocess(config.input)
@@ -71,6 +68,42 @@ class TubeViT(Pretrained):
             adapter.inject(model.arm.blocks, config.adapter, seed)
         return model
 
+    def tokenize(self, x: Tensor) -> Tensor:
+        """z0 (B, P+N, D) of normalised images (B, 3, H, W) or videos (B, 3, T, H, W); prefix tokens first."""
+        return self.tokenizer(self._checked(x))
+
+    def arm_inputs(self, x: Tensor) -> Tensor | Taps:
+        """The input of the arm for x: the trunk's taps, or x itself where nothing is frozen."""
+        return arm_inputs(self.trunk, x, [self.frozen_depth])[self.frozen_depth]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Pooled features (B, D)."""
+        return self.arm.features(self.arm_inputs(self._checked(x)))
+
+    def forward(self, x: Tensor, head: str | None = None) -> Tensor:
+        """Logits (B, C) of a head, which may be left out where there is just one."""
+        name = self.head_name(head)
+        return self.arm.heads[name](self.forward_features(x))
+
+    def _checked(self, x: Tensor) -> Tensor:
+        height, width = self.preprocess.size
+        if x.dim() not in (4, 5) or x.shape[1] != 3 or x.shape[-2:] != (height, width):
+            allowed = f"(B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
+            raise UserError(f"input of shape {tuple(x.shape)}; allowed are {allowed}")
+        return x
+
+    def head_name(self, head: str | None) -> str:
+        """The name of the head to use; None means the only one. UserError if there is no such head."""
+        heads = list(self.arm.heads)
+        if head is None and len(heads) == 1:
+            return heads[0]
+        if head not in heads:
+            asked = "no head was named" if head is None else f"there is no head {head!r}"
+            raise UserError(
+                f"{asked}; this model has {', '.join(map(repr, heads)) or 'none'}{nearest(head or '', heads)}"
+            )
+        return head
+
     def count_tokens(self, frames: int) -> int:
         """Tokens of an input of so many frames; an image is one frame."""
         size = (frames, *self.preprocess.size)
@@ -85,22 +118,12 @@ class TubeViT(Pretrained):
         """All blocks, frozen ones first."""
         return [*(self.trunk.blocks if self.trunk is not None else ()), *self.arm.blocks.values()]
 
-    def tokenize(self, x: Tensor) -> Tensor:
-        """z0 (B, P+N, D) of normalised images (B, 3, H, W) or videos (B, 3, T, H, W); prefix tokens first."""
-        return self.tokenizer(self._checked(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Pooled features (B, D)."""
-        return self.arm.features(self.arm_inputs(self._checked(x)))
-
-    def forward(self, x: Tensor, head: str | None = None) -> Tensor:
-        """Logits (B, C) of a head, which may be left out where there is just one."""
-        name = self.head_name(head)
-        return self.arm.heads[name](self.forward_features(x))
-
-    def arm_inputs(self, x: Tensor) -> Tensor | Taps:
-        """What the arm is fed for x: the trunk's taps, or x itself where nothing is frozen."""
-        return arm_inputs(self.trunk, x, [self.frozen_depth])[self.frozen_depth]
+    def place(self, device: torch.device, placement: str = "device") -> TubeViT:
+        """Move to a device all but the frozen blocks that wait on the host or in a file."""
+        self.arm.to(device)
+        if self.trunk is not None:
+            self.trunk.place(device, placement)
+        return self
 
     def with_arm(
         self, frozen_depth: int, gate: bool | str, heads: Heads, seed: int = 0, adapt: Adapt = FULL
@@ -108,8 +131,7 @@ class TubeViT(Pretrained):
         """The same model frozen elsewhere; what is frozen is shared with this one (no copy), what trains is its own.
 
         Heads that this model has with the same classes are copied, and so is its adapter; others are drawn from (seed,
-        name) alone, so that an arm begins alike in whichever company it trains. This model serves as the template and
-        must not be trained.
+        name) alone, so that an arm starts alike alone and in a sweep. This model is the template, and must not train.
 
         Raises:
             UserError: the depth does not fit, or the adapter or the gate, or this model has another one.
@@ -121,24 +143,27 @@ class TubeViT(Pretrained):
         config.adapter = adapt.adapter
         config.heads = {name: list(classes) for name, classes in heads.items()}
         tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
+        blocks = [*self.blocks[:frozen_depth], *self._copy_blocks(frozen_depth, adapt)]
         file = self.trunk.file if self.trunk is not None else None
-        late = [self._in_memory(index) for index in range(self.depth)[frozen_depth:]]
-        blocks = [*self.blocks[:frozen_depth], *self._copied(late, adapt)]
-        made = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix, file)
-        made.base = self.base
-        made.report = {name: each for name, each in self.report.items() if name != "evaluations"}  # it is another model
+        model = TubeViT(config, tokenizer, blocks, copy.deepcopy(self.arm.tail), self.block_prefix, file)
+        model.base = self.base
+        model.report = {key: value for key, value in self.report.items() if key != "evaluations"}  # of another model
         if config.adapter and not self.config.adapter:
-            adapter.inject(made.arm.blocks, config.adapter, seed)
-        for name, parameter in made.arm.named_parameters():
+            adapter.inject(model.arm.blocks, config.adapter, seed)
+        for name, parameter in model.arm.named_parameters():
             parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or is_of_adapter(name))
-        for name, head in made.arm.heads.items():
-            if self.config.heads.get(name) == config.heads[name]:
-                head.load_state_dict(self.arm.heads[name].state_dict())
+        model._begin_as(self, seed)
+        return model
+
+    def _begin_as(self, template: TubeViT, seed: int) -> None:
+        """Take over the heads of a template that have the same classes, and its gate; draw the other heads."""
+        for name, head in self.arm.heads.items():
+            if template.config.heads.get(name) == self.config.heads[name]:
+                head.load_state_dict(template.arm.heads[name].state_dict())
             else:
                 init_head(head, name, seed)
-        if made.arm.gate is not None and self.arm.gate is not None:
-            made.arm.gate.begin_as(self.arm.gate)
-        return made
+        if self.arm.gate is not None and template.arm.gate is not None:
+            self.arm.gate.begin_as(template.arm.gate)
 
     def _refuse_other_adapter(self, frozen_depth: int, adapt: Adapt) -> None:
         own = self.config.adapter
@@ -149,40 +174,11 @@ class TubeViT(Pretrained):
                 "anew (tools/export.py --merge)"
             )
 
-    def _in_memory(self, index: int) -> nn.Module:
-        """A block with its weights, which may be in a file."""
-        if self.trunk is None or index >= self.frozen_depth or not is_on_meta(self.blocks[index]):
-            return self.blocks[index]
-        return load_block(self.trunk.blocks, index, self.trunk.file)
-
-    def place(self, device: torch.device, placement: str = "device") -> TubeViT:
-        """Move to a device all but the frozen blocks that wait on the host or in a file."""
-        self.arm.to(device)
-        if self.trunk is not None:
-            self.trunk.place(device, placement)
-        return self
-
-    @staticmethod
-    def _copied(blocks: list[nn.Module], adapt: Adapt) -> list[nn.Module]:
-        """Late blocks of an arm's own, which share the parameters that stay frozen."""
-        shared = [] if adapt.kind == "full" else [pair for block in blocks for pair in block.named_parameters()]
-        return copy.deepcopy(blocks, {id(tensor): tensor for name, tensor in shared if not is_of_adapter(name)})
-
-    def head_name(self, head: str | None) -> str:
-        """The head that is meant, which may be left out where there is just one; UserError if it is not there."""
-        heads = list(self.arm.heads)
-        if head is None and len(heads) == 1:
-            return heads[0]
-        if head not in heads:
-            asked = "no head was named" if head is None else f"there is no head {head!r}"
-            raise UserError(
-                f"{asked}; this model has {', '.join(map(repr, heads)) or 'none'}{nearest(head or '', heads)}"
-            )
-        return head
-
-    def _checked(self, x: Tensor) -> Tensor:
-        height, width = self.preprocess.size
-        if x.dim() not in (4, 5) or x.shape[1] != 3 or x.shape[-2:] != (height, width):
-            allowed = f"(B, 3, T, {height}, {width}) and (B, 3, {height}, {width})"
-            raise UserError(f"input of shape {tuple(x.shape)}; allowed are {allowed}")
-        return x
+    def _copy_blocks(self, start: int, adapt: Adapt) -> list[nn.Module]:
+        """Copies of the blocks from ``start`` on, in memory; parameters that ``adapt`` leaves frozen are shared."""
+        late = self.blocks[start:]
+        for index in range(start, self.frozen_depth):
+            if self.trunk is not None and is_on_meta(self.blocks[index]):
+                late[index - start] = load_block(self.trunk.blocks, index, self.trunk.file)
+        shared = [] if adapt.kind == "full" else [pair for block in late for pair in block.named_parameters()]
+        return copy.deepcopy(late, {id(tensor): tensor for name, tensor in shared if not is_of_adapter(name)})
