@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.basecontainer import get_yaml_loader  # type: ignore[attr-defined]  # its reading of YAML, not PyYAML's
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -90,14 +90,14 @@ KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # a.b or a[b]
 def compose(
     path: Path,
     overrides: Sequence[str],
-    taken: Collection[str],
+    reserved: Collection[str],
     mistakes: list[str],
     is_text: IsText = lambda _: False,
 ) -> Any:
     """The content of the file at ``path`` with the variants and changes of ``overrides`` (key=value), plain.
 
     Args:
-        taken: keys of a recipe, which no group may have.
+        reserved: keys of a recipe, which no group of variants may have.
         mistakes: a sentence is added for each override that is none.
         is_text: which settings are taken as they are written; all others are YAML.
 
@@ -109,30 +109,46 @@ def compose(
     with _readable(path):
         content = _file(path, ())
         groups = set(_groups(content, str(path)))
-        if both := sorted(groups & set(taken)):
+        if both := sorted(groups & set(reserved)):
             raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, a setting of every recipe")
-        choices = {key: value for key, _, value in pairs if key in groups}
-        changes = _config({})
+        content = _choose(content, {key: value for key, _, value in pairs if key in groups}, str(path))
         for key, equals, value in pairs:
             if key and equals and key not in groups:
-                _change(changes, key, value, is_text, mistakes)
-        chosen = OmegaConf.merge(_chosen(content, choices, str(path)), changes)
-        return typed(OmegaConf.to_container(chosen, resolve=True), is_text)
+                content = merge(content, _change(key, value, is_text, mistakes))
+        return typed(_resolve(content), is_text)
 
 
-def _change(changes: DictConfig, key: str, value: str, is_text: IsText, mistakes: list[str]) -> None:
-    """Add one change from outside, or a sentence on why it is none."""
+def _change(key: str, value: str, is_text: IsText, mistakes: list[str]) -> dict[str, Any]:
+    """One change of the command line, nested as in a file; nothing, and a sentence, where it is none."""
+    names = re.findall(r"[^.\[\]]+", key)
     if not KEY.fullmatch(key):
         mistakes.append(f"{key!r} is no setting's key; one is names with dots between them, such as train.steps")
-        return
+        return {}
     if "${" in value or value == "???":
         mistakes.append(f"{key}: {value!r} stands for another value, which is allowed in files alone; write that out")
-        return
-    literal = value not in NULL and is_text(re.findall(r"[^.\[\]]+", key))
+        return {}
     try:
-        OmegaConf.update(changes, key, value if literal else read(value))
+        content: Any = value if value not in NULL and is_text(names) else read(value)
     except YAMLError:
         mistakes.append(f"{key}: {value!r} is not a value as YAML has them: a number, a text, [a list], {{a: mapping}}")
+        return {}
+    for name in reversed(names):
+        content = {name: content}
+    return content
+
+
+def merge(content: Any, changes: Any) -> Any:
+    """``content`` with ``changes`` over it: mappings are merged, lists are replaced."""
+    if isinstance(content, dict) and isinstance(changes, dict):
+        return content | {key: merge(content.get(key), value) for key, value in changes.items()}
+    if {type(content), type(changes)} == {dict, list}:
+        raise ValueError(f"Cannot merge incompatible values, {content} and {changes}")
+    return changes
+
+
+def _resolve(content: dict[str, Any]) -> Any:
+    """``content`` with the values that ``${key}`` stands for."""
+    return OmegaConf.to_container(OmegaConf.create(content, flags={"allow_objects": True}), resolve=True)
 
 
 def combinations(path: Path) -> list[dict[str, str]]:
@@ -160,11 +176,7 @@ def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
     return combined
 
 
-def _config(content: Any) -> Any:
-    return OmegaConf.create(content, flags={"allow_objects": True}) if isinstance(content, dict) else content
-
-
-def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
+def _file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The content of a file over that of its base."""
     if not path.is_file():
         near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
@@ -172,47 +184,44 @@ def _file(path: Path, above: tuple[Path, ...]) -> DictConfig:
     if path.resolve() in above:
         raise UserError(f"the recipe {str(path)!r} is based on itself")
     with _readable(path):
-        content = _config(read(path.read_text(encoding="utf-8")) or {})
-        if not isinstance(content, DictConfig):
+        content = read(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
             raise UserError(f"the recipe {str(path)!r} is not a mapping of settings")
-        base = content.pop("base", None)
-        if base is None:
-            return content
-        merged = OmegaConf.merge(_file(path.parent / str(base), (*above, path.resolve())), content)
-        assert isinstance(merged, DictConfig)
-        return merged
+        base = _resolve({"base": content.pop("base", None)})["base"]
+        return content if base is None else merge(_file(path.parent / str(base), (*above, path.resolve())), content)
 
 
-def _groups(content: Any, where: str) -> Iterator[str]:
+def _groups(content: dict[str, Any], where: str) -> Iterator[str]:
     """The name of every group of variants, those within variants too.
 
     Raises:
         UserError: variants are not mappings all the way.
     """
     groups = content.get("variants") or {}
-    if not isinstance(groups, DictConfig | dict) or not all(map(_mappings, groups.values())):
+    if not isinstance(groups, dict) or not all(map(_are_variants, groups.values())):
         raise UserError(f"the recipe {where!r}: variants: {groups} is not a mapping of groups to names to settings")
     for group, variants in groups.items():
-        yield str(group)
+        yield group
         for changes in variants.values():
             yield from _groups(changes or {}, where)
 
 
-def _mappings(variants: Any) -> bool:
-    """Whether these are variants: at least one name, each with settings or nothing."""
-    if not isinstance(variants, DictConfig) or not variants:
+def _are_variants(variants: Any) -> bool:
+    """Whether there is at least one name, each with settings or nothing."""
+    if not isinstance(variants, dict) or not variants:
         return False
-    return all(changes is None or isinstance(changes, DictConfig) for changes in variants.values())
+    return all(changes is None or isinstance(changes, dict) for changes in variants.values())
 
 
-def _chosen(content: DictConfig, choices: Mapping[str, str], where: str) -> DictConfig:
+def _choose(content: dict[str, Any], choices: Mapping[str, str], where: str) -> dict[str, Any]:
     """``content`` with the chosen variant of each group merged over it."""
-    for group, variants in (content.pop("variants", None) or {}).items():
+    chosen = {key: value for key, value in content.items() if key != "variants"}
+    for group, variants in (content.get("variants") or {}).items():
         name = choices.get(group, next(iter(variants)))
         if name not in variants:
             raise UserError(f"{group}={name}: {where!r} has {', '.join(variants)}{nearest(name, variants)}")
-        content = OmegaConf.merge(content, _chosen(variants[name] or OmegaConf.create(), choices, where))  # type: ignore[assignment]
-    return content
+        chosen = merge(chosen, _choose(variants[name] or {}, choices, where))
+    return chosen
 
 
 @contextmanager

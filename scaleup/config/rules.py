@@ -132,13 +132,13 @@ def check(schema: type[T], content: Any) -> tuple[T | None, list[str]]:
     while True:
         try:
             return _adapter(schema).validate_python(content), list(mistakes)
-        except ValidationError as error:
-            errors = error.errors(include_url=False)
-        mistakes = mistakes or dict.fromkeys(_sentence(schema, content, each) for each in errors)
-        if not all(_wrong(each) for each in errors):
+        except ValidationError as exception:
+            errors = exception.errors(include_url=False)
+        mistakes = mistakes or dict.fromkeys(_sentence(schema, content, error) for error in errors)
+        if not all(map(_wrong, errors)):
             return None, list(mistakes)
-        for each in errors:
-            _remove(content, _wrong(each))
+        for path in map(_wrong, errors):
+            _remove(content, path)
 
 
 _adapter: Callable[[Any], TypeAdapter] = cache(TypeAdapter)
@@ -197,7 +197,12 @@ def _unwrap(kind: Any) -> tuple[Any, str]:
 def _settings(kind: Any) -> dict[str, Any]:
     """The settings of a dataclass or of a TypedDict with their types."""
     plain, _ = _unwrap(kind)
-    return get_type_hints(plain, include_extras=True) if is_dataclass(plain) or is_typeddict(plain) else {}
+    return _hints(plain) if is_dataclass(plain) or is_typeddict(plain) else {}
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
+    return get_type_hints(section, include_extras=True)  # slow
 
 
 def _entry(kind: Any, key: str | int) -> Any:

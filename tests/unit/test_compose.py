@@ -93,7 +93,8 @@ def test_names_that_yaml_reads_as_numbers_are_names(tmp_path: Path) -> None:
         ("base: bas.yaml", [], "no recipe at '.*bas.yaml'; nearest: 'base.yaml'.*; '.*rows.yaml' is based on it"),
         ("base: [1]", [], "no recipe at"),
         ("base: '${oc.env:NOT_SET_HERE}'", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
-        ("variants: {row: '${oc.env:NOT_SET_HERE}'}", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
+        ("variants: {row: '${oc.env:NOT_SET_HERE}'}", [], "variants.*is not a mapping of groups"),
+        ("seed: '${oc.env:NOT_SET_HERE}'", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
         ("base: base.yaml\nmodel: [1]", [], "rows.yaml' cannot be read: Cannot merge incompatible"),
         (
             "variants: {row: {a: {train: [1]}}}\ntrain: {steps: 3}",
