@@ -34,27 +34,27 @@ class TrainTransform:
     def __call__(self, data: bytes, modality: str, source: random.Random) -> Tensor:
         """uint8 (3, T, h, w) of a video, (3, h, w) of an image; raises BadSample."""
         if modality == "image":
-            return self.augmented(decode_image(data, self.short), source)
+            return self.crop_image(decode_image(data, self.short), source)
         h, w = self.input.size
 
         def view(height: int, width: int) -> Cut:
-            return Cut(_random_box(height, width, self.augment, source), (h, w), self._mirrored(source))
+            return Cut(_random_box(height, width, self.augment, source), (h, w), self._draw_flip(source))
 
         clip = decode_clip(data, self.input.frames, self.input.fps, source.random(), view)
-        return self._randaugmented(clip.transpose(0, 1), source).transpose(0, 1)
+        return self._randaugment(clip.transpose(0, 1), source).transpose(0, 1)
 
-    def augmented(self, pixels: Tensor, source: random.Random) -> Tensor:
+    def crop_image(self, pixels: Tensor, source: random.Random) -> Tensor:
         """Spatial changes: uint8 ([T,] 3, H, W) -> ([T,] 3, h, w)."""
         height, width = pixels.shape[-2:]
         box = _random_box(height, width, self.augment, source)
-        pixels = _resized(pixels[..., box[0] : box[0] + box[2], box[1] : box[1] + box[3]], self.input.size)
-        pixels = pixels.flip(-1) if self._mirrored(source) else pixels
-        return self._randaugmented(pixels, source)
+        pixels = _resize(pixels[..., box[0] : box[0] + box[2], box[1] : box[1] + box[3]], self.input.size)
+        pixels = pixels.flip(-1) if self._draw_flip(source) else pixels
+        return self._randaugment(pixels, source)
 
-    def _mirrored(self, source: random.Random) -> bool:
+    def _draw_flip(self, source: random.Random) -> bool:
         return self.augment.flip and source.random() < 0.5
 
-    def _randaugmented(self, pixels: Tensor, source: random.Random) -> Tensor:
+    def _randaugment(self, pixels: Tensor, source: random.Random) -> Tensor:
         """uint8 ([T,] 3, h, w)."""
         if not self.augment.randaugment_layers:
             return pixels
@@ -77,7 +77,7 @@ def _random_box(height: int, width: int, augment: Augment, source: random.Random
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _resized(pixels: Tensor, size: Sequence[int]) -> Tensor:
+def _resize(pixels: Tensor, size: Sequence[int]) -> Tensor:
     same = tuple(pixels.shape[-2:]) == tuple(size)
     return pixels if same else F.resize(pixels, list(size), v2.InterpolationMode.BILINEAR, antialias=True)
 
@@ -126,7 +126,7 @@ def spatial_views(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
         uint8 (crops, ..., 3, h, w).
     """
     height, width = pixels.shape[-2:]
-    return _crops(_resized(pixels, covering(height, width, size, crops)), size, crops)
+    return _crops(_resize(pixels, covering(height, width, size, crops)), size, crops)
 
 
 def _crops(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:

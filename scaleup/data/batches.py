@@ -46,7 +46,6 @@ class Batch:
 class Samples(Protocol):
     """What a batch is put together from: shards, or what stands for them."""
 
-    path: Any
     modality: str
     keys: list[str]
     sizes: list[int]
@@ -56,7 +55,7 @@ class Samples(Protocol):
 
 
 class BadSamples:
-    """The samples of a set that cannot be read: each is named once, and too many of them end what reads it.
+    """The samples of a set that cannot be read: each is named once, and too many of them are an error.
 
     Args:
         owner: whose they are, as it is printed.

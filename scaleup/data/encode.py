@@ -74,7 +74,7 @@ def _video(data: bytes, encoding: Encoding, noted: Noted) -> bytes:
         stream: Any = file.add_stream("libx264", rate=30, options=X264)
         stream.pix_fmt, stream.thread_count, stream.codec_context.time_base = "yuv420p", 1, Fraction(1, CLOCK)
         stream.codec_context.colorspace, stream.codec_context.color_range = COLOURS
-        for ticks, frame in _resampled(every_frame(data, pictures.opened, noted), encoding.fps):
+        for ticks, frame in _resample(every_frame(data, pictures.opened, noted), encoding.fps):
             pixels = np.ascontiguousarray(pictures(frame).transpose(1, 2, 0))  # (h, w, 3)
             picture = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", threads=1)
             if not stream.codec_context.is_open:
@@ -85,7 +85,7 @@ def _video(data: bytes, encoding: Encoding, noted: Noted) -> bytes:
     return buffer.getvalue()
 
 
-def _resampled(frames: Iterator[tuple[float, VideoFrame]], fps: float | None) -> Iterator[tuple[int, VideoFrame]]:
+def _resample(frames: Iterator[tuple[float, VideoFrame]], fps: float | None) -> Iterator[tuple[int, VideoFrame]]:
     """Frames with the tick each is shown at; with ``fps`` one at most in each of its periods, the last shown in it."""
     begin, before, rate = None, None, fps or CLOCK
     for second, frame in frames:

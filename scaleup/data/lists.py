@@ -105,7 +105,7 @@ def read_rows(source: Path) -> list[Row]:
     rows = []
     for (number, line), fields in zip(lines, split, strict=True):
         path = fields[min(columns.path, len(fields) - 1)]
-        if reason := _wrong(line, fields, separator, columns):
+        if reason := _explain_line(line, fields, separator, columns):
             rows.append(Row(path, reason=f"line {number} {reason}"))
         else:
             rows.append(Row(path, fields[columns.label] if columns.label < len(fields) else ""))
@@ -188,7 +188,7 @@ def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns
     return Columns(path, labels[0] if labels else 1, max(count, 2))
 
 
-def _wrong(line: str, fields: list[str], separator: str, columns: Columns) -> str:
+def _explain_line(line: str, fields: list[str], separator: str, columns: Columns) -> str:
     """Why a line is no row of its list, if it is none."""
     if len(fields) > columns.total or separator == " " and 1 < len(fields) < columns.total:
         return f"has {len(fields)} columns, not {columns.total}; text that has a separator in it needs quotes around it"

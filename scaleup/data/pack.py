@@ -51,13 +51,13 @@ def write_shards(
     with new_directory(out, overwrite) as temporary:
         tars: list[TarEntry] = []
         for number, chunk in groupby(enumerate(samples), lambda numbered: numbered[0] // per_shard):
-            checked = (_checked(sample, modality, classes, keys) for _, sample in chunk)
+            checked = (_check(sample, modality, classes, keys) for _, sample in chunk)
             tars.append(write_shard(temporary / f"{number:06d}.tar", checked))
         write_index(temporary, Index(modality, dict(classes), len(keys), [], tars))
     return Shards.open(out)
 
 
-def _checked(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys: set[str]) -> Sample:
+def _check(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys: set[str]) -> Sample:
     """``sample``, if it fits the shards; its key joins ``keys``."""
     if not sample.key or "." in sample.key or sample.key in keys:
         raise UserError(f"sample key {sample.key!r} is empty, has a dot or occurs twice")
@@ -140,10 +140,9 @@ def clear_directory(directory: Path, names: set[str]) -> None:
 class GrowingShards(Generic[T]):
     """A shard directory that is written a tar at a time. Tars that an earlier run finished are verified and kept.
 
-    Beside each tar stands an index of it alone, ``000000.json``, which says that the tar is finished.
+    Beside a tar stands an index of it alone, ``000000.json``, once the tar is finished.
 
     Args:
-        directory: where they grow; it is there, or its parent is.
         chunks: what each tar is written from.
         name: of the dataset, for what is printed.
     """
@@ -153,8 +152,8 @@ class GrowingShards(Generic[T]):
         self.directory, self.chunks = directory, chunks
         self.parts = {number: part for number in range(len(chunks)) if (part := self._read_finished(number))}
         if self.parts:
-            of = f" of '{name}'" if name else ""
-            print(f"going on: {len(self.parts)} of {len(chunks)} shards{of} are finished", file=sys.stderr)
+            shards = f"shards of '{name}'" if name else "shards"
+            print(f"going on: {len(self.parts)} of {len(chunks)} {shards} are finished", file=sys.stderr)
 
     def _read_finished(self, number: int) -> Index | None:
         """The index of tar ``number``, if it is as it was written."""
@@ -251,8 +250,8 @@ def pack(
         with closing(parallel(read, (task for chunk in unread.values() for task in chunk), processes)) as results:
             for number, chunk in unread.items():
                 shards.write(number, _results(chunk, results, numbers, advance))
-        failures = left_out + shards.failures
         if not any(part.count for part in shards.parts.values()):
+            failures = left_out + shards.failures
             shutil.rmtree(directory)
             raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0].reason}")
         shards.conclude(Index(listing.modality, {"label": listing.classes}, 0, left_out, []))

@@ -194,7 +194,7 @@ class Pictures:
             self._graph.vpush(frame)
             planes = self._graph.vpull().planes  # green, blue, red
         except FFmpegError:
-            raise BadSample(_unreadable(form)) from None
+            raise BadSample(_explain_format(form)) from None
         rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size) for plane in planes]
         return [rows[c][:, : planes[c].width] for c in (2, 0, 1)]
 
@@ -213,7 +213,7 @@ class Pictures:
         height, width = to.shown
         check_pixels(width, height)
         if to.pixel_format.startswith(UNREADABLE):
-            raise BadSample(_unreadable(to))
+            raise BadSample(_explain_format(to))
         if self._form is None:
             self._cut = self._view(height, width)
         elif self._form.shown != to.shown:
@@ -239,7 +239,7 @@ def _stored(box: Box, form: Form) -> Box:
     return y, x, math.ceil((top + height) * down) - y, math.ceil((left + width) * right) - x
 
 
-def _unreadable(form: Form) -> str:
+def _explain_format(form: Form) -> str:
     return (
         f"pixels of format {form.pixel_format} with colour matrix {form.colours[0]} (ITU-T H.273) cannot be converted"
     )

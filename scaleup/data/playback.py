@@ -136,7 +136,7 @@ class Timeline:
         Where the times of decoding go back or leap, another piece begins; each piece is in the order of its stamps.
         """
         unknown = bool(np.isnan(self._decoded).all())
-        decoded = _filled(self._shown if unknown else self._decoded)
+        decoded = _fill(self._shown if unknown else self._decoded)
         steps = np.diff(decoded, prepend=decoded[0])
         back = -1 if unknown else 0  # seconds; stamps may go back a little: B-frames
         pieces = np.cumsum((steps > MAX_GAP) | (steps < back))
@@ -144,7 +144,7 @@ class Timeline:
         return np.lexsort((np.where(near, self._shown, decoded), pieces))
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
+def _fill(values: np.ndarray) -> np.ndarray:
     """NaN replaced by the value before, or at the beginning by the first; zeros if there is none."""
     places = np.flatnonzero(~np.isnan(values))
     if not places.size:

@@ -31,7 +31,7 @@ from scaleup.errors import UserError
 FPS = 15
 SPLITS = ("train", "val", "test")
 SHAPES = ["circle", "ring", "square", "bar", "triangle", "star", "cross", "moon"]
-DOT = len(SHAPES)  # what moves in the other quarters, no class
+DOT = len(SHAPES)
 MOTIONS = ["left", "right", "up", "down", "grow", "shrink"]
 PLACES = ["top left", "top right", "bottom left", "bottom right"]
 PLACE_MOTIONS = [f"{motion} in the {place}" for place in PLACES for motion in MOTIONS]
@@ -98,7 +98,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     radius = scene.radius[:, None, None]
     x = (dx * math.cos(angle) + dy * math.sin(angle)) / radius  # (T, H, W), in radii
     y = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
-    distance = _distance([*SHAPES, "dot"][scene.shape], x, y)
+    distance = _distance(list(OUTLINES)[scene.shape], x, y)
     cover = np.clip(0.5 - distance * radius * size, 0, 1)[..., None]  # (T, H, W, 1)
     ground = _texture(rng, grid[:, None], grid[None, :], 0.10)[None] + (base := rng.uniform(0.1, 0.5, 3))
     figure = _texture(rng, x / 2, y / 2, 0.05) + base + rng.uniform(0.3, 0.5) + rng.uniform(-0.1, 0.1, 3)  # lighter
@@ -117,24 +117,14 @@ def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, amplitude: 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Signed distance to the outline of ``shape``, negative inside, all in radii (exact near the outline)."""
-    r = np.hypot(x, y)
-    if shape == "circle":
-        return r - 0.9
-    if shape == "dot":
-        return r - 0.25
-    if shape == "ring":
-        return np.abs(r - 0.72) - 0.23
-    if shape == "square":
-        return _box(x, y, 0.75, 0.75)
-    if shape == "bar":
-        return _box(x, y, 0.97, 0.36)
-    if shape == "cross":
-        return np.minimum(_box(x, y, 0.97, 0.28), _box(x, y, 0.28, 0.97))
-    if shape == "triangle":
-        return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5
-    if shape == "moon":
-        return np.maximum(r - 0.95, 0.62 - np.hypot(x - 0.45, y))
-    assert shape == "star"
+    return OUTLINES[shape](np.hypot(x, y), x, y)
+
+
+def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - width, np.abs(y) - height)
+
+
+def _star(r: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     sector = math.pi / 5  # fold onto half of one of five points, whose edge is a straight line
     turned = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
     tip, notch = np.array([1.0, 0.0]), 0.42 * np.array([math.cos(sector), math.sin(sector)])
@@ -142,8 +132,17 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (r * np.cos(turned) - tip[0]) * normal[0] + r * np.sin(turned) * normal[1]
 
 
-def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-    return np.maximum(np.abs(x) - width, np.abs(y) - height)
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {  # of the radius, x and y
+    "circle": lambda r, x, y: r - 0.9,
+    "ring": lambda r, x, y: np.abs(r - 0.72) - 0.23,
+    "square": lambda r, x, y: _box(x, y, 0.75, 0.75),
+    "bar": lambda r, x, y: _box(x, y, 0.97, 0.36),
+    "triangle": lambda r, x, y: np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5,
+    "star": _star,
+    "cross": lambda r, x, y: np.minimum(_box(x, y, 0.97, 0.28), _box(x, y, 0.28, 0.97)),
+    "moon": lambda r, x, y: np.maximum(r - 0.95, 0.62 - np.hypot(x - 0.45, y)),
+    "dot": lambda r, x, y: r - 0.25,  # what moves in the other quarters, no class
+}
 
 
 def make_sample(
@@ -215,13 +214,13 @@ def make_shapes(
     with new_directory(out, overwrite) as temporary:
         for name, (modality, split, count) in sets.items():
             sample = partial(make_sample, modality, seed, SPLITS.index(split), size=size, frames=frames, places=places)
-            samples = _counted(parallel(sample, range(count), processes), advance)
+            samples = _count(parallel(sample, range(count), processes), advance)
             placed = {"place_motion": PLACE_MOTIONS} if places and modality == "video" else {}
             write_shards(samples, temporary / name, modality, CLASSES[modality] | placed)
     return {name: Shards.open(Path(out) / name) for name in sets}
 
 
-def _counted(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:
+def _count(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:
     for sample in samples:
         yield sample
         advance()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote
 
 from scaleup.common.files import read_json
@@ -121,12 +120,12 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
         hint = f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE"
         raise UserError("; ".join([hint, *reasons]))
     for name, item in inside:
-        yield Item(item.path, name, item.reason or _misplaced(name, folders))
+        yield Item(item.path, name, item.reason or _explain_misplaced(name, folders))
     for name in sorted(folders.keys() - {name for name, _ in inside}):
         yield Item(folders[name], reason="is a class folder without files")
 
 
-def _misplaced(name: str, folders: Collection[str]) -> str:
+def _explain_misplaced(name: str, folders: Collection[str]) -> str:
     if name not in folders:
         return "lies beside the class folders, so it has no class"
     return "" if printable(name) == name else "the name of its class is no text in UTF-8"
@@ -135,13 +134,18 @@ def _misplaced(name: str, folders: Collection[str]) -> str:
 def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
     """Lines of a path and a label (:mod:`scaleup.data.lists`); the path may stand second, and may lack its ending."""
     for row in read_rows(source):
-        path = _as_here(row.path, root)
+        path = _find_path(row.path, root)
         base = Path("/") if path.startswith("/") else root  # an absolute path is meant as it stands
-        reason = row.reason or _elsewhere(path) or ("" if row.label else "has no label") or _absent(root / path)
+        reason = (
+            row.reason
+            or _explain_address(path)
+            or ("" if row.label else "has no label")
+            or _explain_absent(root / path)
+        )
         yield _item(base, path.lstrip("/"), row.label, reason)
 
 
-def _as_here(path: str, root: Path) -> str:
+def _find_path(path: str, root: Path) -> str:
     """With the slashes of this system, and with the ending of the only file that is called so."""
     if path.startswith("file:///"):
         path = unquote(path.removeprefix("file://"))
@@ -151,14 +155,14 @@ def _as_here(path: str, root: Path) -> str:
     return names[0] if len(names) == 1 else path
 
 
-def _absent(path: Path) -> str:
+def _explain_absent(path: Path) -> str:
     """Why a path without an ending is no file to read; empty where it has one."""
     if is_media(path.name) or path.suffix or path.is_file():
         return ""
     return "is a folder; a list names files" if path.is_dir() else "is not there, with or without an ending"
 
 
-def _elsewhere(path: str) -> str:
+def _explain_address(path: str) -> str:
     if re.match(r"[A-Za-z]:/|//", path):
         return "its path is one of Windows; give it from the folder of the files (--root) on"
     return "is an address; lists hold files of this machine" if "://" in path else ""
@@ -175,7 +179,7 @@ def kinetics(source: Path, root: Path, split: str | None) -> Iterator[Item]:
         yield from (_clip(row, root) for row in rows if split in (None, row["split"]))
 
 
-def _clip(row: dict[str, Any], root: Path) -> Item:
+def _clip(row: dict[str, str], root: Path) -> Item:
     try:
         name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
     except (TypeError, ValueError):

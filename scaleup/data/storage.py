@@ -185,7 +185,7 @@ def _left_out(entry: os.DirEntry[str]) -> str:
     try:
         mode = entry.stat().st_mode
     except OSError as error:
-        return is_broken_link(Path(entry.path), error)
+        return explain_unreadable(Path(entry.path), error)
     if stat.S_ISDIR(mode) and entry.is_symlink():
         target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))  # noqa: PTH120
         if os.path.commonpath([target, here]) == target:
@@ -193,7 +193,7 @@ def _left_out(entry: os.DirEntry[str]) -> str:
     return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else NO_FILE
 
 
-def is_broken_link(path: Path, error: OSError) -> str:
+def explain_unreadable(path: Path, error: OSError) -> str:
     """Why what an error is about cannot be read."""
     if not path.is_symlink():
         return f"cannot be read: {error.strerror}"

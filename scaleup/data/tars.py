@@ -19,7 +19,7 @@ from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.lists import class_name, class_names, read_classes, unknown
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Index, Note, SampleEntry, Shards, TarEntry, file_sha256, write_index
-from scaleup.data.storage import NO_FILE, Failure, count_by_reason, failure, hidden, is_broken_link, printable
+from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unreadable, failure, hidden, printable
 from scaleup.errors import UserError, nearest
 
 COMMANDS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
@@ -63,10 +63,10 @@ def group_members(path: Path) -> tuple[dict[str, Headers], list[Failure]]:
         elif not _ends(path, end):
             wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
     except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
-        wrong.append(("", _compressed(path) or f"not a readable tar after byte {end}: {error}"))
+        wrong.append(("", _explain_compressed(path) or f"not a readable tar after byte {end}: {error}"))
     for key, _ in wrong:
         samples.pop(key, None)
-    return samples, [_failed(path, key, reason) for key, reason in wrong]
+    return samples, [_failure(path, key, reason) for key, reason in wrong]
 
 
 def _place(member: tarfile.TarInfo, samples: dict[str, Headers], wrong: list[tuple[str, str]]) -> None:
@@ -99,7 +99,7 @@ def _ends(path: Path, end: int) -> bool:
     return rest >= 1024
 
 
-def _compressed(path: Path) -> str:
+def _explain_compressed(path: Path) -> str:
     """What to do with a file called .tar whose content is compressed; empty where it is not."""
     with path.open("rb") as file:
         begin = file.read(8)
@@ -111,7 +111,7 @@ def _compressed(path: Path) -> str:
     return ""
 
 
-def _failed(tar: Path, key: str, reason: str) -> Failure:
+def _failure(tar: Path, key: str, reason: str) -> Failure:
     """A sample that cannot be used, or the tar itself (no key)."""
     return failure(f"{tar.name}: {key}" if key else tar.name, reason)
 
@@ -150,8 +150,8 @@ def index_tars(
     source = Path(source)
     refuse_existing(source / "index.json", overwrite)
     unread = [failure(path.name, f"is {how}") for path in sorted(source.iterdir()) if (how := packed_as(path))]
-    unread += [failure(path.name, reason) for path in tars_of(source) if (reason := _unreadable(path))]
-    tars = [path for path in tars_of(source) if not _unreadable(path)]
+    unread += [failure(path.name, reason) for path in tars_of(source) if (reason := _try_open(path))]
+    tars = [path for path in tars_of(source) if not _try_open(path)]
     if unread and not tars:
         raise UserError(f"'{source / unread[0].source}' {unread[0].reason}")
     modality = _modality(tars)
@@ -163,7 +163,7 @@ def index_tars(
     failures = [failure for scan in scans for failure in scan.failures] + _number(scans, names) + unread
     count = sum(len(scan.tar.samples) for scan in scans)
     if not count:
-        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0].reason}{_beside(source)}")
+        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0].reason}{_hint_folders(source)}")
     notes = [note for scan in scans for note in scan.notes]
     entries = [scan.tar for scan in scans]
     write_index(source, Index(modality, {"label": names}, count, failures, entries, notes, in_place=True))
@@ -174,18 +174,18 @@ def tars_of(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if is_tar(path) and not hidden(path.name))
 
 
-def _unreadable(path: Path) -> str:
+def _try_open(path: Path) -> str:
     """Why a file cannot be read; empty where it can."""
     if path.exists() and not path.is_file():
         return NO_FILE
     try:
         path.open("rb").close()
     except OSError as error:
-        return is_broken_link(path, error)
+        return explain_unreadable(path, error)
     return ""
 
 
-def _beside(source: Path) -> str:
+def _hint_folders(source: Path) -> str:
     folders = [path.name for path in source.iterdir() if path.is_dir() and not hidden(path.name)]
     return f"; it has folders too, such as '{folders[0]}': --kind folder packs those" if folders else ""
 
@@ -201,7 +201,7 @@ def _number(scans: list[Scan], names: list[str]) -> list[Failure]:
             tar, name = first.setdefault(sample.key, scan.tar.file), class_name(text, names, numbers.keys())
             if name is None or tar != scan.tar.file:
                 reason = unknown(text, names) if name is None else f"its key occurs in {tar} already"
-                failures.append(_failed(Path(scan.tar.file), sample.key, reason))
+                failures.append(_failure(Path(scan.tar.file), sample.key, reason))
             else:
                 sample.labels["label"] = numbers[name]
                 usable.append(sample)
@@ -232,7 +232,7 @@ def _scan(path: Path, modality: str, label: str | None) -> Scan:
             with path.open("rb") as file:
                 text, places = _sample(file, headers, modality, label, odd.append)
         except BadSample as error:
-            scan.failures.append(_failed(path, key, str(error)))
+            scan.failures.append(_failure(path, key, str(error)))
             continue
         scan.tar.samples.append(SampleEntry(key, {}, places))
         scan.labels.append(text)

@@ -70,7 +70,7 @@ class SetWriter:
         self.tars = GrowingShards(self.directory, self.chunks, self.name)
         advance(self.tars.done)
         self.bad.add(self.tars.failures)
-        unfinished = {number: self._divided(chunk) for number, chunk in self.tars.unfinished.items()}
+        unfinished = {number: self._divide(chunk) for number, chunk in self.tars.unfinished.items()}
         batches = self._batches([part for parts in unfinished.values() for part in parts])
         for number, parts in unfinished.items():
             self.tars.write(number, self._samples(islice(batches, len(parts)), advance))
@@ -79,7 +79,7 @@ class SetWriter:
         """Write the index, and remove everything but it and the tars that have samples."""
         self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.made))
 
-    def _divided(self, chunk: Sequence[int]) -> list[Sequence[int]]:
+    def _divide(self, chunk: Sequence[int]) -> list[Sequence[int]]:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
 
     def _batches(self, parts: list[Sequence[int]]) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ def still(frames=4, height=40, width=50):
 def test_every_frame_is_changed_alike(layers):
     transform = TrainTransform(SMALL, Augment(randaugment_layers=layers))
     for seed in range(30):
-        frames = transform.augmented(still(), random.Random(seed))
+        frames = transform.crop_image(still(), random.Random(seed))
         assert frames.shape == (4, 3, 24, 24) and frames.dtype == torch.uint8
         assert torch.equal(frames, frames[:1].expand_as(frames))
 
@@ -52,14 +52,14 @@ def test_a_result_is_a_function_of_the_source(modality, media):
 def test_whole_picture_without_flip_is_the_decoded_one():
     transform = TrainTransform(SMALL, Augment(crop_scale=[1, 1], crop_ratio=[1, 1], flip=False))
     pixels = still(1, 24, 24)
-    assert torch.equal(transform.augmented(pixels, random.Random(0)), pixels)
+    assert torch.equal(transform.crop_image(pixels, random.Random(0)), pixels)
 
 
 def test_flips_half_of_the_time_and_only_if_asked():
     pixels = still(1, 24, 24)
     for flip, expected in ((True, range(70, 131)), (False, [0])):
         transform = TrainTransform(SMALL, Augment(crop_scale=[1, 1], crop_ratio=[1, 1], flip=flip))
-        results = [transform.augmented(pixels, random.Random(seed)) for seed in range(200)]
+        results = [transform.crop_image(pixels, random.Random(seed)) for seed in range(200)]
         assert sum(torch.equal(result, pixels.flip(-1)) for result in results) in expected
 
 
