@@ -11,7 +11,9 @@ from typing import Any
 from scaleup.checkpoint.model_directory import local
 from scaleup.common.files import read_json, write_text
 from scaleup.common.processes import environment
+from scaleup.config.rules import check
 from scaleup.errors import UserError
+from scaleup.evaluation.depth_profile import DepthCurve, DepthProfile
 from scaleup.model.build import load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import html, svg_plots
@@ -62,7 +64,7 @@ def write(
 
 
 def _sections(
-    runs: list[Facts], shards: str | Path | None, probe: Mapping[str, Any] | None
+    runs: list[Facts], shards: str | Path | None, probe: DepthProfile | None
 ) -> Iterator[tuple[str, list[html.Block]]]:
     """Titles and contents."""
     yield "Result", list(_summary(runs, probe))
@@ -84,11 +86,11 @@ def _sections(
     yield "Environment", list(_environments(runs))
 
 
-def _summary(runs: Sequence[Facts], probe: Mapping[str, Any] | None) -> Iterator[html.Block]:
+def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html.Block]:
     """Tiles, table and plots of all arms of the runs.
 
     Args:
-        probe: what :func:`scaleup.evaluation.depth_profile.probe` found of the model that they began from.
+        probe: of the model that they began from.
     """
     yield html.Tiles(_tiles(runs))
     heads = list(dict.fromkeys(head for run in runs for arm in run.scores.arms.values() for head in arm))
@@ -108,7 +110,7 @@ def _summary(runs: Sequence[Facts], probe: Mapping[str, Any] | None) -> Iterator
     for run in runs:
         if run.scores.arms:
             yield html.Text(f"Accuracy (top-1) of {run.name}: {run.scores.words}.")
-    labels = probe["labels"] if probe else {}
+    labels = probe.labels if probe else {}
     names = list(dict.fromkeys([*heads, *labels]))
     yield html.Figures({title: plot for head in names for title, plot in _against(runs, head, labels.get(head))})
     if probe is not None:
@@ -160,7 +162,7 @@ def _row(run: Facts, arm: str, heads: Sequence[str], named: bool) -> list[Any]:
     ]
 
 
-def _against(runs: Sequence[Facts], head: str, probe: Mapping[str, Any] | None) -> Iterator[tuple[str, str | None]]:
+def _against(runs: Sequence[Facts], head: str, probe: DepthCurve | None) -> Iterator[tuple[str, str | None]]:
     def points(x: Any) -> dict[str, svg_plots.Points]:
         return {run.name: {a: (x(run, a), run.scores.arms.get(a, {}).get(head)) for a in run.arms} for run in runs}
 
@@ -177,11 +179,10 @@ def _against(runs: Sequence[Facts], head: str, probe: Mapping[str, Any] | None) 
     )
 
 
-def _about_probe(probe: Mapping[str, Any]) -> str:
-    test = probe["test"]
-    name = test["shards"].rstrip("/").rsplit("/", 1)[-1]
-    seen = f"{test['samples']} samples of {name}, list {test['list_sha256'][:12]}"
-    return f"Linear probe (tools/probe.py): {seen}; the band is one standard error, dotted is chance."
+def _about_probe(probe: DepthProfile) -> str:
+    name = probe.test.shards.rstrip("/").rsplit("/", 1)[-1]
+    samples = f"{probe.test.samples} samples of {name}, list {probe.test.list_sha256[:12]}"
+    return f"Linear probe (tools/probe.py): {samples}; the band is one standard error, dotted is chance."
 
 
 def _curves(run: Facts) -> dict[str, str | None]:
@@ -231,7 +232,7 @@ def _words(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in facts.items())
 
 
-def _profile(run: Facts, probe: str | Path | None) -> dict[str, Any] | None:
+def _profile(run: Facts, probe: str | Path | None) -> DepthProfile | None:
     """The profile that is asked for, or that stands beside the model that a run began from."""
     start = run.recipe.model.load
     if probe is None and start and (Path(start) / PROBE).is_file():
@@ -239,17 +240,14 @@ def _profile(run: Facts, probe: str | Path | None) -> dict[str, Any] | None:
     if probe is None:
         return None
     path = Path(probe) / "probe.json" if Path(probe).is_dir() else Path(probe)
-    try:
-        profile = read_json(path)
-        model, labels = profile["model"], profile["labels"]
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"'{path}' is no depth profile of tools/probe.py: {error}") from error
+    profile, mistakes = check(DepthProfile, read_json(path))
+    if profile is None or mistakes:
+        raise UserError(f"'{path}' is no depth profile of tools/probe.py: {'; '.join(mistakes[:3])}")
     if start and Path(start).is_dir():
-        config = read_json(local(start) / "config.json")
+        model, config = profile.model, read_json(local(start) / "config.json")
         if differing := [key for key in model.keys() & config.keys() if model[key] != config[key]]:
             raise UserError(
                 f"'{path}' is of another model than '{start}', which '{run.directory}' began from: "
                 f"{', '.join(sorted(differing))} differ"
             )
-    assert isinstance(labels, dict)
     return profile

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scaleup.evaluation.depth_profile import DepthCurve
 from scaleup.evaluation.overlay import token_boxes
 from scaleup.model.build import patch_of
 from scaleup.model.tubes import Size, TubeSpec, resize_kernel
@@ -98,11 +99,11 @@ def _smoothed(values: list[float]) -> np.ndarray:
 Points = Mapping[str, tuple[float | None, float | None]]  # of an arm: where it stands, and its accuracy as a share of 1
 
 
-def against(title: str, label: str, runs: Mapping[str, Points], probe: Mapping[str, Any] | None = None) -> str | None:
+def against(title: str, label: str, runs: Mapping[str, Points], probe: DepthCurve | None = None) -> str | None:
     """Accuracy of every arm of the runs against something else of it.
 
     Args:
-        probe: what linear classifiers read by depth: ``labels`` of :func:`scaleup.evaluation.depth_profile.probe`.
+        probe: what linear classifiers read by depth.
     """
     if not any(None not in point for points in runs.values() for point in points.values()):
         return None
@@ -124,13 +125,12 @@ def against(title: str, label: str, runs: Mapping[str, Points], probe: Mapping[s
     return svg(title, draw)
 
 
-def _draw_probe(axes: Axes, curve: Mapping[str, Any]) -> None:
-    rows = curve["rows"]
-    depths = [row["depth"] for row in rows]
-    middle, error = (np.array([100 * row[key] for row in rows]) for key in ("accuracy", "standard_error"))
+def _draw_probe(axes: Axes, curve: DepthCurve) -> None:
+    depths = [row.depth for row in curve.rows]
+    middle, error = np.array([(100 * row.accuracy, 100 * row.standard_error) for row in curve.rows]).T
     axes.fill_between(depths, middle - error, middle + error, color="#94a3b8", alpha=0.3, linewidth=0)
     axes.plot(depths, middle, "--", color="#64748b", label="linear probe")
-    axes.axhline(100 * curve["chance"], color="#94a3b8", linestyle=":", linewidth=1.2, label="chance")
+    axes.axhline(100 * curve.chance, color="#94a3b8", linestyle=":", linewidth=1.2, label="chance")
 
 
 def matrix(title: str, values: np.ndarray, classes: list[str]) -> str:

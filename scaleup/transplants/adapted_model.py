@@ -89,39 +89,53 @@ def transplant(
     arm = {"frozen_depth": frozen_depth, "gate": True}
     config = adapted_config(large, options.seed, input, donor.config.frames, tubes, placed, **arm)
     ModelConfig.from_json(config.to_json(), str(out))  # what is written can be loaded
-    model = _assembled(config, large)
-    map = align = None
+    model, map, align = _assembled(config, large), None, None
     if options.match == "align":
         assert donor.patch is not None and pixels is not None
         map, align = fit(donor.patch, donor.config.input, large, _images(pixels, config.input), (1, *options.fold))
     move(donor, model, map)
     model.base = large.hashes()
     config.backbone.sha256 = tensors.fingerprint(model.base)
-    clip = _clip(clips, config.input)
-    reports = _measured_tubes(planned, model, donor, clip, options, map)
-    image = normalise(clip[:1], config.input)[:, :, 0]
-    inputs = model.arm_inputs(image)  # one pass of the trunk serves all that is asked of the arm
-    difference = measure.image_max_abs_diff(model, large, image, inputs)
-    closed, gradient = measure.closed_max_abs_diff(model, inputs), measure.alpha_grad(model, inputs)
-    measured = {
-        "tubes": reports,
-        "gate": GateReport(frozen_depth, large.depth, closed, gradient),
-        "parents": _parents(donor, config),
-        "align": align,
-        "positions": placed,
-        "random_tubes": options.random_tubes,
-        "match_scale": options.match_scale,
-        "remarks": remarks(reports),
-        "image_max_abs_diff": difference,
-        "accounting": account(model, donor, large, options.random_tubes, options.match),
-        "seconds": time.perf_counter() - started,
-        "peak_bytes": peak_bytes(),
-    }
-    report = TransplantReport(**(vars(planned) | measured))
+    report = _report(planned, model, donor, large, _clip(clips, config.input), options, map)
+    report.align, report.seconds = align, time.perf_counter() - started
     model.report = asdict(report)
     model.save_pretrained(out, "delta", options.overwrite)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _report(
+    planned: TransplantPlan,
+    model: TubeViT,
+    donor: Donor,
+    large: Backbone,
+    clip: Tensor,
+    options: Options,
+    map: Affine | None,
+) -> TransplantReport:
+    """Measure the model on a clip in [0, 1] (B, 3, T, H, W); tubes that need another scale get it first."""
+    tubes = _measured_tubes(planned, model, donor, clip, options, map)
+    image = normalise(clip[:1], model.config.input)[:, :, 0]
+    inputs = model.arm_inputs(image)  # one pass of the trunk serves all that is asked of the arm
+    difference = measure.image_max_abs_diff(model, large, image, inputs)
+    closed, gradient = measure.closed_max_abs_diff(model, inputs), measure.alpha_grad(model, inputs)
+    return TransplantReport(
+        match=planned.match,
+        embed_dim=planned.embed_dim,
+        tubes=tubes,
+        frame_tokens=planned.frame_tokens,
+        tokens=planned.tokens,
+        gate=GateReport(**vars(planned.gate), closed_max_abs_diff=closed, alpha_grad=gradient),
+        parameters=planned.parameters,
+        parents=_parents(donor, model.config),
+        positions=model.config.positions,
+        random_tubes=options.random_tubes,
+        match_scale=options.match_scale,
+        remarks=remarks(tubes),
+        image_max_abs_diff=difference,
+        accounting=account(model, donor, large, options.random_tubes, options.match),
+        peak_bytes=peak_bytes(),
+    )
 
 
 def adapt(

@@ -114,15 +114,15 @@ class TransplantReport(TransplantPlan):
 
     tubes: Mapping[str, TubeReport]
     gate: GateReport
-    align: Alignment | None
     positions: Positions
     random_tubes: bool
     match_scale: bool
     remarks: list[str]
     image_max_abs_diff: float  # of an image's pooled features, from those of the source backbone
     accounting: Accounting
-    seconds: float
     peak_bytes: int
+    align: Alignment | None = None  # where tokens are mapped
+    seconds: float = 0.0
 
 
 def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool, match: str) -> Accounting:

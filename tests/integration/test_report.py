@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from support.tools import tool
 from scaleup import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
-from scaleup.evaluate import evaluate
+from scaleup.evaluate import Coverage, evaluate
+from scaleup.evaluation.depth_profile import DepthAccuracy, DepthCurve, DepthProfile
 from scaleup.model.build import load_run
 from scaleup.outputs import class_report, report_page, run_records, svg_plots
 from scaleup.outputs.class_report import confused, confusions, recall
@@ -201,13 +203,14 @@ def test_a_sweep_in_parts_that_is_unfinished_says_what_there_is(parted: Path, tm
 @pytest.fixture
 def profile(swept: Path, tmp_path: Path) -> Path:
     """A depth profile of the model that a run says it began from."""
-    rows = [{"depth": 0, "accuracy": 0.2, "standard_error": 0.01}, {"depth": 3, "accuracy": 0.7, "standard_error": 0}]
+    rows = [DepthAccuracy(0, 0.3, 0.2, 0.01, 1.0), DepthAccuracy(3, 0.9, 0.7, 0.0, 1.0)]
     about = {"sha256": "0" * 64, "depth": 3, "tubes": {"long": "as it was"}}
-    test = {"shards": "data/val", "samples": 12, "list_sha256": "f" * 64}
-    found = {"labels": {"motion": {"chance": 1 / 6, "rows": rows}}, "test": test, "model": about}
+    train, test = (Coverage(f"data/{name}", 12, [], "f" * 64, "1x1") for name in ("train", "val"))
+    curves = {"motion": DepthCurve(6, 1 / 6, rows, 3)}
+    found = DepthProfile(curves, train, test, 12, "mean", about, {}, 1.0)
     (tmp_path / "began" / "probe").mkdir(parents=True)
     (tmp_path / "began" / "config.json").write_text(json.dumps({"tubes": about["tubes"]}))
-    (tmp_path / "began" / "probe" / "probe.json").write_text(json.dumps(found))
+    (tmp_path / "began" / "probe" / "probe.json").write_text(json.dumps(asdict(found)))
     recipe = (swept / "recipe.yaml").read_text()
     (swept / "recipe.yaml").write_text(
         re.sub(r"^model:\n(  .*\n)*", f"model: {{load: {tmp_path / 'began'}}}\n", recipe, flags=re.M)

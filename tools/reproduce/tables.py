@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Row:
     """
 
     name: str
-    paper: float | None
+    paper: float | None = None
     source: Source | None = None
     tubes: str = "folded"
     of: str = ""
@@ -93,23 +93,23 @@ def chain(names: str, ours: bool = False) -> tuple[Claim, ...]:
     return tuple(Claim(better, worse, ours, head) for better, worse in pairs)
 
 
-def _source(entry: Mapping[str, Any]) -> Source:
-    return Source(entry["recipe"], tuple(entry.get("choices", ())), entry.get("arm", ""))
+def _source(recipe: str, choices: Sequence[str] = (), arm: str = "") -> Source:
+    return Source(recipe, tuple(choices), arm)
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> Row:
-    how = {key: entry[key] for key in ("tubes", "of", "views", "strides") if key in entry}
-    return Row(name, entry.get("paper"), _source(entry) if "recipe" in entry else None, **how)
+    """An entry of the file; a key that a row has not is an error."""
+    source = {key: entry[key] for key in ("recipe", "choices", "arm") if key in entry}
+    others = {key: value for key, value in entry.items() if key not in source}
+    return Row(name, source=_source(**source) if source else None, **others)
 
 
-def _table(entry: Mapping[str, Any]) -> Table:
-    rows = tuple(_row(name, row) for name, row in entry["rows"].items())
-    claims = tuple(claim for names in entry["claims"] for claim in chain(names, entry.get("ours", False)))
-    about = {key: entry[key] for key in ("note", "images", "remarks") if key in entry}
-    return Table(entry["title"], rows, claims, **about)
+def _table(rows: Mapping[str, Any], claims: Sequence[str], ours: bool = False, **others: Any) -> Table:
+    lines = tuple(_row(name, entry) for name, entry in rows.items())
+    return Table(rows=lines, claims=tuple(claim for names in claims for claim in chain(names, ours)), **others)
 
 
 _content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-STAGES = {name: _source(entry) for name, entry in _content["stages"].items()}  # models that rows begin from
+STAGES = {name: _source(**entry) for name, entry in _content["stages"].items()}  # models that rows begin from
 TRANSPLANTS = {name: (each["small"], each["large"]) for name, each in _content["transplants"].items()}
-TABLES = {name: _table(entry) for name, entry in _content["tables"].items()}
+TABLES = {name: _table(**entry) for name, entry in _content["tables"].items()}
