@@ -14,14 +14,14 @@ QUICK = "tiny models, once: whether the figures can be had"
 
 
 def arguments():
-    made = tool.parser(__doc__, "tools/bench.py tokenizer\n  tools/bench.py step --backbone vit_b --full --json")
-    figures = made.add_subparsers(dest="figure", required=True)
+    parser = tool.parser(__doc__, "tools/bench.py tokenizer\n  tools/bench.py step --backbone vit_b --full --json")
+    figures = parser.add_subparsers(dest="figure", required=True)
 
     def figure(name, repeats, what):
-        parser = figures.add_parser(name, help=what)
-        parser.add_argument("--repeats", type=int, default=repeats, help="turns of each side (default %(default)s)")
-        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
-        return parser.add_argument
+        add = figures.add_parser(name, help=what).add_argument
+        add("--repeats", type=int, default=repeats, help="turns of each side (default %(default)s)")
+        add("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+        return add
 
     add = figure("tokenizer", 31, "our tubes against conv3d with the same kernels")
     add("--widths", type=int, nargs="+", default=[192, 768, 1280])
@@ -67,7 +67,7 @@ def arguments():
     add("--out", default="runs/curves", help="where a plot of each is written (default %(default)s)")
     add("--steps", type=int, default=2, help=STEPS)
     add("--quick", action="store_true", help=QUICK)
-    return made
+    return parser
 
 
 def run(args):

@@ -8,12 +8,13 @@ from scaleup.cli import tool
 
 
 def arguments():
-    made = tool.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
-    made.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
-    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all its recipes, e.g. data.batch=32")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--overwrite", action="store_true")
-    return made
+    parser = tool.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
+    add("changes", nargs="*", metavar="key=value", help="changes to all its recipes, e.g. data.batch=32")
+    add("--seed", type=int, default=0)
+    add("--overwrite", action="store_true")
+    return parser
 
 
 def run(args):

@@ -11,15 +11,16 @@ from scaleup.cli import tool
 
 
 def arguments():
-    made = tool.parser(__doc__, "tools/reproduce.py table9 --seeds 0 1 2 --out runs/paper")
-    made.add_argument("tables", nargs="+", metavar="TABLE", help="table6, table7a, ... or all")
-    made.add_argument("changes", nargs="*", metavar="key=value", help="changes to all recipes, e.g. train.steps=100")
-    made.add_argument("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    made.add_argument("--samples", type=int, default=4000, help="videos to train on (default: %(default)s)")
-    made.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
-    made.add_argument("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
-    return made
+    parser = tool.parser(__doc__, "tools/reproduce.py table9 --seeds 0 1 2 --out runs/paper")
+    add = parser.add_argument
+    add("tables", nargs="+", metavar="TABLE", help="table6, table7a, ... or all")
+    add("changes", nargs="*", metavar="key=value", help="changes to all recipes, e.g. train.steps=100")
+    add("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--samples", type=int, default=4000, help="videos to train on (default: %(default)s)")
+    add("--plan", action="store_true", help="say what is left and how long it takes, and stop")
+    add("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
+    return parser
 
 
 def run(args):

@@ -80,7 +80,7 @@ def _of_head(head: str, counts: dict[str, np.ndarray], classes: list[str]) -> It
     top1 = {arm: matrix.trace() / max(1, matrix.sum()) for arm, matrix in counts.items()}
     best, base = max(top1, key=lambda arm: top1[arm]), next(iter(counts))
     shown = 100 * counts[best] / counts[best].sum(axis=1, keepdims=True).clip(min=1)
-    yield html.Heading(head)
+    yield html.Text(head, "h3")
     yield html.Text("top-1 " + ", ".join(f"{arm} {100 * share:.2f} %" for arm, share in top1.items()))
     yield html.Figures({f"{head}, % of each row, of {best}": svg_plots.matrix(f"{head} {best}", shown, classes)})
     yield html.Text("Most often: " + ("; ".join(confused(counts[best], classes)) or "no mistakes"))

@@ -39,18 +39,9 @@ class Arm:
 
 
 @dataclass
-class Heading:
-    words: str
-
-
-@dataclass
 class Text:
     words: str
-
-
-@dataclass
-class Code:
-    content: str
+    tag: str = "p"  # or h3, a heading; pre, as it is
 
 
 @dataclass
@@ -84,7 +75,7 @@ class Folded:
     content: Block
 
 
-Block = Heading | Text | Code | Tiles | Figures | Table | Folded
+Block = Text | Tiles | Figures | Table | Folded
 
 
 def document(

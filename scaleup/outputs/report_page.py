@@ -82,7 +82,7 @@ def _sections(
         yield "Classes", list(by_class(complete, shards))
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
-        yield f"{prefix}Recipe", [html.Folded("The resolved recipe", html.Code(run.yaml))]
+        yield f"{prefix}Recipe", [html.Folded("The resolved recipe", html.Text(run.yaml, "pre"))]
     yield "Environment", list(_environments(runs))
 
 
@@ -222,10 +222,10 @@ def _looks(models: Mapping[str, TubeViT]) -> list[html.Block]:
 def _environments(runs: Sequence[Facts]) -> Iterator[html.Block]:
     for run in runs:
         if run.result is not None:
-            yield html.Heading(f"Where {run.name} was trained")
-            yield html.Code(_words(run.result.environment))
-    yield html.Heading("Where this page was made")
-    yield html.Code(_words(environment()))
+            yield html.Text(f"Where {run.name} was trained", "h3")
+            yield html.Text(_words(run.result.environment), "pre")
+    yield html.Text("Where this page was made", "h3")
+    yield html.Text(_words(environment()), "pre")
 
 
 def _words(facts: Mapping[str, Any]) -> str:
@@ -240,7 +240,8 @@ def _profile(run: Facts, probe: str | Path | None) -> DepthProfile | None:
     if probe is None:
         return None
     path = Path(probe) / "probe.json" if Path(probe).is_dir() else Path(probe)
-    profile, mistakes = check(DepthProfile, read_json(path))
+    content = read_json(path)
+    profile, mistakes = check(DepthProfile, content) if isinstance(content, dict) else (None, ["it is no object"])
     if profile is None or mistakes:
         raise UserError(f"'{path}' is no depth profile of tools/probe.py: {'; '.join(mistakes[:3])}")
     if start and Path(start).is_dir():
