@@ -20,9 +20,9 @@ from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk
 from scaleup.model.tubes import Size
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
-from scaleup.training import cache_plan
 from scaleup.training.arm_trainer import Classifier
 from scaleup.training.run_inputs import data_of, models_on_meta
+from scaleup.training.token_cache import blank_record, cache_bytes
 
 SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
 
@@ -103,15 +103,11 @@ class Sketch:
         if 0 in depths:
             return None
         model = next(iter(self.models.values()))
-        sizes = {
-            precision: sum(
-                cache_plan.cache_bytes(
-                    shards, len(cache_plan.blank_record(model, shards.modality, depths, precision)), views
-                )
-                for shards in self.datasets.values()
-            )
-            for precision in ("bfloat16", "int8")
-        }
+        sizes = dict.fromkeys(("bfloat16", "int8"), 0)
+        for precision in sizes:
+            for shards in self.datasets.values():
+                blank = blank_record(model, shards.modality, depths, precision)
+                sizes[precision] += cache_bytes(shards, len(blank), views)
         return CacheSize(views, sizes)
 
 

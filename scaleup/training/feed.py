@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaleup.checkpoint.model_directory import public_name
+from scaleup.common import tensors
 from scaleup.common.distributed import World
 from scaleup.config.schema import Recipe, Train
 from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
+from scaleup.data.shards import index_bytes
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
+from scaleup.errors import UserError
 from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, Taps, arm_inputs
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.cache_plan import made_of, refuse_other
+from scaleup.training.run_inputs import flatten_keys
 
 
 class Fed(NamedTuple):
@@ -106,6 +113,77 @@ def _context(model: TubeViT, cached: CachedSet) -> Context:
     """What blocks are told beside the tokens of a dataset."""
     frames = 1 if cached.modality == "image" else model.preprocess.frames
     return model.tokenizer.context((frames, *model.preprocess.size))
+
+
+TOKENIZER = ("frames", "tubes", "interpolate", "positions")  # of config.json
+
+
+def made_of(recipe: Recipe, model: TubeViT, dataset: str) -> dict[str, Any]:
+    """What the taps of a dataset are made of; ``blocks`` are as many sha256 as ``model`` has frozen blocks.
+
+    The trunk must still be as it was loaded, in float32.
+    """
+    config, tokenizer = model.config.to_json(), tensors.fingerprint(tensors.hashes(model.tokenizer.state_dict()))
+    parts = {
+        "shards": hashlib.sha256(index_bytes(recipe.data.train[dataset].shards)).hexdigest(),
+        "input": config["input"],
+        "augment": asdict(recipe.data.train[dataset].augment),
+        "backbone": {key: config["backbone"][key] for key in ("name", "kwargs", "sha256")},
+        "tokenizer": {key: config[key] for key in TOKENIZER} | {"sha256": tokenizer},
+        "blocks": [_block_sha256(model, index) for index in range(model.frozen_depth)],
+    }
+    return json.loads(json.dumps(parts))  # as an index gives it back
+
+
+def refuse_other(cached: CachedSet, own: dict[str, Any], depths: Collection[int], precision: str) -> None:
+    """Refuse a cache that is not what the trunk of this run would give.
+
+    Args:
+        own: what the taps of this run are made of, see :func:`made_of`.
+        depths: those that the run needs.
+        precision: of the trunk, as the recipe has it.
+
+    Raises:
+        UserError: a depth is not there, or what differs.
+    """
+    index, blocks = cached.made, len(own["blocks"])
+    if lacking := sorted(set(depths) - set(index["depths"])):
+        have = ", ".join(map(str, index["depths"]))
+        raise UserError(f"the cache '{cached.path}' has no taps at frozen depth {lacking[0]}; it has those at {have}")
+    cast = index["trunk"]["precision"]
+    stored = _leaves(index["made_of"], cast, blocks)
+    needed = _leaves(own, cast if precision == "auto" else precision, blocks)
+    if differing := [key for key in stored | needed if stored.get(key) != needed.get(key)]:
+        words = (f"{key} is {_short(stored.get(key))} there and {_short(needed.get(key))} here" for key in differing)
+        raise UserError(
+            f"the cache '{cached.path}' was made by another trunk, tokenizer or transform: {', '.join(words)}"
+        )
+
+
+def _leaves(parts: dict[str, Any], precision: str, blocks: int) -> dict[str, Any]:
+    """What taps are made of by key path, with the first so many blocks by number."""
+    numbered = {str(number): sha256 for number, sha256 in enumerate(parts["blocks"][:blocks])}
+    return flatten_keys(parts | {"blocks": numbered, "trunk": {"precision": precision}})
+
+
+def _short(value: Any) -> str:
+    is_hash = isinstance(value, str) and len(value) == 64
+    return f"sha256 {value[:12]}..." if is_hash else repr(value)
+
+
+def _block_sha256(model: TubeViT, index: int) -> str:
+    """Of a frozen block's float32 tensors, wherever they are."""
+    state = model.blocks[index].state_dict()
+    digests = tensors.hashes({name: tensor for name, tensor in state.items() if not tensor.is_meta})
+    for name in state.keys() - digests.keys():
+        public = public_name(f"trunk.blocks.{index}.{name}", model.block_prefix)
+        digests[name] = model.base.get(public) or _in_file(model, index, name)
+    return tensors.fingerprint(digests)
+
+
+def _in_file(model: TubeViT, index: int, name: str) -> str:
+    assert model.trunk is not None and model.trunk.file is not None
+    return tensors.hashes({name: model.trunk.file.read(index, name).float()})[name]
 
 
 WHOLE = slice(0, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from scaleup.common.timing import progress
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, Batch, input_bytes
 from scaleup.data.loader import Augmented, each_once, open_datasets
-from scaleup.data.pack import GrowingShards, clear_directory, partial_directory
+from scaleup.data.pack import GrowingShards, clear_directory, partial_directory, partial_name
 from scaleup.data.shards import Index, Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
@@ -32,8 +33,7 @@ from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Taps, drift
 from scaleup.model.tubevit import TubeViT
-from scaleup.training import cache_plan
-from scaleup.training.cache_plan import made_of, samples_of_a_tar
+from scaleup.training.feed import made_of
 from scaleup.training.run_inputs import heads_of, starting_model
 
 
@@ -51,18 +51,18 @@ class SetWriter:
     """Writes dataset ``name`` of a recipe to ``directory``.
 
     Args:
-        made: what the index will say of how the taps came to be.
+        origin: what the index will say of how the taps came to be.
     """
 
     def __init__(
-        self, recipe: Recipe, model: TubeViT, name: str, shards: Shards, made: dict[str, Any], directory: Path
+        self, recipe: Recipe, model: TubeViT, name: str, shards: Shards, origin: dict[str, Any], directory: Path
     ) -> None:
-        self.recipe, self.model, self.name, self.shards, self.made = recipe, model, name, shards, made
-        self.directory, self.views = directory, made["views"]
+        self.recipe, self.model, self.name, self.shards, self.origin = recipe, model, name, shards, origin
+        self.directory, self.views = directory, origin["views"]
         self.numbers = {key: number for number, key in enumerate(shards.keys)}
         self.bad = BadSamples(f"dataset '{name}'", len(shards), recipe.data.max_bad, "; what is finished is kept")
-        each, count = samples_of_a_tar(made["record_bytes"], self.views), len(shards)
-        self.chunks = [range(begin, min(begin + each, count)) for begin in range(0, count, each)]  # samples of each tar
+        length, count = samples_of_a_tar(origin["record_bytes"], self.views), len(shards)
+        self.chunks = [range(begin, min(begin + length, count)) for begin in range(0, count, length)]  # a tar each
         self.batch = max(1, recipe.data.batch // self.views)  # samples that pass the trunk together
 
     def write(self, advance: Callable[[int], None]) -> None:
@@ -77,7 +77,7 @@ class SetWriter:
 
     def conclude(self) -> None:
         """Write the index, and remove everything but it and the tars that have samples."""
-        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.made))
+        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.origin))
 
     def _divide(self, chunk: Sequence[int]) -> list[Sequence[int]]:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
@@ -103,18 +103,18 @@ class SetWriter:
             advance(len(batch.keys) + len(batch.failures))
 
     def _records(self, pixels: Tensor) -> Iterator[bytes]:
-        model, made = self.model, self.made
+        model, origin = self.model, self.origin
         assert model.trunk is not None
         x = model.preprocess(pixels.to(next(model.arm.parameters()).device))
-        tokens = named(model.trunk(x, made["depths"]))
-        if not all(each.isfinite().all() for each in tokens.values()):
+        tokens = named(model.trunk(x, origin["depths"]))
+        if not all(tensor.isfinite().all() for tensor in tokens.values()):
             raise UserError(
                 f"the trunk gives tokens of dataset '{self.name}' that are not finite; choose another trunk.precision "
-                f"than {made['trunk']['precision']}, or another model"
+                f"than {origin['trunk']['precision']}, or another model"
             )
-        kept = {name: each.cpu() for name, each in quantise(tokens, made["precision"]).items()}
+        batch = {name: tensor.cpu() for name, tensor in quantise(tokens, origin["precision"]).items()}
         for row in range(len(pixels)):
-            yield record({name: each[row] for name, each in kept.items()})
+            yield record({name: tensor[row] for name, tensor in batch.items()})
 
 
 @dataclass
@@ -167,21 +167,24 @@ def make(
     began, out = time.perf_counter(), Path(out)
     refuse_existing(out, overwrite)
     model, sets = _frozen(recipe, depths), open_datasets(recipe.data)
-    blank = {name: cache_plan.blank_record(model, each.modality, depths, precision) for name, each in sets.items()}
-    _refuse_too_large(sets, blank, views, out, limit)
+    blanks = {name: blank_record(model, shards.modality, depths, precision) for name, shards in sets.items()}
+    size = sum(cache_bytes(shards, len(blanks[name]), views) for name, shards in sets.items())
+    records = ", ".join(f"a view of '{name}' {format_bytes(len(blank))}" for name, blank in blanks.items())
+    print(f"the cache takes {format_bytes(size)}: {records}", file=sys.stderr)
+    refuse_too_large(size, out, limit)
     how = {"depths": depths, "views": views, "precision": precision, "seed": recipe.seed}
-    made = {name: how | _origin(recipe, model, name, each, blank[name]) for name, each in sets.items()}
-    about = _prepare(recipe, model)
-    for each in made.values():
-        each["trunk"] = {key: about[key] for key in ("precision", "kernels")}
-    _write(recipe, model, sets, made, out)
+    origins = {name: how | _origin(recipe, model, name, shards, blanks[name]) for name, shards in sets.items()}
+    trunk = _prepare(recipe, model)
+    for origin in origins.values():
+        origin["trunk"] = {key: trunk[key] for key in ("precision", "kernels")}
+    _write(recipe, model, sets, origins, out)
     return TokenCache(
         out=str(out),
         bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         depths=depths,
         views=views,
         precision=precision,
-        trunk=about,
+        trunk=trunk,
         drift=_drift(model, depths, precision),
         datasets={name: _described(out / name) for name in sets},
         seconds=time.perf_counter() - began,
@@ -195,16 +198,6 @@ def _frozen(recipe: Recipe, depths: list[int]) -> TubeViT:
         if not 1 <= depth <= model.depth:
             raise UserError(f"there are no taps at frozen depth {depth}; this model has 1 to {model.depth}")
     return model.with_arm(max(depths), False, {}, recipe.seed, Adapt("none"))
-
-
-def _refuse_too_large(
-    sets: dict[str, Shards], blank: dict[str, bytes], views: int, out: Path, limit: int | None
-) -> None:
-    """Say how large the cache will be, and refuse what does not fit."""
-    needed = sum(cache_plan.cache_bytes(each, len(blank[name]), views) for name, each in sets.items())
-    records = ", ".join(f"a view of '{name}' {format_bytes(len(record))}" for name, record in blank.items())
-    print(f"the cache takes {format_bytes(needed)}: {records}", file=sys.stderr)
-    cache_plan.refuse_too_large(needed, out, limit)
 
 
 def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: bytes) -> dict[str, Any]:
@@ -226,16 +219,16 @@ def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     return prepare_trunks([model], recipe.trunk, world) | {"kernels": kernels}
 
 
-def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], made: dict[str, Any], out: Path) -> None:
-    plan = json.dumps([recipe.data.batch, made])
-    with partial_directory(out, plan) as partial:
-        writers = [SetWriter(recipe, model, name, sets[name], made[name], partial / name) for name in sets]
+def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], origins: dict[str, Any], out: Path) -> None:
+    plan = json.dumps([recipe.data.batch, origins])
+    with partial_directory(out, plan) as growing:
+        writers = [SetWriter(recipe, model, name, sets[name], origins[name], growing / name) for name in sets]
         with progress("caching", sum(map(len, sets.values()))) as advance:
             for writer in writers:
                 writer.write(advance)
         for writer in writers:
             writer.conclude()
-        clear_directory(partial, {"plan", *sets})
+        clear_directory(growing, {"plan", *sets})
 
 
 def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float]:
@@ -249,3 +242,51 @@ def _drift(model: TubeViT, depths: list[int], precision: str) -> dict[str, float
 def _described(path: Path) -> CachedDataset:
     shards = Shards.open(path)
     return CachedDataset(len(shards) // shards.made["views"], shards.failures, shards.made["record_bytes"])
+
+
+SHARD = 2**29  # bytes of a tar, about, which is what a kill loses at most
+SPARE = 0.05  # of the free disk, which stays free
+BLOCK, END = 512, 10240  # what members of a tar, their headers, and the whole of it are multiples of
+ENTRY = 160  # bytes of a record in the index, about
+
+
+def blank_record(model: TubeViT, modality: str, depths: list[int], precision: str) -> bytes:
+    """A record of one view of one sample, z0 and h at every depth, all of them 0: as all records are laid out."""
+    count = model.count_tokens(1 if modality == "image" else model.preprocess.frames)
+    names = ["z0", *(f"h{depth}" for depth in depths)]
+    blank = {name: torch.zeros(1, count, model.tokenizer.embed_dim) for name in names}
+    kept = quantise(blank, precision)
+    return record({name: tensor[0] for name, tensor in kept.items()})
+
+
+def samples_of_a_tar(record: int, views: int) -> int:
+    return max(1, SHARD // (record * views))
+
+
+def cache_bytes(shards: Shards, record: int, views: int) -> int:
+    """Bytes on the disk of a dataset whose records have ``record`` bytes: tars to the byte, the index roughly."""
+    label = json.dumps({"labels": {name: int(numbers[0]) for name, numbers in shards.labels.items()}})
+    sample = views * (2 * BLOCK + _up(record, BLOCK) + _up(len(label), BLOCK))
+    length = samples_of_a_tar(record, views)
+    counts = [min(length, len(shards) - begin) for begin in range(0, len(shards), length)]
+    index = len(shards) * views * ENTRY + sum(len(key) + 3 for key in shards.keys)
+    return sum(_up(count * sample + 2 * BLOCK, END) for count in counts) + index
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def refuse_too_large(size: int, out: Path, limit: int | None) -> None:
+    """UserError where the limit or the free disk does not allow so many bytes at ``out``; what stands there half
+    written counts as done."""
+    if limit is not None and size > limit:
+        raise UserError(f"the cache takes {format_bytes(size)}, more than --limit allows, {format_bytes(limit)}")
+    disk = next(parent for parent in out.resolve().parents if parent.exists())
+    rest = size - sum(tar.stat().st_size for tar in partial_name(out).glob("*/*.tar"))
+    free = shutil.disk_usage(disk).free
+    if rest > free * (1 - SPARE):
+        raise UserError(
+            f"the cache takes {format_bytes(size)}, and of the {format_bytes(free)} that are free on the disk "
+            f"of '{out}' {SPARE:.0%} must stay free; choose fewer views, fewer depths, or precision int8"
+        )

@@ -15,7 +15,6 @@ from scaleup.data.token_records import CachedSet, dequantise, quantise
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
-from scaleup.training import cache_plan
 from scaleup.training import token_cache as making
 from scaleup.training.run_inputs import build_models
 from scaleup.training.token_cache import SetWriter, make
@@ -27,7 +26,6 @@ SETS = ("videos", "images")
 @pytest.fixture
 def small_tars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five samples a tar of either set."""
-    monkeypatch.setattr(cache_plan, "samples_of_a_tar", lambda record, views: 5)
     monkeypatch.setattr("scaleup.training.token_cache.samples_of_a_tar", lambda record, views: 5)
 
 
@@ -80,8 +78,8 @@ def test_the_same_input_gives_the_same_bytes_as_many_as_were_said(
         index, *tars = sorted((tmp_path / "one" / name).iterdir(), reverse=True)
         assert [tar.name for tar in reversed(tars)] == ["000000.tar", "000001.tar", "000002.tar"]
         record = result.datasets[name].record_bytes
-        roughly = cache_plan.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
-        assert roughly == 12 * 3 * cache_plan.ENTRY + sum(len(key) + 3 for key in shards.keys)
+        roughly = making.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
+        assert roughly == 12 * 3 * making.ENTRY + sum(len(key) + 3 for key in shards.keys)
         assert verify(tmp_path / "one" / name, processes=1).problems == []
     assert "the cache takes" in capsys.readouterr().err
 
