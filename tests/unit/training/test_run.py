@@ -1,7 +1,7 @@
 import gc
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +121,7 @@ def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
     result = run(recipe, sweep_arms(recipe))
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {*FILES, *recipe.arms}
-    assert json.loads((out / "result.json").read_text()) == result
+    assert json.loads((out / "result.json").read_text()) == asdict(result)
     assert recipes.load(out / "recipe.yaml") == recipe
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
@@ -274,7 +274,7 @@ def test_a_run_goes_on_that_is_older_than_some_settings(tiny: Tiny, tmp_path: Pa
     path.write_text(older)
     with pytest.raises(UserError, match="another recipe: .*, model.inflate is False there and True here; name"):
         run(tiny("model.inflate=true", "model.backbone.weights=meta"), arms)
-    assert run(recipe, arms)["steps"] == 4
+    assert run(recipe, arms).steps == 4
     path.write_text(older + "unknown: 3\n")
     with pytest.raises(UserError, match="its recipe.yaml cannot be read .unknown: unknown key") as error:
         run(recipe, arms)
