@@ -52,6 +52,13 @@ def _directory(place: str) -> str:
     return place
 
 
+def _no_number(choice: Any) -> Any:
+    """1 is not True, which equals it."""
+    if isinstance(choice, int) and not isinstance(choice, bool):
+        raise ValueError
+    return choice
+
+
 def _ordered(pair: list[float]) -> list[float]:
     if pair[0] > pair[1]:
         raise ValueError
@@ -100,7 +107,7 @@ Ratios = Annotated[
     AfterValidator(_ordered),
     Field(min_length=2, max_length=2, description=f"a list [low, high], each {POSITIVE}, low <= high"),
 ]
-Gate = Literal[False, True, "channel"]
+Gate = Annotated[Literal[False, True, "channel"], BeforeValidator(_no_number)]
 Name = Annotated[str, AfterValidator(_name), Field(description="a name made of letters, digits, '_' and '-'")]
 Named = Annotated[dict[Name, T], BeforeValidator(_without_nulls)]  # an entry that is null is left out
 Heads = Annotated[dict[Name, str], Field(description="a mapping of head names to label names")]
