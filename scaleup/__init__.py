@@ -1,9 +1,27 @@
-"""scaleup: large frozen image ViTs that understand video, by sparse video tubes (TubeViT)."""
+"""scaleup: large frozen image ViTs that understand video, by sparse video tubes (TubeViT).
+
+README.md shows a whole run in Python: a small model, its transplant, two arms, their accuracy, an export.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaleup.config.schema import Arm, Recipe, Tube
+    from scaleup.errors import UserError
+    from scaleup.evaluation.depth_profile import probe
+    from scaleup.evaluation.predictor import predict
+    from scaleup.model.build import load, load_run
+    from scaleup.outputs.conversion import export
+    from scaleup.recipe import load as load_recipe
+    from scaleup.sweeps.costs import plan
+    from scaleup.sweeps.parts import sweep
+    from scaleup.training.run import run as train
+    from scaleup.transplants.adapted_model import adapt, transplant
+    from scaleup.transplants.transplant_plan import Options
 
 # Threads that wait for work sleep. They would spin, and take the processor from loader processes and other jobs: beside
 # two of them a step took six times as long. OpenMP reads these when torch is loaded; who has set one means it.
@@ -12,12 +30,33 @@ if not {*SLEEP, "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update(SLEEP)
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+SOURCES = {  # where each name is; torch and timm take seconds to import, so only who uses a name waits for them
+    "Arm": "scaleup.config.schema:Arm",
+    "Options": "scaleup.transplants.transplant_plan:Options",
+    "Recipe": "scaleup.config.schema:Recipe",
+    "Tube": "scaleup.config.schema:Tube",
+    "UserError": "scaleup.errors:UserError",
+    "adapt": "scaleup.transplants.adapted_model:adapt",
+    "export": "scaleup.outputs.conversion:export",
+    "load": "scaleup.model.build:load",
+    "load_recipe": "scaleup.recipe:load",
+    "load_run": "scaleup.model.build:load_run",
+    "plan": "scaleup.sweeps.costs:plan",
+    "predict": "scaleup.evaluation.predictor:predict",
+    "probe": "scaleup.evaluation.depth_profile:probe",
+    "sweep": "scaleup.sweeps.parts:sweep",
+    "train": "scaleup.training.run:run",
+    "transplant": "scaleup.transplants.adapted_model:transplant",
+}
+__all__ = [*SOURCES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # torch and timm take seconds to import: only who loads a model waits for them
-        from scaleup.model.build import load
+    if name not in SOURCES:
+        raise AttributeError(f"module 'scaleup' has no attribute {name!r}")
+    module, attribute = SOURCES[name].split(":")
+    return getattr(import_module(module), attribute)
 
-        return load
-    raise AttributeError(f"module 'scaleup' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*globals(), *SOURCES]

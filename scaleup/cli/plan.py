@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> Plan:
     available = parse_bytes(args.memory, "--memory") if args.memory else None
     from scaleup.sweeps import costs  # after what may be wrong: its imports take seconds
 
-    return costs.plan(read, recipe.all_arms(read), args.ranks, available, args.gflops, args.views)
+    return costs.plan(read, None, args.ranks, available, args.gflops, args.views)
 
 
 def show(plan: Plan) -> None:

@@ -32,15 +32,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Predictions:
     sources = asked(args)
-    from scaleup.evaluation.predictor import Predictor, draw, predict
+    from scaleup.evaluation.predictor import predict
     from scaleup.model.build import load  # after what may be wrong with the arguments: its imports take seconds
 
-    predictor = Predictor(load(args.model, args.base), args.head, args.top, args.hop, args.batch)
-    result = predict(predictor, sources)
-    if args.overlay and result.files:
-        draw(predictor, sources[0], args.overlay)
-        result.overlay = args.overlay
-    return result
+    return predict(load(args.model, args.base), sources, args.head, args.top, args.hop, args.batch, args.overlay)
 
 
 def asked(args):

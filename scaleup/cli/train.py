@@ -36,11 +36,10 @@ def arguments(description: str | None = __doc__, example: str = EXAMPLE) -> argp
 def run(args: argparse.Namespace) -> Result:
     limit = seconds(args.stop_after)
     read = recipe.load(args.recipe, args.changes)
-    arms = {"model": read.arm}
     from scaleup.sweeps import costs  # after what may be wrong: these imports take seconds
     from scaleup.training import run as training
 
-    return costs.plan(read, arms) if args.plan else training.run(read, arms, args.overwrite, limit)
+    return costs.plan(read, {"model": read.arm}) if args.plan else training.run(read, None, args.overwrite, limit)
 
 
 def seconds(text: str | None) -> float | None:

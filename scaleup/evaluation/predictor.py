@@ -125,8 +125,26 @@ class Predictor:
         return [ClassProbability(self.classes[index], value) for index, value in pairs]
 
 
-def predict(predictor: Predictor, sources: Sequence[str]) -> Predictions:
-    """What each source shows; one that cannot be read is named on stderr, and the others go on."""
+def predict(
+    model: TubeViT,
+    sources: Sequence[str],
+    head: str | None = None,
+    top: int = 5,
+    hop: float | None = None,
+    batch: int = 8,
+    picture: str | None = None,
+) -> Predictions:
+    """Tell what images and videos show. A source that cannot be read is named on stderr, and the others go on.
+
+    Args:
+        sources: files, folders, patterns, addresses, or ``-`` for a video stream on stdin.
+        head, top, hop, batch: see :class:`Predictor`.
+        picture: a file, .png or .mp4, for a drawing of where the model looks in the first source.
+
+    Raises:
+        UserError: there is no such head or source, or the name of the picture ends otherwise.
+    """
+    predictor = Predictor(model, head, top, hop, batch)
     names = expanded(sources)
     files, failures = [], []
     with progress("predicting", len(names)) as advance:
@@ -137,7 +155,9 @@ def predict(predictor: Predictor, sources: Sequence[str]) -> Predictions:
                 print(f"{name}: {error}", file=sys.stderr)
                 failures.append(Failure(name, str(error)))
             advance(1, name)
-    return Predictions(predictor.head, files, failures, int(bool(failures)))
+    if picture and files:
+        draw(predictor, names[0], picture)
+    return Predictions(predictor.head, files, failures, int(bool(failures)), picture if files else None)
 
 
 def draw(predictor: Predictor, source: str, path: str) -> None:

@@ -15,6 +15,7 @@ from scaleup.common.text import columns
 from scaleup.common.timing import now
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
+from scaleup.recipe import all_arms
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes
@@ -126,7 +127,7 @@ def seconds(sketch: Sketch, flops: dict[str, SampleFlops], gflops: float, measur
 
 def plan(
     recipe: Recipe,
-    arms: dict[str, Arm],
+    arms: dict[str, Arm] | None = None,
     ranks: int = 1,
     available: int | None = None,
     gflops: float | None = None,
@@ -135,10 +136,13 @@ def plan(
     """All that is known of a run before it begins.
 
     Args:
+        arms: by name; by default all of a sweep, or the recipe's one arm as ``model``.
+        ranks: devices that train together.
         available: bytes of each device; None for what this machine's has.
         gflops: 10^9 operations that each device does in a second; None to measure a matrix product here.
         views: of each sample in a token cache.
     """
+    arms = arms or all_arms(recipe)
     sketch = Sketch(recipe, arms)
     available = own_memory() if available is None else available
     rate, flops = gflops or measured(), _flops(sketch)

@@ -42,17 +42,19 @@ class Part(NamedTuple):
 
 def sweep(
     recipe: Recipe,
-    arms: dict[str, Arm],
+    arms: dict[str, Arm] | None = None,
     overwrite: bool = False,
     stop_after: float | None = None,
     memory: int | None = None,
 ) -> RunResult | StoppedRun:
-    """Train ``arms`` as :func:`scaleup.training.run.run` does, in as few parts as fit, one after another.
+    """Train arms as :func:`scaleup.training.run.run` does, in as few parts as fit, one after another.
 
     A part is the run ``recipe.out/parts/01``; when it is complete its models are moved up into ``recipe.out``. Parts
     that were begun stay as they are when the sweep goes on; where nothing was saved, they are planned anew.
 
     Args:
+        arms: by name; by default all that the recipe describes.
+        overwrite, stop_after: see :func:`scaleup.training.run.run`.
         memory: bytes that a run may fill on each device; by default all that it has.
 
     Returns:
@@ -62,6 +64,7 @@ def sweep(
         UserError: as :func:`run`, or an arm does not fit alone.
     """
     end = None if stop_after is None else time.monotonic() + stop_after
+    arms = arms or recipes.sweep_arms(recipe)
     world, out = join(), Path(recipe.out)
     leads = world.rank == 0
     with world.together(), ExitStack() as stack:

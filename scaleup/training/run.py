@@ -28,9 +28,9 @@ from scaleup.training.validation import Validation
 
 
 def run(
-    recipe: Recipe, arms: dict[str, Arm], overwrite: bool = False, stop_after: float | None = None
+    recipe: Recipe, arms: dict[str, Arm] | None = None, overwrite: bool = False, stop_after: float | None = None
 ) -> RunResult | StoppedRun:
-    """Train ``arms`` together on the recipe's data and write the run directory ``recipe.out``.
+    """Train arms together on the recipe's data and write the run directory ``recipe.out``.
 
     It holds recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/ until the run is complete, and then a directory for
     each model, named as its arm is. Where the directory holds an unfinished run of the same recipe, that run goes on
@@ -38,6 +38,8 @@ def run(
     not have changed.
 
     Args:
+        arms: by name; by default the recipe's one arm, as ``model``.
+        overwrite: replace the run that stands in the directory.
         stop_after: seconds after which the run saves a checkpoint and ends early, as it does on SIGTERM and SIGINT.
 
     Raises:
@@ -45,7 +47,7 @@ def run(
             diverges that is no sweep's, or another rank no longer answers.
     """
     resumes, out = run_directory.check_resumable(recipe, overwrite), Path(recipe.out)
-    world = join()
+    arms, world = arms or {"model": recipe.arm}, join()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
     with ExitStack() as stack:
