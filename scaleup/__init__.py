@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scaleup.model.build import load, load_run
     from scaleup.outputs.conversion import export
     from scaleup.recipe import load as load_recipe
+    from scaleup.recipe import sweep_arms
     from scaleup.sweeps.costs import plan
     from scaleup.sweeps.parts import sweep
     from scaleup.training.run import run as train
@@ -45,6 +46,7 @@ SOURCES = {  # where each name is; torch and timm take seconds to import, so onl
     "predict": "scaleup.evaluation.predictor:predict",
     "probe": "scaleup.evaluation.depth_profile:probe",
     "sweep": "scaleup.sweeps.parts:sweep",
+    "sweep_arms": "scaleup.recipe:sweep_arms",
     "train": "scaleup.training.run:run",
     "transplant": "scaleup.transplants.adapted_model:transplant",
 }
