@@ -45,13 +45,13 @@ IMAGES = 512  # to fit a map on; up to twice as many are read
 CLIPS = 8  # to measure scales on
 
 
-def plan(small: str, backbone: str, options: Options, images: Path | Tensor | None = None) -> TransplantPlan:
+def plan(small: str | Path, backbone: str, options: Options, images: Path | Tensor | None = None) -> TransplantPlan:
     """What :func:`transplant` would make; no weights of the backbone are built or read."""
     options.check(images is not None)
     return _planned(small, backbone, options)[-1]
 
 
-def _planned(small: str, backbone: str, options: Options) -> tuple[Donor, dict[str, Tube], TransplantPlan]:
+def _planned(small: str | Path, backbone: str, options: Options) -> tuple[Donor, dict[str, Tube], TransplantPlan]:
     donor = read(small)
     large = build(backbone, options.kwargs, options.size, "meta", options.seed)
     plans = plan_tubes(donor, large, options)
@@ -61,21 +61,28 @@ def _planned(small: str, backbone: str, options: Options) -> tuple[Donor, dict[s
 
 
 def transplant(
-    small: str,
+    small: str | Path,
     backbone: str,
-    out: Path,
-    options: Options,
+    out: str | Path,
+    options: Options | None = None,
     clips: Path | Tensor | None = None,
     images: Path | Tensor | None = None,
 ) -> TransplantReport:
     """Make, measure and write an adapted model (Section 3.6).
 
     Args:
+        small: the small model: a directory, its .safetensors, a .ckpt or .pt.
+        backbone: the large image ViT: ``vit_h``, ``timm:NAME``, ``open_clip:NAME/TAG``, a directory, a file, ...
+        out: the directory to write.
+        options: None for the paper's choices.
         clips: what scales are measured on: video shards, or pixels in [0, 1] (B, 3, T, H, W); None for a made-up clip.
         images: what tokens are aligned on: shards of images or videos, or pixels in [0, 1] (B, 3, H, W); None for
             frames of ``clips``.
+
+    Raises:
+        UserError: a parent cannot be read or is not plain, options do not go together, or ``out`` is there already.
     """
-    started = time.perf_counter()
+    started, options, out = time.perf_counter(), options or Options(), Path(out)
     options.check(images is not None)
     pixels = clips if images is None else images
     if options.match == "align" and pixels is None:
