@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -56,7 +57,17 @@ ATTENTION = {
 
 M = TypeVar("M", bound=nn.Module)
 BATCHES = (2, 3)  # what is measured at two batch sizes is known at all; at 1 some copies are views
-EMPTY = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class _FakeTensorMode(FakeTensorMode):
+    """Asks once whether there is a GPU. Torch asks the driver before every operation, a third of the time."""
+
+    @cached_property
+    def avoid_device_init(self) -> bool:  # type: ignore[override]
+        return super().avoid_device_init
+
+
+EMPTY = _FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def empty(module: M) -> M:
