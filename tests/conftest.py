@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on shared cores: threads would only wait for each other
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 from scaleup import recipe
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import make_shapes
+
+torch.cuda.is_available = cache(torch.cuda.is_available)  # which asks the driver before every operation that is traced
 
 TINY = """
 seed: 1

@@ -22,7 +22,7 @@ from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
 from scaleup.sweeps import machines
 from scaleup.sweeps.machines import spread
-from scaleup.sweeps.parts import group_arms, split_arms, sweep
+from scaleup.sweeps.parts import split_arms, sweep
 from scaleup.training.run import run
 
 TWO = ["arms.full=null"]  # arms are left, a job each
@@ -39,14 +39,22 @@ def whole(path: Path, out: Path, *changes: str) -> dict[str, bytes]:
     return bits(out)
 
 
+@pytest.fixture
+def warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The Python that jobs are started with: they are forked."""
+    with warm_python(tmp_path / "warm") as python:
+        monkeypatch.setattr(sys, "executable", str(python))
+        yield python
+
+
 @pytest.mark.parametrize("where", ["here", *at_length("on both")])
 def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
-    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture, where: str
+    warm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture, where: str
 ) -> None:
     """With Ctrl-C in a terminal, which every process of the group hears; they go on there, or on one machine."""
-    out, changes = tmp_path / "out", [*TWO, "train.steps=100", "train.save_every=0"]
+    out, changes = tmp_path / "out", [*TWO, "train.steps=60", "train.save_every=0"]
     command = ["sweep", tiny_path, *changes, f"out={out}", "--where=local", "--machines=2"]
-    running, end = start(*command), time.monotonic() + 120
+    running, end = start(*command, failure=f"import sys; sys.executable = {str(warm)!r}"), time.monotonic() + 120
     while len(taken(out)) < 2 or min(taken(out)) < 2:
         assert running.alive and time.monotonic() < end, running.wait().stderr
         time.sleep(0.05)
@@ -55,7 +63,7 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
     assert asked.returncode == 130, asked.stderr
     assert "the same command goes on" in asked.stdout and not list(Path(f"{out}.jobs").glob("*.pkl"))
     saved = [int(path.name[-8:]) for path in out.glob("parts/*/checkpoints/step-*")]
-    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 100
+    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 60
 
     if where == "here":
         read = tiny(*changes)
@@ -64,26 +72,24 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
         done = tool(*command, "--json")
         assert done.returncode == 0, done.stderr
         result, said = json.loads(done.stdout), "".join(p.read_text() for p in Path(f"{out}.jobs").glob("*.err"))
-    assert all(f"resuming at step {step} of 100" in said for step in saved)
+    assert all(f"resuming at step {step} of 60" in said for step in saved)
     depths = [[result["arms"][name]["frozen_depth"] for name in part] for part in result["parts"]]
     assert len(depths) == 2 and sum(depths, []) == sorted(sum(depths, []))
-    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=100")
+    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=60")
 
 
 @pytest.fixture
-def warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Jobs are forked, not started."""
-    with warm_python(tmp_path / "warm"):
-        monkeypatch.setattr(sys, "executable", str(tmp_path / "warm" / "python"))
-        yield
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arm for each machine, without a plan of what they take."""
+    monkeypatch.setattr(machines, "group_arms", lambda _, arms, __: [{name: arm} for name, arm in arms.items()])
 
 
 def test_a_job_that_fails_is_named_and_the_others_stay(
-    warm: None, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
+    warm: Path, apart: None, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
 ) -> None:
     read, out = tiny(*TWO, "train.steps=2"), tmp_path / "out"
     arms = sweep_arms(read)
-    _, second = split_arms(read, arms, False, lambda: group_arms(read, arms, 2), least=1)
+    _, second = split_arms(read, arms, False, lambda: machines.group_arms(read, arms, 2), least=1)
     (second.out / "checkpoints" / "step-00000001").mkdir(parents=True)
     result = spread(read, arms, "local", 2)
     (failed,) = result.failed
@@ -131,7 +137,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin"
 
 
-def test_jobs_of_slurm(warm: None, slurm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> None:
+def test_jobs_of_slurm(
+    warm: Path, apart: None, slurm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
+) -> None:
     read = tiny(*TWO, "train.steps=2")
     options = {"time": "180", "gpus_per_node": "8", "reservation": "mine"}
     result = spread(read, sweep_arms(read), "slurm", 2, options)
@@ -143,7 +151,7 @@ def test_jobs_of_slurm(warm: None, slurm: Path, tiny: Callable[..., Recipe], tin
 
 
 def test_a_job_whose_time_is_up_saves_and_is_queued_again(
-    slurm: Path, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    warm: Path, slurm: Path, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, out = tiny(*TWO, "train.steps=4000", "train.save_every=0"), tmp_path / "out"
     made = machines.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
@@ -194,7 +202,7 @@ def test_what_submits_no_job_is_said(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_refusal_of_slurm_is_its_own_sentence(slurm: Path, tiny: Callable[..., Recipe]) -> None:
+def test_a_refusal_of_slurm_is_its_own_sentence(slurm: Path, apart: None, tiny: Callable[..., Recipe]) -> None:
     (slurm / "sbatch").write_text("#!/bin/bash\necho \"sbatch: error: invalid partition: 'gold'\" >&2\nexit 1\n")
     read = tiny(*TWO)
     with pytest.raises(UserError, match="slurm takes no job: sbatch: error: invalid partition: 'gold'"):

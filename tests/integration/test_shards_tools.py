@@ -2,15 +2,13 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.tools import tool
+from support.tools import start, tool
 
 from scaleup.config.schema import Input
 from scaleup.data.loader import eval_loader
@@ -125,17 +123,13 @@ def test_checking_what_is_no_shard_directory(tmp_path):
 
 
 def test_an_interrupt_leaves_nothing(tmp_path):
-    command = [sys.executable, "tools/make_shards.py", "shapes", "--out", tmp_path / "out", "--videos", "train=100000"]
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background would ignore it
-    running = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeding
-    )
+    running = start("make_shards", "shapes", "--out", tmp_path / "out", "--videos", "train=100000")
     while not list(tmp_path.glob(".out-*/.videos*/*.tar")):
-        assert running.poll() is None
+        assert running.alive
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=60)[1]
-    assert running.returncode == 130 and "Traceback" not in said
+    os.kill(running.pids[0], signal.SIGINT)
+    ended = running.wait(60)
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
 
 

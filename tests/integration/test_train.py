@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from support import tools
 from support.marks import at_length
 from support.runs import losses
 from support.tools import LAUNCHER, TOOLS
+from support.warm import warm_python
 
 import scaleup
 from scaleup import recipe
@@ -42,7 +45,7 @@ def test_a_trained_model_loads_and_can_be_trained_on(tiny_path: Path, tmp_path: 
 
 
 def test_a_plan_trains_and_writes_nothing(tiny_path: Path, tmp_path: Path) -> None:
-    done = train(tiny_path, f"out={tmp_path / 'out'}", "--plan")
+    done = train(tiny_path, "data.train.images=null", f"out={tmp_path / 'out'}", "--plan")
     assert done.returncode == 0, done.stderr
     assert "tokens: image 17, video 41" in done.stdout and "parameters trained" in done.stdout
     assert not (tmp_path / "out").exists()
@@ -55,26 +58,34 @@ def test_mistakes_are_sentences_and_exit_code_2(tiny_path: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@contextmanager
+def cold_python(_: Path) -> Iterator[Path]:
+    yield Path(sys.executable)
+
+
+def launched(python: Path, *args: object) -> subprocess.CompletedProcess:
+    """Two ranks by torch's launcher."""
+    command = [*map(str, (python, *LAUNCHER, TOOLS / "train.py", *args))]
+    environment = os.environ | {"PYTHON_EXEC": str(python)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
 @pytest.mark.parametrize(
-    ("stage", "adapt", "fresh"),
-    [(0, "full", True), (2, "full", False), *at_length((1, "lora", False))],
+    ("stage", "adapt", "python"),
+    [(0, "full", warm_python), (2, "full", None), *at_length((1, "lora", None), (0, "full", cold_python))],
 )
 def test_two_processes_train_as_one_does(
-    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int, adapt: str, fresh: bool
+    tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, stage: int, adapt: str, python: Callable | None
 ) -> None:
-    """The same global batches: losses agree within rounding. No dropout, no mixup: each process draws its own."""
+    """The same global batches: losses agree within rounding. No dropout, no mixup: each process draws its own.
+    Started by the launcher, with a ``python`` that forks ranks or starts them as for users; or without it."""
     changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
     changes += [f"train.zero_stage={stage}", f"arm.adapt={adapt}"]
     one = tiny(*changes)
     run(one, {"model": one.arm})
     args = [tiny_path, f"out={tmp_path / 'two'}", *changes, "--json"]
-    done = launched(*args) if fresh else train(*args, ranks=2)
+    with python(tmp_path / "python") if python else nullcontext() as launches:
+        done = launched(launches, *args) if launches else train(*args, ranks=2)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1  # the first process speaks for both
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "out"), rel=1e-4)
-
-
-def launched(*args: object) -> subprocess.CompletedProcess:
-    """Two ranks by the launcher, which start as they do for users."""
-    command = [sys.executable, *LAUNCHER, TOOLS / "train.py", *args]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120)

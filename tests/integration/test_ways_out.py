@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.marks import at_length
-from support.tools import LAUNCHER, TOOLS, start
+from support.tools import LAUNCHER, TOOLS, left, start
 
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
@@ -32,27 +32,6 @@ def broken(failure: str, name: str, *args: object) -> End:
     (code,) = running.codes(SECONDS)
     (pid,) = running.pids
     return End(code, "".join(file.read_text() for file in running.files[1:] if file.exists()), left(pid))
-
-
-def left(session: int | None, named: str = "") -> list[int]:
-    """The processes of a session, or with ``named`` in their command, that do not end; they are killed."""
-    end = time.monotonic() + 10
-    while (found := [int(at.name) for at in Path("/proc").glob("[0-9]*") if is_of(at, session, named)]) and (
-        time.monotonic() < end
-    ):
-        time.sleep(0.1)
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
-    return found
-
-
-def is_of(at: Path, session: int | None, named: str) -> bool:
-    try:
-        state, _, _, theirs = (at / "stat").read_text().rpartition(")")[2].split()[:4]
-        command = (at / "cmdline").read_text()
-    except OSError:
-        return False
-    return state != "Z" and (int(theirs) == session or bool(named) and named in command)
 
 
 def fails(error: BaseException) -> Callable[..., Any]:
@@ -146,7 +125,9 @@ raise KeyError("put in")
 """
 
 
-@pytest.mark.parametrize("before", ["", "os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)"])
+@pytest.mark.parametrize(
+    "before", ["os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)", *at_length("")]
+)
 def test_a_script_that_fails_ends(before: str, tmp_path: Path) -> None:
     """Without a tool that kills what it began; a process that no longer does anything is no different."""
     process = subprocess.Popen(
@@ -158,6 +139,22 @@ def test_a_script_that_fails_ends(before: str, tmp_path: Path) -> None:
         remaining = left(process.pid)
     assert process.returncode == 1 and "KeyError: 'put in'" in stderr and not remaining
     assert stderr.count("Traceback") == 1, stderr
+
+
+RANK_1 = (
+    "import os; from scaleup.training.arm_trainer import ArmTrainer\n"
+    "if os.environ['RANK'] == '1':\n"
+    "    evaluate.arm_inputs = ArmTrainer.step = fails(RuntimeError('CUDA out of memory (put in)'))\n"
+)
+
+
+@pytest.mark.parametrize("tool", ["train", *at_length("evaluate")])
+def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]]) -> None:
+    running = start(tool, *args[tool], ranks=2, failure=HERE + RANK_1)
+    codes = running.codes(SECONDS)
+    said = "".join(file.read_text() for file in running.files[1:])
+    assert codes[1] == 2 and codes[0] not in (None, 0) and not any(map(left, running.pids)), (codes, said)
+    assert DEVICE in said, said
 
 
 RANKS = """
@@ -175,8 +172,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("tool", ["train", *at_length("evaluate")])
-def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
+@pytest.mark.all
+@pytest.mark.parametrize("tool", ["train", "evaluate"])
+def test_where_a_rank_of_a_launcher_fails_all_end(tool: str, args: dict[str, list[Any]], tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
     command = [sys.executable, *LAUNCHER, tmp_path / "ranks.py", TOOLS / f"{tool}.py", *args[tool]]
     with (tmp_path / "log").open("w") as log:

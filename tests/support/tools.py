@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -38,6 +38,7 @@ class Running:
         failure: str = "",
         place: str | Path | None = None,
         environment: Mapping[str, str] | None = None,
+        ignored: Sequence[int] = (),
     ) -> None:
         self.command, self.directory = command, Path(tempfile.mkdtemp(prefix="tool-"))
         self.files = [self.directory / stream for stream in ("stdin", "stdout", "stderr")]
@@ -50,6 +51,7 @@ class Running:
                 dict(os.environ if environment is None else environment)
                 | (together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
                 failure,
+                ignored,
             )
             for rank in range(ranks)
         ]
@@ -100,15 +102,47 @@ def tool(name: str, *args: object, ranks: int = 1, stdin: bytes = b"") -> subpro
     return start(name, *args, ranks=ranks, stdin=stdin).wait()
 
 
-def process(function: Callable, args: tuple, environment: Mapping[str, str], failure: str = "") -> ForkServerProcess:
-    """A process forked from the one that has imported everything."""
+def script(code: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """What ``python -c CODE ARGS`` does, where nothing has to be imported anew."""
+    return Running(["-c", code, *map(str, args)], stdin=stdin).wait()
+
+
+def left(session: int | None, named: str = "") -> list[int]:
+    """The processes of a session, or with ``named`` in their command, that do not end; they are killed."""
+    end = time.monotonic() + 10
+    while (found := [int(at.name) for at in Path("/proc").glob("[0-9]*") if _is_of(at, session, named)]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.1)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def _is_of(at: Path, session: int | None, named: str) -> bool:
+    try:
+        state, _, _, theirs = (at / "stat").read_text().rpartition(")")[2].split()[:4]
+        command = (at / "cmdline").read_text()
+    except OSError:
+        return False
+    return state != "Z" and (int(theirs) == session or bool(named) and named in command)
+
+
+def process(
+    function: Callable,
+    args: tuple,
+    environment: Mapping[str, str],
+    failure: str = "",
+    ignored: Sequence[int] = (),
+) -> ForkServerProcess:
+    """A process forked from the one that has imported everything; it begins with signals ignored, as by its parent."""
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [path])])
     try:
         forkserver.ensure_running()
     finally:
         os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
-    made = forked.Process(target=_begin, args=(function, args, dict(environment), failure))
+    made = forked.Process(target=_begin, args=(function, args, dict(environment), failure, ignored))
     made.start()
     return made
 
@@ -119,8 +153,10 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _begin(function: Callable, args: tuple, environment: dict[str, str], failure: str) -> None:
+def _begin(function: Callable, args: tuple, environment: dict[str, str], failure: str, ignored: Sequence[int]) -> None:
     os.setsid()
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     multiprocessing.set_start_method(None, force=True)  # as where no test has begun the tool
     os.environ.clear()
     os.environ.update(environment)
@@ -133,10 +169,13 @@ def _run_tool(command: list[str], files: list[Path], directory: str) -> None:
         os.dup2(os.open(file, how | os.O_APPEND | os.O_CREAT), number)
     sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115  multiprocessing has closed it
     os.chdir(directory)
-    module = command[0] == "-m"
-    sys.argv = command[1:] if module else command
+    how, *rest = command
+    sys.argv = {"-m": rest, "-c": ["-c", *rest[1:]]}.get(how, command)
     try:
-        (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name="__main__")
+        if how == "-c":
+            exec(rest[0], vars(sys.modules["__main__"]))
+        else:
+            (runpy.run_module if how == "-m" else runpy.run_path)(sys.argv[0], run_name="__main__")
     finally:
         if "RANK" in os.environ:  # Python would, at its end
             from scaleup.common.distributed import leave

@@ -1,5 +1,6 @@
 """``python costs_peak.py RECIPE key=value ...``: bytes by which this process grows at the peak of two real steps."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from scaleup.training import engine
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import build_models
 
+M_MMAP_THRESHOLD = -3
+
 
 def status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -21,6 +24,7 @@ def status(key: str) -> int:
 
 def main() -> int:
     torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)  # what is freed goes back to the system at once
     engine._deepspeed()  # imported when the first engine is made
     read = recipe.load(sys.argv[1], sys.argv[2:])
     world = join()

@@ -1,13 +1,16 @@
 import json
-import subprocess
+import os
+import signal
 import sys
-from pathlib import Path
+import threading
+import time
 
 import pytest
 import torch
 from support.marks import at_length
+from support.tools import TOOLS, script, tool
 
-from bench.measure import alternated, compared, goal, python
+from bench.measure import alone, alternated, compared, goal, python
 from bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
 from scaleup.errors import UserError
 
@@ -59,9 +62,7 @@ def test_the_main_tubes_give_the_tokens_of_the_paper() -> None:
 
 
 def test_the_tool_prints_a_figure() -> None:
-    tool = Path(__file__).parents[2] / "tools" / "bench.py"
-    asked = ["tokenizer", "--widths", "12", "--batches", "1", "--repeats", "1", "--json"]
-    done = subprocess.run([sys.executable, tool, *asked], capture_output=True, text=True, timeout=120)
+    done = tool("bench", "tokenizer", "--widths", 12, "--batches", 1, "--repeats", 1, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {row["width"] for row in rows} == {12} and all(row["max_abs_diff"] < 1e-4 for row in rows)
@@ -91,12 +92,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", ["Ctrl-C", *at_length("SIGTERM", "a mistake", "another error")])
-def test_a_bench_that_is_stopped_prints_what_it_has_measured(tmp_path: Path, way: str) -> None:
+def test_a_bench_that_is_stopped_prints_what_it_has_measured(way: str) -> None:
     stop, code, why = WAYS[way]
-    tools = Path(__file__).parents[2] / "tools"
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(tools=str(tools), tool=str(tools / "bench.py"), stop=stop))
-    done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, timeout=120)
+    done = script(STOPPED.format(tools=str(TOOLS), tool=str(TOOLS / "bench.py"), stop=stop), "--json")
     assert done.returncode == code, done.stderr
     found = json.loads(done.stdout)
     assert found["partial"] == why and found["missing"] == ["fake: three"]
@@ -108,10 +106,10 @@ def test_a_bench_that_is_stopped_prints_what_it_has_measured(tmp_path: Path, way
 
 def test_a_process_that_measures_ends_with_an_interrupt() -> None:
     """``alone`` would wait for it."""
-    root = Path(__file__).parents[2]
-    code = (
-        "import os, signal, threading, time\nfrom bench.measure import alone\n"
-        "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\nalone(time.sleep, 600)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=root / "tools", capture_output=True, text=True, timeout=120)
-    assert "KeyboardInterrupt" in done.stderr
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            alone(time.sleep, 600)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -110,6 +110,14 @@ def test_fast_products_take_the_same_operations_and_hold_scores_of_attention(tin
     assert fast.memory["activations"] - lean.memory["activations"] == 2 * 4 * heads * tokens**2
 
 
+def test_a_step_takes_less_the_more_is_frozen_whatever_trains_beside_it(tiny: Tiny) -> None:
+    recipe = tiny("data.train.images=null")
+    arms = sweep_arms(recipe)
+    flops = costs.step_flops(recipe, arms)
+    assert 0 < flops["last"] < flops["gated"] < flops["full"]
+    assert costs.step_flops(recipe, {"last": arms["last"]}) == {"last": flops["last"]}
+
+
 def test_checkpointing_and_a_deeper_trunk_need_less(tiny: Tiny) -> None:
     def activations(**settings: object) -> int:
         recipe = tiny("data.batch=16")

@@ -1,11 +1,11 @@
 """The memory that is planned against the peak of processes that really train."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.tools import Running
 
 from scaleup import recipe
 from scaleup.sweeps import costs
@@ -21,10 +21,8 @@ COMMON = ["data.batch=2", "train.kernels=library", "train.warmup=0", "arms={}"]
 
 
 def peak(path: Path, *changes: str) -> int:
-    """What tensors take; glibc is told to give back what is freed, which it otherwise holds for a while."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**18)}
-    command = [sys.executable, str(PEAK), str(path), *changes]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    """What tensors take."""
+    done = Running([str(PEAK), str(path), *changes], environment=os.environ | {"OMP_NUM_THREADS": "1"}).wait()
     assert done.returncode == 0, done.stderr
     return int(done.stdout.splitlines()[-1])
 

@@ -1,12 +1,12 @@
 """Products computed otherwise give the same, and only where they are meant to be."""
 
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.tools import script
 from torch import nn
 from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
@@ -123,7 +123,7 @@ def test_small_models_are_not_measured() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
 def test_memory_that_is_kept_is_not_taken_anew() -> None:
     """In a process of its own: it is a setting of the process."""
-    script = """
+    code = """
 import resource, torch
 from scaleup.model.kernels import keep_freed_memory
 
@@ -136,6 +136,6 @@ def faults():
 given_back, _ = faults(), keep_freed_memory()
 print(given_back, faults(), faults())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = script(code)
     given_back, _, kept = map(int, done.stdout.split())
     assert 10 * kept < given_back

@@ -42,6 +42,7 @@ def test_tools_import_scaleup_before_anything_that_loads_torch(tool: Path):
     assert set(before) <= sys.stdlib_module_names
 
 
+@pytest.mark.all
 def test_a_tool_computes_with_threads_that_sleep():
     env = OWN | {"OMP_DISPLAY_ENV": "verbose"}
     tool = [sys.executable, "tools/evaluate.py", "nowhere", "nowhere"]  # refused after torch is loaded

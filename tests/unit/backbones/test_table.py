@@ -1,13 +1,12 @@
 import importlib.metadata
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from support.tools import tool
 
 from scaleup.backbones.weights import SkipInit
 from scaleup.errors import UserError
@@ -118,9 +117,8 @@ def test_families_are_modules_of_timm() -> None:
 
 
 def test_the_tool_prints_a_list_of_rows() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "backbones.py"), "*vit_tiny_patch16_224", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = tool("backbones", "*vit_tiny_patch16_224", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == as_json(table(["timm:vit_tiny_patch16_224"], quiet))
-    done = subprocess.run([*command[:2], "no such"], capture_output=True, text=True, timeout=120)
+    done = tool("backbones", "no such")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "no registered ViT matches" in done.stderr

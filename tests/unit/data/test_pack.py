@@ -3,8 +3,6 @@ import fcntl
 import io
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from support.tools import left, start, tool
 from videos import numbered, numbers
 
 from scaleup.data import pack as packing
@@ -151,32 +150,18 @@ def test_another_plan_begins_anew(folder, tmp_path, capsys):
 def test_a_killed_run_goes_on_and_leaves_no_process(folder, tmp_path):
     for number in range(20, 60):
         (folder / f"class1/{number}.png").write_bytes(picture(number, (1000, 1000)))
-    command = [sys.executable, "tools/make_shards.py", folder, "--out", tmp_path / "out", "--per-shard", "4"]
-    running = subprocess.Popen([*map(str, command), "--processes", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    command = ["make_shards", folder, "--out", tmp_path / "out", "--per-shard", 4]
+    running = start(*command, "--processes", 2)
     while not list(tmp_path.glob(".out.partial/000001.json")):
-        assert running.poll() is None
+        assert running.alive
         time.sleep(0.01)
-    running.kill()
+    running.processes[0].kill()
     running.wait()
-    going_on = subprocess.run([*map(str, command), "--json"], cwd=ROOT, capture_output=True, text=True)
+    going_on = tool(*command, "--json")
     assert going_on.returncode == 0 and "going on: " in going_on.stderr
     whole = pack(read_source(folder), tmp_path / "whole", per_shard=4)
     assert files(tmp_path / "out") == files(whole.path)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and at_work(folder):
-        time.sleep(0.1)
-    assert not at_work(folder)
-
-
-def at_work(source):
-    """Command lines of the processes that still pack ``source``."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue
-    return [line for line in lines if str(source) in line]
+    assert not left(*running.pids)
 
 
 def test_two_processes_do_not_write_the_same(folder, tmp_path, monkeypatch):

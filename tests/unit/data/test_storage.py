@@ -1,15 +1,13 @@
 import http.server
 import io
 import re
-import subprocess
-import sys
 import threading
 from contextlib import nullcontext
-from pathlib import Path
 
 import fsspec
 import pytest
 from PIL import Image
+from support.tools import tool
 
 from scaleup.config import schema
 from scaleup.data import storage as storages
@@ -166,7 +164,6 @@ def test_a_tar_that_does_not_come_is_a_problem_and_the_others_are_checked(shards
 
 
 def test_the_tool_checks_an_address(shards, server):
-    tool = [sys.executable, str(Path(__file__).parents[3] / "tools" / "check_shards.py"), server.address]
     (shards.path / "000002.tar").unlink()
-    done = subprocess.run(tool, capture_output=True, text=True)
+    done = tool("check_shards", server.address)
     assert done.returncode == 1 and done.stdout == "000002.tar: missing\n"
