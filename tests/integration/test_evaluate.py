@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import tools
+from support.marks import at_length
 
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
@@ -75,7 +76,7 @@ def counts(result: dict[str, Any], head: str) -> tuple[float, float]:
 tool = partial(tools.tool, "evaluate")
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1), *at_length((1, 1), (2, 0))])
 def test_every_sample_counts_once(model: Path, shards: Path, ranks: int, workers: int) -> None:
     if ranks == 1:
         result = asdict(evaluate({"model": load(model)}, shards, VIEWS, batch=3, workers=workers)["model"])

@@ -63,16 +63,22 @@ def bits(directory: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(directory / "delta.safetensors").items()}
 
 
-def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path, tmp_path: Path) -> None:
-    out = tmp_path / "joint"
+@pytest.fixture(scope="module")
+def joint(prepared: Path) -> Path:
+    """A sweep of late blocks on both."""
+    out = prepared / "joint"
     done = tool("sweep", RECIPE, *changes(prepared, out, "joint"))
     assert done.returncode == 0, done.stderr
-    logged = lines(out)
+    return out
+
+
+def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path, joint: Path) -> None:
+    logged = lines(joint)
     datasets = [line["dataset"] for line in logged]
     assert datasets.count("videos") == 6 and datasets.count("images") == 2  # 3 to 1
     for line in logged:
         assert all(set(line["arms"][arm]["heads"]) == HEADS[line["dataset"]] for arm in ARMS)
-    models = {arm: scaleup.load(out / arm) for arm in ARMS}
+    models = {arm: scaleup.load(joint / arm) for arm in ARMS}
     for name in HEADS:
         heads = {head: head for head in HEADS[name]}
         scores = evaluate(models, prepared / f"data/{name}-val", "1x1", heads, batch=4)
@@ -80,30 +86,30 @@ def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path
     assert models["last2_gate"].arm.gate.alpha.item() != 0
 
 
-def test_images_change_what_late_blocks_learn_and_frozen_blocks_stay(prepared: Path, tmp_path: Path) -> None:
-    for late in ("joint", "videos"):
-        read = load(RECIPE, changes(prepared, tmp_path / late, late))
-        run(read, sweep_arms(read))
-    joint, videos = (bits(tmp_path / late / "last2") for late in ("joint", "videos"))
-    assert {name for name in joint if name.startswith("blocks.")} == {n for n in videos if n.startswith("blocks.")}
-    assert all(name.split(".")[1] in ("4", "5") for name in joint if name.startswith("blocks."))
-    assert joint["blocks.5.mlp.fc1.weight"] != videos["blocks.5.mlp.fc1.weight"]
-    assert all(joint[name] == videos[name] for name in joint if name.startswith("tubes."))
-    assert {name.split(".")[1] for name in joint.keys() - videos.keys()} == {"position", "size"}
+def test_images_change_what_late_blocks_learn_and_frozen_blocks_stay(
+    prepared: Path, joint: Path, tmp_path: Path
+) -> None:
+    read = load(RECIPE, changes(prepared, tmp_path / "videos", "videos"))
+    run(read, sweep_arms(read))
+    both, videos = (bits(out / "last2") for out in (joint, tmp_path / "videos"))
+    assert {name for name in both if name.startswith("blocks.")} == {n for n in videos if n.startswith("blocks.")}
+    assert all(name.split(".")[1] in ("4", "5") for name in both if name.startswith("blocks."))
+    assert both["blocks.5.mlp.fc1.weight"] != videos["blocks.5.mlp.fc1.weight"]
+    assert all(both[name] == videos[name] for name in both if name.startswith("tubes."))
+    assert {name.split(".")[1] for name in both.keys() - videos.keys()} == {"position", "size"}
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    taps = [scaleup.load(at).trunk(x, [4])[4].h for at in (prepared / "adapted", tmp_path / "joint/last2")]
+    taps = [scaleup.load(at).trunk(x, [4])[4].h for at in (prepared / "adapted", joint / "last2")]
     assert torch.equal(*taps)
 
 
-def test_a_cache_of_both_trains_as_they_do_live(prepared: Path, tmp_path: Path) -> None:
+def test_a_cache_of_both_trains_as_they_do_live(prepared: Path, joint: Path, tmp_path: Path) -> None:
     read = load(RECIPE, changes(prepared, tmp_path / "live", "joint"))
-    run(read, sweep_arms(read))
     make(read, [4, 6], tmp_path / "cache", views=1, precision="float32")
     cached = load(RECIPE, changes(prepared, tmp_path / "cached", "joint", f"trunk.cache={tmp_path / 'cache'}"))
     run(cached, sweep_arms(cached))
     assert {line["dataset"] for line in lines(tmp_path / "cached")} == set(HEADS)
     for arm in ARMS:
-        live, again = (load_file(tmp_path / at / arm / "delta.safetensors") for at in ("live", "cached"))
+        live, again = (load_file(out / arm / "delta.safetensors") for out in (joint, tmp_path / "cached"))
         assert live.keys() == again.keys()
         for name in live:
             torch.testing.assert_close(again[name], live[name], rtol=1e-4, atol=1e-5)

@@ -154,18 +154,26 @@ def test_what_is_no_run_is_named_with_those_near(swept: Path, tmp_path: Path) ->
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.fixture
-def parted(tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made_in_parts(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete sweep of four arms, two of them from a grid, in two parts."""
 
     def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
         pairs = list(arms.items())
         return [dict(pairs[:2]), dict(pairs[2:])] if len(pairs) > 2 else [arms]
 
-    monkeypatch.setattr(costs, "waves", waves)
-    recipe = tiny("grid.frozen_depth=[2]", "grid.lr=[1e-3]", "train.steps=2")
-    sweep(recipe, sweep_arms(recipe))
-    return tmp_path / "out"
+    out = tmp_path_factory.mktemp("parts") / "out"
+    recipe = recipes.load(tiny_path, ["grid.frozen_depth=[2]", "grid.lr=[1e-3]", "train.steps=2", f"out={out}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "waves", waves)
+        sweep(recipe, sweep_arms(recipe))
+    return out
+
+
+@pytest.fixture
+def parted(made_in_parts: Path, tmp_path: Path) -> Path:
+    """That sweep, where a test may change it."""
+    return copied(made_in_parts, tmp_path / "out")
 
 
 def test_a_sweep_in_parts_shows_the_curves_of_all_of_them(parted: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from scaleup.training.run import run
 from scaleup.training.run_inputs import build_models
 
 
-@pytest.mark.parametrize("stage", [0, *at_length(2)])
+@pytest.mark.all  # test_arms_end.py does it with more arms
+@pytest.mark.parametrize("stage", [0, 2])
 def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe], tmp_path: Path, stage: int) -> None:
     """Bit for bit, with dropout, drop path, mixup and cutmix, whatever trains beside it."""
     recipe = tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")

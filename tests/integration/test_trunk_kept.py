@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,19 @@ def sweep(tiny_path: Path, moved: Path, out: Path, *changes: str) -> RunResult:
     return run(recipe, sweep_arms(recipe))
 
 
+@pytest.fixture(scope="module")
+def swept(made: Path, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a sweep of what was moved, with changes; each is made once, and no test may write into it."""
+
+    @cache
+    def swept(*changes: str) -> Path:
+        out = tmp_path_factory.mktemp("swept") / "out"
+        sweep(tiny_path, made / "moved", out, *changes)
+        return out
+
+    return swept
+
+
 def test_a_transplant_from_disk_is_the_transplant(parents: tuple[str, str], moved: Path, tmp_path: Path) -> None:
     report = transplant(*parents, tmp_path / "streamed", options("disk"))
     assert report.image_max_abs_diff == 0 and report.gate.alpha_grad > 0
@@ -86,34 +100,33 @@ def test_a_model_on_disk_gives_what_the_model_gives_and_saves_what_it_is(moved: 
     assert not (tmp_path / "full").exists()
 
 
-def test_a_sweep_from_disk_trains_what_a_sweep_trains(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
-    for placement in ("device", "host", "disk"):
-        sweep(tiny_path, moved, tmp_path / placement, f"trunk.placement={placement}")
+def test_a_sweep_from_disk_trains_what_a_sweep_trains(swept: Callable[..., Path]) -> None:
     for arm in ("last", "gated"):  # the second freezes less than the transplant did
-        wanted = load_file(tmp_path / "device" / arm / "delta.safetensors")
+        wanted = load_file(swept() / arm / "delta.safetensors")
         for placement in ("host", "disk"):
-            found = load_file(tmp_path / placement / arm / "delta.safetensors")
+            found = load_file(swept(f"trunk.placement={placement}") / arm / "delta.safetensors")
             assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
 
 
 @pytest.mark.parametrize("placement", ["device", "disk"])
 def test_a_sweep_in_low_precision_says_how_far_it_moves_and_saves_exact_weights(
-    placement: str, tiny_path: Path, moved: Path, tmp_path: Path
+    placement: str, swept: Callable[..., Path], made: Path
 ) -> None:
-    result = sweep(tiny_path, moved, tmp_path / "low", "trunk.precision=bfloat16", f"trunk.placement={placement}")
-    kept = result.trunk
-    assert kept["precision"] == "bfloat16" and kept["drift"].keys() == {1, 2}
+    out = swept("trunk.precision=bfloat16", *([] if placement == "device" else [f"trunk.placement={placement}"]))
+    kept = json.loads((out / "result.json").read_text())["trunk"]
+    assert kept["precision"] == "bfloat16" and kept["drift"].keys() == {"1", "2"}
     assert all(1e-4 < share < 0.05 for share in kept["drift"].values())
-    model, before = scaleup.load(tmp_path / "low/last"), scaleup.load(moved)
+    model, before = scaleup.load(out / "last"), scaleup.load(made / "moved")
     for mine, theirs in zip(model.trunk.state_dict().values(), before.trunk.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs) and mine.dtype == torch.float32
-    names = load_file(tmp_path / "low/last/delta.safetensors").keys()
+    names = load_file(out / "last/delta.safetensors").keys()
     assert {name.split(".")[1] for name in names if name.startswith("blocks.")} == {"2"}
 
 
-def test_blocks_that_trained_once_keep_their_float32_content(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
-    sweep(tiny_path, moved, tmp_path / "first")
-    changed = tmp_path / "first/gated"  # blocks 1 and 2 are no longer the base's
+def test_blocks_that_trained_once_keep_their_float32_content(
+    tiny_path: Path, moved: Path, tmp_path: Path, swept: Callable[..., Path]
+) -> None:
+    changed = copied(swept(), tmp_path / "first") / "gated"  # blocks 1 and 2 are no longer the base's
     sweep(tiny_path, changed, tmp_path / "second", "trunk.precision=bfloat16")
     mine, theirs = load(tmp_path / "second/last"), load(changed)
     assert not torch.equal(theirs.blocks[1].mlp.fc1.weight, load(moved).blocks[1].mlp.fc1.weight)  # type: ignore
@@ -127,22 +140,21 @@ def test_auto_says_what_it_measured(tiny_path: Path, moved: Path, tmp_path: Path
     assert kept["precision"] == min(kept["block_seconds"], key=kept["block_seconds"].get)
 
 
-def test_a_run_is_evaluated_as_its_trunk_was_kept(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
-    sweep(tiny_path, moved, tmp_path / "low", "trunk.precision=bfloat16")
-    recipe = load_recipe(tmp_path / "low/recipe.yaml")
+def test_a_run_is_evaluated_as_its_trunk_was_kept(swept: Callable[..., Path]) -> None:
+    out = swept("trunk.precision=bfloat16")
+    recipe = load_recipe(out / "recipe.yaml")
     shards = recipe.data.train["videos"].shards
     for changes, precision in (([], "bfloat16"), (["--precision", "float32", "--placement", "disk"], "float32")):
-        done = tool("evaluate", tmp_path / "low", shards, "--views", "1x1", "--json", *changes)
+        done = tool("evaluate", out, shards, "--views", "1x1", "--json", *changes)
         assert done.returncode == 0, done.stderr
         arms = json.loads(done.stdout)["arms"]
         assert {arm["trunk"]["precision"] for arm in arms.values()} == {precision}
 
 
-def test_placements_give_the_same_accuracy(tiny_path: Path, moved: Path, tmp_path: Path) -> None:
-    sweep(tiny_path, moved, tmp_path / "run")
-    shards = load_recipe(tmp_path / "run/recipe.yaml").data.train["videos"].shards
+def test_placements_give_the_same_accuracy(swept: Callable[..., Path]) -> None:
+    shards = load_recipe(swept() / "recipe.yaml").data.train["videos"].shards
     found = [
-        evaluate(load_run(tmp_path / "run", placement=place), shards, "1x1", trunk=Trunk("float32", place))
+        evaluate(load_run(swept(), placement=place), shards, "1x1", trunk=Trunk("float32", place))
         for place in ("device", "disk")
     ]
     assert all(found[0][arm].heads == found[1][arm].heads for arm in found[0])

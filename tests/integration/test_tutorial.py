@@ -45,9 +45,11 @@ def place(tmp_path: Path) -> Path:
 
 
 def script() -> str:
-    """The page as one script of the shell; Python is given to Python."""
+    """The page as one script of the shell; Python is put into a file and given to Python."""
     blocks = BLOCK.findall(PAGE.read_text())
-    text = "".join(code if kind == "bash" else f"python - <<'CODE'\n{code}CODE\n" for kind, code in blocks)
+    text = "".join(
+        code if kind == "bash" else f"cat > block.py <<'CODE'\n{code}CODE\npython block.py\n" for kind, code in blocks
+    )
     for command, other in STANDS_FOR.items():
         assert text.count(f"{command}\n") == 1, f"{command} is no line of the tutorial any more"
         text = text.replace(f"{command}\n", f"{other}\n")

@@ -154,7 +154,9 @@ def test_directories_of_something_else_are_refused(config: str, tmp_path: Path) 
         build(str(tmp_path), {}, None, "pretrained")
 
 
-def test_a_bare_file_of_an_aliased_model_names_it_itself(tmp_path: Path) -> None:
+def test_a_bare_file_of_an_aliased_model_names_it_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for alias in ALIASES.keys() - {"vit_ti", "vit_b", "vit_h"}:  # to build fewer
+        monkeypatch.delitem(ALIASES, alias)
     with torch.device("meta"):
         shapes = timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict()
     save_file({name: torch.full(tensor.shape, 0.5) for name, tensor in shapes.items()}, tmp_path / "mine.safetensors")
