@@ -29,7 +29,7 @@ def trained(recipe: Recipe) -> dict[str, dict[str, torch.Tensor]]:
     return {arm: load_file(Path(recipe.out) / arm / "model.safetensors") for arm in ARMS}
 
 
-@pytest.mark.parametrize("changes", [[], ["train.accumulate=2"], ["data.window=5", "data.workers=2"]])
+@pytest.mark.parametrize("changes", [[], ["train.accumulate=2", "data.window=5", "data.workers=2"]])
 def test_training_from_a_cache_is_training_live(frozen: Frozen, tmp_path: Path, changes: list[str]) -> None:
     """Two epochs, two views, dropout, videos and images: bit for bit the same weights."""
     changes = ["train.steps=9", *changes]
