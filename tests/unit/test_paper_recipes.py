@@ -1,5 +1,6 @@
 """recipes/paper: every row of every table is there at both scales, and its header says what it costs."""
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from support.marks import at_length
 
 from scaleup import recipe
-from scaleup.config import schema
+from scaleup.config import compose, schema
 from scaleup.config.schema import Recipe
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps import costs
@@ -29,10 +30,20 @@ def scale(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield request.param
 
 
+@pytest.fixture(scope="module", autouse=True)
+def files_read_once() -> Iterator[None]:
+    """Recipes of the paper stand on a few files, which are put together once."""
+    put_together = cache(compose._file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "_file", lambda *file: copy.deepcopy(put_together(*file)))
+        yield
+
+
 @cache
-def loaded(path: Path, scale: str) -> list[tuple[list[str], Recipe]]:
-    """The rows of a file, by their choices."""
-    return [(choice, recipe.load(path, choice)) for choice in paper.rows(path, scale)]
+def loaded(path: Path, scale: str, whole: bool = False) -> list[tuple[list[str], Recipe]]:
+    """The rows of a file, by their choices; at desk scale every fourth unless ``whole``."""
+    rows = paper.rows(path, scale)
+    return [(choice, recipe.load(path, choice)) for choice in (rows if whole or scale == "paper" else rows[::4])]
 
 
 def hours(read: Recipe, arm: schema.Arm, model: TubeViT) -> float:
@@ -51,14 +62,14 @@ def hours(read: Recipe, arm: schema.Arm, model: TubeViT) -> float:
     return read.train.steps * read.data.batch * step / (paper.GFLOPS * 1e9) / 3600
 
 
-@pytest.mark.parametrize("all_at_desk", [False, *at_length(True)])
+@pytest.mark.parametrize("whole", [False, *at_length(True)])
 @pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
-def test_every_row_loads_as_a_model(path: Path, scale: str, all_at_desk: bool) -> None:
+def test_every_row_loads_as_a_model(path: Path, scale: str, whole: bool) -> None:
     """Every fourth at desk scale, where their headers claim nothing of them."""
-    rows, lines = loaded(path, scale), paper.said(path)
+    rows, lines = loaded(path, scale, whole), paper.said(path)
     outs = [read.out for _, read in rows]
     assert all(out.startswith("runs/paper/") for out in outs)
-    for choice, read in rows if all_at_desk or scale == "paper" else rows[::4]:
+    for choice, read in rows:
         arms, model = paper.arms(read), paper.outline(read)
         if scale == "paper":
             for name, arm in arms.items():
@@ -79,7 +90,7 @@ PLANNED = [paper.PAPER / "image.yaml", paper.PAPER / "table7a.yaml"]  # of which
     ids=lambda each: getattr(each, "stem", str(each)),
 )
 def test_rows_go_through_the_plan(path: Path, scale: str, rows: int | None) -> None:
-    for choice, read in loaded(path, scale)[:rows]:
+    for choice, read in loaded(path, scale, rows is None)[:rows]:
         plan, model = costs.plan(read, paper.arms(read), gflops=50), paper.outline(read)
         frames = {"image": 1, "video": model.preprocess.frames}
         for modality in plan.flops:
@@ -110,10 +121,11 @@ def test_smaller_strides_give_the_tokens_that_table_7d_names(scale: str) -> None
         assert model.count_tokens(model.preprocess.frames) == int(count)
 
 
-def test_rows_of_a_table_differ(scale: str) -> None:
+@pytest.mark.parametrize("whole", [False, *at_length(True)])
+def test_rows_of_a_table_differ(scale: str, whole: bool) -> None:
     """Two rows of a file are not the same experiment under two names."""
     for path in paper.FILES:
-        pairs = itertools.combinations([read for _, read in loaded(path, scale)], 2)
+        pairs = itertools.combinations([read for _, read in loaded(path, scale, whole)], 2)
         alike = [(one.out, two.out) for one, two in pairs if replace(one, out=two.out) == two]
         assert not alike, path.name
 
