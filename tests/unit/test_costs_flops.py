@@ -24,13 +24,13 @@ TUBES = """
 GATED = ["arms={}", "arm.gate=true", "train.warmup=0", "data.batch=1"]
 
 
-def read(tiny_path: Path, name: str, frozen: int, frames: int, side: int) -> Recipe:
+def read(tiny_path: Path, name: str, frozen: int, frames: int, side: int, *changes: str) -> Recipe:
     """The paper's main tubes on one clip of such a size, and three quarters of the blocks frozen."""
     text = "\n".join(line for line in tiny_path.read_text().splitlines() if "images" not in line)
     model = f"model:\n  input: {{frames: {frames}, size: [{side}, {side}]}}\n  positions: {{kind: backbone}}"
     path = tiny_path.with_name(f"{name}-{frames}-{side}.yaml")
     path.write_text(model + TUBES + text[text.index("data:") :])
-    return recipe.load(path, [*GATED, f"model.backbone.name={name}", f"arm.frozen_depth={frozen}"])
+    return recipe.load(path, [*GATED, f"model.backbone.name={name}", f"arm.frozen_depth={frozen}", *changes])
 
 
 def planned(read: Recipe) -> int:
@@ -49,13 +49,14 @@ def test_a_real_step_of_vit_b_takes_what_is_planned(tiny_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frozen", "frames", "side"), [("vit_l", 18, 64, 336), *at_length(("vit_h", 24, 32, 224))]
+    ("name", "depth", "frozen", "frames", "side"),
+    [("vit_l", 4, 3, 64, 336), *at_length(("vit_l", 24, 18, 64, 336), ("vit_h", 32, 24, 32, 224))],
 )
 def test_the_modules_of_larger_models_take_what_is_planned(
-    tiny_path: Path, name: str, frozen: int, frames: int, side: int
+    tiny_path: Path, name: str, depth: int, frozen: int, frames: int, side: int
 ) -> None:
     """On the meta device, where nothing is computed and attention is products, which every torch counts by itself."""
-    large = read(tiny_path, name, frozen, frames, side)
+    large = read(tiny_path, name, frozen, frames, side, f"model.backbone.kwargs.depth={depth}")
     model = models_on_meta(large, {"model": large.arm})["model"]
     assert model.trunk is not None
     model.arm.kernels = model.trunk.kernels = "lean"

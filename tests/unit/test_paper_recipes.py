@@ -3,7 +3,7 @@
 import copy
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -81,22 +81,25 @@ def test_every_row_loads_as_a_model(path: Path, scale: str, whole: bool) -> None
     assert scale == "desk" or not lines, "a header names rows that are none"
 
 
-PLANNED = [paper.PAPER / "image.yaml", paper.PAPER / "table7a.yaml"]  # of which make test plans the first row
-
-
-@pytest.mark.parametrize(
-    ("path", "rows"),
-    [*((path, 1) for path in PLANNED), *at_length(*((path, None) for path in paper.FILES))],
-    ids=lambda each: getattr(each, "stem", str(each)),
-)
-def test_rows_go_through_the_plan(path: Path, scale: str, rows: int | None) -> None:
-    for choice, read in loaded(path, scale, rows is None)[:rows]:
+def go_through_the_plan(rows: Iterable[tuple[list[str], Recipe]], scale: str) -> None:
+    for choice, read in rows:
         plan, model = costs.plan(read, paper.arms(read), gflops=50), paper.outline(read)
         frames = {"image": 1, "video": model.preprocess.frames}
         for modality in plan.flops:
             assert getattr(plan.tokens, modality) == model.count_tokens(frames[modality]), choice
         if scale == "desk":
             assert plan.memory["total"] < 2**30 and plan.time.run < 1800, choice
+
+
+@pytest.mark.parametrize("scale", ["desk"], indirect=True)
+def test_a_row_goes_through_the_plan(scale: str) -> None:
+    go_through_the_plan(loaded(paper.PAPER / "table7a.yaml", scale)[:1], scale)
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("path", paper.FILES, ids=lambda path: path.stem)
+def test_rows_go_through_the_plan(path: Path, scale: str) -> None:
+    go_through_the_plan(loaded(path, scale, whole=True), scale)
 
 
 @pytest.mark.slow
