@@ -1,15 +1,14 @@
 """Tables from end to end, with few samples and steps: cut off and gone on with, and rows beside their controls."""
 
 import json
-import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from support.tools import start
 
 from reproduce import page, publish, reproduce, tasks, work
 from reproduce.desk import Desk
@@ -29,19 +28,16 @@ def finished_runs(out):
 
 
 def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path, monkeypatch, capfd):
-    first = subprocess.Popen(
-        [sys.executable, *command(tmp_path / "out")], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    end = time.monotonic() + 240
-    while not finished_runs(tmp_path / "out") and first.poll() is None and time.monotonic() < end:
+    monkeypatch.chdir(ROOT)
+    first, end = start("reproduce", *command(tmp_path / "out")[1:]), time.monotonic() + 240
+    while not finished_runs(tmp_path / "out") and first.alive and time.monotonic() < end:
         time.sleep(0.02)
-    os.kill(first.pid, signal.SIGKILL)
-    said = first.communicate()[1].decode()
+    first.send(signal.SIGKILL)
+    said = first.wait().stderr
     assert "rehearsal 1/1: table7a row=cosine\n" in said
     assert "left: 6 steps of arms in 1 runs, about" in said  # three learning rates
     runs = finished_runs(tmp_path / "out")
     assert runs and not (tmp_path / "out" / "table7f.json").exists(), "killed between training and evaluation"
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", command(tmp_path / "out", "--json"))
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path("tools/reproduce.py", run_name="__main__")
