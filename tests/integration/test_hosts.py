@@ -1,6 +1,5 @@
 """Two network namespaces as two hosts, by both launchers, as docs/cluster.md says."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.runs import losses
 
 from scaleup.config.schema import Recipe
 from scaleup.training.run import run
@@ -37,10 +37,6 @@ def hosts() -> Iterator[None]:
             assert ip(f"-n {name} addr add {address}/24 dev {name}")
             assert ip(f"-n {name} link set {name} up") and ip(f"-n {name} link set lo up")
         yield
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["arms"]["model"]["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def torchrun(rank: int, hostfile: Path) -> list[str]:

@@ -1,12 +1,12 @@
 """Late blocks of an adapted model trained on images and videos together: live, from a cache, and on videos alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import metrics, weights
 from support.tools import tool
 
 import scaleup
@@ -55,14 +55,6 @@ def changes(prepared: Path, out: Path, late: str, *more: str) -> list[str]:
     return ["scale=desk", f"late={late}", *given, *([shards["images"]] if late == "joint" else [])]
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def bits(directory: Path) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in load_file(directory / "delta.safetensors").items()}
-
-
 @pytest.fixture(scope="module")
 def joint(prepared: Path) -> Path:
     """A sweep of late blocks on both."""
@@ -73,7 +65,7 @@ def joint(prepared: Path) -> Path:
 
 
 def test_both_heads_learn_by_their_weights_and_both_are_evaluated(prepared: Path, joint: Path) -> None:
-    logged = lines(joint)
+    logged = metrics(joint)
     datasets = [line["dataset"] for line in logged]
     assert datasets.count("videos") == 6 and datasets.count("images") == 2  # 3 to 1
     for line in logged:
@@ -91,7 +83,7 @@ def test_images_change_what_late_blocks_learn_and_frozen_blocks_stay(
 ) -> None:
     read = load(RECIPE, changes(prepared, tmp_path / "videos", "videos"))
     run(read, sweep_arms(read))
-    both, videos = (bits(out / "last2") for out in (joint, tmp_path / "videos"))
+    both, videos = (weights(out / "last2") for out in (joint, tmp_path / "videos"))
     assert {name for name in both if name.startswith("blocks.")} == {n for n in videos if n.startswith("blocks.")}
     assert all(name.split(".")[1] in ("4", "5") for name in both if name.startswith("blocks."))
     assert both["blocks.5.mlp.fc1.weight"] != videos["blocks.5.mlp.fc1.weight"]
@@ -107,7 +99,7 @@ def test_a_cache_of_both_trains_as_they_do_live(prepared: Path, joint: Path, tmp
     make(read, [4, 6], tmp_path / "cache", views=1, precision="float32")
     cached = load(RECIPE, changes(prepared, tmp_path / "cached", "joint", f"trunk.cache={tmp_path / 'cache'}"))
     run(cached, sweep_arms(cached))
-    assert {line["dataset"] for line in lines(tmp_path / "cached")} == set(HEADS)
+    assert {line["dataset"] for line in metrics(tmp_path / "cached")} == set(HEADS)
     for arm in ARMS:
         live, again = (load_file(out / arm / "delta.safetensors") for out in (joint, tmp_path / "cached"))
         assert live.keys() == again.keys()

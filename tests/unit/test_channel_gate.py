@@ -1,12 +1,12 @@
 """A gate with an alpha for each channel, from the recipe to the directory on disk and back."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.runs import metrics
 from torch import Tensor
 
 import scaleup
@@ -71,7 +71,7 @@ def test_it_goes_on_from_one_alpha_and_not_back_to_one(tiny: Callable[..., Recip
 def test_it_trains_is_logged_and_comes_back(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(*CHANGES)
     found = run(recipe, sweep_arms(recipe)).arms["channel"]
-    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path / "out")
     model = scaleup.load(tmp_path / "out/channel")
     alpha = model.arm.gate.alpha
     assert model.config.gate == "channel" and alpha.shape == (WIDTH,) and len(alpha.unique()) > 1

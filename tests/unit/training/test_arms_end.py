@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.marks import at_length
+from support.runs import metrics
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.pack import write_shards
@@ -56,10 +57,6 @@ def bits(model: Any) -> dict[str, bytes]:
 
 def written(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(out.rglob("*.safetensors"))}
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def mixed(arm: Arm) -> dict[str, Arm]:
@@ -114,7 +111,7 @@ def test_a_mixed_run_in_pieces_ends_with_the_same_bytes(
         assert written(tmp_path / "pieces" / name) == written(tmp_path / "whole" / name), name
         for key in ("loss", "steps", "ended", "diverged", "best_step", "valid_accuracy", "alpha"):
             assert getattr(result.arms[name], key) == getattr(expected.arms[name], key), (name, key)
-    for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "pieces"), strict=True):
+    for one, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "pieces"), strict=True):
         assert {name: arm.get("valid") for name, arm in one["arms"].items()} == {
             name: arm.get("valid") for name, arm in other["arms"].items()
         }
@@ -132,9 +129,9 @@ def test_a_run_that_was_killed_while_it_wrote_its_models_writes_them_all(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("scaleup.training.run_directory.write", killed)
         run(recipe, arms)
-    taken = lines(tmp_path / "out")
+    taken = metrics(tmp_path / "out")
     result = run(recipe, arms)
-    assert lines(tmp_path / "out") == taken and len(taken) == 2  # all had ended early: no step was left
+    assert metrics(tmp_path / "out") == taken and len(taken) == 2  # all had ended early: no step was left
     assert result.arms["one"].directory and result.exit == 1 and (tmp_path / "out/one/config.json").exists()
 
 
@@ -172,7 +169,7 @@ def test_what_has_ended_costs_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
 def test_the_cosine_of_an_arm_runs_over_its_own_steps(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny("train.steps=6", "train.warmup=0")
     run(recipe, {"short": replace(recipe.arm, steps=4, warmup=2), "long": recipe.arm})
-    taken = [line["arms"] for line in lines(tmp_path / "out")]
+    taken = [line["arms"] for line in metrics(tmp_path / "out")]
     assert [arms["short"]["lr"] for arms in taken[:4]] == pytest.approx([0.005, 0.01, 0.01, 0.005])
     assert [arms["long"]["lr"] for arms in taken] == pytest.approx(
         [0.005 * (1 + math.cos(math.pi * number / 6)) for number in range(6)]
@@ -229,7 +226,7 @@ def test_validation_is_an_evaluation(tiny: Tiny, valid: str, tmp_path: Path, cap
     recipe = tiny("train.steps=5", "train.valid_every=2", "data.valid.heads={motion: motion}", valid)
     arms = {"gated": replace(recipe.arm, frozen_depth=1, gate=True, steps=3), "full": recipe.arm}
     result = run(recipe, arms).arms
-    found = {line["step"] + 1: line["arms"] for line in lines(tmp_path / "out")}
+    found = {line["step"] + 1: line["arms"] for line in metrics(tmp_path / "out")}
     validated = {name: [number for number in found if "valid" in found[number].get(name, {})] for name in arms}
     assert validated == {"gated": [2, 3], "full": [2, 4, 5]}
     said = capsys.readouterr().err
@@ -254,7 +251,7 @@ def test_unreadable_samples_of_validation_are_counted(tiny: Tiny, tmp_path: Path
         {"model": recipe.arm},
         True,
     )
-    assert lines(tmp_path / "out")[-1]["arms"]["model"]["valid"]["samples"] == 3
+    assert metrics(tmp_path / "out")[-1]["arms"]["model"]["valid"]["samples"] == 3
 
 
 def test_a_set_that_does_not_fit_is_refused_before_training(tiny: Tiny, valid: str, tmp_path: Path) -> None:
@@ -277,7 +274,7 @@ def test_an_arm_that_diverges_is_lost_alone(
     said = capsys.readouterr().err
     assert said.count("arm 'wild' diverged: its ") == 1 and f"at step {at}; try a learning rate below 1e+30" in said
     assert result.arms["wild"].directory is None and not (tmp_path / "out" / "wild").exists()
-    assert [("wild" in line["arms"], "kept" in line["arms"]) for line in lines(tmp_path / "out")] == [
+    assert [("wild" in line["arms"], "kept" in line["arms"]) for line in metrics(tmp_path / "out")] == [
         (number < at, True) for number in range(4)
     ]
     assert load_run(tmp_path / "out").keys() == {"kept"}
@@ -291,5 +288,5 @@ def test_arms_that_all_diverge_leave_a_result(tiny: Tiny, tmp_path: Path, monkey
     recipe = tiny()
     result = run(recipe, {"one": recipe.arm, "other": recipe.arm})
     assert [arm.diverged for arm in result.arms.values()] == [0, 0] and result.exit == 1
-    assert result.arms["one"].loss is None and len(lines(tmp_path / "out")) == 1
+    assert result.arms["one"].loss is None and len(metrics(tmp_path / "out")) == 1
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == asdict(result)

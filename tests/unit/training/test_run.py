@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.marks import at_length
+from support.runs import metrics
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -123,7 +124,7 @@ def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {*FILES, *recipe.arms}
     assert json.loads((out / "result.json").read_text()) == asdict(result)
     assert recipes.load(out / "recipe.yaml") == recipe
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(out)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
         assert set(line["arms"]) == set(recipe.arms)
@@ -234,7 +235,7 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
     assert tensors(tmp_path / "pieces", arms) == tensors(tmp_path / "whole", arms)
     for name in arms:
         assert result.arms[name].loss == expected.arms[name].loss
-    lines = [json.loads(line) for line in (tmp_path / "pieces" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path / "pieces")
     assert [line["step"] for line in lines] == list(range(3))
     assert {line["dataset"] for line in lines} == {"videos", "images"}
 
@@ -308,7 +309,7 @@ STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_p
 
 def lines_of(recipe: Recipe, arms: dict[str, schema.Arm]) -> list[dict]:
     run(recipe, arms, overwrite=True)
-    return [json.loads(line) for line in (Path(recipe.out) / "metrics.jsonl").read_text().splitlines()]
+    return metrics(Path(recipe.out))
 
 
 @zero((2, False))
