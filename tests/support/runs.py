@@ -2,15 +2,27 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 
 def weights(model: Path) -> dict[str, bytes]:
     """The bytes of every tensor of a model's directory, by its name."""
-    files = [load_file(file) for file in sorted(model.rglob("*.safetensors"))]
-    return {name: tensor.numpy().tobytes() for file in files for name, tensor in file.items()}
+    held = [load_file(file) for file in sorted(model.rglob("*.safetensors"))]
+    return bytes_of({name: tensor for file in held for name, tensor in file.items()})
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def files(directory: Path) -> dict[Path, bytes]:
+    """The bytes of every file below a directory, by its path there."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory): path.read_bytes() for path in paths}
 
 
 def bits(run: Path, *arms: str) -> dict[str, bytes]:

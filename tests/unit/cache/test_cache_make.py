@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import files
 
 from scaleup.config.schema import Recipe
 from scaleup.data.loader import Augmented, open_datasets
@@ -27,10 +28,6 @@ SETS = ("videos", "images")
 def small_tars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five samples a tar of either set."""
     monkeypatch.setattr("scaleup.training.token_cache.samples_of_a_tar", lambda record, views: 5)
-
-
-def files(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def model_of(recipe: Recipe) -> TubeViT:

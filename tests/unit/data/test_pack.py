@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from support.runs import files
 from support.tools import left, start, tool
 from videos import numbered, numbers
 
@@ -40,10 +41,6 @@ def folder(tmp_path):
         path.write_bytes(picture(number))
     (tmp_path / "source/class0/03.png").write_bytes(b"broken")
     return tmp_path / "source"
-
-
-def files(path):
-    return {file.relative_to(path): file.read_bytes() for file in sorted(Path(path).rglob("*")) if file.is_file()}
 
 
 @pytest.mark.parametrize("processes", [1, 2])

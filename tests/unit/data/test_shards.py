@@ -2,10 +2,10 @@ import json
 import re
 import shutil
 import zlib
-from pathlib import Path
 
 import pytest
 import webdataset
+from support.runs import files
 
 from scaleup.data.decode import BadSample
 from scaleup.data.pack import write_shards
@@ -29,10 +29,6 @@ def shards(made, tmp_path):
     images = made["images-train"]
     samples = (images.read(i) for i in range(len(images)))
     return write_shards(samples, tmp_path / "images", "image", images.classes, per_shard=3)
-
-
-def files(path):
-    return {file.relative_to(path): file.read_bytes() for file in sorted(Path(path).rglob("*")) if file.is_file()}
 
 
 def test_random_access_equals_a_sequential_read_by_webdataset(shards):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.marks import at_length
-from support.runs import metrics
+from support.runs import bytes_of, metrics
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.pack import write_shards
@@ -52,7 +52,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, dict[st
 
 
 def bits(model: Any) -> dict[str, bytes]:
-    return {name: tensor.detach().numpy().tobytes() for name, tensor in weights(model.arm).items()}
+    return bytes_of(weights(model.arm))
 
 
 def written(out: Path) -> dict[str, bytes]:

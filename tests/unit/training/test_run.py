@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.marks import at_length
-from support.runs import metrics
+from support.runs import bytes_of, metrics
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -30,10 +30,6 @@ def sweep(tiny: Tiny) -> Run:
     return Run(recipe, sweep_arms(recipe))
 
 
-def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
-
-
 def count_graphs() -> int:
     """Tensors alive that hold on to an autograd graph."""
     gc.collect()
@@ -42,15 +38,15 @@ def count_graphs() -> int:
 
 def test_frozen_tensors_keep_their_bytes_and_stay_without_gradient(sweep: Run) -> None:
     trunks = [sweep.models[name].trunk for name in ("last", "gated")]
-    before = [bits(trunk.state_dict()) for trunk in trunks]
-    arms = {name: bits(model.arm.state_dict()) for name, model in sweep.models.items()}
+    before = [bytes_of(trunk.state_dict()) for trunk in trunks]
+    arms = {name: bytes_of(model.arm.state_dict()) for name, model in sweep.models.items()}
     sweep.train()
-    assert [bits(trunk.state_dict()) for trunk in trunks] == before
+    assert [bytes_of(trunk.state_dict()) for trunk in trunks] == before
     for trunk in trunks:
         assert all(each.grad is None and not each.requires_grad for each in trunk.parameters())
         assert not any(module.training for module in trunk.modules())
     for name, model in sweep.models.items():
-        assert bits(model.arm.state_dict()) != arms[name] and model.arm.training
+        assert bytes_of(model.arm.state_dict()) != arms[name] and model.arm.training
 
 
 def test_arms_share_the_frozen_tensors_and_nothing_else(sweep: Run) -> None:
@@ -95,9 +91,9 @@ def test_taps_are_not_changed_by_the_arms_and_no_graph_outlives_a_step(sweep: Ru
 def test_only_the_heads_of_the_batch_learn(sweep: Run) -> None:
     datasets = set()
     for step, fed in enumerate(sweep.feed):
-        before = bits(sweep.models["gated"].arm.heads.state_dict())
+        before = bytes_of(sweep.models["gated"].arm.heads.state_dict())
         sweep.step(step, fed)
-        after = bits(sweep.models["gated"].arm.heads.state_dict())
+        after = bytes_of(sweep.models["gated"].arm.heads.state_dict())
         moved = {name.split(".")[0] for name in after if after[name] != before[name]}
         assert moved == ({"image_shape"} if fed.dataset == "images" else {"shape", "motion"})
         datasets.add(fed.dataset)
@@ -109,9 +105,9 @@ def test_tubes_rest_while_images_train(tiny: Tiny) -> None:
     training = Run(recipe, {"model": recipe.arm})
     tubes = training.models["model"].tokenizer.tubes
     for step, fed in enumerate(training.feed):
-        before = bits(tubes.state_dict())
+        before = bytes_of(tubes.state_dict())
         training.step(step, fed)
-        assert (bits(tubes.state_dict()) == before) == (fed.dataset == "images")
+        assert (bytes_of(tubes.state_dict()) == before) == (fed.dataset == "images")
 
 
 FILES = ("recipe.yaml", "metrics.jsonl", "tensorboard", "result.json")
