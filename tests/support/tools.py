@@ -155,6 +155,7 @@ def free_port() -> str:
 
 def _begin(function: Callable, args: tuple, environment: dict[str, str], failure: str, ignored: Sequence[int]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     multiprocessing.set_start_method(None, force=True)  # as where no test has begun the tool
