@@ -20,7 +20,6 @@ from scaleup.config.rules import (
     Gate,
     Heads,
     Index,
-    InOrder,
     Lengths,
     Magnitude,
     Mean,
@@ -33,6 +32,8 @@ from scaleup.config.rules import (
     Share,
     Size,
     Std,
+    allowed,
+    in_order,
 )
 
 SHORT = {"frozen_depth": "depth"}
@@ -202,7 +203,7 @@ class Trunk:
 
 ZeroStage = Annotated[
     Literal[0, 1, 2],
-    Field(description="0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)"),
+    allowed("0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)"),
 ]
 
 
@@ -233,12 +234,9 @@ if TYPE_CHECKING:
 else:  # some settings of an arm; some with lists of values
     settings = get_type_hints(Arm, include_extras=True)
     lists = {name: Annotated[list[kind], Field(min_length=1)] for name, kind in settings.items()}
-    Changes = Annotated[TypedDict("Changes", settings, total=False), InOrder]
-    Grid = Annotated[
-        TypedDict("Grid", lists, total=False),
-        InOrder,
-        Field(description="a mapping of settings to lists of values"),
-    ]
+    Changes = Annotated[TypedDict("Changes", settings, total=False), in_order("a mapping of settings")]
+    values = in_order("a mapping of settings to lists of values")
+    Grid = Annotated[TypedDict("Grid", lists, total=False), values]
 
 
 @dataclass
