@@ -173,7 +173,7 @@ WORDS = {  # by types of errors
 
 def _sentence(schema: Any, error: ErrorDetails) -> str:
     """What is wrong, with its path, what is allowed, and the nearest of the names that are."""
-    path, value, choices = error["loc"], error["input"], ()
+    path, value = error["loc"], error["input"]
     if path[-1] == "[key]":
         path = path[:-2]
     at = ".".join(key for key in path if isinstance(key, str))
@@ -182,11 +182,9 @@ def _sentence(schema: Any, error: ErrorDetails) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         names = _settings(setting(schema, path[:-1]))
         return f"{at}: unknown key{nearest(str(path[-1]), names) or '; known: ' + ', '.join(names)}"
-    if error["type"] == "literal_error":
-        choices = get_args(setting(schema, path))
-        words = f"one of {', '.join(map(repr, choices))}"
-    else:
-        words = error["msg"] if error["type"] == "allowed" else WORDS.get(error["type"], f"allowed ({error['msg']})")
+    kind = setting(schema, path)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    words = f"one of {', '.join(map(repr, choices))}" if choices else WORDS.get(error["type"], error["msg"])
     return f"{at}: {value!r} is not {words}{nearest(str(value), map(str, choices))}"
 
 

@@ -32,6 +32,7 @@ from scaleup.config.rules import (
     Share,
     Size,
     Std,
+    Whole,
     allowed,
     in_order,
 )
@@ -201,10 +202,7 @@ class Trunk:
     cache: Cache | None = None  # a token cache (tools/cache.py), which stands for videos and frozen blocks in training
 
 
-ZeroStage = Annotated[
-    Literal[0, 1, 2],
-    allowed("0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)"),
-]
+STAGES = "0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)"
 
 
 @dataclass
@@ -219,7 +217,7 @@ class Train:
     mixup: NotNegative = 0.0  # alpha of the Beta distribution; 0: none
     cutmix: NotNegative = 0.0  # the same; where both are set each step draws one of them, half and half
     kernels: Literal["library", "lean", "fast", "auto"] = "auto"  # model/kernels.py; auto: fast where measured to pay
-    zero_stage: ZeroStage = 0
+    zero_stage: Annotated[Whole, Field(ge=0, le=2), allowed(STAGES)] = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
     accumulate: Count = 1  # micro-batches of a step, one after the other: less memory, the same step
     log_every: Count = 10

@@ -125,6 +125,7 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ("train.betas=[0.9,1]", "train.betas: [0.9, 1] is not a list [beta1, beta2]"),
         ("train.offload=true", "train.offload: True needs ZeRO, train.zero_stage is 0"),
         ("train.zero_stage=3", "train.zero_stage: 3 is not 0, 1 or 2"),
+        ("train.zero_stage=true", "train.zero_stage: True is not 0, 1 or 2"),
         ("arm.lr=fast", "arm.lr: 'fast' is not a number above 0"),
         ("arm.lr=.inf", "arm.lr: inf is not a number above 0"),
         ("arm.adapt=loar", "arm.adapt: 'loar' is not one of 'full', 'lora', 'dora', 'ia3', 'none'; nearest: 'lora'"),
