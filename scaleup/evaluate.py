@@ -87,10 +87,10 @@ def evaluate(
         for model in models.values():
             model.eval().arm.to(world.device)
         set_kernels(models.values(), "auto", world)
-        about = prepare_trunks(models.values(), trunk or Trunk(), world)
+        prepared = prepare_trunks(models.values(), trunk or Trunk(), world)
         once = Once("evaluating", opened, heads, first.config.input, views, batch, workers, world)
         evaluations = scores(models, once)
-    return {name: replace(each, trunk=_kept(models[name], about)) for name, each in evaluations.items()}
+    return {name: replace(each, trunk=_trunk_of(models[name], prepared)) for name, each in evaluations.items()}
 
 
 class Once:
@@ -153,10 +153,12 @@ def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
     return evaluations
 
 
-def _kept(model: TubeViT, about: dict[str, Any]) -> dict[str, Any]:
+def _trunk_of(model: TubeViT, prepared: dict[str, Any]) -> dict[str, Any]:
     """What of the trunk concerns a model."""
-    drift = {depth: moved for depth, moved in about.get("drift", {}).items() if depth == model.frozen_depth}
-    return about | {"drift": drift} if model.trunk is not None else {}
+    if model.trunk is None:
+        return {}
+    drift = {depth: moved for depth, moved in prepared["drift"].items() if depth == model.frozen_depth}
+    return prepared | {"drift": drift}
 
 
 def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.training import engine
 from scaleup.training.engine import Engine
 from scaleup.training.feed import WHOLE, Mix, head_loss
-from scaleup.training.log import AtChance
+from scaleup.training.log import AtChance, Entry
 from scaleup.training.run_inputs import sizes
 
 
@@ -118,7 +118,7 @@ class ArmTrainer:
 
     def step(
         self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None, rows: slice = WHOLE
-    ) -> dict[str, Any]:
+    ) -> Entry:
         """One update, with the last of the micro-batches that it needs; returns what is worth logging.
 
         Args:
@@ -200,7 +200,7 @@ class ArmTrainer:
             alpha_largest=gate.get("alpha_largest"),
         )
 
-    def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> Entry:
         """Loss, and loss and accuracy of each head: means over the batches of all ranks. A mixed sample is right where
         the greater part of it is named."""
         right = [(logits[head].argmax(dim=1) == labels[head]).float().mean() for head in labels]
@@ -210,7 +210,7 @@ class ArmTrainer:
         return {"loss": mean, "heads": {head: {"loss": each, "accuracy": share} for head, each, share in pairs}}
 
 
-def whole_step(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def whole_step(entries: list[Entry]) -> Entry:
     """What is logged of a step, from what was of its micro-batches, which are alike in size."""
     return {name: _joined(name, [entry[name] for entry in entries]) for name in entries[-1]}
 

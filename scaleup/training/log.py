@@ -16,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from scaleup.common.files import sync, write_text
 from scaleup.training.run_inputs import flatten_keys
 
+Entry = dict[str, Any]  # a line of metrics.jsonl, or the part of one arm
+
 
 class Metrics:
     """Appends to ``out/metrics.jsonl`` at every step and to ``out/tensorboard`` at every ``log_every``-th, what arms
@@ -32,7 +34,7 @@ class Metrics:
         self.lines = path.open("a", buffering=1)
         self.board = SummaryWriter(out / "tensorboard", purge_step=start)
 
-    def log(self, entry: dict[str, Any]) -> None:
+    def log(self, entry: Entry) -> None:
         """``entry`` holds ``step`` and, nested as it likes, numbers; what is not a number goes to the lines alone."""
         self.lines.write(json.dumps(entry) + "\n")
         step, nested = entry["step"], {name: value for name, value in entry.items() if name != "step"}
@@ -49,7 +51,7 @@ class Metrics:
         self.board.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Entry]:
     """The lines of a run so far; the last one of a run that was killed may be half a line, and is left out."""
     entries = []
     for line in path.read_text().splitlines() if path.exists() else ():

@@ -21,7 +21,7 @@ from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
 from scaleup.training.feed import Cached, Fed, Live
-from scaleup.training.log import Metrics, Recent, line
+from scaleup.training.log import Entry, Metrics, Recent, line
 from scaleup.training.run_directory import Checkpoint, Checkpoints, RunResult, StoppedRun
 from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
@@ -148,7 +148,7 @@ class Run:
                     self.save(saved, metrics)
         return reason if self.running else 0
 
-    def _judge(self, entries: dict[str, dict[str, Any]]) -> None:
+    def _judge(self, entries: dict[str, Entry]) -> None:
         """Validate the arms whose turn it is, into their lines of metrics, and end those that took their last step."""
         validated = self.validation(self.running, self.done) if self.validation else {}
         for name, valid in validated.items():
@@ -185,7 +185,7 @@ class Run:
         for name, trainer in self.trainers.items():
             trainer.restore(checkpoint.tensors(name), checkpoint.state["standings"][name])
 
-    def remember(self, entries: list[dict[str, Any]]) -> list[str]:
+    def remember(self, entries: list[Entry]) -> list[str]:
         """Count steps into the result, from their lines of metrics; returns a sentence on each new head at chance."""
         sentences = []
         for entry in entries:
@@ -195,7 +195,7 @@ class Run:
                 sentences += self.recent[name].add(entry["step"], entry["dataset"], arm["heads"])
         return sentences
 
-    def step(self, step: int, fed: Fed) -> dict[str, Any]:
+    def step(self, step: int, fed: Fed) -> Entry:
         """One update of every arm that has not ended; returns the step's line of metrics. An arm of a sweep
         that diverges ends alone; one that is no sweep's is a UserError."""
         size = fed.size // self.recipe.train.accumulate

@@ -204,7 +204,7 @@ class Checkpoints:
             _write(half / MANIFEST, json.dumps(dict(written)).encode())
             _sync(half)
         _sync(self.directory)
-        for old in self._found()[self.keep :]:
+        for old in self._directories()[self.keep :]:
             shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
@@ -213,25 +213,25 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and none of them is whole.
         """
-        found = self._found()
-        for directory in found:
+        directories = self._directories()
+        for directory in directories:
             fault = _fault(directory)
             if fault is None:
                 step = int(directory.name.removeprefix("step-"))
                 return Checkpoint(directory, step, json.loads((directory / STATE).read_text()))
             print(f"checkpoint '{directory}' is left out, {fault}", file=sys.stderr)
-        if found:
+        if directories:
             raise UserError(f"none of the checkpoints in '{self.directory}' is whole; begin anew with --overwrite")
         return None
 
     def clear(self, after: int) -> None:
         """Remove what a killed run left half written, and checkpoints after step ``after``, which are damaged."""
         halves = self.directory.glob(".step-*")
-        later = [directory for directory in self._found() if directory.name > f"step-{after:08d}"]
+        later = [directory for directory in self._directories() if directory.name > f"step-{after:08d}"]
         for directory in [*halves, *later]:
             shutil.rmtree(directory)
 
-    def _found(self) -> list[Path]:
+    def _directories(self) -> list[Path]:
         return sorted(self.directory.glob("step-????????"), reverse=True)
 
 

@@ -6,7 +6,6 @@ import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from scaleup.common.distributed import World
 from scaleup.config.schema import Recipe, Valid
@@ -17,6 +16,7 @@ from scaleup.errors import UserError
 from scaleup.evaluate import Evaluation, Once, matched, scores
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
+from scaleup.training.log import Entry
 
 
 class Validation:
@@ -38,7 +38,7 @@ class Validation:
         size = self.batch * input_bytes(self.input, self.shards.modality)  # to be there beside what training needs
         refuse_small_shared(size, math.ceil(len(self.shards) / self.batch), self.data.workers)
 
-    def __call__(self, arms: Mapping[str, ArmTrainer], steps: int) -> dict[str, dict[str, Any]]:
+    def __call__(self, arms: Mapping[str, ArmTrainer], steps: int) -> dict[str, Entry]:
         """Validate the arms whose turn it is after ``steps``: all at each ``valid_every``-th, one that ends at its end.
 
         Returns what :meth:`measured` says of them, and has told them. All ranks must call.
@@ -52,7 +52,7 @@ class Validation:
             print(f"accuracy after step {steps}: {', '.join(words)}", file=sys.stderr)
         return results
 
-    def measured(self, models: Mapping[str, TubeViT]) -> dict[str, dict[str, Any]]:
+    def measured(self, models: Mapping[str, TubeViT]) -> dict[str, Entry]:
         """``{"accuracy", "samples", "heads": {head: {"top1", "top5", "loss"}}}`` of each of the models: the accuracy is
         the mean top-1 of its heads. All ranks must call, and get the same.
 
@@ -68,7 +68,7 @@ class Validation:
             model.train()
         return {name: self._entry(evaluation) for name, evaluation in evaluations.items()}
 
-    def _entry(self, evaluation: Evaluation) -> dict[str, Any]:
+    def _entry(self, evaluation: Evaluation) -> Entry:
         bad = BadSamples("data.valid", len(self.shards), self.data.max_bad)
         bad.add(Failure(*pair) for pair in evaluation.failures)
         accuracy = statistics.fmean(score.top1 for score in evaluation.heads.values())
@@ -79,7 +79,7 @@ class Validation:
         return {"accuracy": accuracy, "samples": evaluation.samples, "heads": heads}
 
 
-def _describe(entry: Mapping[str, Any]) -> str:
+def _describe(entry: Entry) -> str:
     """The accuracy of an arm, and of each of its heads where it has several."""
     heads = ", ".join(f"{head} {score['top1']:.2%}" for head, score in entry["heads"].items())
     return f"{entry['accuracy']:.2%}" + (f" = {heads}" if len(entry["heads"]) > 1 else "")
