@@ -191,14 +191,6 @@ def _frames(ends: Ends | None) -> list[int | str]:
     return [ends[0] if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"]
 
 
-def _write_torch(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
-    torch.export.save(traced, path)
-
-
-def _read_torch(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
-    return torch.export.load(path).module()
-
-
 def _write_onnx(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
     try:
         import onnx  # noqa: F401
@@ -234,12 +226,12 @@ def _write_compiled(traced: torch.export.ExportedProgram, path: Path, names: lis
         raise UserError(f"--to aoti could not compile here: {reason}") from error
 
 
-def _read_compiled(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
-    return torch._inductor.aoti_load_package(str(path))
-
-
 FORMS = {
-    "torch": Form(".pt2", _write_torch, _read_torch),
+    "torch": Form(
+        ".pt2",
+        lambda traced, path, names: torch.export.save(traced, path),
+        lambda path, names: torch.export.load(path).module(),
+    ),
     "onnx": Form(".onnx", _write_onnx, _read_onnx),
-    "aoti": Form(".pt2", _write_compiled, _read_compiled),
+    "aoti": Form(".pt2", _write_compiled, lambda path, names: torch._inductor.aoti_load_package(str(path))),
 }

@@ -68,23 +68,17 @@ class Plan(NamedTuple):
     """How the channels of one tube become the backbone's."""
 
     spec: TubeSpec  # as it will be applied
-    channels: int  # the small model's kernel emits at each place
-    dropped_channels: int
-    tokens: int
-
-    @property
-    def exact(self) -> bool:
-        return self.dropped_channels == 0
-
-    @property
-    def described(self) -> TubePlan:
-        return TubePlan(self.channels, list(self.spec.fold), self.exact, self.dropped_channels, self.tokens)
+    reported: TubePlan
 
     @property
     def tube(self) -> Tube:
         """Its entry in ``config.json``."""
         kernel, stride, offset, fold = map(list, (self.spec.kernel, self.spec.stride, self.spec.offset, self.spec.fold))
         return Tube(kernel, stride, offset, fold, self.spec.channels, self.spec.summed)
+
+
+def _plan(spec: TubeSpec, channels: int, dropped: int, size: Size) -> Plan:
+    return Plan(spec, TubePlan(channels, list(spec.fold), dropped == 0, dropped, spec.tokens(size)))
 
 
 def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
@@ -113,7 +107,7 @@ def plan_channels(kernel: Kernel, embed_dim: int, size: Size, exact: bool) -> Pl
             f"{embed_dim}; tubes of {fitting} channels would fit, or use --channels auto"
         )
     spec = _folded(replace(kernel.spec, channels=channels), places, size)
-    return Plan(spec, channels, dropped, spec.tokens(size))
+    return _plan(spec, channels, dropped, size)
 
 
 def _folded(spec: TubeSpec, places: int, size: Size) -> TubeSpec:
@@ -160,7 +154,7 @@ def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: S
     fold = spec.fold if spec.places_per_token > 1 else fold
     aligned = replace(spec, channels=embed_dim, fold=fold, summed=math.prod(fold) > 1)
     aligned.places(size)  # refuses a fold that does not fit
-    return Plan(aligned, channels, 0, aligned.tokens(size))
+    return _plan(aligned, channels, 0, size)
 
 
 def positions(large: Backbone, options: Options, sines: float = 1.0) -> Positions:
@@ -197,9 +191,9 @@ def describe_plans(donor: Donor, large: Backbone, plans: list[Plan], frozen_dept
     return TransplantPlan(
         match=match,
         embed_dim=large.embed_dim,
-        tubes={plan.spec.name: plan.described for plan in plans},
+        tubes={plan.spec.name: plan.reported for plan in plans},
         frame_tokens=count_frames * patches,
-        tokens=large.num_prefix_tokens + count_frames * patches + sum(plan.tokens for plan in plans),
+        tokens=large.num_prefix_tokens + count_frames * patches + sum(plan.reported.tokens for plan in plans),
         gate=GatePlan(frozen_depth, large.depth),
         parameters=Parameters(count, sum(_numbers(plan.spec) for plan in plans), count - late, late),
         parents={"small": Parent(donor.name), "backbone": Parent(large.name)},

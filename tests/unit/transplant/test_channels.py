@@ -42,7 +42,7 @@ def test_two_in_time_four_in_space_and_beyond_that_time_takes_the_rest(places: i
 )
 def test_channels_that_divide_the_width_are_exact(channels: int, width: int, fold: tuple) -> None:
     plan = plan_channels(kernel(channels), width, SIZE, exact=True)
-    assert plan.exact and plan.dropped_channels == 0 and plan.tokens == 98
+    assert plan.reported.exact and plan.reported.dropped_channels == 0 and plan.reported.tokens == 98
     assert plan.spec == replace(SPEC, fold=fold, channels=channels)
 
 
@@ -54,8 +54,9 @@ def test_channels_that_do_not_fit_are_folded_once_more_and_cut(
     channels: int, width: int, places: int, dropped: int
 ) -> None:
     plan = plan_channels(kernel(channels), width, SIZE, exact=False)
-    assert not plan.exact and plan.dropped_channels == dropped and plan.spec.places_per_token == places
-    assert plan.spec.channels_of(width) == channels and plan.tokens == 98
+    assert not plan.reported.exact and plan.reported.dropped_channels == dropped
+    assert plan.spec.places_per_token == places
+    assert plan.spec.channels_of(width) == channels and plan.reported.tokens == 98
 
 
 def test_exact_refuses_and_names_what_fits() -> None:
