@@ -52,7 +52,7 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
     warm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture, where: str
 ) -> None:
     """With Ctrl-C in a terminal, which every process of the group hears; they go on there, or on one machine."""
-    out, changes = tmp_path / "out", [*TWO, "train.steps=60", "train.save_every=0"]
+    out, changes = tmp_path / "out", [*TWO, "train.steps=100", "train.save_every=0"]
     command = ["sweep", tiny_path, *changes, f"out={out}", "--where=local", "--machines=2"]
     running, end = start(*command, failure=f"import sys; sys.executable = {str(warm)!r}"), time.monotonic() + 120
     while len(taken(out)) < 2 or min(taken(out)) < 2:
@@ -63,7 +63,7 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
     assert asked.returncode == 130, asked.stderr
     assert "the same command goes on" in asked.stdout and not list(Path(f"{out}.jobs").glob("*.pkl"))
     saved = [int(path.name[-8:]) for path in out.glob("parts/*/checkpoints/step-*")]
-    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 60
+    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 100
 
     if where == "here":
         read = tiny(*changes)
@@ -72,10 +72,10 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
         done = tool(*command, "--json")
         assert done.returncode == 0, done.stderr
         result, said = json.loads(done.stdout), "".join(p.read_text() for p in Path(f"{out}.jobs").glob("*.err"))
-    assert all(f"resuming at step {step} of 60" in said for step in saved)
+    assert all(f"resuming at step {step} of 100" in said for step in saved)
     depths = [[result["arms"][name]["frozen_depth"] for name in part] for part in result["parts"]]
     assert len(depths) == 2 and sum(depths, []) == sorted(sum(depths, []))
-    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=60")
+    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=100")
 
 
 @pytest.fixture
