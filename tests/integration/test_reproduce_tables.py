@@ -60,7 +60,7 @@ def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, mon
     monkeypatch.setattr("reproduce.TABLES", {"table0": table})
     monkeypatch.setattr(work, "FACTORS", (1.0,))
     monkeypatch.setattr(tasks, "rehearse", lambda _, sources: {s: Speed(s.recipe, s.arm, 0.1, 0.1) for s in sources})
-    found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=16)["table0"]
+    found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=32)["table0"]
     assert "left: 12 steps of arms in 4 runs" in capfd.readouterr().err  # small and large among them
     assert list(found["rows"]) == ["last1", "last1" + RANDOM, "fc", "fc" + RANDOM, "before"]
     linear = {f"image {label}, linear" for label in ("shape", "position", "size")}
@@ -71,7 +71,7 @@ def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, mon
     }
     results = [json.loads(path.read_text()) for path in finished_runs(tmp_path / "out")]
     assert sorted(len(each["arms"]) for each in results) == [1, 1, 2, 2]  # small, large; both rows, both controls
-    desk = Desk(tmp_path / "out", SHORT, samples=16)
+    desk = Desk(tmp_path / "out", SHORT, samples=32)
     for tubes in ("folded", "random"):
         begun = desk.read(Source("table9", arm="fc"), 0, tubes)[0].model.load
         assert json.loads((Path(begun) / "report.json").read_text())["random_tubes"] is (tubes == "random")
