@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from scaleup.data.shards import Sample, Shards
 from scaleup.errors import UserError
 
 FPS = 15
+CHUNK = 100  # samples that a process hands over together
 SPLITS = ("train", "val", "test")
 SHAPES = ["circle", "ring", "square", "bar", "triangle", "star", "cross", "moon"]
 DOT = len(SHAPES)
@@ -214,10 +216,15 @@ def make_shapes(
     with new_directory(out, overwrite) as temporary:
         for name, (modality, split, count) in sets.items():
             sample = partial(make_sample, modality, seed, SPLITS.index(split), size=size, frames=frames, places=places)
-            samples = _count(parallel(sample, range(count), processes), advance)
+            chunks = [range(begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)]
+            samples = _count(chain.from_iterable(parallel(partial(_make_all, sample), chunks, processes)), advance)
             placed = {"place_motion": PLACE_MOTIONS} if places and modality == "video" else {}
             write_shards(samples, temporary / name, modality, CLASSES[modality] | placed)
     return {name: Shards.open(Path(out) / name) for name in sets}
+
+
+def _make_all(sample: Callable[[int], Sample], numbers: range) -> list[Sample]:
+    return [sample(number) for number in numbers]
 
 
 def _count(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:
