@@ -97,7 +97,7 @@ WAYS = {
         2,
         "cannot hand over a batch: Too many open",
     ),
-    "while printing": ("evaluate", "tool._told = evaluate.arm_inputs = fails(ValueError())", 1, ""),
+    "while printing": ("evaluate", "tool._explain = evaluate.arm_inputs = fails(ValueError())", 1, ""),
 }
 
 
