@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import timm
@@ -99,7 +100,7 @@ def test_the_report_says_what_it_must(tmp_path: Path) -> None:
     model, report = moved(tmp_path, gate_at=2)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == {
         **asdict(report),
-        "seconds": pytest.approx(report.seconds, abs=2),
+        "seconds": ANY,
     }
     assert report.tubes.keys() == {"long", "wide"}
     assert report.tokens == model.tokenize(PIXELS).shape[1] == 1 + 2 * 20 + 2 * 20 + 4 * 20
