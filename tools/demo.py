@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The whole job at desk scale: shards, small joint model, transplant, sweep, evaluation, export, reload."""
+"""All steps on small data: shards, small joint model, transplant, sweep, evaluation, export, reload."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ def arguments():
     parser = tool.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
-    add("changes", nargs="*", metavar="key=value", help="changes to all its recipes, e.g. data.batch=32")
+    add("changes", nargs="*", metavar="key=value", help="changes to all recipes, such as data.batch=32")
     add("--seed", type=int, default=0)
     add("--overwrite", action="store_true")
     return parser
@@ -25,7 +25,7 @@ def run(args):
 
 
 def show(result):
-    from demo import table
+    from demo.report import table
 
     report, out = result
     print(table(report))

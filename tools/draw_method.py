@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the two pictures of the README: the method, and the demo's result from the numbers of the README's own table."""
+"""Draw the two pictures of the README: the method, and the demo's result (from the table in the README)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS |= {"full": "all, tubes\ntrain too"}
 
 
 class Score(NamedTuple):
-    """Top-1 in per cent over the seeds."""
+    """Top-1 in per cent: mean, lowest and highest of the seeds."""
 
     mean: float
     low: float
@@ -28,37 +28,37 @@ class Score(NamedTuple):
 
 
 def scores(page: str) -> dict[tuple[str, str], dict[str, Score]]:
-    """(arm, tubes) -> the scores of ``shape`` and ``motion``, from the demo's table in the README.
+    """(arm, tubes) -> the scores of ``shape`` and ``motion``, read from the demo's table in the README.
 
     Raises:
         UserError: the page has no such table.
     """
-    found = {}
+    results = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         values = [re.fullmatch(r"(\d+) \((\d+) to (\d+)\)", cell) for cell in cells[-2:]]
         if len(cells) == 5 and all(values):
             numbers = [Score(*map(float, value.groups())) for value in values if value]
-            found[cells[0].removeprefix("adapted: "), cells[1]] = dict(zip(CHANCE, numbers, strict=True))
-    if missing := [arm for arm in LABELS if arm not in {arm for arm, _ in found}]:
+            results[cells[0].removeprefix("adapted: "), cells[1]] = dict(zip(CHANCE, numbers, strict=True))
+    if missing := [arm for arm in LABELS if arm not in {arm for arm, _ in results}]:
         raise UserError(f"README.md has no table of the demo with a row for {', '.join(missing)}")
-    return found
+    return results
 
 
-def draw_result(found: dict[tuple[str, str], dict[str, Score]], plt: Any) -> Any:
-    """Bars of motion and shape for each arm, transplanted tubes beside random ones; lines from lowest to highest."""
+def draw_result(results: dict[tuple[str, str], dict[str, Score]], plt: Any) -> Any:
+    """Bars of motion and shape for each arm, with transplanted and with random tubes; lines from lowest to highest."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-    for axis, what in zip(axes, ("motion", "shape"), strict=True):
+    for axis, head in zip(axes, ("motion", "shape"), strict=True):
         for number, arm in enumerate(LABELS):
-            rows = [(tubes.split(",")[0], score[what]) for (name, tubes), score in found.items() if name == arm]
+            rows = [(tubes.split(",")[0], score[head]) for (name, tubes), score in results.items() if name == arm]
             for place, (tubes, score) in enumerate(rows):
                 x = number + (place - (len(rows) - 1) / 2) * 0.38
                 errors = [[score.mean - score.low], [score.high - score.mean]]
                 colour = TRANSPLANTED if tubes == "transplanted" else RANDOM
                 axis.bar(x, score.mean, 0.36, yerr=errors, color=colour, ecolor="#444444", capsize=2)
-        axis.axhline(CHANCE[what], color="#444444", linestyle=":", linewidth=1)
-        axis.text(len(LABELS) - 0.45, CHANCE[what], "chance", va="center", fontsize=8, color="#444444")
-        axis.set(title=f"{what}, top-1 (%)", ylim=(0, 100), xlim=(-0.5, len(LABELS) - 0.5), xticks=range(len(LABELS)))
+        axis.axhline(CHANCE[head], color="#444444", linestyle=":", linewidth=1)
+        axis.text(len(LABELS) - 0.45, CHANCE[head], "chance", va="center", fontsize=8, color="#444444")
+        axis.set(title=f"{head}, top-1 (%)", ylim=(0, 100), xlim=(-0.5, len(LABELS) - 0.5), xticks=range(len(LABELS)))
         axis.set_xticklabels(LABELS.values(), fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     bars = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (TRANSPLANTED, RANDOM)]
@@ -133,13 +133,13 @@ def draw_method(plt: Any) -> Any:
 
 
 def arguments() -> argparse.ArgumentParser:
-    made = tool.parser(__doc__, "tools/draw_method.py --out docs")
-    made.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures (default docs)")
-    return made
+    parser = tool.parser(__doc__, "tools/draw_method.py --out docs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the pictures (default docs)")
+    return parser
 
 
 def run(args: argparse.Namespace) -> dict[str, str]:
-    found = scores((ROOT / "README.md").read_text())
+    results = scores((ROOT / "README.md").read_text())
     import matplotlib
 
     matplotlib.use("Agg")
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> dict[str, str]:
     plt.rcParams["svg.hashsalt"] = "scaleup"  # the same bytes every time
     method, result = args.out / "method.svg", args.out / "result.png"
     draw_method(plt).savefig(method, metadata={"Date": None}, facecolor="white")
-    draw_result(found, plt).savefig(result, dpi=110, metadata={"Software": None}, facecolor="white")
+    draw_result(results, plt).savefig(result, dpi=110, metadata={"Software": None}, facecolor="white")
     return {"method": str(method), "result": str(result)}
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 import scaleup
-from bench.measure import python
+from bench.measure import run_python
 from bench.stream import one_step
 from bench.transplant import small_model
 
@@ -21,13 +21,13 @@ GIB = 2**30
 def test_one_step_of_a_transplanted_vit_h(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     small = small_model(tmp_path / "small")
-    python(TOOLS / "transplant.py", small, "vit_h", "--random-init", "--gate-at", 24, "--out", tmp_path / "adapted")
+    run_python(TOOLS / "transplant.py", small, "vit_h", "--random-init", "--gate-at", 24, "--out", tmp_path / "adapted")
     report = json.loads((tmp_path / "adapted/report.json").read_text())
     assert report["image_max_abs_diff"] == 0 and report["gate"]["closed_max_abs_diff"] == 0
     assert report["gate"]["alpha_grad"] > 0
     assert all(tube["token_max_abs_diff"] < 1e-4 for tube in report["tubes"].values())
 
-    trained = python(TOOLS / "train.py", one_step(tmp_path, 24))
+    trained = run_python(TOOLS / "train.py", one_step(tmp_path, 24))
     print(f"one step: {trained.seconds:.0f} s, {trained.peak_bytes / GIB:.2f} GiB", file=sys.stderr)
     assert trained.peak_bytes < 14 * GIB
 

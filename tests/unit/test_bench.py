@@ -10,7 +10,7 @@ import torch
 from support.marks import at_length
 from support.tools import TOOLS, script, tool
 
-from bench.measure import alone, alternated, compared, goal, python
+from bench.measure import alternate, compare, goal, run_in_process, run_python
 from bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
 from scaleup.errors import UserError
 
@@ -22,14 +22,14 @@ def test_turns_alternate_and_the_first_does_not_count() -> None:
         order.append(name)
         return f"{name}{order.count(name)}"
 
-    turns = alternated(lambda: side("ours"), lambda: side("other"), repeats=2)
+    turns = alternate(lambda: side("ours"), lambda: side("other"), repeats=2)
     assert turns == [("ours2", "other2"), ("ours3", "other3")]
     assert order == ["ours", "other", "other", "ours", "ours", "other"]
 
 
 def test_the_ratio_is_taken_turn_by_turn() -> None:
     slowing = [(1.0, 2.0), (10.0, 20.0), (30.0, 40.0)]  # a machine that others use more and more
-    assert compared(slowing) == {"seconds": 10.0, "other_seconds": 20.0, "ratio": 0.5}
+    assert compare(slowing) == {"seconds": 10.0, "other_seconds": 20.0, "ratio": 0.5}
 
 
 def test_a_goal_is_met_up_to_its_limit() -> None:
@@ -38,7 +38,10 @@ def test_a_goal_is_met_up_to_its_limit() -> None:
 
 def test_a_process_is_measured_by_itself_and_not_by_who_started_it() -> None:
     held = torch.ones(100 * 2**20 // 4)  # 100 MiB of this process
-    small, large = python("-c", "pass"), python("-c", "held = bytearray(200 * 2**20); import time; time.sleep(0.3)")
+    small, large = (
+        run_python("-c", "pass"),
+        run_python("-c", "held = bytearray(200 * 2**20); import time; time.sleep(0.3)"),
+    )
     assert small.peak_bytes < held.nbytes
     assert 200 * 2**20 < large.peak_bytes < 300 * 2**20
     assert large.seconds >= 0.3
@@ -46,8 +49,8 @@ def test_a_process_is_measured_by_itself_and_not_by_who_started_it() -> None:
 
 def test_a_process_that_fails_is_no_figure() -> None:
     with pytest.raises(UserError, match="exit code 3"):
-        python("-c", "raise SystemExit(3)")
-    assert python("-c", f"import sys; assert sys.prefix == {sys.prefix!r}").seconds > 0  # the same environment
+        run_python("-c", "raise SystemExit(3)")
+    assert run_python("-c", f"import sys; assert sys.prefix == {sys.prefix!r}").seconds > 0  # the same environment
 
 
 def test_both_sides_of_the_tokenizer_give_the_same_tokens() -> None:
@@ -72,12 +75,12 @@ STOPPED = """
 import os, runpy, signal, sys
 sys.path.insert(0, {tools!r})
 import bench
-from bench.measure import rotated
+from bench.measure import rotate
 from scaleup.errors import UserError
 
 def figure(**_):
     sides = dict(one=lambda: 1.0, two=lambda: dict(step_seconds=2.0, name="two"), three=lambda: {stop})
-    rotated(sides, repeats=2, warmup=0, what="fake")
+    rotate(sides, repeats=2, warmup=0, label="fake")
 
 bench.tokenizer = figure
 sys.argv = ["bench.py", "tokenizer", *sys.argv[1:]]
@@ -105,11 +108,11 @@ def test_a_bench_that_is_stopped_prints_what_it_has_measured(way: str) -> None:
 
 
 def test_a_process_that_measures_ends_with_an_interrupt() -> None:
-    """``alone`` would wait for it."""
+    """``run_in_process`` would wait for it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            alone(time.sleep, 600)
+            run_in_process(time.sleep, 600)
     finally:
         signal.signal(signal.SIGINT, before)

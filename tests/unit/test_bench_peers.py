@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from bench import peers_page
-from bench.measure import Side, alone, cost, gflops
+from bench.measure import Side, cost, gflops, run_in_process
 from bench.ours import tubevit
-from bench.peers import CACHED, LIVE, losses, peers, row, under_fastest
+from bench.peers import CACHED, LIVE, losses, peers, ratio_to_fastest, row
 from bench.sides import CLASSES, PEERS, TINY
 from scaleup.errors import UserError
 
@@ -30,7 +30,7 @@ def holder(mebibytes: int) -> Side:
 
 def test_a_side_is_measured_in_a_process_that_has_nothing_of_this_one() -> None:
     held = torch.ones(300 * MIB // 4)
-    _, small, large = (alone(cost, holder, (size,), 1) for size in (200, 1, 200))
+    _, small, large = (run_in_process(cost, holder, (size,), 1) for size in (200, 1, 200))
     assert small["peak_bytes"] < 100 * MIB < held.nbytes
     assert 200 * MIB <= large["peak_bytes"] - small["peak_bytes"] + 20 * MIB <= 260 * MIB
     assert large["infer_seconds"] is large["gflop"] is None and large["step_seconds"] > 0
@@ -38,7 +38,7 @@ def test_a_side_is_measured_in_a_process_that_has_nothing_of_this_one() -> None:
 
 def test_a_process_that_is_killed_is_a_sentence() -> None:
     with pytest.raises(UserError, match="that measures 7 was killed"):
-        alone(os._exit, 7)
+        run_in_process(os._exit, 7)
 
 
 def test_a_multiplication_and_its_addition_are_two() -> None:
@@ -59,8 +59,8 @@ def turn(ours: float, cached: float, least: float) -> dict[str, dict[str, float]
 
 def test_ratios_are_taken_turn_by_turn_against_the_fastest_peer() -> None:
     turns = [turn(1.0, 0.5, 8.0), turn(20.0, 5.0, 100.0), turn(3.0, 1.0, 10.0)]
-    assert under_fastest(turns, LIVE, "step_seconds") == 5
-    assert under_fastest(turns, CACHED, "step_seconds") == 16
+    assert ratio_to_fastest(turns, LIVE, "step_seconds") == 5
+    assert ratio_to_fastest(turns, CACHED, "step_seconds") == 16
     assert row(LIVE, [turn[LIVE] for turn in turns]) == {
         "name": LIVE,
         "ours": True,

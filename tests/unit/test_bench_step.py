@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from bench.measure import goal, rotated
+from bench.measure import goal, rotate
 from bench.saving import Steps, savings
 from bench.share import trunk_share
 from scaleup.config.schema import Backbone, Input, Model, Positions, Recipe, Tube
@@ -30,7 +30,7 @@ def test_every_turn_takes_all_sides_and_begins_with_another() -> None:
         order.append(name)
         return name.upper()
 
-    turns = rotated({name: partial(side, name) for name in "abc"}, repeats=2)
+    turns = rotate({name: partial(side, name) for name in "abc"}, repeats=2)
     assert "".join(order) == "abcbcacab"
     assert turns == [{"a": "A", "b": "B", "c": "C"}] * 2
 
@@ -75,7 +75,7 @@ def test_each_side_does_the_work_that_it_stands_for() -> None:
         "trunk alone": [f"trunk {index}" for index in range(11)],
         "frozen8 alone": ["frozen8"],
     }
-    for name, side in steps.sides().items():
+    for name, side in steps.timers().items():
         calls.clear()
         side()
         if name in expected:

@@ -9,11 +9,11 @@ import pytest
 
 import reproduce
 from reproduce import DOCS, tasks, work
-from reproduce.desk import Desk, _beginnings
+from reproduce.desk import Desk, start_models
 from reproduce.page import claims, document, judge
 from reproduce.runs import arm_name, identity
 from reproduce.tables import RANDOM, STAGES, TABLES, TRANSPLANTS, Claim, Row, Source, Table
-from reproduce.tasks import Left, Speed
+from reproduce.tasks import Remaining, Speed
 from scaleup.config.schema import Arm, Backbone, Model, Recipe, Train, Tube
 from scaleup.errors import UserError
 
@@ -104,7 +104,7 @@ def test_every_row_has_its_recipe_and_every_claim_its_rows(tmp_path):
         assert not source.arm or source.arm in content["arms"], f"{name}: {source}"
         model = content["model"]
         beginning = model.get("load") or (model.get("backbone") or {}).get("weights")
-        assert beginning is None or beginning in _beginnings(content).values(), f"{name} begins from {beginning}"
+        assert beginning is None or beginning in start_models(content).values(), f"{name} begins from {beginning}"
     for source in STAGES.values():
         desk.content(source)
     for parents in TRANSPLANTS.values():
@@ -149,7 +149,7 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     monkeypatch.setattr(
         tasks, "rehearse", lambda desk, sources: {s: Speed(s.recipe, "arm", 1.0, 10.0) for s in sources}
     )
-    monkeypatch.setattr(tasks, "place", lambda recipe, arm, root: tmp_path if key(recipe, arm) in asked else None)
+    monkeypatch.setattr(tasks, "find_arm", lambda recipe, arm, root: tmp_path if key(recipe, arm) in asked else None)
 
     def key(recipe, arm):
         return recipe.seed, recipe.model.backbone.name, f"{arm.lr:g}"
@@ -179,7 +179,7 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
         Table("Table 1", tuple(Row(name, 1.0, Source(name, (how,))) for name in best), ()) for how in ("same", "longer")
     )
     running = work.Work(Desk(tmp_path), [4, 5], [table, alike, longer])  # the first two share what they train
-    assert running.plan.total == Left(4 + 4, arm_steps=(2 + 6) * 8, seconds=(2 + 6) * (4 * 1 + 8 * 10))
+    assert running.plan.total == Remaining(4 + 4, arm_steps=(2 + 6) * 8, seconds=(2 + 6) * (4 * 1 + 8 * 10))
     found = running.table(table)
     grid = [(4, name, f"{lr:g}") for name in best for lr in (0.3e-3, 1e-3, 3e-3)]
     assert sorted(asked) == sorted(grid + [(5, name, f"{lr:g}") for name, lr in best.items()])
@@ -188,5 +188,5 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     ]
     assert {name: row["lr"] for name, row in found["rows"].items()} == pytest.approx(best)
     assert found["rows"]["bad"]["validation"]["0.003"] == 0  # it diverged
-    assert running.plan.left() == Left(0, 0, 0)
+    assert running.plan.remaining() == Remaining(0, 0, 0)
     assert found["rows"]["good"]["seeds"] == {"4": {"place_motion": 0.5}, "5": {"place_motion": 0.5}}

@@ -1,4 +1,4 @@
-"""The project's figures: ratios of two sides measured in turn in one run, so that the drift of a machine cancels."""
+"""The project's figures: ratios of two things that are measured in turns in one run, so a slow hour slows both."""
 
 from bench.busy import busy
 from bench.cache import cache

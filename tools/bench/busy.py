@@ -1,4 +1,4 @@
-"""The demo's work alone, and beside processes that never rest: what a busy machine costs."""
+"""The demo's work on an idle machine, and on one where other processes keep the processors busy."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from bench.measure import Figures, alternated, compared, goal, machine, measured, python
+from bench.measure import Figures, alternate, compare, goal, machine, measured, run_python
 from scaleup.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-MOST = 2.5  # times as long, beside two processes on two cores
+LIMIT = 2.5  # busy seconds / idle seconds, with two busy processes on two cores
 
 
 def busy(directory: str, others: int = 2, repeats: int = 3) -> Figures:
-    """Seconds of whole processes, their start included.
+    """Seconds of whole processes, from start to end.
 
     Args:
-        directory: of the demo (``make demo``), whose shards and models are used.
-        others: processes that never rest.
+        directory: the output of ``make demo``, whose shards and models are used.
+        others: number of processes that keep the processors busy.
 
     Raises:
-        UserError: the directory is not the demo's, or a process fails.
+        UserError: ``directory`` is not a demo's, or a process fails.
     """
     demo, before = Path(directory), machine()
     rows: list[Figures] = []
@@ -33,14 +33,14 @@ def busy(directory: str, others: int = 2, repeats: int = 3) -> Figures:
         raise UserError(f"'{directory}' is not the directory of a demo; make it with: make demo")
     with tempfile.TemporaryDirectory() as out:
         for work, (verb, *arguments) in _works(demo, out).items():
-            alone = partial(_seconds, ROOT / "tools" / f"{verb}.py", *arguments)
-            rows.append({"work": work, **compared(alternated(_beside(others, alone), alone, repeats, what=work))})
-    goals = [goal(f"{row['work']}, beside {others} busy processes / alone", row["ratio"], MOST) for row in rows]
+            idle = partial(_seconds, ROOT / "tools" / f"{verb}.py", *arguments)
+            rows.append({"work": work, **compare(alternate(_busy(others, idle), idle, repeats, label=work))})
+    goals = [goal(f"{row['work']}, beside {others} busy processes / alone", row["ratio"], LIMIT) for row in rows]
     return measured(before, rows, goals)
 
 
 def _works(demo: Path, out: str) -> dict[str, list[str]]:
-    """Verbs of the toolkit and their arguments."""
+    """Title -> a verb of the toolkit and its arguments."""
     recipes, data = ROOT / "recipes" / "demo", demo / "data"
     videos = f"data.train.videos.shards={data}/videos-train"
     images = f"data.train.images.shards={data}/images-train"
@@ -54,20 +54,19 @@ def _works(demo: Path, out: str) -> dict[str, list[str]]:
 
 
 def _seconds(*arguments: object) -> float:
-    return python(*arguments).seconds
+    return run_python(*arguments).seconds
 
 
-def _beside(others: int, work: Callable[[], float]) -> Callable[[], float]:
-    def beside() -> float:
-        with _processes(others):
+def _busy(others: int, work: Callable[[], float]) -> Callable[[], float]:
+    def run() -> float:
+        with _busy_processes(others):
             return work()
 
-    return beside
+    return run
 
 
 @contextmanager
-def _processes(count: int) -> Iterator[None]:
-    """So many that never rest."""
+def _busy_processes(count: int) -> Iterator[None]:
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

@@ -1,4 +1,5 @@
-"""Steps from a token cache against the arms alone, on taps that are ready: what reading costs beside computing."""
+"""Training steps from a token cache, compared with steps of the arm on tokens that are in memory: the cost of
+reading."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import Figures, alternated, compared, goal, machine, measured, timed
+from bench.measure import Figures, alternate, compare, goal, machine, measured, timed
 from bench.ours import described
 from bench.videos import videos_in
 from scaleup.config.schema import Arm, Data, Dataset, Recipe, Train, Trunk
@@ -15,7 +16,7 @@ from scaleup.training.run import Run
 from scaleup.training.token_cache import make
 
 PRECISIONS = ("bfloat16", "int8", "float32")
-READ = 50  # batches over which reading alone is timed
+READ = 50  # batches that are read without training, to time the reading
 
 
 def cache(
@@ -27,12 +28,12 @@ def cache(
     steps: int = 8,
     repeats: int = 5,
 ) -> Figures:
-    """One gated arm, clips of 32x224x224, weights drawn at random; a cache in each precision, one view a clip.
+    """One gated arm, clips of 32x224x224, random weights; a cache in each precision, one view of each clip.
 
     Args:
-        directory: where videos are written, or used again; by default a temporary one.
-        clips: how many are cached.
-        steps: of a turn; many, so that batches which wait ready when it begins hardly count.
+        directory: videos are written here, or used again; by default a temporary directory.
+        clips: number of cached clips.
+        steps: training steps that are timed together; many, because the first batches are ready before.
     """
     before = machine()
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,26 +50,26 @@ def cache(
 
 
 def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) -> Figures:
-    made = make(recipe, [recipe.arm.frozen_depth], place, precision=precision)
+    cache = make(recipe, [recipe.arm.frozen_depth], place, precision=precision)
     training = Run(replace(recipe, trunk=Trunk(cache=str(place))), {"model": recipe.arm})
     feed, trainer = iter(training.feed), training.trainers["model"]
     ready = next(feed)
-    taps = ready.inputs(WHOLE)[recipe.arm.frozen_depth]
+    inputs = ready.inputs(WHOLE)[recipe.arm.frozen_depth]
 
-    def cached() -> None:
+    def train_from_cache() -> None:
         for _ in range(steps):
             training.step(0, next(feed))
 
-    def alone() -> None:
+    def train_from_memory() -> None:
         for _ in range(steps):
-            trainer.step(0, taps, ready.labels, None)
+            trainer.step(0, inputs, ready.labels, None)
 
     def read() -> None:
         for _ in range(READ):
             next(feed).inputs(WHOLE)
 
-    row = compared(alternated(timed(cached), timed(alone), repeats, what=precision))
-    clips, batch = made.datasets["videos"].samples, recipe.data.batch
+    row = compare(alternate(timed(train_from_cache), timed(train_from_memory), repeats, label=precision))
+    clips, batch = cache.datasets["videos"].samples, recipe.data.batch
     return {
         "precision": precision,
         "ratio": row["ratio"],
@@ -76,7 +77,7 @@ def _row(recipe: Recipe, precision: str, place: Path, steps: int, repeats: int) 
         "arm_seconds": row["other_seconds"] / steps,
         "read_seconds": timed(read)() / READ,
         "batch": batch,
-        "record_bytes": made.datasets["videos"].record_bytes,
-        "drift": max(made.drift.values()),
-        "written_clips_per_second": clips / made.seconds,
+        "record_bytes": cache.datasets["videos"].record_bytes,
+        "drift": max(cache.drift.values()),
+        "written_clips_per_second": clips / cache.seconds,
     }

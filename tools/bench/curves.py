@@ -1,4 +1,4 @@
-"""What a training step costs against frames, frozen depth, arms, batch and ranks: seconds and peak memory."""
+"""How seconds and peak memory of a training step grow with frames, frozen depth, arms, batch and ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from bench import plots
-from bench.measure import Figures, Side, alone, cost, in_processes, launched, machine, measured, medians
+from bench.measure import Figures, Side, cost, machine, measured, medians, rotate_processes, run_in_process, run_ranks
 from bench.ours import Training, tubevit
 from bench.sides import TINY, VIT_B, Size
 from scaleup.config.schema import Arm
@@ -18,8 +18,15 @@ COSTS = ("tokens", "train_gflop", "step_seconds", "peak_bytes")
 
 
 class Point(NamedTuple):
-    """One training step: clips of ``frames``, ``frozen_quarters`` quarters of the blocks frozen (gated), so many arms
-    alike, clips of a step over all ranks, and ranks, which share the machine's cores."""
+    """One training step.
+
+    Args:
+        frames: of a clip.
+        frozen_quarters: how many quarters of the blocks are frozen, below a gate.
+        arms: how many equal arms share the trunk.
+        batch: clips of a step, over all ranks.
+        ranks: processes, which share the machine's cores.
+    """
 
     frames: int = 32
     frozen_quarters: int = 3
@@ -28,7 +35,7 @@ class Point(NamedTuple):
     ranks: int = 1
 
 
-CURVES = {  # key -> what varies, as its axis is called, and the points
+CURVES = {  # field of Point that varies -> the title of its axis, and the points
     "frames": ("frames of a clip", [Point(frames=frames) for frames in (8, 16, 32, 64, 128)]),
     "frozen_depth": ("frozen blocks", [Point(frozen_quarters=quarters) for quarters in range(5)]),
     "arms": ("arms over one trunk", [Point(arms=arms) for arms in (1, 2, 3, 4, 5)]),
@@ -41,31 +48,32 @@ def curves(quick: bool = False, steps: int = 2, repeats: int = 3, out: str = "ru
     """A ViT-B with random weights, and one plot for each curve in ``out``.
 
     Args:
-        quick: a tiny ViT, once, and the ends of each curve alone: to see that the figures can be had.
-        steps: how many are timed in a process, after one that is not.
+        quick: a tiny ViT, measured once, and only the ends of each curve: a test that the bench works.
+        steps: number of timed steps in each process; one step runs before them.
     """
     before, size = machine(quick=quick), TINY if quick else VIT_B
     steps, repeats = (1, 1) if quick else (steps, repeats)
     lines = {curve: line[:: len(line) - 1] if quick else line for curve, (_, line) in CURVES.items()}
     points = {f"{curve} {index}": (curve, point) for curve in lines for index, point in enumerate(lines[curve])}
     Path(out).mkdir(parents=True, exist_ok=True)
-    turns = in_processes({name: partial(_cost, size, point, steps) for name, (_, point) in points.items()}, repeats)
+    functions = {name: partial(_cost, size, point, steps) for name, (_, point) in points.items()}
+    rounds = rotate_processes(functions, repeats)
     rows = []
     for name, (curve, point) in points.items():
-        costs = medians([turn[name] for turn in turns])
+        costs = medians([results[name] for results in rounds])
         settings = point._asdict() | {"frozen_depth": frozen_depth(size, point)}
         rows.append({"curve": curve, **settings, **costs, "clips_per_second": point.batch / costs["step_seconds"]})
     for curve, (label, _) in CURVES.items():
-        plots.curve([row for row in rows if row["curve"] == curve], curve, label, Path(out) / f"{curve}.png")
+        plots.draw_curve([row for row in rows if row["curve"] == curve], curve, label, Path(out) / f"{curve}.png")
     return measured(before, rows)
 
 
 def _cost(size: Size, point: Point, steps: int) -> Figures:
-    """Of one point, in fresh processes; of several ranks the slowest time and the largest memory."""
+    """The cost of one point, in new processes; of several ranks, the longest time and the largest memory."""
     if point.ranks == 1:
-        ranks = [alone(cost, side, (size, point), steps)]
+        ranks = [run_in_process(cost, side, (size, point), steps)]
     else:
-        ranks = launched(point.ranks, cost, side, (size, point), steps)
+        ranks = run_ranks(point.ranks, cost, side, (size, point), steps)
     return {key: max(rank[key] for rank in ranks) for key in COSTS}
 
 

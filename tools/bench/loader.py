@@ -1,4 +1,5 @@
-"""Clips per second of the loader against a plain PyAV loop, decord, and webdataset with PyAV, over the same shards."""
+"""Clips per second of our loader, compared with a plain PyAV loop, decord, and webdataset with PyAV, on the same
+shards."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from bench import videos
-from bench.measure import Figures, alternated, compared, goal, machine, measured
+from bench.measure import Figures, alternate, compare, goal, machine, measured
 from scaleup.config import schema
 from scaleup.data.decode import shown_frames
 from scaleup.data.loader import train_loader
@@ -35,7 +36,7 @@ from scaleup.data.shards import Shards
 INPUT = schema.Input(frames=32, size=[224, 224], fps=15.0)
 AUGMENT = schema.Augment(crop_scale=[0.25, 1.0], flip=True)
 BATCH = 4
-Side = Callable[[Shards, int], Iterable[Any]]  # of so many processes, endless batches
+Loader = Callable[[Shards, int], Iterable[Any]]  # (shards, number of processes) -> endless batches
 
 
 def loader(
@@ -47,58 +48,60 @@ def loader(
     samples: int = 10_000,
     copied: bool = False,
 ) -> Figures:
-    """Each side fills batches of random clips with the same number of processes, in turns with ours.
+    """Each loader fills batches of random clips with the same number of processes, in turns with ours.
 
-    ``decode_only`` decodes the frames that ours needs and does nothing with them.
+    ``decode_only`` decodes the frames that our loader needs and does nothing with them.
 
     Args:
-        directory: where the shards are made, or used again; by default a temporary one.
-        count: how many different videos.
-        clips: how many a turn loads; processes start anew in every turn.
-        samples: how many are loaded to see whether memory grows; 0: none.
-        copied: videos with x264's defaults, in place of those that make_shards.py --reencode makes of them.
+        directory: the shards are written here, or used again; by default a temporary directory.
+        count: number of different videos.
+        clips: number of clips that are loaded in each round; every round starts new processes.
+        samples: number of clips that are loaded to see whether memory grows; 0 for none.
+        copied: videos with x264's defaults, instead of re-encoded ones (``make_shards.py --reencode``).
     """
     before = machine(workers=workers, videos="copied" if copied else "re-encoded")
     with tempfile.TemporaryDirectory() as temporary:
         shards = videos.videos_in(Path(directory or temporary) / ("copied" if copied else "videos"), count, copied)
-        sides: dict[str, Side] = {"pyav": _pyav, "webdataset": _webdataset}
+        loaders: dict[str, Loader] = {"pyav": _pyav, "webdataset": _webdataset}
         if importlib.util.find_spec("decord"):
-            sides["decord"] = _decord
+            loaders["decord"] = _decord
         memory = [_memory(shards, workers, samples)] if samples else []
-        ours = partial(_cost, _taken, _ours, shards, workers, clips)
-        others = {name: partial(_cost, _taken, side, shards, workers, clips) for name, side in sides.items()}
+        ours = partial(_cost, _load, _ours, shards, workers, clips)
+        others = {name: partial(_cost, _load, load, shards, workers, clips) for name, load in loaders.items()}
         others["decode_only"] = partial(_cost, _only_decoded, shards, workers, clips)
-        rows = {name: _compared(alternated(ours, other, repeats, what=name)) for name, other in others.items()}
+        rows = {name: _compare(alternate(ours, other, repeats, label=name)) for name, other in others.items()}
     speeds = {"ours": clips / median(row["seconds"] for row in rows.values()), "decord": None}
     speeds |= {name: clips / row["other_seconds"] for name, row in rows.items()}
-    goals = [goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in sides), 0.5)]
+    goals = [
+        goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in loaders), 0.5)
+    ]
     goals += [goal("growth of memory, as a share", row["growth"], 0.05) for row in memory]
     all_rows = [*memory, *({"side": name, **row} for name, row in rows.items())]
     return measured(before, all_rows, goals, clips_per_second=speeds)
 
 
 class Cost(NamedTuple):
-    """What a turn took: wall seconds, and those that processors worked for it, which others do not lengthen."""
+    """Wall seconds and processor seconds. Other processes lengthen the first, but not the second."""
 
     seconds: float
     cpu: float
 
 
 def _cost(work: Callable[..., None], *arguments: Any) -> Cost:
-    """Of ``work``, whose processes have ended with it."""
+    """The cost of ``work``, which ends all processes that it starts."""
     began, before = time.perf_counter(), sum(os.times()[:4])
     work(*arguments)
     return Cost(time.perf_counter() - began, sum(os.times()[:4]) - before)
 
 
-def _compared(turns: list[tuple[Cost, Cost]]) -> dict[str, float]:
-    cpu = compared([(ours.cpu, other.cpu) for ours, other in turns])
-    return compared([(ours.seconds, other.seconds) for ours, other in turns]) | {"cpu_ratio": cpu["ratio"]}
+def _compare(pairs: list[tuple[Cost, Cost]]) -> dict[str, float]:
+    cpu = compare([(ours.cpu, other.cpu) for ours, other in pairs])
+    return compare([(ours.seconds, other.seconds) for ours, other in pairs]) | {"cpu_ratio": cpu["ratio"]}
 
 
-def _taken(side: Side, shards: Shards, workers: int, clips: int) -> None:
-    """Load so many clips, and see that they are clips."""
-    for batch in islice(side(shards, workers), clips // BATCH):
+def _load(loader: Loader, shards: Shards, workers: int, clips: int) -> None:
+    """Load ``clips`` clips, and check their shape."""
+    for batch in islice(loader(shards, workers), clips // BATCH):
         pixels = getattr(batch, "pixels", batch)
         assert pixels.shape == (BATCH, 3, INPUT.frames, *INPUT.size) and pixels.dtype == torch.uint8, pixels.shape
 
@@ -119,23 +122,23 @@ def _begin(source: random.Random) -> float:
 
 
 class _Endless(Dataset):
-    """What ``made`` makes of the samples of the shards, each read at its offset, and of the second a clip begins at."""
+    """``decode(bytes of a video, second at which the clip begins)`` of one sample after another, endlessly."""
 
-    def __init__(self, shards: Shards, made: Callable[[bytes, float], Any]) -> None:
-        self.shards, self.made = shards, made
+    def __init__(self, shards: Shards, decode: Callable[[bytes, float], Any]) -> None:
+        self.shards, self.decode = shards, decode
 
     def __len__(self) -> int:
         return 1 << 30
 
     def __getitem__(self, i: int) -> Any:
-        return self.made(self.shards.read(i % len(self.shards)).media, _begin(random.Random(i)))
+        return self.decode(self.shards.read(i % len(self.shards)).media, _begin(random.Random(i)))
 
 
 class _Clips(_Endless):
-    """Decoded by ``made``, then cropped by torchvision."""
+    """Clips, cropped by torchvision after decoding."""
 
-    def __init__(self, shards: Shards, made: Callable[[bytes, float], np.ndarray]) -> None:
-        super().__init__(shards, made)
+    def __init__(self, shards: Shards, decode: Callable[[bytes, float], np.ndarray]) -> None:
+        super().__init__(shards, decode)
         self.crop = _crop()
 
     def __getitem__(self, i: int) -> Tensor:
@@ -144,7 +147,7 @@ class _Clips(_Endless):
 
 
 def _only_decoded(shards: Shards, workers: int, clips: int) -> None:
-    """Decode what the frames of so many clips need, as ours does, and nothing else."""
+    """Decode the frames of ``clips`` clips as our loader does, and do nothing else."""
     list(islice(DataLoader(_Endless(shards, _frames_needed), BATCH, num_workers=workers), clips // BATCH))
 
 
@@ -167,10 +170,10 @@ def sought_frames(data: bytes, begin: float) -> np.ndarray:
 
 
 def _every_other(frames: Iterator[av.VideoFrame], begin: float) -> np.ndarray:
-    """``INPUT.frames`` at ``INPUT.fps`` from the first frame that is not before ``begin``."""
+    """``INPUT.frames`` frames at ``INPUT.fps``, from the first frame at or after ``begin`` (seconds)."""
     after = (frame for frame in frames if frame.time >= begin)  # type: ignore[operator]
-    wanted = islice(after, 0, INPUT.frames * 2, round(videos.FPS / INPUT.fps))
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in wanted])
+    clip = islice(after, 0, INPUT.frames * 2, round(videos.FPS / INPUT.fps))
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in clip])
 
 
 def _decord(shards: Shards, workers: int) -> Iterable[Tensor]:
@@ -186,7 +189,7 @@ def decord_frames(data: bytes, begin: float) -> np.ndarray:
 
 
 def _webdataset(shards: Shards, workers: int) -> Iterable[Tensor]:
-    """Tars read in sequence, each video decoded from its beginning to the end of its clip."""
+    """Reads tars in sequence, and decodes each video from its beginning to the end of the clip."""
     crop, source = _crop(), random.Random(0)
 
     def clip(sample: dict[str, bytes]) -> Tensor:
@@ -203,13 +206,13 @@ def _webdataset(shards: Shards, workers: int) -> Iterable[Tensor]:
 
 
 def _memory(shards: Shards, workers: int, samples: int) -> Figures:
-    """Resident bytes of this process and the loader's after a tenth of the samples and after all of them."""
+    """Resident bytes of this process and of the loader's processes, after a tenth of the samples and after all."""
     batches, tenth = _ours(shards, workers), samples // BATCH // 10
     sizes = []
     for _ in range(10):
         for _ in range(tenth):
             next(batches)
-        sizes.append(_resident())  # while the processes of the loader live
+        sizes.append(_resident())  # the loader's processes are running
     early, late = sizes[0], sizes[-1]
     return {"side": "memory", "samples": samples, "early_bytes": early, "late_bytes": late, "growth": late / early - 1}
 

@@ -1,4 +1,4 @@
-"""The one loop that times: sides take turns, here or each in a process of its own; and what was measured so far."""
+"""Timing: functions run in turns, here or each in its own process; and the results so far."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Figures = dict[str, Any]  # by name, as they are printed
 GIGA, GIB = 10**9, 2**30
 LIBRARIES = ("bench.sides", "timm", "peft")  # what the process that is forked has imported
 
-# A process inherits the peak memory of the one it is forked from, so a small one stands between.
+# A process inherits the peak memory of its parent. So a small process starts it, not this large one.
 LAUNCHER = """
 import json, os, sys, time
 began = time.perf_counter()
@@ -40,14 +40,15 @@ print(json.dumps([time.perf_counter() - began, usage.ru_maxrss * unit, os.waitst
 
 
 class Usage(NamedTuple):
-    """What a process took: wall seconds, and its largest resident memory."""
+    """Wall seconds and the largest resident memory of a process."""
 
     seconds: float
     peak_bytes: int
 
 
 class Side(NamedTuple):
-    """A model to be measured: tokens and frames of a clip, parameters that train, a training step, inference if any."""
+    """A model to measure: tokens and frames of a clip, trained parameters, a training step, and inference if it has
+    any."""
 
     tokens: int
     frames: int
@@ -56,58 +57,62 @@ class Side(NamedTuple):
     infer: Callable[[], Any] | None
 
 
-_results: dict[str, list[Any]] = {}  # of each side, for a bench that does not come to its end
+_results: dict[str, list[Any]] = {}  # of each function; printed if a bench is stopped
 
 
-def rotated(sides: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1, what: str = "") -> list[dict[str, T]]:
-    """What each side returns at each turn, which begins with another side each time. The first ``warmup`` turns do not
-    count. What was measured stays in :func:`so_far`.
+def rotate(
+    functions: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1, label: str = ""
+) -> list[dict[str, T]]:
+    """Call all functions in each of several rounds, and return what they returned, by name, for each round.
+
+    Each round begins with another function. The first ``warmup`` rounds do not count. :func:`collect` returns the
+    results too, also after an error.
 
     Args:
-        what: the sides do, where a bench compares several things.
+        label: what these functions do, for a bench that calls ``rotate`` several times.
     """
-    names = list(sides)
-    turns: list[dict[str, T]] = []
+    names = list(functions)
+    rounds: list[dict[str, T]] = []
     results: dict[str, list[T]] = {name: [] for name in names}
-    _results.update({f"{what}: {name}" if what else name: results[name] for name in names})
-    for turn in range(warmup + repeats):
-        first = turn % len(names)
-        turns.append({})
+    _results.update({f"{label}: {name}" if label else name: results[name] for name in names})
+    for number in range(warmup + repeats):
+        first = number % len(names)
+        rounds.append({})
         for name in names[first:] + names[:first]:
-            turns[-1][name] = sides[name]()
-            if turn >= warmup:
-                results[name].append(turns[-1][name])
-    return turns[warmup:]
+            rounds[-1][name] = functions[name]()
+            if number >= warmup:
+                results[name].append(rounds[-1][name])
+    return rounds[warmup:]
 
 
-def alternated(
-    ours: Callable[[], T], other: Callable[[], T], repeats: int, warmup: int = 1, what: str = ""
+def alternate(
+    ours: Callable[[], T], other: Callable[[], T], repeats: int, warmup: int = 1, label: str = ""
 ) -> list[tuple[T, T]]:
-    """:func:`rotated` for two sides."""
-    turns = rotated({"ours": ours, "other": other}, repeats, warmup, what)
-    return [(turn["ours"], turn["other"]) for turn in turns]
+    """:func:`rotate` for two functions."""
+    rounds = rotate({"ours": ours, "other": other}, repeats, warmup, label)
+    return [(results["ours"], results["other"]) for results in rounds]
 
 
-def in_processes(sides: Mapping[str, Callable[[], Figures]], repeats: int) -> list[dict[str, Figures]]:
-    """:func:`rotated` for sides that begin processes of their own and need no turn to warm up; with a bar."""
-    with progress("measuring", repeats * len(sides)) as advance:
+def rotate_processes(functions: Mapping[str, Callable[[], Figures]], repeats: int) -> list[dict[str, Figures]]:
+    """:func:`rotate` for functions that start a process, and so need no warm-up round; with a progress bar."""
+    with progress("measuring", repeats * len(functions)) as advance:
 
-        def side(name: str) -> Figures:
-            figures = sides[name]()
+        def call(name: str) -> Figures:
+            figures = functions[name]()
             advance(1, name)
             return figures
 
-        return rotated({name: partial(side, name) for name in sides}, repeats, warmup=0)
+        return rotate({name: partial(call, name) for name in functions}, repeats, warmup=0)
 
 
-def so_far() -> Figures:
-    """``{"rows", "missing"}``: medians of what was measured, how often it was, and sides that were not."""
+def collect() -> Figures:
+    """``{"rows", "missing"}``: medians of the results so far and their number, and the functions without results."""
     rows = [{"side": side, "turns": len(results), **medians(results)} for side, results in _results.items() if results]
     return {"rows": rows, "missing": [side for side, results in _results.items() if not results]}
 
 
 def medians(results: Sequence[Any]) -> Figures:
-    """Of seconds, or of the numbers in dicts and named tuples; None where one of them is."""
+    """Medians of seconds, or of the numbers in dicts and named tuples; None where a value is None."""
     if isinstance(results[0], int | float):
         return {"seconds": median(results)}
     rows = [result if isinstance(result, Mapping) else result._asdict() for result in results]
@@ -115,15 +120,15 @@ def medians(results: Sequence[Any]) -> Figures:
     return {key: None if None in values else median(values) for key, values in columns.items()}
 
 
-def compared(turns: list[tuple[float, float]]) -> dict[str, float]:
-    """Median seconds of both sides, and the median over the turns of ours / other."""
-    ours, other = zip(*turns, strict=True)
-    ratio = median(one / two for one, two in turns)
+def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """Median seconds of ours and of the other, and the median of ours / other over the rounds."""
+    ours, other = zip(*pairs, strict=True)
+    ratio = median(one / two for one, two in pairs)
     return {"seconds": median(ours), "other_seconds": median(other), "ratio": ratio}
 
 
 def timed(work: Callable[[], Any]) -> Callable[[], float]:
-    """A function that does ``work`` and returns the seconds that it took."""
+    """A function that calls ``work`` and returns how many seconds this took."""
 
     def seconds() -> float:
         began = time.perf_counter()
@@ -133,11 +138,11 @@ def timed(work: Callable[[], Any]) -> Callable[[], float]:
     return seconds
 
 
-def python(*arguments: object) -> Usage:
-    """Run Python in a process of its own, its output on stderr.
+def run_python(*arguments: object) -> Usage:
+    """Run Python in a new process; its output goes to stderr.
 
     Raises:
-        UserError: it fails.
+        UserError: the process fails.
     """
     launcher = [sys.executable, "-c", LAUNCHER, *map(str, arguments)]
     done = subprocess.run(launcher, stdout=subprocess.PIPE, text=True, check=True)
@@ -148,9 +153,10 @@ def python(*arguments: object) -> Usage:
     return Usage(seconds, peak)
 
 
-def alone(work: Callable[..., T], *arguments: Any, modules: tuple[str, ...] = ()) -> T:
-    """``work(*arguments)`` in a process of its own, forked from a small one that only has the libraries and other
-    ``modules``: its peak memory is its own.
+def run_in_process(work: Callable[..., T], *arguments: Any, modules: tuple[str, ...] = ()) -> T:
+    """``work(*arguments)`` in a new process, so that its peak memory is not this process's.
+
+    It is forked from a small process, which has imported only the libraries and ``modules``.
 
     Raises:
         UserError: the process is killed.
@@ -161,16 +167,16 @@ def alone(work: Callable[..., T], *arguments: Any, modules: tuple[str, ...] = ()
         try:
             return pool.submit(work, *arguments).result()
         except BrokenProcessPool as error:
-            named = ", ".join(map(str, arguments))
-            raise UserError(f"the process that measures {named} was killed; it may have been out of memory") from error
-        except BaseException:  # an interrupt: nobody waits for what the process is at
+            names = ", ".join(map(str, arguments))
+            raise UserError(f"the process that measures {names} was killed; it may have been out of memory") from error
+        except BaseException:  # an interrupt: do not wait until the process is ready
             for process in list(pool._processes.values()):
                 process.kill()
             raise
 
 
-def launched(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:
-    """``work(*arguments)`` in each of so many processes, which torchrun starts and introduces to each other."""
+def run_ranks(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:
+    """``work(*arguments)`` in ``ranks`` processes of one process group, started by torchrun."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -184,8 +190,9 @@ def launched(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:
 
 
 def cost(make: Callable[..., Side], arguments: tuple, steps: int) -> Figures:
-    """What ``make(*arguments)`` costs: GFLOPs (a multiplication and its addition are two), median seconds, and by how
-    much the peak memory of this process rises, weights included. Once of each comes before, to warm up and count."""
+    """The cost of the model that ``make(*arguments)`` returns: GFLOPs (a multiplication and its addition count as two),
+    median seconds, and how much the peak memory of this process rises, weights included. One step and one inference
+    run before the timed ones: they warm up, and their operations are counted."""
     before = peak_bytes()
     side = make(*arguments)
     train_gflop, gflop = gflops(side.step), side.infer and gflops(side.infer)
@@ -203,19 +210,19 @@ def cost(make: Callable[..., Side], arguments: tuple, steps: int) -> Figures:
 
 def gflops(work: Callable[[], Any]) -> float:
     """Of matrix products, convolutions and attention, by torch's counter."""
-    with counter() as counted:
+    with counter() as flops:
         work()
-    return counted.get_total_flops() / GIGA
+    return flops.get_total_flops() / GIGA
 
 
-def goal(what: str, measured: float, limit: float, at_least: bool = False) -> Figures:
-    """A figure beside what it should be at most, or at least."""
+def goal(name: str, measured: float, limit: float, at_least: bool = False) -> Figures:
+    """A measured figure and its limit: at most ``limit``, or at least."""
     met = measured >= limit if at_least else measured <= limit
-    return {"what": what, "measured": measured, "at_least" if at_least else "at_most": limit, "met": met}
+    return {"what": name, "measured": measured, "at_least" if at_least else "at_most": limit, "met": met}
 
 
 def machine(**settings: Any) -> Figures:
-    """Where figures come from, and how; a load above 0 before the run means that others worked too."""
+    """The machine and the settings of a run. A load above 0 before the run means that other processes were working."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -226,5 +233,6 @@ def machine(**settings: Any) -> Figures:
 
 
 def measured(machine: Figures, rows: Sequence[Figures], goals: Iterable[Figures] = (), **figures: Any) -> Figures:
-    """The result of a bench: ``machine`` as it was before, a row for each thing, ``figures`` of all together."""
+    """The result of a bench: the machine before the run, one row for each measured thing, and ``figures`` over all
+    rows."""
     return {"machine": machine, **figures, "rows": list(rows), "goals": list(goals)}

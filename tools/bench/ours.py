@@ -1,4 +1,4 @@
-"""TubeViT through the real trainer: a step of one or several arms over one trunk, and inference."""
+"""TubeViT in the real trainer: a step of one or several arms that share a trunk, and inference."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def described(backbone: str) -> Model:
 
 
 def adapted(backbone: str) -> TubeViT:
-    """The model of :func:`described`, weights drawn at random."""
+    """The model of :func:`described`, with random weights."""
     return fresh(described(backbone), CLASSES, 0)
 
 
 def tubevit(size: Size, frames: int) -> TubeViT:
-    """An image ViT with those of the paper's main tubes, folded, for which a clip is long enough."""
+    """An image ViT with the paper's main tubes, folded; without tubes that are longer than a clip."""
     clip, model = (frames, size.image, size.image), described("vit_b")
     model.backbone.kwargs = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
     model.input = Input(frames, [size.image, size.image])
@@ -48,7 +48,7 @@ def tubevit(size: Size, frames: int) -> TubeViT:
 
 
 def fits(spec: TubeSpec, clip: tuple[int, int, int]) -> bool:
-    """Whether a clip (T, H, W) holds one token of a tube, all places of its fold apart."""
+    """Whether a clip (T, H, W) has room for one token of a tube."""
     try:
         return bool(spec.places(clip))
     except UserError:
@@ -56,12 +56,12 @@ def fits(spec: TubeSpec, clip: tuple[int, int, int]) -> bool:
 
 
 class Training:
-    """Steps of ``arms`` of a model on the same random clips, and inference by the first of them.
+    """Training steps of ``arms`` of a model, all on the same random clips, and inference with the first arm.
 
     Args:
         batch: clips of a step, over all ranks.
-        kernels: see :mod:`scaleup.model.kernels`; ``auto``: as a run chooses.
-        cached: the trunk has run before, and a step begins with what it gave.
+        kernels: see :mod:`scaleup.model.kernels`; ``auto`` chooses as a run does.
+        cached: the trunk runs once, before the steps, which read its stored output.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Training:
         first.train()
 
     def side(self) -> Side:
-        """Without inference where the trunk has run before."""
+        """For :func:`bench.measure.cost`; there is no inference if the trunk's output is stored."""
         frames = self.deepest.preprocess.frames
         trained = sum(sizes(model)["trained_parameters"] for model in self.models)
         infer = self.infer if self.stored is None else None

@@ -1,4 +1,4 @@
-"""The figures of the peers on a page, between two marks: a table, the ratios, and every loss with its cause."""
+"""Writes the figures of the peers into a page, between two marks: a table, the ratios, and each loss with its cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scaleup.common.text import markdown
 from scaleup.errors import UserError
 
 BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"
-COLUMNS = {  # key of a row -> what stands over it, and what it is divided by
+COLUMNS = {  # key of a row -> the title of its column, and the unit
     "frames": ("frames", 1),
     "tokens": ("tokens", 1),
     "trained_parameters": ("train, M", 10**6),
@@ -25,10 +25,10 @@ COLUMNS = {  # key of a row -> what stands over it, and what it is divided by
 
 
 def parts(page: str) -> tuple[str, str]:
-    """What stands before and after the figures.
+    """The text before and after the figures.
 
     Raises:
-        UserError: there is no such file, or it lacks the marks.
+        UserError: the file does not exist, or has no marks.
     """
     text = Path(page).read_text() if Path(page).is_file() else ""
     before, begun, rest = text.partition(BEGIN)
@@ -39,7 +39,7 @@ def parts(page: str) -> tuple[str, str]:
 
 
 def rewrite(page: str, result: Figures) -> None:
-    """Put new figures in place of the old."""
+    """Replace the figures on a page."""
     before, after = parts(page)
     parts_of_page = _machine(result["machine"]), _table(result["rows"]), _goals(result["goals"]), _losses(result)
     lines = [line for part in parts_of_page for line in (*part, "")][:-1]
@@ -47,7 +47,7 @@ def rewrite(page: str, result: Figures) -> None:
 
 
 def _machine(machine: Figures) -> Iterator[str]:
-    size = "Tiny models, to see that the figures can be had" if machine["quick"] else "ViT-B/16 size"
+    size = "Tiny models, to test the bench" if machine["quick"] else "ViT-B/16 size"
     yield f"{size}; {machine['system']}, {machine['threads']} threads on {machine['cores']} cores,"
     yield f"load before the run {machine['load_before']:.1f}."
 
@@ -66,12 +66,12 @@ def _goals(goals: list[Figures]) -> list[str]:
     for goal in goals:
         met = "met" if goal["met"] else "not met"
         rows.append([goal["what"], goal["at_least"], f"{goal['measured']:.2f}", met])
-    return markdown(["ratio, median over the turns", "goal, at least", "measured", ""], rows, to_right=(1, 2))
+    return markdown(["ratio, median over the rounds", "goal, at least", "measured", ""], rows, to_right=(1, 2))
 
 
 def _losses(result: Figures) -> Iterator[str]:
     losses = result["losses"]
-    yield "Where a peer has less of something than one of ours:" if losses else "No peer has less of anything."
+    yield "Where a peer needs less than one of our models:" if losses else "No peer needs less of anything."
     yield ""
     for loss in losses:
         yield f"- {loss['name']}: {sentence(loss)}"

@@ -9,7 +9,7 @@ from typing import Any
 from bench.measure import GIB, Figures
 from scaleup.common.files import write_bytes
 
-PANELS = {  # key of a row -> its axis, and what it is divided by
+PANELS = {  # key of a row -> the title of its axis, and the unit
     "step_seconds": ("seconds of a training step", 1),
     "infer_seconds": ("seconds of inference", 1),
     "peak_bytes": ("peak memory, GiB", GIB),
@@ -17,17 +17,18 @@ PANELS = {  # key of a row -> its axis, and what it is divided by
 }
 
 
-def bars(rows: list[Figures], path: Path) -> None:
-    """A bar for each row in every panel that it has a figure for, ours in another colour."""
+def draw_bars(rows: list[Figures], path: Path) -> None:
+    """One panel for each figure, with a bar for each row that has it. Our models have another colour."""
     plt = _pyplot()
     figure, panels = plt.subplots(
         1, len(PANELS), figsize=(16, 0.3 * len(rows) + 1.2), sharey=True, layout="constrained"
     )
     for panel, (key, (label, unit)) in zip(panels, PANELS.items(), strict=True):
-        shown = [row for row in rows if row[key] is not None]
-        colours = ["tab:blue" if row["ours"] else "tab:orange" for row in shown]
-        drawn = panel.barh([rows.index(row) for row in shown], [row[key] / unit for row in shown], color=colours)
-        panel.bar_label(drawn, fmt="%.3g", padding=2, fontsize=8)
+        with_figure = [row for row in rows if row[key] is not None]
+        colours = ["tab:blue" if row["ours"] else "tab:orange" for row in with_figure]
+        values = [row[key] / unit for row in with_figure]
+        bars = panel.barh([rows.index(row) for row in with_figure], values, color=colours)
+        panel.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         panel.set(xlabel=label)
         panel.margins(x=0.25)
     panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
@@ -35,8 +36,8 @@ def bars(rows: list[Figures], path: Path) -> None:
     _save(figure, path)
 
 
-def curve(rows: list[Figures], key: str, label: str, path: Path) -> None:
-    """Seconds of a step and peak memory of rows against what ``key`` of them says."""
+def draw_curve(rows: list[Figures], key: str, label: str, path: Path) -> None:
+    """Seconds of a step and peak memory, plotted against ``row[key]``."""
     figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     values = [row[key] for row in rows]
     for panel, cost in zip(panels, ("step_seconds", "peak_bytes"), strict=True):
@@ -57,6 +58,6 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(drawn := io.BytesIO(), dpi=110, format="png")
+    figure.savefig(png := io.BytesIO(), dpi=110, format="png")
     _pyplot().close(figure)
-    write_bytes(path, drawn.getvalue())
+    write_bytes(path, png.getvalue())

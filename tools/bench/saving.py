@@ -1,4 +1,4 @@
-"""What freezing saves: steps of frozen, cached, shared and full training of one model, in turns in one run."""
+"""How much time freezing saves: steps of frozen, cached, shared and full training of one model, in turns in one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import Figures, rotated, timed
+from bench.measure import Figures, rotate, timed
 from scaleup.common.distributed import join
 from scaleup.config.schema import Arm, Recipe
 from scaleup.model.build import set_kernels
@@ -18,11 +18,12 @@ from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 
-FROZEN, FULL = "frozen", "full"  # three quarters of the blocks frozen, and none
+FROZEN, FULL = "frozen", "full"  # arms: three quarters of the blocks are frozen; no block is
 
 
 def swept(depth: int) -> dict[str, Arm]:
-    """Five gated arms around three quarters of ``depth`` blocks: four depths, and one of them at another rate."""
+    """Five gated arms: four frozen depths around three quarters of ``depth``, and one of these at another learning
+    rate."""
     frozen = depth - depth // 4
     depths = {f"frozen{number}": number for number in (frozen - 1, frozen + 1, frozen + 2)}
     arms = {name: Arm(number, True, lr=1e-5) for name, number in depths.items()}
@@ -30,7 +31,7 @@ def swept(depth: int) -> dict[str, Arm]:
 
 
 class Steps:
-    """Five arms and a full fine-tuning of one model, and the seconds of their steps on the same random clips."""
+    """Training steps of five arms and of full fine-tuning, all of one model and on the same random clips."""
 
     def __init__(self, template: TubeViT, clips: Tensor, recipe: Recipe) -> None:
         self.arms, heads = swept(template.depth), template.config.heads
@@ -55,8 +56,9 @@ class Steps:
         assert trunk is not None
         return trunk(self.pixels(), depths)
 
-    def sides(self) -> dict[str, Callable[[], float]]:
-        alone = {f"{name} alone": timed(partial(self._passes, name)) for name in self.arms}
+    def timers(self) -> dict[str, Callable[[], float]]:
+        """Name -> a function that does this work and returns its seconds."""
+        arms = {f"{name} alone": timed(partial(self._passes, name)) for name in self.arms}
         return {
             "full": timed(lambda: self._step(FULL, self.pixels())),
             "frozen": timed(lambda: self._live([FROZEN])),
@@ -64,7 +66,7 @@ class Steps:
             "shared": timed(lambda: self._live(list(self.arms))),
             "apart": timed(self._apart),
             "trunk alone": timed(lambda: self.taps(max(self.depths.values()))),
-            **alone,
+            **arms,
         }
 
     def _live(self, names: list[str]) -> None:
@@ -80,7 +82,7 @@ class Steps:
         self.trainers[name].step(0, inputs, self.labels, None)
 
     def _passes(self, name: str) -> None:
-        """Forward and backward of an arm, without an update."""
+        """Forward and backward pass of an arm, without an update."""
         model, taps = self.models[name], self.stored[self.depths[name]]
         pooled = model.arm.features(taps)
         losses = [F.cross_entropy(model.arm.heads[head](pooled), labels) for head, labels in self.labels.items()]
@@ -89,26 +91,27 @@ class Steps:
 
 
 def savings(template: TubeViT, clips: Tensor, recipe: Recipe, repeats: int) -> Figures:
-    """Ratios of steps, each a median over turns, beside the arithmetic bounds: a block forward 1, and backward 2.
+    """Ratios of seconds of steps (medians over the rounds), and ``bounds``: the same ratios of operations, where a
+    block costs 1 forward and 2 backward.
 
-    ``shared_over_bound`` is over the deepest trunk's forward and the sum of the arms' forward and backward, each
-    measured alone in the same turn.
+    In ``shared_over_bound``, the bound is the forward pass of the deepest trunk, and the forward and backward passes
+    of the arms: each is measured by itself in the same round, and they are added.
     """
     steps = Steps(template, clips, recipe)
-    turns = rotated(steps.sides(), repeats)
-    for turn in turns:
-        turn["bound"] = sum(seconds for name, seconds in turn.items() if name.endswith(" alone"))
+    rounds = rotate(steps.timers(), repeats)
+    for seconds in rounds:
+        seconds["bound"] = sum(value for name, value in seconds.items() if name.endswith(" alone"))
     pairs = [("frozen", "full"), ("cached", "full"), ("shared", "apart"), ("shared", "bound")]
     depth, frozen = template.depth, steps.depths[FROZEN]
-    each = {name: at + 3 * (depth - at) for name, at in steps.depths.items()}  # in forward passes of a block
-    together = max(steps.depths.values()) + sum(3 * (depth - at) for at in steps.depths.values())
+    costs = {name: at + 3 * (depth - at) for name, at in steps.depths.items()}  # in forward passes of a block
+    shared_cost = max(steps.depths.values()) + sum(3 * (depth - at) for at in steps.depths.values())
     return {
-        **{f"{one}_over_{two}": median(turn[one] / turn[two] for turn in turns) for one, two in pairs},
+        **{f"{one}_over_{two}": median(seconds[one] / seconds[two] for seconds in rounds) for one, two in pairs},
         "bounds": {
-            "frozen_over_full": each[FROZEN] / (3 * depth),
+            "frozen_over_full": costs[FROZEN] / (3 * depth),
             "cached_over_full": (depth - frozen) / depth,
-            "shared_over_apart": together / sum(each.values()),
+            "shared_over_apart": shared_cost / sum(costs.values()),
         },
         "kernels": steps.kernels,
-        "seconds": {name: median(turn[name] for turn in turns) for name in turns[0]},
+        "seconds": {name: median(seconds[name] for seconds in rounds) for name in rounds[0]},
     }

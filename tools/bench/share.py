@@ -1,4 +1,4 @@
-"""The rate of a trunk as a share of the rate of the machine's own matrix products, measured in the same run."""
+"""The speed of a trunk as a share of the speed of one large matrix product, measured in the same run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import GIGA, Figures, medians, rotated, timed
+from bench.measure import GIGA, Figures, medians, rotate, timed
 from scaleup.common.distributed import join
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import set_kernels
@@ -18,16 +18,17 @@ from scaleup.model.trunk import Trunk
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import counter
 
-PRODUCTS = 4  # of the shape of an MLP's first layer, timed together
+PRODUCTS = 4  # matrix products of the shape of an MLP's first layer, timed together
 
 
 @torch.no_grad()
 def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
-    """Three quarters of the blocks on x (B, 3, T, H, W), by the kernels that a run would choose and by the library's.
+    """Three quarters of the blocks on x (B, 3, T, H, W), with the kernels that a run would choose and with the
+    library's.
 
     Returns:
-        ``{"kernels", "seconds", "gflops": {side: rate}, "of_matmul", "of_mm", "library_of_mm"}``: medians over turns;
-        ``of_matmul`` takes the faster of ``torch.mm`` and the 1x1 convolution, in float32.
+        ``{"kernels", "seconds", "gflops": {name: rate}, "of_matmul", "of_mm", "library_of_mm"}``: medians over the
+        rounds; ``of_matmul`` compares with the faster of ``torch.mm`` and the 1x1 convolution, in float32.
     """
     depth = template.depth - template.depth // 4
     model = template.with_arm(depth, False, {}, adapt=Adapt("none"))
@@ -35,30 +36,30 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
     trunk = model.trunk
     assert trunk is not None
     library = Trunk(model.tokenizer, trunk.blocks)
-    with counter() as counted:
+    with counter() as flop_counter:
         tokens = library(x, [depth])[depth].h  # (B, N, D)
-    product, flops = products(tokens), counted.get_total_flops()
-    sides = {
+    product, flops = products(tokens), flop_counter.get_total_flops()
+    timers = {
         "trunk": timed(lambda: trunk(x, [depth])),
         "library": timed(lambda: library(x, [depth])),
         **{name: timed(work) for name, work in product.items()},
     }
     of_products = PRODUCTS * 8 * tokens.numel() * tokens.shape[2]
-    work = {name: of_products if name in product else flops for name in sides}
-    seconds = rotated(sides, repeats, what=f"blocks of width {tokens.shape[2]}")
-    turns = [{name: work[name] / turn[name] / GIGA for name in sides} for turn in seconds]
+    work = {name: of_products if name in product else flops for name in timers}
+    rounds = rotate(timers, repeats, label=f"blocks of width {tokens.shape[2]}")
+    rates = [{name: work[name] / seconds[name] / GIGA for name in timers} for seconds in rounds]  # GFLOP/s
     return {
         "kernels": kernels,
-        "seconds": median(flops / turn["trunk"] / GIGA for turn in turns),
-        "gflops": medians(turns),
-        "of_matmul": median(turn["trunk"] / max(turn["mm"], turn["conv"]) for turn in turns),
-        "of_mm": median(turn["trunk"] / turn["mm"] for turn in turns),
-        "library_of_mm": median(turn["library"] / turn["mm"] for turn in turns),
+        "seconds": median(flops / rate["trunk"] / GIGA for rate in rates),
+        "gflops": medians(rates),
+        "of_matmul": median(rate["trunk"] / max(rate["mm"], rate["conv"]) for rate in rates),
+        "of_mm": median(rate["trunk"] / rate["mm"] for rate in rates),
+        "library_of_mm": median(rate["library"] / rate["mm"] for rate in rates),
     }
 
 
 def products(tokens: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """(B * N, D) by (D, 4 D), both ways, a few times over."""
+    """The matrix product (B * N, D) by (D, 4 D), as ``torch.mm`` and as a 1x1 convolution, ``PRODUCTS`` times."""
     layer = torch.nn.Linear(tokens.shape[2], 4 * tokens.shape[2], bias=False, device=tokens.device)
     rows, weight = tokens.flatten(0, 1), layer.weight.t()
 

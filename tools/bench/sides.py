@@ -1,6 +1,6 @@
-"""TubeViT and what people use in its place, alike in size, with random weights: a training step and inference of each.
+"""The other models that TubeViT is compared with, all of one size and with random weights.
 
-Each is fed the same clip of 32x224x224 bytes, or as many of its frames, evenly spaced, as the model takes.
+Each gets the same clip of 32x224x224 bytes. A model of fewer frames gets evenly spaced frames of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FRAMES, PATCH, CLASSES = 32, 16, 600
 
 
 class Size(NamedTuple):
-    """Of all models that are compared."""
+    """The size of all models that are compared."""
 
     width: int
     depth: int
@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
     @property
     def patches(self) -> int:
-        """Of a frame."""
+        """Number of patches of a frame."""
         return (self.image // PATCH) ** 2
 
 
@@ -44,11 +44,11 @@ def random_clips(frames: int, height: int, width: int, count: int = 1) -> Tensor
     return torch.randint(256, (count, 3, frames, height, width), dtype=torch.uint8, generator=generator)
 
 
-def plain(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size) -> Side:
-    """A training loop without anything beside it.
+def with_plain_loop(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size) -> Side:
+    """A model with the simplest training loop.
 
     Args:
-        logits: of normalised clips (B, 3, T, H, W) by the model.
+        logits: function from normalised clips (B, 3, T, H, W) to the model's logits.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
@@ -71,7 +71,8 @@ def plain(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tok
 
 
 def transformers_model(name: str, size: Size, **settings: Any) -> Any:
-    """A video classifier of transformers, by the common part of the names of its classes, from a configuration."""
+    """A video classifier of transformers with random weights; its classes are NAMEConfig and
+    NAMEForVideoClassification."""
     import transformers  # seconds to import
 
     config = getattr(transformers, f"{name}Config")(
@@ -88,31 +89,33 @@ def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Siz
     """VideoMAE, TimeSformer and ViViT: everything trains; the library's defaults are the published base models.
 
     Args:
-        steps: of tokens in time.
+        steps: number of token positions in time.
     """
     settings = {"num_frames": frames, "intermediate_size": 4 * size.width, "image_size": size.image}
     model = transformers_model(name, size, **settings)
     tokens = steps * size.patches + prefix
-    return plain(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size)
+    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size)
 
 
 def vjepa2(size: Size) -> Side:
-    """The encoder is frozen, the attentive pooler and the classifier train; no predictor, which a classifier lacks."""
+    """V-JEPA 2: the encoder is frozen, the attentive pooler and the classifier train. A classifier has no predictor."""
     settings = {"crop_size": size.image, "frames_per_clip": FRAMES, "pred_num_hidden_layers": 0}
     model = transformers_model("VJEPA2", size, **settings)
     model.vjepa2.requires_grad_(False)
-    return plain(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, FRAMES // 2 * size.patches, size)
+    tokens = FRAMES // 2 * size.patches
+    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, tokens, size)
 
 
 def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size) -> Side:
-    """An image ViT over every frame, logits averaged over frames (the head is linear: so are pooled features)."""
+    """An image ViT on every frame; logits are averaged over frames. The head is linear, so this averages features
+    too."""
     shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads, "img_size": size.image}
     vit: Any = timm.create_model("vit_base_patch16_224", num_classes=CLASSES, **shape)  # type: ignore[arg-type]
     vit.requires_grad_(False)
     prepare(vit, size)
     vit.head.requires_grad_(True)
     tokens = frames * (size.patches + 1)
-    return plain(vit, lambda x: vit(x.transpose(1, 2).flatten(0, 1)).mean(0, True), frames, tokens, size)
+    return with_plain_loop(vit, lambda x: vit(x.transpose(1, 2).flatten(0, 1)).mean(0, True), frames, tokens, size)
 
 
 def last_quarter(vit: Any, size: Size) -> None:

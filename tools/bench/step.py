@@ -1,10 +1,10 @@
-"""A real optimisation step of an adapted model: trunk outside, arm in its engine, uint8 clips in."""
+"""Real training steps of an adapted model on uint8 clips: the trunk, then the arm in its training engine."""
 
 from __future__ import annotations
 
 from statistics import median
 
-from bench.measure import GIB, Figures, alternated, compared, goal, machine, measured, rotated, timed
+from bench.measure import GIB, Figures, alternate, compare, goal, machine, measured, rotate, timed
 from bench.ours import Training, adapted
 from bench.saving import savings
 from bench.share import trunk_share
@@ -23,17 +23,17 @@ def step(
     repeats: int = 3,
     quick: bool = False,
 ) -> Figures:
-    """What freezing saves and the trunk's rate (:func:`ratios`), or a step of one ``backbone`` (:func:`alone`)."""
+    """Without ``backbone``: what freezing saves, and the trunk's speed. With it: a step of this backbone."""
     if backbone is None:
-        return ratios(batch, repeats, quick)
-    return alone(backbone, frozen_depth, full, batch, repeats)
+        return compare_steps(batch, repeats, quick)
+    return time_step(backbone, frozen_depth, full, batch, repeats)
 
 
-def ratios(batch: int, repeats: int, quick: bool) -> Figures:
-    """Steps of ViT-B with everything that :func:`savings` compares, and the trunks of ViT-B and ViT-H.
+def compare_steps(batch: int, repeats: int, quick: bool) -> Figures:
+    """All steps of ViT-B that :func:`savings` compares, and the trunks of ViT-B and ViT-H.
 
     Args:
-        quick: one turn of one clip through small stand-ins, to see that the figures can be made.
+        quick: one round of one clip with smaller models: a test that the bench works.
     """
     before, names = machine(), {"vit_b": "vit_b", "vit_h": "vit_h"}
     if quick:
@@ -64,25 +64,25 @@ def ratios(batch: int, repeats: int, quick: bool) -> Figures:
     )
 
 
-def alone(backbone: str, frozen_depth: int | None, full: bool, batch: int, repeats: int) -> Figures:
-    """Seconds of a step and the peak memory of this process, weights drawn at random.
+def time_step(backbone: str, frozen_depth: int | None, full: bool, batch: int, repeats: int) -> Figures:
+    """Seconds of a step and the peak memory of this process, with random weights.
 
     Args:
-        frozen_depth: None for three quarters of the blocks; gated.
-        full: also take turns with full fine-tuning, and state the ratio beside its arithmetic bound: a block's forward
-            counts 1 and its backward 2.
+        frozen_depth: number of frozen blocks below the gate; None for three quarters of them.
+        full: compare with full fine-tuning, in turns. The result has the ratio of seconds and its bound, the ratio of
+            operations, where a block costs 1 forward and 2 backward.
     """
     before, model = machine(), adapted(backbone)
     depth = model.depth
     frozen = depth - depth // 4 if frozen_depth is None else frozen_depth
     late = Training(model, [Arm(frozen, True, lr=1e-5)], batch)
-    whole = Training(model, [Arm(0, False, lr=1e-5)], batch) if full else None
-    del model  # its own late blocks; the frozen ones are shared
+    fully_trained = Training(model, [Arm(0, False, lr=1e-5)], batch) if full else None
+    del model  # frees its late blocks; its frozen blocks are shared
     row: Figures = {"backbone": backbone, "depth": depth, **sizes(late.models[0]), "batch": batch}
-    if whole is not None:
-        row |= compared(alternated(timed(late.step), timed(whole.step), repeats))
+    if fully_trained is not None:
+        row |= compare(alternate(timed(late.step), timed(fully_trained.step), repeats))
         row |= {"bound": (frozen + 3 * (depth - frozen)) / (3 * depth), "peak_bytes": peak_bytes()}
         return measured(before, [row])
-    first, *seconds = (turn["step"] for turn in rotated({"step": timed(late.step)}, repeats + 1, warmup=0))
+    first, *seconds = (results["step"] for results in rotate({"step": timed(late.step)}, repeats + 1, warmup=0))
     row |= {"first_seconds": first, "seconds": median(seconds), "peak_bytes": peak_bytes()}
     return measured(before, [row], [goal("peak memory in GiB", row["peak_bytes"] / GIB, 14.0)])

@@ -1,4 +1,4 @@
-"""A backbone larger than memory: random weights on disk, adapted and trained one step by the real tools, streamed."""
+"""A backbone larger than memory: the real tools adapt it and train one step, and read its weights from disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from bench.measure import GIB, Figures, alternated, compared, goal, machine, measured, python, timed
+from bench.measure import GIB, Figures, alternate, compare, goal, machine, measured, run_python, timed
 from bench.transplant import TOOL, small_model
 from scaleup.backbones.build import build
 from scaleup.data.shapes import make_shapes
@@ -22,7 +22,7 @@ from scaleup.model.build import load
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Trunk, cast, cast_trunks, load_block
 
-CHUNK = 1 << 22  # random numbers that are written over and over
+CHUNK = 1 << 22  # number of random values, which are written again and again
 
 
 def stream(
@@ -32,11 +32,11 @@ def stream(
     precision: str = "bfloat16",
     repeats: int = 3,
 ) -> Figures:
-    """Peak memory of the transplant and of one training step, and what streaming costs a pass of the trunk.
+    """Peak memory of the transplant and of one training step, and how much slower the trunk is from disk.
 
     Args:
-        directory: where the weights (bfloat16) and the runs are written; what is there is used again.
-        trained: late blocks that train; all others stay on disk.
+        directory: the weights (bfloat16) and the runs are written here; existing ones are used again.
+        trained: number of late blocks that train; all others stay on disk.
     """
     before, at = machine(), Path(directory)
     at.mkdir(parents=True, exist_ok=True)
@@ -45,25 +45,26 @@ def stream(
         write_random(build(backbone, {}, None, "meta").state_dict(), file)
     small = at / "small" if (at / "small").exists() else small_model(at / "small")
     options = ["--weights", file, "--gate-at", depth - trained, "--placement", "disk", "--out", at / "adapted"]
-    moved = python(TOOL, small, backbone, *options, "--overwrite")
+    transplanted = run_python(TOOL, small, backbone, *options, "--overwrite")
     recipe = one_step(at, depth - trained, precision, "disk")
-    stepped = python(TOOL.with_name("train.py"), recipe, "--overwrite")
+    trained_step = run_python(TOOL.with_name("train.py"), recipe, "--overwrite")
     row = {
         "backbone": backbone,
         "weight_bytes": file.stat().st_size,
         "frozen_depth": depth - trained,
-        "transplant_seconds": moved.seconds,
-        "transplant_peak_bytes": moved.peak_bytes,
-        "step_seconds": stepped.seconds,
-        "step_peak_bytes": stepped.peak_bytes,
-        "trunk": _compared(at / "adapted", precision, repeats),
+        "transplant_seconds": transplanted.seconds,
+        "transplant_peak_bytes": transplanted.peak_bytes,
+        "step_seconds": trained_step.seconds,
+        "step_peak_bytes": trained_step.peak_bytes,
+        "trunk": _compare_trunks(at / "adapted", precision, repeats),
     }
-    goals = [goal("peak memory of a step in GiB", stepped.peak_bytes / GIB, 16.0)]
+    goals = [goal("peak memory of a step in GiB", trained_step.peak_bytes / GIB, 16.0)]
     return measured(before, [row], goals)
 
 
 def write_random(shapes: Mapping[str, Tensor], path: Path) -> None:
-    """A bfloat16 safetensors file of tensors of these shapes, written without holding them: norms 1, biases 0."""
+    """Write a bfloat16 safetensors file of tensors of these shapes, piece by piece: random weights, norms 1, biases
+    0."""
     random = torch.empty(CHUNK).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     chunk = random.bfloat16().view(torch.int16).numpy()
     header, start = {}, 0
@@ -85,14 +86,15 @@ def write_random(shapes: Mapping[str, Tensor], path: Path) -> None:
 def _parts(name: str, shape: torch.Size, chunk: np.ndarray) -> list[np.ndarray]:
     count = prod(shape)
     if len(shape) > 1:
-        whole, rest = divmod(count, len(chunk))
-        return [chunk] * whole + [chunk[:rest]]
+        chunks, rest = divmod(count, len(chunk))
+        return [chunk] * chunks + [chunk[:rest]]
     value = 0.0 if name.endswith("bias") else 1.0
     return [torch.full((count,), value, dtype=torch.bfloat16).view(torch.int16).numpy()]
 
 
 def one_step(at: Path, frozen_depth: int, precision: str = "float32", placement: str = "device") -> Path:
-    """A recipe of one step of ``at / "adapted"``, gated, on two clips of 32x224x224, which are made too."""
+    """Write a recipe that trains the gated model ``at / "adapted"`` for one step, and its data, two clips of
+    32x224x224."""
     if not (at / "shapes").exists():
         make_shapes(at / "shapes", {"train": 2}, {}, size=224, frames=32)
     content = {
@@ -113,10 +115,10 @@ def one_step(at: Path, frozen_depth: int, precision: str = "float32", placement:
 
 
 @torch.inference_mode()
-def _compared(adapted: Path, precision: str, repeats: int) -> Figures:
-    """A pass of the trunk over one clip, from disk (ours) against all of it in memory, in turns; same taps?
+def _compare_trunks(adapted: Path, precision: str, repeats: int) -> Figures:
+    """A pass of the trunk over one clip, from disk and from memory in turns, and whether both give the same output.
 
-    Before each pass from disk the system is told to forget what it keeps of the file in memory.
+    Before each pass from disk the system is asked to drop the file from its page cache.
     """
     streamed = load(adapted, placement="disk")
     trunk, depth = streamed.trunk, streamed.frozen_depth
@@ -129,14 +131,14 @@ def _compared(adapted: Path, precision: str, repeats: int) -> Figures:
     same = torch.equal(trunk(clip, [depth])[depth].h, resident(clip, [depth])[depth].h)
     assert trunk.file is not None
     path = trunk.file.path
-    turns = alternated(
+    seconds = alternate(
         _cold(path, timed(lambda: trunk(clip, [depth]))), timed(lambda: resident(clip, [depth])), repeats
     )
-    return {"precision": precision, "bit_for_bit": same, **compared(turns)}
+    return {"precision": precision, "bit_for_bit": same, **compare(seconds)}
 
 
 def _cold(path: str, work: Callable[[], float]) -> Callable[[], float]:
-    """``work`` with a file that has to be read anew."""
+    """A function that drops the file from the system's page cache, and then calls ``work``."""
 
     def seconds() -> float:
         with open(path, "rb") as file:  # noqa: PTH123 - a descriptor is wanted

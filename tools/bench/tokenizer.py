@@ -1,4 +1,4 @@
-"""Tubes (a gather and one matrix product each) against ``conv3d`` with the same kernels."""
+"""Our tubes (for each, a gather and one matrix product) compared with ``conv3d`` with the same kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.measure import Figures, alternated, compared, goal, machine, measured, timed
+from bench.measure import Figures, alternate, compare, goal, machine, measured, timed
 from scaleup.model.tubes import Tube, TubeSpec, TubeTokenizer
 
 SIZE = (32, 224, 224)
@@ -34,26 +34,26 @@ def tokenizer(
             for folds, specs in (("unfolded", UNFOLDED), ("folded", FOLDED)):
                 tubes = TubeTokenizer(specs, width)
                 single = [cast(Tube, tube) for tube in tubes.values()]
-                sides: dict[str, tuple[nn.Module, list[Tube]]] = {tube.spec.name: (tube, [tube]) for tube in single}
-                for name, (ours, kernels) in (sides | {"all": (tubes, single)}).items():
+                modules: dict[str, tuple[nn.Module, list[Tube]]] = {tube.spec.name: (tube, [tube]) for tube in single}
+                for name, (module, kernels) in (modules | {"all": (tubes, single)}).items():
                     row = {"width": width, "batch": batch, "folds": folds, "tube": name}
-                    what = f"width {width}, batch {batch}, {folds}, {name}"
-                    rows.append(row | _measured(ours, kernels, x, repeats, what))
+                    label = f"width {width}, batch {batch}, {folds}, {name}"
+                    rows.append(row | _measure(module, kernels, x, repeats, label))
     slowest = max(row["ratio"] for row in rows if row["tube"] == "all")
     return measured(before, rows, [goal("slowest of all tubes together, over conv3d", slowest, 1.0)])
 
 
-def _measured(ours: nn.Module, kernels: list[Tube], x: Tensor, repeats: int, what: str) -> dict[str, float]:
-    def other() -> Tensor:
+def _measure(module: nn.Module, kernels: list[Tube], x: Tensor, repeats: int, label: str) -> dict[str, float]:
+    def convolve() -> Tensor:
         return torch.cat([conv3d_tokens(tube, x) for tube in kernels], dim=1)
 
-    difference = (ours(x) - other()).abs().max().item()
-    turns = alternated(timed(lambda: ours(x)), timed(other), repeats, what=what)
-    return compared(turns) | {"max_abs_diff": difference}
+    difference = (module(x) - convolve()).abs().max().item()
+    seconds = alternate(timed(lambda: module(x)), timed(convolve), repeats, label=label)
+    return compare(seconds) | {"max_abs_diff": difference}
 
 
 def conv3d_tokens(tube: Tube, x: Tensor) -> Tensor:
-    """Tokens by convolution at stride / fold and concatenation of neighbours: x (B, 3, T, H, W) -> (B, N, D)."""
+    """Tokens of x (B, 3, T, H, W) as (B, N, D): a convolution at stride / fold, then neighbours are concatenated."""
     spec, weight = tube.spec, tube.weight
     assert weight is not None
     t, h, w = spec.offset

@@ -1,11 +1,11 @@
-"""The whole transplant command against building and saving the backbone alone, each in a process of its own."""
+"""The whole transplant command compared with only building and saving the backbone, each in its own process."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from bench.measure import Figures, alternated, compared, goal, machine, measured, medians, python
+from bench.measure import Figures, alternate, compare, goal, machine, measured, medians, run_python
 from bench.tokenizer import SIZE, UNFOLDED
 from scaleup.backbones.backbone import resolve
 from scaleup.backbones.build import build
@@ -14,7 +14,7 @@ from scaleup.model.build import fresh
 
 TOOL = Path(__file__).parents[2] / "tools" / "transplant.py"
 LIBRARIES = "import timm, torch"
-ALONE = """
+BUILD_AND_SAVE = """
 import sys, timm
 from safetensors.torch import save_file
 save_file(timm.create_model(sys.argv[1], num_classes=0).state_dict(), sys.argv[2])
@@ -29,20 +29,20 @@ def small_model(out: Path, seed: int = 0) -> Path:
 
 
 def transplant(backbone: str = "vit_h", repeats: int = 3) -> Figures:
-    """Wall seconds and peak memory of both sides; the peak also over the bytes of the backbone's weights."""
+    """Wall seconds and peak memory of both commands; also the peak divided by the bytes of the backbone's weights."""
     before, name = machine(), resolve(backbone)
     weights = sum(p.numel() * p.element_size() for p in build(name, {}, None, "meta").state_dict().values())
-    libraries = python("-c", LIBRARIES).peak_bytes
+    libraries = run_python("-c", LIBRARIES).peak_bytes
     with tempfile.TemporaryDirectory() as directory:
         small, file, out = small_model(Path(directory) / "small"), f"{directory}/alone.safetensors", f"{directory}/out"
-        turns = alternated(
-            lambda: python(TOOL, small, backbone, "--random-init", "--overwrite", "--out", out),
-            lambda: python("-c", ALONE, name.removeprefix("timm:"), file),
+        usages = alternate(
+            lambda: run_python(TOOL, small, backbone, "--random-init", "--overwrite", "--out", out),
+            lambda: run_python("-c", BUILD_AND_SAVE, name.removeprefix("timm:"), file),
             repeats,
             warmup=0,
         )
-    times = compared([(ours.seconds, other.seconds) for ours, other in turns])
-    peak, other_peak = (medians(sides)["peak_bytes"] for sides in zip(*turns, strict=True))
+    times = compare([(ours.seconds, other.seconds) for ours, other in usages])
+    peak, other_peak = (medians(usage)["peak_bytes"] for usage in zip(*usages, strict=True))
     row = {
         "backbone": backbone,
         **times,

@@ -1,4 +1,5 @@
-"""The frozen part in each precision against float32: seconds of a pass over one clip, and how far h_s moves."""
+"""The trunk in each precision compared with float32: seconds of a pass over one clip, and how much its output
+changes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from functools import partial
 
 import torch
 
-from bench.measure import Figures, alternated, compared, machine, measured, timed
+from bench.measure import Figures, alternate, compare, machine, measured, timed
 from bench.ours import adapted
 from scaleup.model.adapter import Adapt
 from scaleup.model.tokenizer import natural_clip, normalise
@@ -15,7 +16,7 @@ from scaleup.model.trunk import COMPUTED_IN, Trunk, cast_trunks, drift
 
 @torch.inference_mode()
 def trunk(backbone: str = "vit_b", frozen_depth: int | None = None, repeats: int = 5) -> Figures:
-    """Weights drawn at random; clips of 32x224x224.
+    """Random weights; clips of 32x224x224.
 
     Args:
         frozen_depth: None for three quarters of the blocks.
@@ -30,7 +31,7 @@ def trunk(backbone: str = "vit_b", frozen_depth: int | None = None, repeats: int
         low = Trunk(exact.tokenizer, exact.blocks)
         cast_trunks([low], precision, {f"blocks.{name}" for name in exact.blocks.state_dict()})
         moved = drift(reference, low(clip, [frozen])[frozen].h)
-        sides = timed(partial(low, clip, [frozen])), timed(partial(exact, clip, [frozen]))
-        turns = alternated(*sides, repeats, what=precision)
-        rows.append({"backbone": backbone, "precision": precision, "drift": moved, **compared(turns)})
+        timers = timed(partial(low, clip, [frozen])), timed(partial(exact, clip, [frozen]))
+        seconds = alternate(*timers, repeats, label=precision)
+        rows.append({"backbone": backbone, "precision": precision, "drift": moved, **compare(seconds)})
     return measured(before, rows)

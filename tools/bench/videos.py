@@ -1,4 +1,4 @@
-"""Videos as those of Kinetics are, for the figures that need some."""
+"""Artificial videos of the size and format of Kinetics."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ FPS, SECONDS, HEIGHT, WIDTH = 30, 10, 256, 340
 
 
 def videos_in(path: Path, videos: int, copied: bool = False) -> Shards:
-    """Shards of so many videos as Kinetics has them, re-encoded unless they are ``copied``; those that stand there
-    already."""
+    """Shards at ``path``, which are made if they do not exist.
+
+    Args:
+        videos: how many.
+        copied: keep the videos as they are, instead of re-encoding them.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         encoding = Encoding(again=not copied)
         packed = (encoded(video(number), "mp4", "video", encoding)[1] for number in range(videos))
-        made = (Sample(f"video{number:04d}", "mp4", data, {"label": 0}) for number, data in enumerate(packed))
-        write_shards(made, path, "video", {"label": ["any"]}, per_shard=max(1, videos // 4))
+        samples = (Sample(f"video{number:04d}", "mp4", data, {"label": 0}) for number, data in enumerate(packed))
+        write_shards(samples, path, "video", {"label": ["any"]}, per_shard=max(1, videos // 4))
     return Shards.open(path)
 
 
 def video(seed: int) -> bytes:
-    """A picture that slides under noise: H.264 as x264 makes it by default, half a megabyte, as in Kinetics."""
+    """A moving picture with noise: H.264 with x264's defaults, half a megabyte, as in Kinetics."""
     rng, buffer = np.random.default_rng(seed), io.BytesIO()
     ground = rng.integers(0, 255, (HEIGHT // 8 + 40, WIDTH // 8 + 80, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     with av.open(buffer, "w", format="mp4") as file:

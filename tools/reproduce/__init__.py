@@ -1,7 +1,6 @@
-"""The paper's tables at desk scale: rows trained with several seeds, each at its own learning rate, and judged.
+"""The paper's tables at desk scale: rows are trained with several seeds, each at its own learning rate, and compared.
 
-All that takes time is kept on disk where it is found again, so that what was cut off goes on, and what tables have in
-common is made once.
+Everything that takes time is kept on disk. So an interrupted call goes on, and tables share runs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from reproduce.desk import Desk
 from reproduce.page import document
 from reproduce.tables import TABLES
-from reproduce.tasks import Left
+from reproduce.tasks import Remaining
 from reproduce.work import Work
 from scaleup.common.files import write_text
 from scaleup.errors import UserError, nearest
@@ -26,16 +25,19 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 def reproduce(
     names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
 ) -> dict[str, Any]:
-    """Run tables; write a JSON file for each, and reproduction.md, into ``out``; returns what the files hold by table.
+    """Run tables, and write a JSON file for each, and reproduction.md, into ``out``.
+
+    Returns:
+        The content of the JSON files, by table.
 
     Args:
-        changes: to all recipes, e.g. train.steps=2.
+        changes: changes to all recipes, such as train.steps=2.
         samples: see :class:`reproduce.desk.Desk`.
     """
     names = chosen(names)
     out.mkdir(parents=True, exist_ok=True)
     work, results = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
-    print(said(work.plan.total), file=sys.stderr)
+    print(describe(work.plan.total), file=sys.stderr)
     for name in names:
         results[name] = work.table(TABLES[name])
         write_text(out / f"{name}.json", json.dumps(results[name], indent=1) + "\n")
@@ -45,21 +47,21 @@ def reproduce(
 
 def plan(
     names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
-) -> Left:
-    """What :func:`reproduce` would still have to do, see :class:`reproduce.tasks.Plan`."""
+) -> Remaining:
+    """The work that :func:`reproduce` would still do, see :class:`reproduce.tasks.Plan`."""
     return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).plan.total
 
 
-def said(left: Left) -> str:
-    """What is left in words."""
-    if not left.seconds:
-        return "all models are there"
-    steps = f"{left.arm_steps:,} steps of arms in {left.runs} runs"
-    return f"left: {steps}, about {left.seconds / 3600:.2g} hours on this machine as it was just now"
+def describe(remaining: Remaining) -> str:
+    """The remaining work in words."""
+    if not remaining.seconds:
+        return "all models are trained"
+    steps = f"{remaining.arm_steps:,} steps of arms in {remaining.runs} runs"
+    return f"left: {steps}, about {remaining.seconds / 3600:.2g} hours at the present speed of this machine"
 
 
 def publish(out: Path, docs: Path = DOCS) -> None:
-    """Copy the results in ``out`` to ``docs``, and write the document from all that are there."""
+    """Copy the results in ``out`` to ``docs``, and write the page from all results in ``docs``."""
     results = docs / "reproduction"
     results.mkdir(exist_ok=True, parents=True)
     for name in TABLES:
@@ -69,10 +71,10 @@ def publish(out: Path, docs: Path = DOCS) -> None:
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """The tables that are meant; ``all`` for every one.
+    """The names of the tables to run; ``all`` stands for every table.
 
     Raises:
-        UserError: there is no such table.
+        UserError: a name is not a table's.
     """
     for name in names:
         if name not in (*TABLES, "all"):

@@ -1,4 +1,4 @@
-"""A desk: the data of each seed, recipes that read it, and the models that rows begin from, each made once."""
+"""A desk: the data of each seed, recipes that read it, and the models that rows start from. Each is made once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from reproduce.runs import place, trained
+from reproduce.runs import find_arm, trained
 from reproduce.tables import STAGES, TRANSPLANTS, Source
 from scaleup import recipe
 from scaleup.common.timing import progress
@@ -22,28 +22,29 @@ from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes" / "paper"
-FRAMES = 24  # of a video: clips of 16 begin anywhere
-TUBES: Mapping[str, Mapping[str, Any]] = {  # how they get into the large model, as options of a transplant
-    "folded": {},  # the paper
+FRAMES = 24  # frames of a video; a clip of 16 may begin at any of the first 9
+TUBES: Mapping[str, Mapping[str, Any]] = {  # kind of tubes -> options of the transplant
+    "folded": {},  # as in the paper
     "aligned": {"match": "align"},
     "random": {"random_tubes": True},  # the control
 }
-BEGINNINGS = ("model.load", "model.backbone.weights")  # where a recipe says what it begins from
+START_SETTINGS = ("model.load", "model.backbone.weights")  # settings that may name a model to start from
 
 
 @dataclass
 class Desk:
-    """What stands below ``out``: a directory for each seed, and ``runs``.
+    """The directory ``out``: a directory for each seed, and ``runs``.
 
     Args:
-        changes: to all recipes, e.g. train.steps=2.
-        samples: videos to train on, and as many images; an eighth of them to validate, a quarter to test.
+        changes: changes to all recipes, such as train.steps=2.
+        samples: number of training videos, and of training images. An eighth as many are for validation, a quarter as
+            many videos for the test.
     """
 
     out: Path
     changes: Sequence[str] = ()
     samples: int = 4000
-    contents: dict[tuple[Source, int], dict[str, Any]] = field(default_factory=dict)  # read before
+    contents: dict[tuple[Source, int], dict[str, Any]] = field(default_factory=dict)  # a cache, as is the next
     readings: dict[tuple[Source, int, str], tuple[Recipe, Arm]] = field(default_factory=dict)
 
     def data(self, seed: int) -> Path:
@@ -57,10 +58,10 @@ class Desk:
         return path
 
     def content(self, source: Source, seed: int = 0) -> dict[str, Any]:
-        """What the desk variant of a recipe says, before it is held against the schema."""
+        """The desk variant of a recipe as a dict, before its values are checked."""
         if (source, seed) not in self.contents:
-            path, taken = RECIPES / f"{source.recipe}.yaml", [item.name for item in fields(Recipe)]
-            self.contents[source, seed] = compose(path, self._choices(source, seed), taken, [])
+            path, keys = RECIPES / f"{source.recipe}.yaml", [item.name for item in fields(Recipe)]
+            self.contents[source, seed] = compose(path, self._choices(source, seed), keys, [])
         return self.contents[source, seed]
 
     def _choices(self, source: Source, seed: int) -> list[str]:
@@ -70,35 +71,36 @@ class Desk:
         return self.content(source)["train"]["steps"]
 
     def test_steps(self, source: Source, views: str) -> float:
-        """Steps that take as long as the test split with so many views: of a step, a third is the forward pass."""
+        """The number of training steps that take as long as the test. A forward pass is a third of a step."""
         passes = self.samples // 4 * math.prod(map(int, views.split("x")))
         return passes / 3 / self.content(source)["data"]["batch"]
 
     def is_transplant(self, source: Source) -> bool:
-        return any(begins in TRANSPLANTS for begins in _beginnings(self.content(source)).values())
+        """Whether the recipe starts from a transplant."""
+        return any(name in TRANSPLANTS for name in start_models(self.content(source)).values())
 
     def stages(self, source: Source) -> list[Source]:
-        """What trains the models that a recipe begins from."""
-        names = _beginnings(self.content(source)).values()
+        """The recipes that train the models that a recipe starts from."""
+        names = start_models(self.content(source)).values()
         return [STAGES[stage] for name in names for stage in TRANSPLANTS.get(name, (name,))]
 
     def has(self, source: Source, seed: int, tubes: str = "folded") -> bool:
-        """Whether what a recipe reads and begins from is there."""
+        """Whether the data of a recipe and the models that it starts from exist."""
         if not (self._of(seed) / "data").exists():
             return False
-        return all(self._begun(name, seed, tubes) for name in _beginnings(self.content(source)).values())
+        return all(self._exists(name, seed, tubes) for name in start_models(self.content(source)).values())
 
-    def _begun(self, name: str, seed: int, tubes: str) -> bool:
+    def _exists(self, name: str, seed: int, tubes: str) -> bool:
         if name in TRANSPLANTS:
             return self._adapted(seed, tubes).exists()
         read, arm = self.read(STAGES[name], seed)
-        return place(read, arm, self.runs) is not None
+        return find_arm(read, arm, self.runs) is not None
 
     def read(self, source: Source, seed: int, tubes: str = "folded") -> tuple[Recipe, Arm]:
-        """The desk variant of a recipe on what it reads and begins from with ``seed``, and the arm that is meant.
+        """The desk variant of a recipe, with the paths of its data and start models of ``seed``, and the source's arm.
 
         Args:
-            tubes: of the transplant that it begins from, if it does.
+            tubes: kind of tubes (``TUBES``) of the transplant, if the recipe starts from one.
         """
         key = source, seed, tubes
         if key not in self.readings:
@@ -107,33 +109,33 @@ class Desk:
 
     def _read(self, source: Source, seed: int, tubes: str) -> tuple[Recipe, Arm]:
         data, content = self.data(seed), self.content(source, seed)
-        sets = {f"data.train.{name}": each for name, each in content["data"]["train"].items() if each is not None}
-        paths = [f"{at}.shards={data / Path(settings['shards']).name}" for at, settings in sets.items()]
-        paths += [f"{at}={self.begin(name, seed, tubes)}" for at, name in _beginnings(content).items()]
+        datasets = {name: dataset for name, dataset in content["data"]["train"].items() if dataset is not None}
+        paths = [f"data.train.{name}.shards={data / Path(item['shards']).name}" for name, item in datasets.items()]
+        paths += [f"{key}={self.make_model(name, seed, tubes)}" for key, name in start_models(content).items()]
         read = recipe.load(RECIPES / f"{source.recipe}.yaml", [*self._choices(source, seed), *paths])
         return read, sweep_arms(read)[source.arm] if source.arm else read.arm
 
-    def begin(self, name: str, seed: int, tubes: str = "folded") -> Path:
-        """The directory of a model that rows begin from."""
+    def make_model(self, name: str, seed: int, tubes: str = "folded") -> Path:
+        """The directory of a model that rows start from; it is trained or transplanted if it does not exist."""
         if name not in TRANSPLANTS:
             read, arm = self.read(STAGES[name], seed)
-            if place(read, arm, self.runs) is None:
-                print(f"seed {seed}: {name}, which rows begin from", file=sys.stderr)
-            made = trained(read, {name: arm}, self.runs)[name]
-            if made is None:
+            if find_arm(read, arm, self.runs) is None:
+                print(f"seed {seed}: training {name}, which rows start from", file=sys.stderr)
+            model = trained(read, {name: arm}, self.runs)[name]
+            if model is None:
                 raise UserError(
-                    f"the model that rows begin from, {name}, diverged; lower the learning rate of its recipe"
+                    f"the model that rows start from, {name}, diverged; lower the learning rate of its recipe"
                 )
-            return made
+            return model
         path = self._adapted(seed, tubes)
         if not path.exists():
-            small, large = (str(self.begin(parent, seed)) for parent in TRANSPLANTS[name])
+            small, large = (str(self.make_model(parent, seed)) for parent in TRANSPLANTS[name])
             options = replace(Options(seed=seed), **TUBES[tubes])
             transplant(small, large, path, options, self.data(seed) / "videos-train", self._images(options, seed))
         return path
 
     def _images(self, options: Options, seed: int) -> Path | None:
-        """What tokens are aligned on."""
+        """The images that tokens are aligned on; None if the tubes are not aligned."""
         return self.data(seed) / "images-train" if options.match == "align" else None
 
     def _of(self, seed: int) -> Path:
@@ -147,8 +149,9 @@ class Desk:
         return self.out / "runs"
 
 
-def _beginnings(content: dict[str, Any]) -> dict[str, str]:
-    """Settings that name a model to begin from, and its name."""
+def start_models(content: dict[str, Any]) -> dict[str, str]:
+    """The models that a recipe starts from: setting -> name in ``STAGES`` or ``TRANSPLANTS``."""
     model = content["model"]
-    found = zip(BEGINNINGS, (model.get("load"), (model.get("backbone") or {}).get("weights")), strict=True)
-    return {at: name for at, name in found if name in (*STAGES, *TRANSPLANTS)}
+    names = model.get("load"), (model.get("backbone") or {}).get("weights")
+    pairs = zip(START_SETTINGS, names, strict=True)
+    return {key: name for key, name in pairs if name in (*STAGES, *TRANSPLANTS)}

@@ -1,5 +1,4 @@
-"""The document: every table's rows beside the paper's, and which of its orderings are seen, judged by what differs from
-seed to seed."""
+"""The page: the rows of every table with the paper's figures, and which of the paper's orderings hold."""
 
 from __future__ import annotations
 
@@ -13,42 +12,43 @@ from reproduce.tables import RANDOM, Claim, Table
 from scaleup.common.files import read_json
 from scaleup.common.text import markdown
 
-RULE = """Rows of one seed share data and beginnings, so they are compared seed by seed. A claim *holds* where the mean
-difference is above 0 by more than its 95 % interval (Student's t over the seeds), *does not hold* where it is below 0
-by as much, and is *within noise* otherwise; of a single seed nothing is said."""
+RULE = """Rows of one seed share data and start models, so they are compared seed by seed. A claim *holds* if the mean
+difference is above 0 by more than its 95 % interval (Student's t over the seeds). It *does not hold* if the difference
+is below 0 by as much. Otherwise it is *within noise*. With a single seed, no claim is judged."""
 # Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
-EDGE = "*"  # after a learning rate beyond which a better one may lie
+EDGE = "*"  # marks the lowest or highest learning rate that was tried: a better one may lie beyond it
 WORDS = ("holds", "within noise", "does not hold")
 INTRODUCTION = f"""# The paper's tables at desk scale
 
-Written from `docs/reproduction/*.json` by `python tools/reproduce.py TABLE... --write`, which runs what is missing;
-`--plan` says how long that takes. Not here are Tables 1 to 4, where the paper compares itself with other methods.
+`python tools/reproduce.py TABLE... --write` writes this page from `docs/reproduction/*.json`, and runs what is missing;
+`--plan` prints how long that takes. Tables 1 to 4 compare the paper with other methods, and are not here.
 
-The paper trains on Kinetics and ImageNet for weeks; here its rows train for minutes on embedded videos and images of 32
-pixels (`tools/make_shards.py shapes --places`). Numbers are not to be compared with the paper's; the *orderings* are.
+The paper trains on Kinetics and ImageNet for weeks. Here its rows train for minutes on generated videos and images of
+32 pixels (`tools/make_shards.py shapes --places`). So compare the *orderings* with the paper's, not the numbers.
 
-One quarter of the frame shows a shape and each of the others a dot; all of them move. `place_motion` is the motion of
-the shape together with its quarter, 24 classes: a frame tells only the quarter, and what moves, without positions, only
-the motion. Seeds differ in everything: data, the models that rows begin from, order and initialisation. Rows of a table
-have the same steps and batch, and each its own learning rate, the best of three on the validation split with the first
-seed, marked {EDGE} where it is the largest or the smallest of them. Reported is the test split: mean (lowest to
-highest) over the seeds, in per cent. A row whose tubes come from a small model has a control with random ones.
+One quarter of the frame shows a shape, each of the others shows a dot, and all of them move. `place_motion` is the
+motion of the shape together with its quarter, 24 classes. A single frame shows only the quarter. A model without
+positions sees only the motion. Seeds differ in everything: data, start models, order and initialisation. All rows of a
+table have the same steps and batch. Each row has its own learning rate, the best of three on the validation split with
+the first seed; {EDGE} marks it if it is the largest or the smallest of the three. Figures are of the test split: mean
+(lowest to highest) over the seeds, in per cent. A row whose tubes come from a small model has a control with random
+tubes.
 
-{RULE} Of so many claims a few are misjudged by chance.
+{RULE} With so many claims, a few are misjudged by chance.
 """
 
 
 def document(tables: Mapping[str, Table], results: Path) -> str:
-    """The page as Markdown, from one JSON file a table in ``results``."""
+    """The page as Markdown, from the JSON files of the tables in directory ``results``."""
     paths = {name: results / f"{name}.json" for name in tables}
     sections = [section(name, table, paths[name]) for name, table in tables.items()]
     return "\n".join([INTRODUCTION, *_overview(tables, paths), "", *sections])
 
 
 def _overview(tables: Mapping[str, Table], paths: Mapping[str, Path]) -> list[str]:
-    """How many claims of each table hold."""
+    """For each table, how many claims hold."""
     rows = []
     for name, table in tables.items():
         cells = ["not run", *["-"] * len(WORDS)]
@@ -61,7 +61,7 @@ def _overview(tables: Mapping[str, Table], paths: Mapping[str, Path]) -> list[st
 
 
 def section(name: str, table: Table, path: Path) -> str:
-    """A table's part of the page, which says so where nothing was measured."""
+    """A table's part of the page. It says so if the table was not run."""
     lines = [f"## {table.title}", ""]
     if table.note:
         lines += [table.note, ""]
@@ -110,8 +110,8 @@ def _claims(table: Table, result: Mapping[str, Any]) -> list[str]:
 
 
 def claims(table: Table, rows: Iterable[str]) -> list[Claim]:
-    """The table's claims, and of each row that has a control that it is better than that."""
-    controls = [Claim(name.removesuffix(RANDOM), name, ours=True) for name in rows if name.endswith(RANDOM)]
+    """The table's claims, and one for each row with a control: that the row is better."""
+    controls = [Claim(name.removesuffix(RANDOM), name, in_paper=False) for name in rows if name.endswith(RANDOM)]
     return [*table.claims, *controls]
 
 
@@ -120,7 +120,7 @@ def _claim(claim: Claim, table: Table, rows: Mapping[str, Any]) -> str:
     measured = "" if verdict.difference is None else f" ({100 * verdict.difference:+.1f}"
     measured += "" if verdict.interval is None else f" ± {100 * verdict.interval:.1f}"
     measured += ")" if measured else ""
-    whose = " (not the paper's)" if claim.ours else ""
+    whose = "" if claim.in_paper else " (not the paper's)"
     remark = table.remarks.get(str(claim), "") if verdict.word in ("does not hold", "within noise") else ""
     return f"- {claim}{whose}: **{verdict.word}**{measured}. {remark}".rstrip()
 
@@ -128,14 +128,14 @@ def _claim(claim: Claim, table: Table, rows: Mapping[str, Any]) -> str:
 def _verdict(claim: Claim, head: str, rows: Mapping[str, Any]) -> Verdict:
     head = claim.head or head
     better, worse = (
-        {seed: found[head] for seed, found in rows.get(name, {"seeds": {}})["seeds"].items() if head in found}
+        {seed: scores[head] for seed, scores in rows.get(name, {"seeds": {}})["seeds"].items() if head in scores}
         for name in (claim.better, claim.worse)
     )
     return judge(better, worse)
 
 
 class Verdict(NamedTuple):
-    """``word`` says what ``difference`` +- ``interval``, both as shares of 1, amounts to."""
+    """Whether a claim holds: ``word``, from ``difference`` +- ``interval`` (shares of 1)."""
 
     word: str  # holds | does not hold | within noise | one seed | not measured
     difference: float | None = None
@@ -143,8 +143,12 @@ class Verdict(NamedTuple):
 
 
 def judge(better: Mapping[str, float], worse: Mapping[str, float]) -> Verdict:
-    """Accuracies by seed of the row that should be better and of the one that should be worse; seeds that both have
-    count."""
+    """Judge a claim.
+
+    Args:
+        better: seed -> accuracy of the row that should be better.
+        worse: seed -> accuracy of the row that should be worse. Only seeds that both rows have count.
+    """
     differences = [better[seed] - worse[seed] for seed in better if seed in worse]
     if not differences:
         return Verdict("not measured")

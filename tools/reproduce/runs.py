@@ -1,7 +1,8 @@
-"""Arms trained once: those of one model, data and seed train in one run, and no arm that is there trains again.
+"""Trains each arm once. Arms with the same model, data and seed train in one run. Arms that exist are not trained
+again.
 
-A token cache would not pay: 300 steps of 32 see each of 4,000 videos 2.4 times, so that a cache of three views takes
-more passes of the trunk than a run, where all arms share one, and few other runs would read it.
+A token cache would not save time: 300 steps of 32 read each of 4,000 videos 2.4 times, so a cache of three views needs
+more passes of the trunk than a run, in which all arms share one. Few other runs would read the cache.
 """
 
 from __future__ import annotations
@@ -18,25 +19,27 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.training.run import run
 from scaleup.training.run_directory import StoppedRun, is_complete
 
-SAVE_EVERY = 200  # steps: what a run that is killed loses at most
+SAVE_EVERY = 200  # steps; a run that is killed loses at most these
 
 
 def identity(recipe: Recipe) -> str:
-    """A name for all of a recipe that its arms have in common."""
-    return _digest(_told(replace(recipe, out="", arm=Arm(), arms={}, grid={})))
+    """A name for the settings of a recipe that its arms share."""
+    return _digest(_without_defaults(replace(recipe, out="", arm=Arm(), arms={}, grid={})))
 
 
 def arm_name(arm: Arm) -> str:
-    """A name for what an arm is, whichever row of whichever table asks for it."""
-    return _digest(_told(arm))
+    """A name for an arm's settings, the same for all rows and tables."""
+    return _digest(_without_defaults(arm))
 
 
-def _told(settings: Any) -> Any:
-    """Settings without those at their default, so that a new setting leaves the names of old runs as they are."""
+def _without_defaults(settings: Any) -> Any:
+    """The settings that are not at their default. So the names of old runs stay when a new setting is added."""
     if is_dataclass(settings):
-        given = {item.name: (getattr(settings, item.name), item) for item in fields(settings)}
-        return {name: _told(value) for name, (value, item) in given.items() if value != _default(item)}
-    return {name: _told(value) for name, value in settings.items()} if isinstance(settings, dict) else settings
+        values = {item.name: (getattr(settings, item.name), item) for item in fields(settings)}
+        return {name: _without_defaults(value) for name, (value, item) in values.items() if value != _default(item)}
+    if isinstance(settings, dict):
+        return {name: _without_defaults(value) for name, value in settings.items()}
+    return settings
 
 
 def _default(item: Field) -> Any:
@@ -44,11 +47,13 @@ def _default(item: Field) -> Any:
 
 
 def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Path | None]:
-    """Train what is not there of ``arms``, together, in a run below ``root``; the directory of each, None where it
-    diverged.
+    """Train those of ``arms`` that no run below ``root`` has trained, together in a new run.
+
+    Returns:
+        The directory of each arm, or None for an arm that diverged.
 
     Raises:
-        KeyboardInterrupt: the run was stopped; the same call goes on with it.
+        KeyboardInterrupt: a signal stopped the run; the same call goes on with it.
     """
     home, names = root / identity(recipe), {row: arm_name(arm) for row, arm in arms.items()}
     missing = {names[row]: arm for row, arm in sorted(arms.items()) if _run_of(names[row], home) is None}
@@ -56,11 +61,11 @@ def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Pa
         out = home / _digest(list(missing))
         together: dict[str, dict[str, Any]] = {name: asdict(arm) for name, arm in missing.items()}
         result = run(_settled(recipe, out, together), missing)
-        gc.collect()  # engines refer to themselves
+        gc.collect()  # training engines are in reference cycles
         if isinstance(result, StoppedRun):
             raise KeyboardInterrupt
-    made = {row: place(recipe, arm, root) for row, arm in arms.items()}
-    return {row: path if path is not None and path.is_dir() else None for row, path in made.items()}
+    paths = {row: find_arm(recipe, arm, root) for row, arm in arms.items()}
+    return {row: path if path is not None and path.is_dir() else None for row, path in paths.items()}
 
 
 def _settled(recipe: Recipe, out: Path, arms: dict[str, dict[str, Any]]) -> Recipe:
@@ -74,8 +79,11 @@ def _run_of(name: str, home: Path) -> Path | None:
     return next((run for run in runs if f'"{name}"' in (run / "result.json").read_text()), None)
 
 
-def place(recipe: Recipe, arm: Arm, root: Path) -> Path | None:
-    """Where a complete run below ``root`` has left an arm, unless it diverged; None where none has trained it."""
+def find_arm(recipe: Recipe, arm: Arm, root: Path) -> Path | None:
+    """The directory of an arm in a complete run below ``root``; None if no run has trained it.
+
+    The directory does not exist if the arm diverged.
+    """
     name = arm_name(arm)
     run = _run_of(name, root / identity(recipe))
     return None if run is None else run / name

@@ -1,4 +1,4 @@
-"""The tables of the paper, read from tables.yaml: rows, and orderings of them that are claimed."""
+"""The tables of the paper, read from tables.yaml: rows, and claims about their order."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-RANDOM = " (random tubes)"  # after the name of a row whose tubes are a control's
+RANDOM = " (random tubes)"  # follows the name of a row in the name of its control
 
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe in recipes/paper with its variants, such as ``row=joint``, and one of its arms where it has several."""
+    """A recipe in recipes/paper, its variants, such as ``row=joint``, and one of its arms if it has several."""
 
     recipe: str
     choices: tuple[str, ...] = ()
@@ -24,16 +24,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: what a source trains, the model of another row evaluated in another way, or, without either,
-    the transplant that others begin from.
+    """A line of a table.
+
+    It is a model that ``source`` trains, or the model of row ``of``, evaluated in another way. Without ``source`` and
+    ``of`` it is the transplant that other rows start from.
 
     Args:
-        paper: what the paper reports, in per cent; None of a row that is not the paper's.
-        source: what trains it.
-        tubes: of the transplant that it begins from, if it does: see ``TUBES`` in :mod:`reproduce.desk`.
+        paper: the paper's accuracy in per cent; None if the paper does not have this row.
+        source: the recipe that trains it.
+        tubes: kind of tubes of the transplant that it starts from: see ``TUBES`` in :mod:`reproduce.desk`.
         of: the row whose model is evaluated.
-        views: of the evaluation.
-        strides: of tubes in the evaluation, where they are others than in training.
+        views: views of the evaluation.
+        strides: strides in the evaluation that differ from those of training.
     """
 
     name: str
@@ -47,12 +49,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """That a row is better than another."""
+    """The claim that one row is better than another."""
 
     better: str
     worse: str
-    ours: bool = False  # not a claim of the paper's
-    head: str = ""  # the accuracy that is compared, where it is not the table's
+    in_paper: bool = True
+    head: str = ""  # the head whose accuracy is compared; by default the table's
 
     def __str__(self) -> str:
         return f"{self.better} > {self.worse}" + (f" by {self.head}" if self.head else "")
@@ -63,10 +65,10 @@ class Table:
     """A table.
 
     Args:
-        note: what is different here.
-        head: the accuracy by which rows are tuned and compared.
-        images: rows are judged on images too, see :func:`reproduce.scores.image_scores`.
-        remarks: claim, such as "full > fc" -> a sentence that says what to make of it where that is not seen.
+        note: how this table differs from the paper's.
+        head: the head whose accuracy tunes and compares rows.
+        images: rows are evaluated on images too, see :func:`reproduce.scores.image_scores`.
+        remarks: claim, such as "full > fc" -> an explanation, for a claim that does not hold.
     """
 
     title: str
@@ -78,19 +80,19 @@ class Table:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
     def trained(self) -> Iterator[tuple[Row, Source]]:
-        """Rows that train a model of their own."""
+        """The rows that train a model."""
         return ((row, row.source) for row in self.rows if row.source is not None)
 
     def untrained(self) -> list[Row]:
-        """Rows that are the transplant that others begin from."""
+        """The rows that are a transplant, from which others start."""
         return [row for row in self.rows if row.source is None and not row.of]
 
 
-def chain(names: str, ours: bool = False) -> tuple[Claim, ...]:
-    """``"a > b > c"``: each row better than the one after it; ``"a > b by HEAD"``."""
+def chain(names: str, in_paper: bool = True) -> tuple[Claim, ...]:
+    """The claims of ``"a > b > c"``: each row is better than the next one. ``"a > b by HEAD"`` names the head."""
     rows, _, head = names.partition(" by ")
     pairs = itertools.pairwise(rows.split(" > "))
-    return tuple(Claim(better, worse, ours, head) for better, worse in pairs)
+    return tuple(Claim(better, worse, in_paper, head) for better, worse in pairs)
 
 
 def _source(recipe: str, choices: Sequence[str] = (), arm: str = "") -> Source:
@@ -98,18 +100,18 @@ def _source(recipe: str, choices: Sequence[str] = (), arm: str = "") -> Source:
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> Row:
-    """An entry of the file; a key that a row has not is an error."""
+    """A row from its entry in the file. An unknown key is an error."""
     source = {key: entry[key] for key in ("recipe", "choices", "arm") if key in entry}
     others = {key: value for key, value in entry.items() if key not in source}
     return Row(name, source=_source(**source) if source else None, **others)
 
 
-def _table(rows: Mapping[str, Any], claims: Sequence[str], ours: bool = False, **others: Any) -> Table:
+def _table(rows: Mapping[str, Any], claims: Sequence[str], in_paper: bool = True, **others: Any) -> Table:
     lines = tuple(_row(name, entry) for name, entry in rows.items())
-    return Table(rows=lines, claims=tuple(claim for names in claims for claim in chain(names, ours)), **others)
+    return Table(rows=lines, claims=tuple(claim for names in claims for claim in chain(names, in_paper)), **others)
 
 
 _content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-STAGES = {name: _source(**entry) for name, entry in _content["stages"].items()}  # models that rows begin from
-TRANSPLANTS = {name: (each["small"], each["large"]) for name, each in _content["transplants"].items()}
+STAGES = {name: _source(**entry) for name, entry in _content["stages"].items()}  # models that rows start from
+TRANSPLANTS = {name: (parents["small"], parents["large"]) for name, parents in _content["transplants"].items()}
 TABLES = {name: _table(**entry) for name, entry in _content["tables"].items()}

@@ -1,4 +1,5 @@
-"""Tables on one desk: every row trained with every seed at its own learning rate, with an estimate of what is left."""
+"""Runs tables on one desk: trains every row with every seed at its own learning rate, and estimates the remaining
+time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from scaleup.common.files import read_json
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shards import Shards
 
-FACTORS = (0.3, 1.0, 3.0)  # of the recipe's learning rate: the grid of every row
+FACTORS = (0.3, 1.0, 3.0)  # factors of the recipe's learning rate that every row tries
 
 
 class Entry(NamedTuple):
@@ -48,14 +49,14 @@ class Together:
 
 
 class Work:
-    """Tables to run, and what of them is left."""
+    """Tables to run, and their remaining tasks."""
 
     def __init__(self, desk: Desk, seeds: Sequence[int], tables: Sequence[Table]) -> None:
         self.desk, self.seeds = desk, list(seeds)
         self.plan = Plan(desk, [task for table in tables for task in self._tasks(table)])
 
     def _tasks(self, table: Table) -> Iterator[Task]:
-        """What takes time."""
+        """The tasks of a table that take time."""
         first, *others = self.seeds
         sources = dict[str, Source]()
         for row, source, tubes in self.entries(table):
@@ -70,14 +71,14 @@ class Work:
                 yield from (Task(sources[row.of], seed, "folded", FACTORS, steps, file) for seed in self.seeds)
 
     def entries(self, table: Table) -> Iterator[Entry]:
-        """The rows that train, each followed by its control where it begins from the paper's transplant."""
+        """The rows that train. A row that starts from the paper's transplant is followed by its control."""
         for row, source in table.trained():
             yield Entry(row, source, row.tubes)
             if row.tubes == "folded" and self.desk.is_transplant(source):
                 yield Entry(row, source, "random")
 
     def table(self, table: Table) -> dict[str, Any]:
-        """Everything of a table; what is on disk already is read from there."""
+        """Run a table. Results that are on disk are read."""
         entries = list(self.entries(table))
         first, *others = self.seeds
         grid = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
@@ -102,7 +103,7 @@ class Work:
         }
 
     def _trained(self, table: Table, trials: list[Trial], seed: int) -> dict[Trial, Path]:
-        """The directories of arms, those that can together; without those that diverged."""
+        """Train arms, together where they can, and return their directories, without those that diverged."""
         models: dict[Trial, Path] = {}
         for run in self._runs(trials, seed):
             self._say(f"{table.title}, seed {seed}: {', '.join(f'{e.name} x{f:g}' for e, f in run.arms)}")
@@ -120,14 +121,14 @@ class Work:
         return runs.values()
 
     def _validated(self, table: Table, models: Mapping[Trial, Path], seed: int) -> dict[Trial, float]:
-        """Accuracy on the validation split, by the table's head; 0 where a trial has none."""
+        """Accuracy of the table's head on the validation split; 0 for a trial that does not have this head."""
         names = {f"{number}": trial for number, trial in enumerate(models)}
         paths = {name: models[trial] for name, trial in names.items()}
         shares = scores(paths, self.desk.data(seed) / "videos-val")
         return {names[name]: heads.get(table.head, 0.0) for name, heads in shares.items()}
 
     def _tested(self, table: Table, models: Mapping[Trial, Path], best: list[Trial], seed: int) -> dict[str, Scores]:
-        """Accuracy of every row on the test split, and the gate's alpha where it has one."""
+        """Accuracy of every row on the test split, and alpha for a row with a gate."""
         self._say(f"{table.title}, seed {seed}: test split")
         test = self.desk.data(seed) / "videos-test"
         paths = {trial[0].name: models[trial] for trial in best if trial in models}
@@ -139,7 +140,9 @@ class Work:
             if row.of in paths:
                 rows |= scores({row.name: paths[row.of]}, test, row.views, row.strides)
         if table.images:
-            paths |= {row.name: self.desk.begin(next(iter(TRANSPLANTS)), seed, row.tubes) for row in table.untrained()}
+            paths |= {
+                row.name: self.desk.make_model(next(iter(TRANSPLANTS)), seed, row.tubes) for row in table.untrained()
+            }
             for name, shares in image_scores(paths, self.desk.data(seed)).items():
                 rows[name] = rows.get(name, {}) | shares
         return rows
@@ -159,7 +162,7 @@ class Work:
         }
 
     def _chance(self, table: Table) -> dict[str, float]:
-        """By head."""
+        """The accuracy by chance, for each head."""
         data = self.desk.data(self.seeds[0])
         classes = Shards.open(data / "videos-test").classes
         chances = {head: 1 / len(classes[head]) for head in dict.fromkeys([table.head, *classes])}
