@@ -1,6 +1,6 @@
-"""scaleup: large frozen image ViTs that understand video, by sparse video tubes (TubeViT).
+"""scaleup adapts large frozen image ViTs to video with sparse video tubes (TubeViT).
 
-README.md shows a whole run in Python: a small model, its transplant, two arms, their accuracy, an export.
+README.md shows a complete example in Python: a small model, its transplant, two arms, their accuracy, an export.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from scaleup.transplants.adapted_model import adapt, transplant
     from scaleup.transplants.transplant_plan import Options
 
-# Threads that wait for work sleep. They would spin, and take the processor from loader processes and other jobs: beside
-# two of them a step took six times as long. OpenMP reads these when torch is loaded; who has set one means it.
-SLEEP = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}  # of GNU's OpenMP, and of Intel's
+# OpenMP threads that wait for work sleep instead of spinning. Spinning threads take the processors from loader
+# processes and other jobs: with two such jobs a step took six times as long. OpenMP reads these variables when torch
+# is imported. If the user has set one of them, none is changed.
+SLEEP = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}  # for GNU's OpenMP, and for Intel's
 if not {*SLEEP, "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update(SLEEP)
 
 __version__ = "0.1.0"
-SOURCES = {  # where each name is; torch and timm take seconds to import, so only who uses a name waits for them
+SOURCES = {  # public name -> module:name; imported at first use, because torch and timm take seconds to import
     "Arm": "scaleup.config.schema:Arm",
     "Options": "scaleup.transplants.transplant_plan:Options",
     "Recipe": "scaleup.config.schema:Recipe",

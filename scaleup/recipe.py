@@ -1,4 +1,4 @@
-"""Recipes: the YAML file that describes one run, or a sweep of several arms, read and written."""
+"""Reads and writes recipes: YAML files that describe one run, or a sweep of several arms."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["Input", "Recipe", "all_arms", "load", "resolved", "save", "sweep_arm
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, changed by ``overrides`` such as ``arm.frozen_depth=24``, or ``scale=desk`` where it offers
-    variants (:mod:`scaleup.config.compose`).
+    """Read a recipe and check it.
 
     Args:
-        path: a YAML file, or the name of one of the toolkit's own recipes (``demo/small``).
+        path: a YAML file, or the name of one of scaleup's own recipes (``demo/small``).
+        overrides: changes such as ``arm.frozen_depth=24``, or choices of variants such as ``scale=desk``
+            (:mod:`scaleup.config.compose`).
 
     Raises:
-        UserError: with every mistake of the recipe and of the overrides, one a line.
+        UserError: lists every mistake of the recipe and of the overrides, one per line.
     """
     path = _located(Path(path))
     mistakes: list[str] = []
@@ -45,10 +46,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _located(path: Path) -> Path:
-    """A file as it is; a name without an ending that is no file is one of the toolkit's own recipes."""
+    """The file at ``path``. If no such file exists and the name has no suffix, one of scaleup's own recipes."""
     if path.suffix or path.exists():
         return path
-    own = {str(each.relative_to(OWN).with_suffix("")): each for each in sorted(OWN.glob("*/*.yaml"))}
+    own = {str(file.relative_to(OWN).with_suffix("")): file for file in sorted(OWN.glob("*/*.yaml"))}
     if str(path) not in own:
         allowed = f"allowed are a YAML file and {', '.join(own)}{nearest(str(path), own)}"
         raise UserError(f"there is no recipe {str(path)!r}; {allowed}")
@@ -65,23 +66,29 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """All settings of a recipe that count; of a loaded model, whose settings are its own, its directory."""
+    """All settings of a recipe as a dict. Of a loaded model only its directory: its settings are in that directory."""
     content = asdict(recipe)
     return content if recipe.model.load is None else content | {"model": {"load": recipe.model.load}}
 
 
 def sweep_arms(recipe: Recipe) -> dict[str, Arm]:
-    """The arms of a sweep: each is ``recipe.arm`` with the changes listed under its name in ``recipe.arms``, or with
-    one combination of the values in ``recipe.grid``."""
+    """The arms of a sweep, by name.
+
+    Each arm is ``recipe.arm`` with the changes under its name in ``recipe.arms``, or with one combination of the values
+    in ``recipe.grid``.
+
+    Raises:
+        UserError: the recipe has neither.
+    """
     arms = recipe.arms | expand(recipe.grid)
     if not arms:
         raise UserError(
-            "the recipe has no arms to sweep; name some under arms, list values under grid, or train its one arm "
-            "(tools/train.py)"
+            "the recipe has no arms to sweep; add arms under arms, or lists of values under grid, or train its only "
+            "arm (tools/train.py)"
         )
     return {name: replace(recipe.arm, **changes) for name, changes in arms.items()}
 
 
 def all_arms(recipe: Recipe) -> dict[str, Arm]:
-    """The arms of a sweep; of another recipe its one arm, named ``model``."""
+    """The arms of a sweep; for a recipe of one model its arm, named ``model``."""
     return sweep_arms(recipe) if recipe.arms or recipe.grid else {"model": recipe.arm}

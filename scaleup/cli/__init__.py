@@ -1,4 +1,4 @@
-"""The command line: ``scaleup VERB ...``. ``tools/VERB.py ...`` is the same thing.
+"""The command line: ``scaleup VERB ...``, or ``tools/VERB.py ...``, which does the same.
 
 Each verb is a module with ``arguments() -> ArgumentParser``, ``run(args) -> result`` and ``show(result)``.
 """
@@ -14,7 +14,7 @@ import scaleup
 from scaleup.cli import tool
 from scaleup.errors import nearest
 
-VERBS = (  # in the order in which people need them
+VERBS = (  # in the order in which users need them
     *("make_shards", "check_shards", "train", "backbones", "transplant", "plan", "cache", "sweep"),
     *("evaluate", "probe", "report", "predict", "export"),
 )
@@ -31,14 +31,14 @@ def main() -> NoReturn:
         sys.exit(0)
     if verb not in VERBS:
         allowed = f"allowed are {', '.join(VERBS)}{nearest(verb, VERBS)}"
-        print(f"error: {verb!r} is no verb of scaleup; {allowed}", file=sys.stderr)
+        print(f"error: {verb!r} is not a verb of scaleup; {allowed}", file=sys.stderr)
         sys.exit(2)
     sys.argv[:2] = [f"scaleup {verb}"]
     run_verb(verb)
 
 
 def run_verb(verb: str) -> NoReturn:
-    """Do what ``verb`` does with the arguments of this process; see :func:`scaleup.cli.tool.main`."""
+    """Run ``verb`` with the arguments of this process; see :func:`scaleup.cli.tool.main`."""
     module = _module(verb)
     tool.main(module.run, module.arguments().parse_intermixed_args(), module.show)
 
@@ -49,7 +49,7 @@ def _help() -> str:
         [
             "Usage: scaleup VERB ...",
             "",
-            "Large frozen image ViTs that understand video, by sparse video tubes (TubeViT).",
+            "Adapts large frozen image ViTs to video with sparse video tubes (TubeViT).",
             "",
             *words,
             "",

@@ -1,7 +1,7 @@
-"""Compute the frozen part of a recipe's model once for every training sample, and store it on disk.
+"""Compute the output of the frozen blocks once for every training sample, and store it on disk (a token cache).
 
-Train from it with trunk.cache=DIR: no video is decoded and no frozen block is computed. What is finished when it is cut
-off is kept: the same command goes on from there.
+Training with trunk.cache=DIR then decodes no video and computes no frozen block. If the command is interrupted, run it
+again: it continues from there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ EXAMPLE = """tools/cache.py recipes/demo/control.yaml --views 4 --out runs/cache
 
 
 def run(args: argparse.Namespace) -> TokenCache:
-    read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # the one to be made, perhaps
-    limit, chosen = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or frozen_depths(read)
-    from scaleup.training.token_cache import make  # after what may be wrong: its imports take seconds
+    read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # it may name the cache that is made here
+    limit, depths = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or frozen_depths(read)
+    from scaleup.training.token_cache import make  # takes seconds; wrong arguments are refused before
 
-    return make(read, chosen, args.out, args.views, args.precision, limit, args.overwrite)
+    return make(read, depths, args.out, args.views, args.precision, limit, args.overwrite)
 
 
 def frozen_depths(read: schema.Recipe) -> list[int]:
@@ -45,18 +45,23 @@ def show(cache: TokenCache) -> None:
         print(f"{cache.out}/{name}: {dataset.samples} samples x {cache.views} views{failed}")
     print(f"{cache.bytes:,} bytes, frozen depths {', '.join(map(str, cache.depths))}, {cache.seconds:.0f} s")
     moved = ", ".join(f"{name} {share:.2%}" for name, share in cache.drift.items())
-    print(f"kept in {cache.precision}, by which tokens move by a share of their RMS: {moved}")
+    print(f"stored in {cache.precision}; this changes tokens by a share of their RMS: {moved}")
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, EXAMPLE)
     add = parser.add_argument
     tool.add_recipe(parser)
-    add("--out", required=True, metavar="DIR", help="the directory to write")
+    add("--out", required=True, metavar="DIR", help="output directory")
     add("--depths", type=tool.at_least(1), nargs="+", help="frozen depths (default: those of the arms)")
-    add("--views", type=tool.at_least(1), default=1, help="of a sample; epoch e reads view e mod VIEWS (default: 1)")
-    tokens = "of the tokens; int8 has a scale for each (default: bfloat16)"
+    add(
+        "--views",
+        type=tool.at_least(1),
+        default=1,
+        help="augmented views of each sample; epoch e reads view e mod VIEWS (default: 1)",
+    )
+    tokens = "precision of the stored tokens; int8 has a scale for each token (default: bfloat16)"
     add("--precision", choices=["float32", "bfloat16", "int8"], default="bfloat16", help=tokens)
-    add("--limit", metavar="SIZE", help="the most it may take, e.g. 200G (default: what is free, less 5 %%)")
-    add("--overwrite", action="store_true", help="replace what exists")
+    add("--limit", metavar="SIZE", help="size limit of the cache, such as 200G (default: free space, less 5 %%)")
+    add("--overwrite", action="store_true", help="replace an existing output")
     return parser

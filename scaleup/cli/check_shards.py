@@ -1,6 +1,6 @@
-"""Check a shard directory: sizes, hashes, offsets, labels, keys, and that every sample decodes.
+"""Check a shard directory: sizes, hashes, offsets, labels, keys, and that every sample can be decoded.
 
-Of a token cache, which has a shard directory for each dataset, all are checked.
+For a token cache, all its shard directories (one for each dataset) are checked.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from scaleup.data.verify import Verified, verify
 
 @dataclass
 class Checked(Verified):
-    """All directories together."""
+    """The result for all directories together."""
 
-    exit: int  # 1 where there are problems
+    exit: int  # exit code: 1 if there are problems
 
 
 def run(args: argparse.Namespace) -> Checked:
@@ -34,16 +34,16 @@ def run(args: argparse.Namespace) -> Checked:
 
 
 def show(checked: Checked) -> None:
-    print("\n".join(checked.problems) or f"all {checked.samples} samples are as they were written")
+    print("\n".join(checked.problems) or f"all {checked.samples} samples are unchanged since they were written")
     if checked.notes:
-        print(f"{len(checked.notes)} things are odd, and these samples are used all the same:")
+        print(f"{len(checked.notes)} unusual samples, which are used:")
         print("\n".join(f"  {note}" for note in checked.notes[:20]))
     if checked.failures:
-        print(f"{len(checked.failures)} files had been left out when these shards were made")
+        print(f"{len(checked.failures)} files were left out when these shards were made")
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, "tools/check_shards.py data/shapes/videos-train")
-    places = "a shard directory or a cache, or its address, such as https://host/train or s3://bucket/train"
+    places = "shard directory or token cache, or its address, such as https://host/train or s3://bucket/train"
     parser.add_argument("shards", help=places)
     return parser

@@ -1,4 +1,4 @@
-"""Measure top-1 and top-5 accuracy over several views of each sample. Every sample counts exactly once."""
+"""Measure top-1 and top-5 accuracy with several views of each sample. Every sample counts exactly once."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def arguments() -> argparse.ArgumentParser:
     add("model", help="model directory, hub id, or the run directory of a sweep (all arms in one pass)")
     add("shards", help="shard directory")
     add("--views", default="4x3", help="temporal x spatial crops, e.g. 1x1, 4x3, 10x10 (default 4x3)")
-    add("--heads", nargs="*", metavar="HEAD=LABEL", help="which head is scored on which label")
-    add("--strides", nargs="*", metavar="TUBE=T,H,W", help="other strides than in training (more tokens)")
-    add("--batch", type=int, default=16, help="samples at a time (default 16)")
+    add("--heads", nargs="*", metavar="HEAD=LABEL", help="label that each head is compared with")
+    add("--strides", nargs="*", metavar="TUBE=T,H,W", help="strides that differ from training (for more tokens)")
+    add("--batch", type=int, default=16, help="batch size (default 16)")
     add("--workers", type=int, default=1, help="loader processes (default 1)")
     precisions, placements = tool.choices(Trunk, "precision"), tool.choices(Trunk, "placement")
-    add("--precision", choices=precisions, help="of frozen blocks (default: the run's, or float32)")
-    add("--placement", choices=placements, help="of frozen blocks (default: the run's, or device)")
-    add("--record", action="store_true", help="keep the result in report.json of each model, and show it on its card")
-    add("--base", help="the backbone's weights, if they are not where they were")
+    add("--precision", choices=precisions, help="precision of the frozen blocks (default: the run's, or float32)")
+    add("--placement", choices=placements, help="where the frozen blocks are kept (default: the run's, or device)")
+    add("--record", action="store_true", help="write the result into report.json and the model card of each model")
+    add("--base", help="the backbone's weights, if they have moved")
     return parser
 
 
 def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation]]:
     if args.record and not Path(args.model).is_dir():
-        raise UserError(f"--record writes into the directory of a model, and '{args.model}' is none of this machine")
+        raise UserError(f"--record writes into the model's directory, but '{args.model}' is not a directory here")
     heads = dict(map(split_pair, args.heads)) if args.heads else None
     strides = {tube: read_numbers(text) for tube, text in map(split_pair, args.strides or ())}
     from scaleup.evaluate import evaluate, record
-    from scaleup.model.build import load, load_run, trunk_of  # after the arguments: these imports take seconds
+    from scaleup.model.build import load, load_run, trunk_of  # takes seconds; wrong arguments are refused before
 
     is_run = (Path(args.model) / "recipe.yaml").is_file()
     trunk = trunk_of(args.model) if is_run else Trunk()

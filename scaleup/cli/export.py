@@ -1,4 +1,4 @@
-"""Write a model in another form (our own, peft, timm, torch.export, ONNX, AOTInductor) and compare the two."""
+"""Write a model in another format (our own, peft, timm, torch.export, ONNX, AOTInductor) and compare both."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="model directory or hub id")
     add("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
-    add("--out", type=Path, required=True)
-    lengths = "other lengths of clips (64) and spans of lengths (32-128), a program each (torch, onnx, aoti)"
+    add("--out", type=Path, required=True, help="output directory")
+    lengths = "other clip lengths (64) and ranges of lengths (32-128); each gets its own program (torch, onnx, aoti)"
     add("--frames", nargs="+", default=[], metavar="N", help=lengths)
-    add("--merge", action="store_true", help="fold the model's adapter into the weights of its blocks")
-    add("--base", help="the backbone's weights, if they are not where they were")
-    add("--overwrite", action="store_true")
+    add("--merge", action="store_true", help="merge the model's adapter into the weights of its blocks")
+    add("--base", help="the backbone's weights, if they have moved")
+    add("--overwrite", action="store_true", help="replace an existing output")
     return parser
 
 
@@ -42,6 +42,6 @@ def show(result: Export) -> None:
         print(f"read back: {name.replace('_', ' ')} max {'rel' if result.relative else 'abs'} diff {difference:.2g}")
     if result.costs is not None:
         for name, size in (result.costs.program_bytes or {}).items():
-            print(f"{name}: {size:,} bytes, {result.costs.model_bytes:,} of the model's tensors")
+            print(f"{name}: {size:,} bytes; the model's tensors have {result.costs.model_bytes:,}")
         for name, seconds in result.costs.seconds.items():
-            print(f"one {name}: {seconds:.4f} s, {result.costs.eager_seconds[name]:.4f} s in PyTorch as it was")
+            print(f"one {name}: {seconds:.4f} s, {result.costs.eager_seconds[name]:.4f} s in eager PyTorch")

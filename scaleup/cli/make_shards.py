@@ -1,9 +1,9 @@
-"""Pack videos or images into WebDataset shards with an index; or make the embedded data, to try everything.
+"""Pack videos or images into WebDataset shards with an index, or generate artificial data (shapes).
 
-SOURCE is a folder with one subfolder of files per class (ImageNet too); a list of a path and a label in each line;
-a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the folder of HMDB51's
-split files; a folder of tars, which are used in place; or the word 'shapes': the embedded data.
-What is finished when it is cut off is kept: the same command goes on from there.
+SOURCE is one of these: a folder with one subfolder of files per class (ImageNet too); a text file with a path and a
+label in each line; a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the
+folder of HMDB51's split files; a folder of tars, which are used in place; or the word 'shapes' for artificial data.
+If the command is interrupted, run it again: it continues from there.
 """
 
 from __future__ import annotations
@@ -60,27 +60,27 @@ def packed(args: argparse.Namespace) -> Shards:
 
 def out_of(args: argparse.Namespace) -> str:
     if not args.out:
-        raise UserError("no directory to write is named; give one with --out")
+        raise UserError("no output directory is given; name one with --out")
     return args.out
 
 
 @dataclass
 class Written:
-    """A shard directory."""
+    """A shard directory that was written."""
 
     path: str
     modality: str  # video | image
     samples: int
-    classes: dict[str, int]  # label -> how many
+    classes: dict[str, int]  # label -> number of classes
     list_sha256: str
     failures: list[Any]  # files that were left out, and why
-    notes: list[Any]  # what is odd about files that are used
+    notes: list[Any]  # files that are used although they are unusual, and why
 
     @classmethod
     def of(cls, shards: Shards) -> Written:
         classes = {label: len(names) for label, names in shards.classes.items()}
-        about = shards.list_sha256, shards.failures, shards.notes
-        return cls(str(shards.path), shards.modality, len(shards), classes, *about)
+        rest = shards.list_sha256, shards.failures, shards.notes
+        return cls(str(shards.path), shards.modality, len(shards), classes, *rest)
 
 
 def counts(text: str) -> dict[str, int]:
@@ -97,11 +97,11 @@ def show(result: dict[str, dict[str, Written]]) -> None:
         classes = ", ".join(f"{label} ({count} classes)" for label, count in shards.classes.items())
         print(f"{shards.path}: {shards.samples} {shards.modality}s, {classes}, list {shards.list_sha256[:12]}")
         if shards.failures:
-            print(f"  {len(shards.failures)} files left out (all of them in index.json):")
+            print(f"  {len(shards.failures)} files left out (index.json lists all):")
         for line in count_by_reason(shards.failures)[:20]:
             print(f"  {line}")
         if shards.notes:
-            print(f"  {len(shards.notes)} things are odd about files that are used (all of them in index.json):")
+            print(f"  {len(shards.notes)} unusual files, which are used (index.json lists all):")
         for note in shards.notes[:20]:
             print(f"  {note.source}: {note.note}")
 
@@ -109,28 +109,36 @@ def show(result: dict[str, dict[str, Written]]) -> None:
 def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, "tools/make_shards.py k400/val.csv --root k400/val --out data/k400-val --short 256")
     add = parser.add_argument
-    add("source", help="what there is, see above")
-    add("--out", help="the directory to write")
-    add("--overwrite", action="store_true", help="replace what exists")
-    add("--seed", type=tool.at_least(0), default=0, help="of the order (default: %(default)s)")
-    add = parser.add_argument_group("what is listed").add_argument
-    add("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars'])} (default: told by its form)")
-    add("--root", help="where the files of a list are (default: beside it)")
-    add("--split", help="rows of a Kinetics CSV with this split; train1 to test3 of HMDB51")
-    add("--classes", metavar="FILE", help="class names in order (default: those that occur, sorted)")
-    add("--label", help="of tars: the member (cls, txt) or the field of the .json with the label")
-    add = parser.add_argument_group("how it is written").add_argument
-    add("--short", type=tool.at_least(2), metavar="PIXELS", help="shrink: re-encode with this short side")
-    add("--fps", type=tool.at_least(0.01, float), help="re-encode videos with at most so many frames a second")
-    add("--image-format", choices=[ending for ending in PILLOW if ending != "jpeg"], help="re-encode images")
-    add("--quality", type=tool.at_least(1), default=90, help="of jpg and webp (default: %(default)s)")
-    add("--reencode", action="store_true", help="re-encode in any case (default: copy)")
-    add("--per-shard", type=tool.at_least(1), default=1000, help="samples of a tar (default: %(default)s)")
-    add("--processes", type=tool.at_least(1), help="(default: one a core)")
+    add("source", help="the data, see above")
+    add("--out", help="output directory")
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add("--seed", type=tool.at_least(0), default=0, help="seed of the random order (default: %(default)s)")
+    add = parser.add_argument_group("which files").add_argument
+    add("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars'])} (default: recognised)")
+    add("--root", help="folder of the files that a list names (default: the list's folder)")
+    add("--split", help="for a Kinetics CSV: only rows of this split; for HMDB51: train1 to test3")
+    add("--classes", metavar="FILE", help="file with the class names in order (default: names from the data, sorted)")
+    add("--label", help="for tars: the member (cls, txt) or the field of the .json that has the label")
+    add = parser.add_argument_group("how files are written").add_argument
+    add("--short", type=tool.at_least(2), metavar="PIXELS", help="re-encode, with a shorter side of at most PIXELS")
+    add("--fps", type=tool.at_least(0.01, float), help="re-encode videos with at most FPS frames per second")
+    add(
+        "--image-format",
+        choices=[ending for ending in PILLOW if ending != "jpeg"],
+        help="re-encode images in this format",
+    )
+    add("--quality", type=tool.at_least(1), default=90, help="quality of jpg and webp (default: %(default)s)")
+    add("--reencode", action="store_true", help="re-encode all files (default: copy them)")
+    add("--per-shard", type=tool.at_least(1), default=1000, help="samples per tar (default: %(default)s)")
+    add("--processes", type=tool.at_least(1), help="parallel processes (default: one per core)")
     add = parser.add_argument_group("with source 'shapes'").add_argument
-    add("--videos", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
-    add("--images", default="train=4000,val=500,test=1000", help="how many (default: %(default)s)")
-    add("--size", type=int, default=32, help="pixels of a side (default: %(default)s)")
-    add("--frames", type=int, default=16, help="of a video (default: %(default)s)")
-    add("--places", action="store_true", help="harder: a quarter of the frame each, label place_motion")
+    add("--videos", default="train=4000,val=500,test=1000", help="videos of each split (default: %(default)s)")
+    add("--images", default="train=4000,val=500,test=1000", help="images of each split (default: %(default)s)")
+    add("--size", type=int, default=32, help="width and height in pixels (default: %(default)s)")
+    add("--frames", type=int, default=16, help="frames per video (default: %(default)s)")
+    add(
+        "--places",
+        action="store_true",
+        help="harder data: each shape stays in a quarter of the frame; adds the label place_motion",
+    )
     return parser

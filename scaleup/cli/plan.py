@@ -1,4 +1,4 @@
-"""Plan what a run costs before anything is built: tokens, parameters, FLOPs, memory, cache and time."""
+"""Calculate what a run will cost, without building a model: tokens, parameters, FLOPs, memory, cache and time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, "tools/plan.py recipes/demo/small.yaml data.batch=128 --memory 24GiB --gflops 20000")
     add = parser.add_argument
     tool.add_recipe(parser)
-    add("--memory", metavar="SIZE", help="of each device, e.g. 24GiB (default: this machine's)")
-    add("--gflops", type=float, help="10^9 operations a second of a device (default: measured here)")
+    add("--memory", metavar="SIZE", help="memory of each device, such as 24GiB (default: this machine's)")
+    add("--gflops", type=float, help="GFLOP per second of each device (default: measured on this machine)")
     add("--ranks", type=int, default=1, help="devices that train together (default: 1)")
-    add("--views", type=int, default=1, help="augmented views of a sample in a token cache (default: 1)")
+    add("--views", type=int, default=1, help="augmented views of each sample in a token cache (default: 1)")
     return parser
 
 
 def run(args: argparse.Namespace) -> Plan:
     read = recipe.load(args.recipe, args.changes)
     available = parse_bytes(args.memory, "--memory") if args.memory else None
-    from scaleup.sweeps import costs  # after what may be wrong: its imports take seconds
+    from scaleup.sweeps import costs  # takes seconds; wrong arguments are refused before
 
     return costs.plan(read, None, args.ranks, available, args.gflops, args.views)
 

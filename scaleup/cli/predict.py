@@ -21,25 +21,29 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="model directory or hub id")
     add("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
-    add("--head", help="which head answers (default: the model's one)")
-    add("--top", type=int, default=5, help="how many classes are named (default 5)")
-    add("--hop", type=float, help="seconds between two clips of a long video (default: a clip's length)")
-    add("--batch", type=int, default=8, help="clips at a time (default 8)")
-    add("--overlay", metavar="FILE", help="also draw where the model looks, for one source: .mp4 or .png")
-    add("--base", help="the backbone's weights, if they are not where they were")
+    add("--head", help="head to use (default: the model's only head)")
+    add("--top", type=int, default=5, help="number of most probable classes to print (default 5)")
+    add("--hop", type=float, help="seconds from one clip of a long video to the next (default: a clip's length)")
+    add("--batch", type=int, default=8, help="batch size in clips (default 8)")
+    add("--overlay", metavar="FILE", help="for one source: also write a .mp4 or .png that shows where the model looks")
+    add("--base", help="the backbone's weights, if they have moved")
     return parser
 
 
 def run(args: argparse.Namespace) -> Predictions:
-    sources = asked(args)
+    sources = read_sources(args)
     from scaleup.evaluation.predictor import predict
-    from scaleup.model.build import load  # after what may be wrong with the arguments: its imports take seconds
+    from scaleup.model.build import load  # takes seconds; wrong arguments are refused before
 
     return predict(load(args.model, args.base), sources, args.head, args.top, args.hop, args.batch, args.overlay)
 
 
-def asked(args):
-    """The sources one by one; UserError where an argument is wrong."""
+def read_sources(args: argparse.Namespace) -> list[str]:
+    """The sources one by one.
+
+    Raises:
+        UserError: an argument is wrong.
+    """
     from scaleup.media import STDIN, expanded
 
     for option in ("top", "hop", "batch"):
@@ -51,13 +55,15 @@ def asked(args):
 
         overlay.refuse_name(args.overlay)
         if len(sources) != 1 or sources == [STDIN]:
-            raise UserError(f"--overlay draws one image or video; these are {len(sources)}: {', '.join(sources[:3])}")
+            raise UserError(
+                f"--overlay takes one image or video, but there are {len(sources)} sources: {', '.join(sources[:3])}"
+            )
     return sources
 
 
 def show(result: Predictions) -> None:
     for file in result.files:
-        answers = ", ".join(f"{each.class_} {each.probability:.1%}" for each in file.top)
+        answers = ", ".join(f"{guess.class_} {guess.probability:.1%}" for guess in file.top)
         print(f"{file.source}: {answers}")
         for clip in file.clips if len(file.clips) > 1 else ():
             print(f"  {clip}")

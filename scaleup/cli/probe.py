@@ -1,4 +1,4 @@
-"""Measure what linear classifiers read from a frozen model after each block, in one pass: a depth profile."""
+"""Measure the accuracy of linear classifiers on the output of each block of a frozen model (a depth profile)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,25 @@ def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("model", help="model directory or hub id")
-    add("train", help="shard directory that the classifiers are fitted on")
-    add("test", help="shard directory that they are scored on")
-    add("--head", nargs="+", metavar="LABEL", help="labels of the shards (default: all)")
-    add("--depths", nargs="+", type=int, metavar="N", help="0: what enters block 1 (default: all)")
+    add("train", help="shard directory to fit the classifiers on")
+    add("test", help="shard directory to test the classifiers on")
+    add("--head", nargs="+", metavar="LABEL", help="labels to classify (default: all labels of the shards)")
+    add(
+        "--depths",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="blocks after which to measure; 0 is the input of block 1 (default: all)",
+    )
     add("--views", default="1x1", help="temporal x spatial crops whose features are averaged (default 1x1)")
     add("--out", type=Path, help="directory for probe.json and probe.png")
-    add("--overwrite", action="store_true")
-    add("--batch", type=int, default=16, help="samples at a time (default 16)")
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add("--batch", type=int, default=16, help="batch size (default 16)")
     add("--workers", type=int, default=1, help="loader processes (default 1)")
     precisions, placements = tool.choices(Trunk, "precision"), tool.choices(Trunk, "placement")
-    add("--precision", choices=precisions, default="float32", help="of the blocks (default float32)")
-    add("--placement", choices=placements, default="device", help="of the blocks (default device)")
-    add("--base", help="the backbone's weights, if they are not where they were")
+    add("--precision", choices=precisions, default="float32", help="precision of the blocks (default float32)")
+    add("--placement", choices=placements, default="device", help="where the blocks are kept (default device)")
+    add("--base", help="the backbone's weights, if they have moved")
     return parser
 
 
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> DepthProfile:
     if args.out:
         refuse_existing(args.out, args.overwrite)
     from scaleup.evaluation import depth_profile
-    from scaleup.model.build import load  # after the arguments: these imports take seconds
+    from scaleup.model.build import load  # takes seconds; wrong arguments are refused before
 
     model, trunk = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
     how = args.views, args.batch, args.workers, trunk
@@ -61,7 +67,7 @@ def show(profile: DepthProfile) -> None:
         error = next(row.standard_error for row in curve.rows if row.depth == curve.suggested_depth)
         print(
             f"{label}: above depth {curve.suggested_depth} accuracy rises by no more than its standard error "
-            f"({error:.1%}), so freezing more should stop paying there (a heuristic; a sweep decides)\n"
+            f"({error:.1%}), so try to freeze up to this depth (a heuristic; a sweep gives the answer)\n"
         )
     for split, coverage in (("train", profile.train), ("test", profile.test)):
         print(f"{split}: {coverage.samples} samples, {len(coverage.failures)} failures, {coverage.views} views")

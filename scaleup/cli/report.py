@@ -1,4 +1,4 @@
-"""Write one HTML page on runs, complete or not: curves, accuracy against depth and cost, tubes, confusion, recipe."""
+"""Write one HTML page about runs, finished or not: curves, accuracy, cost, tubes, confusion matrices, recipe."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("runs", nargs="+", metavar="run", help="run directory")
-    add("--out", required=True, help="the page")
-    add("--shards", help="shards on which complete runs are compared class by class")
-    profile = "depth profile of tools/probe.py to stand beside the sweep (default: probe/ in the model it began from)"
+    add("--out", required=True, help="the HTML file to write")
+    add("--shards", help="shards for the confusion matrices of complete runs")
+    profile = "output of tools/probe.py to show with the sweep (default: probe/ in the model that it started from)"
     add("--probe", metavar="DIR", help=profile)
-    add("--watch", type=int, metavar="SECONDS", help="write it anew every so often, until runs complete")
+    add("--watch", type=int, metavar="SECONDS", help="write the page again every SECONDS, until all runs are complete")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Train several arms of one model together: every batch passes the frozen trunk once for all of them."""
+"""Train several arms of one model together. Every batch passes the frozen trunk once, for all arms."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["arguments", "run", "show"]
 def arguments() -> argparse.ArgumentParser:
     parser = train.arguments(__doc__, "tools/sweep.py recipes/demo/sweep.yaml 'grid.lr=[1e-3,3e-3]' out=runs/sweep")
     add = parser.add_argument
-    memory = "of each device that may be filled, e.g. 70G (default: all it has); arms that exceed it train in parts"
+    memory = "memory to use on each device, such as 70G (default: all); if the arms need more, they train in parts"
     add("--memory", metavar="SIZE", help=memory)
-    where = "train on several machines at once: processes of this one, or jobs of SLURM (both by submitit)"
+    where = "share the arms out: among processes of this machine, or among SLURM jobs (both use submitit)"
     add("--where", choices=("local", "slurm"), help=where)
-    add("--machines", type=int, metavar="N", help="how many, with --where")
-    slurm = "options of sbatch for each job, '_' for '-', e.g. time=180 gpus_per_node=8 ntasks_per_node=8"
+    add("--machines", type=int, metavar="N", help="number of processes or jobs, with --where")
+    slurm = "options of sbatch for each job, with '_' for '-', such as time=180 gpus_per_node=8 ntasks_per_node=8"
     add("--slurm", nargs="+", default=[], metavar="key=value", help=slurm)
     return parser
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Result | FailedSweep:
     limit, memory = seconds(args.stop_after), parse_bytes(args.memory, "--memory") if args.memory else None
     read = recipe.load(args.recipe, args.changes)
     arms, slurm = recipe.sweep_arms(read), _checked(args)
-    from scaleup.sweeps import costs, machines  # after what may be wrong: these imports take seconds
+    from scaleup.sweeps import costs, machines  # takes seconds; wrong arguments are refused before
     from scaleup.sweeps.parts import group_arms, sweep
 
     if args.plan:
@@ -49,7 +49,11 @@ def run(args: argparse.Namespace) -> Result | FailedSweep:
 
 
 def _checked(args: argparse.Namespace) -> dict[str, str]:
-    """The options of SLURM, where all of the arguments go together."""
+    """The options for SLURM.
+
+    Raises:
+        UserError: the arguments contradict each other.
+    """
     if args.where and (args.machines or 0) < 1:
         raise UserError(f"--where {args.where} needs --machines, a whole number of at least 1")
     if not args.where and (args.machines is not None or args.slurm):

@@ -1,4 +1,4 @@
-"""What every tool shares: errors as one sentence and exit code 2, ``--json``, progress with an ETA."""
+"""Shared by all tools: errors as one sentence and exit code 2, ``--json``, and a clean stdout."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def parser(description: str | None, example: str) -> argparse.ArgumentParser:
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers add it; unused
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # some launchers add it; it is not used
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return parser
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file that describes a run or a sweep, or a name such as demo/small")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, e.g. arm.lr=1e-4")
+    parser.add_argument("recipe", help="YAML file of a run or a sweep, or a name such as demo/small")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes to the recipe, such as arm.lr=1e-4")
 
 
 def choices(section: type, setting: str) -> tuple[str, ...]:
-    """What a setting of a recipe may be."""
+    """The allowed values of a setting of a recipe."""
     return get_args(get_type_hints(section)[setting])
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
-    """The type of an option whose values are numbers."""
+    """The argparse type of an option: a number of at least ``low``."""
 
     def number(text: str) -> Any:
         if not kind(text) >= low:
@@ -54,17 +54,17 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
 
 
 def show_drift(trunk: Mapping[str, Any]) -> None:
-    """By how much low precision changes what frozen blocks give."""
+    """Print how much low precision changes the output of the frozen blocks."""
     for depth, moved in trunk.get("drift", {}).items():
-        print(f"trunk in {trunk['precision']}: h after block {depth} moves by {moved:.2%} of its RMS")
+        print(f"trunk in {trunk['precision']}: h after block {depth} changes by {moved:.2%} of its RMS")
 
 
 def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:
-    """Run a tool: ``run(args)`` returns the result, of dataclasses and what JSON knows; ``show(result)`` prints it
-    for people.
+    """Run a tool: ``run(args)`` returns the result, made of dataclasses and JSON values; ``show(result)`` prints it as
+    text.
 
-    Exit codes: 0, or the result's ``exit`` where it has one; 2 after an error whose cause is known; 130 after
-    Ctrl-C; 1 after any other. Whatever failed, the process ends at once, and with it those that it began.
+    The exit code is 0, or the result's ``exit`` if it has one; 2 after an error whose cause is known; 130 after
+    Ctrl-C; 1 after any other error. After an error the process ends at once, with all its child processes.
     """
     try:
         with _keep_stdout_clean():
@@ -86,12 +86,12 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
 
 
 def _as_json(result: Any) -> dict[str, Any]:
-    """A dataclass by its fields; ``class_`` is the key ``class``."""
+    """A dataclass as a dict; the field ``class_`` becomes the key ``class``."""
     return asdict(result, dict_factory=lambda pairs: {name.removesuffix("_"): value for name, value in pairs})
 
 
 def _explain(error: BaseException) -> int:
-    """Print what failed; returns the exit code."""
+    """Print the error; return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
@@ -104,7 +104,7 @@ def _explain(error: BaseException) -> int:
 
 @contextmanager
 def _keep_stdout_clean() -> Iterator[None]:
-    """What libraries write to stdout, from Python or C++, goes to stderr: stdout belongs to the result."""
+    """Send what libraries write to stdout, from Python or C++, to stderr. Only the result is written to stdout."""
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)

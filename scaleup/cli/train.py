@@ -1,4 +1,4 @@
-"""Train one model: a small one jointly on images and videos, or the late layers of an adapted one."""
+"""Train one model: a small model on images and videos together, or the late blocks of an adapted model."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ EXAMPLE = "tools/train.py recipes/demo/small.yaml train.steps=300 out=runs/small
 
 
 def arguments(description: str | None = __doc__, example: str = EXAMPLE) -> argparse.ArgumentParser:
-    """Those of ``sweep`` too."""
+    """The parser; ``sweep`` uses it too, with more options."""
     parser = tool.parser(description, example)
     add = parser.add_argument
     tool.add_recipe(parser)
-    add("--plan", action="store_true", help="show tokens, FLOPs, memory and time; train nothing")
-    add("--overwrite", action="store_true", help="replace the run that stands in the output directory")
-    add("--stop-after", metavar="TIME", help="save and end early after e.g. 2h50m; run again to go on")
+    add("--plan", action="store_true", help="print tokens, FLOPs, memory and time, and do not train")
+    add("--overwrite", action="store_true", help="replace an existing run in the output directory")
+    add("--stop-after", metavar="TIME", help="save and stop after a time such as 2h50m; the same command then goes on")
     return parser
 
 
 def run(args: argparse.Namespace) -> Result:
     limit = seconds(args.stop_after)
     read = recipe.load(args.recipe, args.changes)
-    from scaleup.sweeps import costs  # after what may be wrong: these imports take seconds
+    from scaleup.sweeps import costs  # takes seconds; wrong arguments are refused before
     from scaleup.training import run as training
 
     return costs.plan(read, {"model": read.arm}) if args.plan else training.run(read, None, args.overwrite, limit)
 
 
 def seconds(text: str | None) -> float | None:
-    """``2h50m``, ``90s`` or ``1h30m15s`` -> seconds; None where there is no limit."""
+    """``2h50m``, ``90s`` or ``1h30m15s`` -> seconds; None for no limit."""
     if text is None:
         return None
     if not re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", text) or not text:
         raise UserError(
-            f"--stop-after {text!r} is no time; allowed are hours, minutes and seconds such as 2h50m or 90s"
+            f"--stop-after {text!r} is not a time; allowed are hours, minutes and seconds such as 2h50m or 90s"
         )
     return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
 
 
 def show(result: Result | FailedSweep) -> None:
-    """Print a plan, or the result of a run, an arm a line."""
+    """Print a plan, or the result of a run with one line for each arm."""
     from scaleup.sweeps.costs import Plan, describe
     from scaleup.sweeps.machines import FailedSweep
     from scaleup.training.run_directory import StoppedRun
@@ -67,7 +67,7 @@ def show(result: Result | FailedSweep) -> None:
     elif isinstance(result, FailedSweep):
         for failed in result.failed:
             print(f"{failed.part} ({', '.join(failed.arms)}): {failed.error}; log: {failed.log}")
-        print("what the others have trained stays; the same command goes on")
+        print("the results of the other machines are kept; the same command goes on")
     else:
         _show_complete(result)
 
@@ -77,19 +77,19 @@ def _show_complete(result: RunResult) -> None:
     for name, arm in result.arms.items():
         share = f"{arm.trained_parameters:,} parameters trained, {arm.frozen_parameters:,} frozen"
         print(f"{name}: frozen depth {arm.frozen_depth}, {share}" + _outcome(arm))
-    print(f"trunk, shared by all arms: {result.trunk_seconds:.4f} s a step")
+    print(f"trunk, shared by all arms: {result.trunk_seconds:.4f} s per step")
     tool.show_drift(result.trunk)
 
 
 def _outcome(arm: ArmResult) -> str:
     if arm.diverged is not None:
-        return f", diverged at step {arm.diverged}: no model is written"
+        return f", diverged at step {arm.diverged}: no model was written"
     alpha = "" if arm.alpha is None else f", alpha {arm.alpha:.4f}"
     alpha += "" if arm.alpha_largest is None else f" (largest {arm.alpha_largest:.4f})"
     early = f", ended early after {arm.steps} steps" if arm.ended == "early" else ""
     best = "" if arm.best_step is None else f", accuracy {arm.valid_accuracy:.2%} after step {arm.best_step}"
     still = "".join(
-        f", {head} still at chance ({share.accuracy:.1%} where the most frequent class has {share.chance:.1%})"
+        f", {head} still at chance ({share.accuracy:.1%}; the most frequent class has {share.chance:.1%})"
         for head, share in arm.at_chance.items()
     )
-    return f", {arm.arm_seconds:.4f} s a step, loss {arm.loss:.4f}{alpha}{early}{best}{still}"
+    return f", {arm.arm_seconds:.4f} s per step, loss {arm.loss:.4f}{alpha}{early}{best}{still}"

@@ -1,4 +1,4 @@
-"""Move the tubes of a small joint model into a large image ViT, measure it, and write the delta."""
+"""Move the tubes of a small joint model into a large image ViT, check the result, and write its new weights (delta)."""
 
 from __future__ import annotations
 
@@ -16,36 +16,48 @@ if TYPE_CHECKING:
 def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26")
     add = parser.add_argument
-    add("small", help="small model: a directory, its .safetensors, or a .ckpt / .pt (or FILE:MODEL)")
+    add("small", help="small model: a directory, its .safetensors, or a .ckpt or .pt (or FILE:MODEL)")
     names = "vit_h, clip_h, dinov3_l, ..., timm:NAME, open_clip:NAME/TAG, hf-hub:owner/name, a directory or a file"
     add("backbone", help=names)
-    add("--out", type=Path, help="directory to write")
-    places = "the backbone's weights: a file, a directory, hf-hub:owner/name; FILE:teacher for one of its models"
+    add("--out", type=Path, help="output directory")
+    places = "the backbone's weights: a file, a directory, hf-hub:owner/name, or FILE:teacher for one model of a file"
     add("--weights", default="pretrained", help=places)
-    add("--random-init", action="store_true", help="draw the backbone's weights at random, for trials")
+    add("--random-init", action="store_true", help="use random weights for the backbone, to try things out")
     add("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
-    widths = """how widths are matched: places side by side (the paper), or a linear map from the small model's image
-        tokens to the backbone's, fitted on images, for any two widths"""
+    widths = """how the small width becomes the large one: fold puts several places side by side (as the paper does);
+        align fits a linear map from the small model's image tokens to the backbone's, for any two widths"""
     add("--match", choices=("fold", "align"), default="fold", help=widths)
-    add("--images", type=Path, help="shards to align on (default: frames of --clips)")
-    add("--fold", type=int, nargs=2, metavar=("H", "W"), default=(1, 1), help="with align: places mapped together")
-    add("--channels", choices=("auto", "exact"), default="auto", help="exact: refuse widths that do not fit")
-    add("--positions", help="backbone (default where it has any), cosine, none, ...")
-    add("--amplitude", type=float, help="of the sines (default: as strong as the backbone's positions)")
-    add("--match-scale", action="store_true", help="give tube tokens the RMS of the backbone's own")
-    add("--tubes", choices=("transplanted", "random"), default="transplanted", help="random: the control")
-    add("--clips", type=Path, help="video shards on which scales are measured (default: a made-up clip)")
+    add("--images", type=Path, help="for align: image shards to fit the map on (default: frames of --clips)")
+    add(
+        "--fold",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        default=(1, 1),
+        help="for align: number of places that become one token",
+    )
+    add("--channels", choices=("auto", "exact"), default="auto", help="exact: refuse widths that do not fit exactly")
+    add("--positions", help="backbone (default, if the backbone has positions), cosine, none, ...")
+    add("--amplitude", type=float, help="amplitude of the sines (default: as strong as the backbone's positions)")
+    add("--match-scale", action="store_true", help="scale tube tokens to the RMS of the backbone's own tokens")
+    add(
+        "--tubes",
+        choices=("transplanted", "random"),
+        default="transplanted",
+        help="random: a control with random kernels",
+    )
+    add("--clips", type=Path, help="video shards to measure scales on (default: an artificial clip)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels")
-    add("--placement", choices=("device", "disk"), default="device", help="disk: frozen blocks stay in their file")
-    add("--seed", type=int, default=0)
-    add("--dry-run", action="store_true", help="print the plan; no weights are built or read")
-    add("--overwrite", action="store_true")
+    add("--placement", choices=("device", "disk"), default="device", help="disk: the frozen blocks stay in their file")
+    add("--seed", type=int, default=0, help="seed of everything random (default 0)")
+    add("--dry-run", action="store_true", help="only print the plan; no weights are read")
+    add("--overwrite", action="store_true", help="replace an existing output")
     return parser
 
 
 def run(args: argparse.Namespace) -> TransplantPlan:
     if args.out is None and not args.dry_run:
-        raise UserError("no --out was given; name the directory to write, or --dry-run for the plan alone")
+        raise UserError("no --out was given; name the output directory, or use --dry-run to print only the plan")
     from scaleup.transplants import adapted_model  # takes seconds
     from scaleup.transplants.transplant_plan import Options
 

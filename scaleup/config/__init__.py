@@ -1,1 +1,1 @@
-"""Recipes: their keys, what each key may be, and how a recipe is put together from a base and changes."""
+"""Recipes: their keys, the allowed values of each key, and how base files, variants and changes are merged."""

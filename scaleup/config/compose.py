@@ -1,16 +1,16 @@
-"""A recipe put together: its base, its variants, and the changes of the command line.
+"""Merges a recipe with its base, its variants, and the changes of the command line.
 
-A recipe may stand on another and offer variants of itself, in groups of which one each is chosen::
+A recipe may have a base, and groups of variants. One variant of each group is chosen::
 
-    base: b.yaml                       # beside this file; what stands here is merged over it
+    base: b.yaml                       # a file in the same folder; this file is merged over it
     variants:
       scale:                           # scale=desk on the command line; the first is the default
         paper: {}
         desk: {model: {input: {size: [32, 32]}}}
 
-A variant may have variants of its own, and a group may stand in several places: its choice holds in all of them.
-Later wins: base, the file itself, its variants in their order, changes from outside. An entry of a mapping of names (a
-tube, a training set, an arm) that is null is left out.
+A variant may have variants too. A group may occur in several places; one choice holds for all of them. The order of
+merging is: base, the file itself, its variants in their order, changes of the command line. Later values win. A tube, a
+training set or an arm that is null is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.basecontainer import get_yaml_loader  # type: ignore[attr-defined]  # its reading of YAML, not PyYAML's
+from omegaconf.basecontainer import get_yaml_loader  # type: ignore[attr-defined]  # OmegaConf's rules for YAML
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -33,7 +33,7 @@ IsText = Callable[[Sequence[str]], bool]  # whether the setting at a key path is
 
 
 class Word:
-    """A number or a truth value, and the characters that stood for it."""
+    """A number or a boolean, with the text that it was written as."""
 
     def __init__(self, text: str, value: bool | int | float) -> None:
         self.text, self.value = text, _value(text, value)
@@ -46,14 +46,14 @@ class Word:
 
 
 def _value(text: str, value: bool | int | float) -> bool | int | float | str:
-    """YAML takes 12:30 for 750 and 010 for 8, which nobody means."""
+    """Undo two surprises of YAML, which reads 12:30 as 750 and 010 as 8."""
     if ":" in text:
         return text
     return int(text.replace("_", "")) if re.fullmatch(r"[+-]?0[0-7_]+", text) else value
 
 
 class _Loader(get_yaml_loader()):  # type: ignore[misc]
-    """Keys are text; other numbers and truth values are Words."""
+    """Reads keys as text, and other numbers and booleans as Words."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:
@@ -72,7 +72,7 @@ def read(text: str) -> Any:
 
 
 def typed(content: Any, is_text: IsText, at: tuple[str, ...] = ()) -> Any:
-    """``content`` with text where a setting is text, numbers and truth values elsewhere."""
+    """``content`` without Words: text for settings of type text, numbers and booleans for all others."""
     if isinstance(content, dict):
         return {key: typed(value, is_text, (*at, key)) for key, value in content.items()}
     if isinstance(content, list):
@@ -82,7 +82,7 @@ def typed(content: Any, is_text: IsText, at: tuple[str, ...] = ()) -> Any:
     return content
 
 
-NULL = ("", "~", "null", "Null", "NULL")  # YAML's words for no value, of text too
+NULL = ("", "~", "null", "Null", "NULL")  # YAML's words for null; for settings of type text too
 
 KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*")  # a.b or a[b]
 
@@ -94,12 +94,12 @@ def compose(
     mistakes: list[str],
     is_text: IsText = lambda _: False,
 ) -> Any:
-    """The content of the file at ``path`` with the variants and changes of ``overrides`` (key=value), plain.
+    """The content of the file at ``path``, merged with the variants and changes of ``overrides`` (key=value).
 
     Args:
-        reserved: keys of a recipe, which no group of variants may have.
-        mistakes: a sentence is added for each override that is none.
-        is_text: which settings are taken as they are written; all others are YAML.
+        reserved: the keys of a recipe; no group of variants may have such a name.
+        mistakes: a list to which a sentence is added for each wrong override.
+        is_text: whether a setting is text, whose value is used as it is written. Other values are read as YAML.
 
     Raises:
         UserError: a file is missing or cannot be read, or there is no such variant.
@@ -110,7 +110,9 @@ def compose(
         content = _file(path, ())
         groups = set(_groups(content, str(path)))
         if both := sorted(groups & set(reserved)):
-            raise UserError(f"the recipe {str(path)!r} has variants named {both[0]!r}, a setting of every recipe")
+            raise UserError(
+                f"the recipe {str(path)!r} has variants named {both[0]!r}, which is a setting of every recipe"
+            )
         content = _choose(content, {key: value for key, _, value in pairs if key in groups}, str(path))
         for key, equals, value in pairs:
             if key and equals and key not in groups:
@@ -119,18 +121,18 @@ def compose(
 
 
 def _change(key: str, value: str, is_text: IsText, mistakes: list[str]) -> dict[str, Any]:
-    """One change of the command line, nested as in a file; nothing, and a sentence, where it is none."""
+    """One change of the command line as nested dicts. A wrong change gives {} and adds a sentence to ``mistakes``."""
     names = re.findall(r"[^.\[\]]+", key)
     if not KEY.fullmatch(key):
-        mistakes.append(f"{key!r} is no setting's key; one is names with dots between them, such as train.steps")
+        mistakes.append(f"{key!r} is not a key; a key is names joined by dots, such as train.steps")
         return {}
     if "${" in value or value == "???":
-        mistakes.append(f"{key}: {value!r} stands for another value, which is allowed in files alone; write that out")
+        mistakes.append(f"{key}: {value!r} refers to another value, which only files may do; write the value itself")
         return {}
     try:
         content: Any = value if value not in NULL and is_text(names) else read(value)
     except YAMLError:
-        mistakes.append(f"{key}: {value!r} is not a value as YAML has them: a number, a text, [a list], {{a: mapping}}")
+        mistakes.append(f"{key}: {value!r} is not a YAML value: a number, a text, [a list] or {{a: mapping}}")
         return {}
     for name in reversed(names):
         content = {name: content}
@@ -138,7 +140,7 @@ def _change(key: str, value: str, is_text: IsText, mistakes: list[str]) -> dict[
 
 
 def merge(content: Any, changes: Any) -> Any:
-    """``content`` with ``changes`` over it: mappings are merged, lists are replaced."""
+    """``content`` with ``changes`` applied: mappings are merged, other values are replaced."""
     if isinstance(content, dict) and isinstance(changes, dict):
         return content | {key: merge(content.get(key), value) for key, value in changes.items()}
     if {type(content), type(changes)} == {dict, list}:
@@ -147,19 +149,19 @@ def merge(content: Any, changes: Any) -> Any:
 
 
 def _resolve(content: dict[str, Any]) -> Any:
-    """``content`` with the values that ``${key}`` stands for."""
+    """``content`` in which each ``${key}`` is replaced by the value of that key."""
     return OmegaConf.to_container(OmegaConf.create(content, flags={"allow_objects": True}), resolve=True)
 
 
 def combinations(path: Path) -> list[dict[str, str]]:
-    """Every choice of variants that the file at ``path`` offers, ``{group: name}``, the default first.
+    """Every combination of variants of the file at ``path``, as ``{group: name}``, the default first.
 
     Raises:
         UserError: a file is missing or cannot be read.
     """
     with _readable(path):
         content = _file(path, ())
-        list(_groups(content, str(path)))  # refuses what is none
+        list(_groups(content, str(path)))  # raises if variants are not mappings
         return _combinations(content, {})
 
 
@@ -177,7 +179,7 @@ def _combinations(content: Any, chosen: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The content of a file over that of its base."""
+    """The content of a file, merged over its base."""
     if not path.is_file():
         near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
         raise UserError(f"no recipe at {str(path)!r}{near}" + (f"; {str(above[-1])!r} is based on it" if above else ""))
@@ -192,14 +194,16 @@ def _file(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _groups(content: dict[str, Any], where: str) -> Iterator[str]:
-    """The name of every group of variants, those within variants too.
+    """The name of every group of variants, including groups inside variants.
 
     Raises:
-        UserError: variants are not mappings all the way.
+        UserError: the variants are not mappings of mappings.
     """
     groups = content.get("variants") or {}
     if not isinstance(groups, dict) or not all(map(_are_variants, groups.values())):
-        raise UserError(f"the recipe {where!r}: variants: {groups} is not a mapping of groups to names to settings")
+        raise UserError(
+            f"the recipe {where!r}: variants: {groups} is not a mapping such as {{group: {{name: {{setting: value}}}}}}"
+        )
     for group, variants in groups.items():
         yield group
         for changes in variants.values():
@@ -207,7 +211,7 @@ def _groups(content: dict[str, Any], where: str) -> Iterator[str]:
 
 
 def _are_variants(variants: Any) -> bool:
-    """Whether there is at least one name, each with settings or nothing."""
+    """Whether this is a mapping with at least one name, whose values are mappings or null."""
     if not isinstance(variants, dict) or not variants:
         return False
     return all(changes is None or isinstance(changes, dict) for changes in variants.values())
@@ -226,10 +230,10 @@ def _choose(content: dict[str, Any], choices: Mapping[str, str], where: str) -> 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Inside, what YAML and OmegaConf complain of is a sentence about the file at ``path``."""
+    """Turn errors of YAML and OmegaConf into a UserError about the file at ``path``."""
     try:
         yield
-    except UserError:  # is one already
+    except UserError:
         raise
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise UserError(f"the recipe {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error

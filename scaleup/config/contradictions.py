@@ -1,4 +1,4 @@
-"""Mistakes of a recipe that no single value shows."""
+"""Mistakes of a recipe that are in a combination of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scaleup.config.schema import Arm, Model, Recipe, Train, Trunk, expand, sche
 
 
 def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
-    """A clause for each; ``given`` is what was written, without defaults."""
+    """A sentence for each contradiction. ``given`` is the recipe as it was written, without defaults."""
     yield from _in_model(recipe.model, given)
     yield from _in_trunk(recipe.trunk, loaded=recipe.model.load is not None)
     yield from _in_training(recipe)
@@ -25,19 +25,19 @@ def _in_model(model: Model, given: Any) -> Iterator[str]:
         others = [key for key in given["model"] if key != "load"]
         yield from (f"model.{key}: cannot change a loaded model (model.load)" for key in others)
     if model.backbone.weights is None and model.inflate:
-        yield "model.inflate: True takes the patches of an image model, model.backbone.weights names none"
+        yield "model.inflate: True needs the patches of an image model, but model.backbone.weights names no weights"
     if model.backbone.weights is None and (count := model.backbone.fresh_blocks):
         yield (
-            f"model.backbone.fresh_blocks: {count} are added to a model that has weights, model.backbone.weights names "
-            "none; of one at random change the depth in model.backbone.kwargs"
+            f"model.backbone.fresh_blocks: {count} blocks can only be added to a model with weights, but "
+            "model.backbone.weights names none; for random weights change the depth in model.backbone.kwargs"
         )
 
 
 def _in_trunk(trunk: Trunk, loaded: bool) -> Iterator[str]:
     if trunk.placement == "disk" and not loaded:
-        yield "trunk.placement: disk needs a model that is loaded (model.load), whose backbone has a file to read from"
+        yield "trunk.placement: disk needs a loaded model (model.load), whose blocks are read from its backbone's file"
     if trunk.placement == "disk" and trunk.precision == "int8":
-        yield "trunk.precision: int8 is made once and kept in memory; with trunk.placement disk choose another"
+        yield "trunk.precision: int8 blocks must stay in memory; with trunk.placement disk choose another precision"
 
 
 def _in_training(recipe: Recipe) -> Iterator[str]:
@@ -45,41 +45,41 @@ def _in_training(recipe: Recipe) -> Iterator[str]:
     if train.warmup > train.steps:
         yield f"train.warmup: {train.warmup} is more than train.steps, {train.steps}"
     if train.valid_every and recipe.data.valid is None:
-        yield f"train.valid_every: {train.valid_every} needs a set to validate on, data.valid"
+        yield f"train.valid_every: {train.valid_every} needs a validation set (data.valid)"
     for kind in [kind for kind in ("mixup", "cutmix") if recipe.trunk.cache and getattr(train, kind)]:
-        yield f"train.{kind}: pixels are mixed before the trunk, and a cache (trunk.cache) holds what comes after it"
+        yield f"train.{kind}: mixes pixels before the trunk, but a cache (trunk.cache) only has the trunk's output"
     if train.offload and train.zero_stage == 0:
-        yield "train.offload: True needs ZeRO, train.zero_stage is 0"
+        yield "train.offload: True needs ZeRO, but train.zero_stage is 0"
 
 
 def _in_names(recipe: Recipe) -> Iterator[str]:
     for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
-        yield f"arms.{name}: the name is taken, a run keeps its {name} there"
+        yield f"arms.{name}: this name is reserved, because a run keeps its {name} there"
     for key, values in recipe.grid.items():
         repeated = [value for number, value in enumerate(values) if value in values[:number]]
         yield from (f"grid.{key}: {value!r} is listed twice" for value in dict.fromkeys(repeated))
     listed = _changed(recipe.arm, recipe.arms)
     for name, arm in _changed(recipe.arm, expand(recipe.grid)).items():
         if same := [other for other in listed if other == name or listed[other] == arm]:
-            yield f"grid.{name}: is there as arms.{same[0]} already"
+            yield f"grid.{name}: is the same arm as arms.{same[0]}"
 
 
 def _arms(recipe: Recipe) -> dict[str, Arm]:
-    """All arms, by where their settings are."""
+    """All arms, by the path of their settings: arms.NAME, grid.NAME or arm."""
     named = {f"arms.{name}": arm for name, arm in _changed(recipe.arm, recipe.arms).items()}
     named |= {f"grid.{name}": arm for name, arm in _changed(recipe.arm, expand(recipe.grid)).items()}
     return named or {"arm": recipe.arm}
 
 
 def _changed(arm: Arm, changes: Mapping[str, dict[str, Any]]) -> dict[str, Arm]:
-    return {name: replace(arm, **each) for name, each in changes.items()}
+    return {name: replace(arm, **settings) for name, settings in changes.items()}
 
 
 def _in_arm(at: str, arm: Arm, recipe: Recipe) -> Iterator[str]:
     if arm.gate and arm.frozen_depth == 0:
-        yield f"{at}.gate: a gate needs frozen blocks below it, frozen_depth is 0"
+        yield f"{at}.gate: a gate needs frozen blocks below it, but frozen_depth is 0"
     if recipe.trunk.cache and arm.frozen_depth == 0:
-        yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, and a cache (trunk.cache) has none"
+        yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, but a cache (trunk.cache) has no pixels"
 
 
 def _in_time(at: str, arm: Arm, train: Train) -> Iterator[str]:
@@ -89,4 +89,4 @@ def _in_time(at: str, arm: Arm, train: Train) -> Iterator[str]:
     if warmup > steps and (arm.steps, arm.warmup) != (None, None):
         yield f"{at}.warmup: {warmup} is more than {at}.steps, {steps}"
     if arm.patience and not train.valid_every:
-        yield f"{at}.patience: {arm.patience} counts validations, train.valid_every is 0"
+        yield f"{at}.patience: {arm.patience} counts validations, but train.valid_every is 0"

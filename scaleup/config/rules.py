@@ -1,4 +1,4 @@
-"""What the values of a recipe may be: types with limits for its dataclasses, and the check of content against them."""
+"""The types of a recipe's settings, with their limits, and the check of a recipe against them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _directory(place: str) -> str:
 
 
 def _no_number(choice: Any) -> Any:
-    """1 is not True, which equals it."""
+    """Refuse 1 and 0, which Python would accept as True and False."""
     if isinstance(choice, int) and not isinstance(choice, bool):
         raise ValueError
     return choice
@@ -70,7 +70,7 @@ def _without_nulls(entries: Any) -> Any:
 
 
 def allowed(words: str) -> WrapValidator:
-    """What a type allows, in words: those of a mistake, which is one of the whole value."""
+    """The words for what a type allows. A mistake anywhere in the value is reported with them, for the whole value."""
 
     def validate(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -82,7 +82,7 @@ def allowed(words: str) -> WrapValidator:
 
 
 def in_order(words: str) -> WrapValidator:
-    """A mapping in the order that is written; pydantic's is that of the type."""
+    """A mapping that keeps the order of the recipe. (pydantic would use the order of the type.)"""
 
     def validate(entries: Any, check: ValidatorFunctionWrapHandler) -> Any:
         if not isinstance(entries, dict):
@@ -99,7 +99,7 @@ def _mistake(words: str) -> PydanticCustomError:
 
 COUNT, INDEX = "a whole number of at least 1", "a whole number of at least 0"
 POSITIVE, SHARE = "a number above 0", "a number between 0 and 1"
-# Strict: True is no number, 2.0 is not whole.
+# Strict: True is not a number, and 2.0 is not a whole number.
 Whole = Annotated[int, Field(strict=True), BeforeValidator(_number)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]
 Count = Annotated[Whole, Field(ge=1), allowed(COUNT)]
@@ -130,7 +130,8 @@ Cache = Annotated[str, AfterValidator(_directory), allowed("a directory with a c
 
 
 def setting(schema: Any, path: Sequence[str | int]) -> Any:
-    """The type of the setting at ``path`` below ``schema``, without None; None where there is none."""
+    """The type of the setting at ``path`` below ``schema``, without its ``| None``; None if there is no such
+    setting."""
     for key in path:
         kind = _plain(schema)
         schema = get_args(kind)[-1] if get_origin(kind) in (dict, list) else _settings(kind).get(str(key))
@@ -138,7 +139,7 @@ def setting(schema: Any, path: Sequence[str | int]) -> Any:
 
 
 def is_text(schema: Any, path: Sequence[str]) -> bool:
-    """Whether the setting at ``path`` below ``schema`` is text alone."""
+    """Whether the setting at ``path`` below ``schema`` can only be text."""
     kind = setting(schema, path)
     return kind is str or get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))
 
@@ -146,7 +147,7 @@ def is_text(schema: Any, path: Sequence[str]) -> bool:
 def check(schema: type[T], content: Any) -> tuple[T | None, list[str]]:
     """``content`` as an object of the dataclass ``schema``, and a sentence for each mistake in it.
 
-    Settings that are wrong have their defaults in the object; it is None where one has no default.
+    In the object, wrong settings have their defaults. If one of them has no default, the object is None.
     """
     mistakes: dict[str, None] = {}
     content = deepcopy(content)
@@ -163,7 +164,7 @@ def check(schema: type[T], content: Any) -> tuple[T | None, list[str]]:
 
 
 _adapter: Callable[[Any], TypeAdapter] = cache(TypeAdapter)
-WORDS = {  # by types of errors
+WORDS = {  # pydantic's type of error -> what is allowed
     **{"string_type": "a text", "bool_type": "true or false", "bool_parsing": "true or false"},
     **{"int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number"},
     **{"list_type": "a list of values", "too_short": "a list of values"},
@@ -172,7 +173,7 @@ WORDS = {  # by types of errors
 
 
 def _sentence(schema: Any, error: ErrorDetails) -> str:
-    """What is wrong, with its path, what is allowed, and the nearest of the names that are."""
+    """A mistake as a sentence: the path, the value, what is allowed, and the nearest allowed name."""
     path, value = error["loc"], error["input"]
     if path[-1] == "[key]":
         path = path[:-2]
@@ -203,7 +204,7 @@ def _settings(section: Any) -> dict[str, Any]:
 
 
 def _wrong(error: ErrorDetails) -> list[str]:
-    """The path of the setting to leave out for an error: what is wrong, or what has a part missing."""
+    """The path of the setting to remove for an error: the wrong one, or the one in which something is missing."""
     path = [key for key in error["loc"] if isinstance(key, str) and key != "[key]"]
     return path[:-1] if error["type"] == "missing" else path
 

@@ -1,4 +1,4 @@
-"""The keys of a recipe: a dataclass for each section, with the default of each key; and the arms of a grid."""
+"""The keys of a recipe, with types and defaults: a dataclass for each section; and the arms of a grid."""
 
 from __future__ import annotations
 
@@ -43,15 +43,16 @@ SHORT = {"frozen_depth": "depth"}
 def expand(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     """``{"frozen_depth": [6, 8], "gate": [True]}`` -> ``{"depth6_gate": {"frozen_depth": 6, "gate": True}, ...}``.
 
-    The last setting changes fastest; no setting, no arm.
+    The last setting changes fastest. An empty grid gives no arms.
     """
     combinations = itertools.product(*grid.values()) if grid else ()
     changes = [dict(zip(grid, values, strict=True)) for values in combinations]
-    return {"_".join(itertools.starmap(_said, each.items())): each for each in changes}
+    return {"_".join(itertools.starmap(_name, settings.items())): settings for settings in changes}
 
 
-def _said(setting: str, value: Any) -> str:
-    """A setting and its value in letters, digits, '_' and '-' alone: ``depth6``, ``lr1e-4``, ``gate``, ``no_gate``."""
+def _name(setting: str, value: Any) -> str:
+    """A name for a setting and its value, of letters, digits, '_' and '-': ``depth6``, ``lr1e-4``, ``gate``,
+    ``no_gate``."""
     setting = SHORT.get(setting, setting)
     if value is None or isinstance(value, bool):
         return setting if value else f"no_{setting}"
@@ -61,7 +62,7 @@ def _said(setting: str, value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """A number without a point, which names may not have: 0.00015 is ``15e-5``."""
+    """A number without a point, because names may not have one: 0.00015 is ``15e-5``."""
     exact = Decimal(repr(value))
     exponent = exact.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
@@ -70,19 +71,19 @@ def _number(value: float) -> str:
 
 @dataclass
 class Tube:
-    """A sparse video tube (Section 3.2); every list is in the order t, h, w, in frames and pixels."""
+    """A sparse video tube (Section 3.2). Every list is [t, h, w], in frames and pixels."""
 
     kernel: Lengths
     stride: Lengths
     offset: Offsets = field(default_factory=lambda: [0, 0, 0])
-    fold: Lengths = field(default_factory=lambda: [1, 1, 1])  # space-to-depth, in kernel places along each axis
-    channels: Count | None = None  # emitted by the kernel at each place; None: width / places
-    summed: bool = False  # places of the fold have kernels of their own and are summed, not concatenated
+    fold: Lengths = field(default_factory=lambda: [1, 1, 1])  # space-to-depth: places per token along each axis
+    channels: Count | None = None  # output channels of the kernel; None: width / places per token
+    summed: bool = False  # each place of the fold has its own kernel; outputs are summed, not concatenated
 
 
 @dataclass
 class Frames:
-    """Which frames of a video pass through the image tokenizer."""
+    """The frames of a video that the image patches are taken from."""
 
     stride: Count = 32
     offset: Index = 0
@@ -90,26 +91,26 @@ class Frames:
 
 @dataclass
 class Positions:
-    """Where tokens are (Section 3.3, Table 7a)."""
+    """Position embeddings (Section 3.3, Table 7a)."""
 
     kind: Literal["cosine", "cosine_no_stride", "learned", "relative", "none", "backbone"] = "cosine"
-    amplitude: Positive = 1.0  # of the sines; 1 is the paper's
+    amplitude: Positive = 1.0  # of the sines; 1 in the paper
 
 
 @dataclass
 class Backbone:
-    """A plain image ViT: ``timm:NAME``, ``open_clip:NAME/TAG``, ``hf-hub:owner/name`` or an alias (vit_h), and how its
-    weights come to be."""
+    """A plain image ViT and its weights: ``timm:NAME``, ``open_clip:NAME/TAG``, ``hf-hub:owner/name`` or an alias
+    (vit_h)."""
 
     name: str = "timm:vit_base_patch16_224"
-    kwargs: dict[str, Any] = field(default_factory=dict)  # changes to the architecture, the library's own words
-    weights: str | None = None  # None: random initialisation; "pretrained"; a file, a directory, a name on a hub
-    fresh_blocks: Index = 0  # on top of those that have weights, drawn at random (Table 8)
+    kwargs: dict[str, Any] = field(default_factory=dict)  # arguments for the library's model
+    weights: str | None = None  # "pretrained", a file, a directory, a name on a hub; None: random weights
+    fresh_blocks: Index = 0  # random blocks that are added on top of the pretrained ones (Table 8)
 
 
 @dataclass
 class Input:
-    """What a model is fed: clips of ``frames`` frames at ``fps``, ``size`` (h, w) pixels, normalised."""
+    """The input of a model: clips of ``frames`` frames at ``fps``, of ``size`` (h, w) pixels, normalised."""
 
     frames: Count = 32
     size: Size = field(default_factory=lambda: [224, 224])
@@ -120,7 +121,7 @@ class Input:
 
 @dataclass
 class Model:
-    """A model to begin with: ``load`` names a model directory; otherwise the rest describes a fresh one."""
+    """The model at the start of a run: loaded from the directory ``load``, or described by the other keys."""
 
     load: str | None = None
     backbone: Backbone = field(default_factory=Backbone)
@@ -128,7 +129,7 @@ class Model:
     frames: Frames = field(default_factory=Frames)
     tubes: Named[Tube] = field(default_factory=dict)
     interpolate: Lengths | None = None  # one shared kernel of this size for all tubes, e.g. [8, 8, 8]
-    inflate: bool = False  # kernels of the tubes begin as the backbone's patches, inflated in time (Table 5)
+    inflate: bool = False  # tubes start as the backbone's patches, inflated in time (Table 5)
     positions: Positions = field(default_factory=Positions)
 
 
@@ -136,16 +137,16 @@ class Model:
 class Augment:
     """Random changes of a training sample; the same for all frames of a clip."""
 
-    crop_scale: Areas = field(default_factory=lambda: [0.25, 1.0])  # share of the area kept
+    crop_scale: Areas = field(default_factory=lambda: [0.25, 1.0])  # area of the crop / area of the frame
     crop_ratio: Ratios = field(default_factory=lambda: [0.75, 1.3333])  # width over height
-    flip: bool = True  # left-right; off where labels name directions
+    flip: bool = True  # left-right; turn it off if labels name directions
     randaugment_layers: Index = 0
     randaugment_magnitude: Magnitude = 10
 
 
 @dataclass
 class Dataset:
-    """One training set: shards of images or of videos, and which head learns which label."""
+    """A training set: shards of images or of videos, and the label that each head learns."""
 
     shards: Shards  # a directory, or an address such as https://host/train or s3://bucket/train
     heads: Heads = field(default_factory=dict)  # head name -> label name in the shards
@@ -155,81 +156,81 @@ class Dataset:
 
 @dataclass
 class Valid:
-    """A set on which arms are validated while they train: one clip and one crop of every sample."""
+    """The validation set. While arms train, they are tested on one clip and one crop of every sample."""
 
     shards: Shards  # a directory or an address
-    heads: Heads = field(default_factory=dict)  # head name -> label name; none: all whose name and classes fit
+    heads: Heads = field(default_factory=dict)  # head -> label; empty: all that fit
 
 
 @dataclass
 class Data:
-    """Training sets (whole batches come from one of them), the set to validate on, and how they are read."""
+    """Training sets (each batch comes from one of them), the validation set, and how they are read."""
 
     train: Named[Dataset] = field(default_factory=dict)
     valid: Valid | None = None
     batch: Count = 64  # samples of a step, over all ranks
     workers: Index = 1  # loader processes of each rank
-    max_bad: Share = 0.01  # share of unreadable samples left out before the run stops
-    window: Count = 8192  # samples within which an epoch is shuffled; larger sets are read in near sequence
+    max_bad: Share = 0.01  # largest share of unreadable samples; the run stops above it
+    window: Count = 8192  # samples in the shuffle buffer; larger sets are read almost in sequence
 
 
 @dataclass
 class Arm:
-    """What trains above the trunk. ``frozen_depth`` blocks are frozen; 0 trains everything, tubes included."""
+    """The part that trains. ``frozen_depth`` is the number of frozen blocks; 0 trains everything, tubes included."""
 
     frozen_depth: Index = 0
-    gate: Gate = False  # true: one alpha, the paper's; "channel": one for each channel
-    adapt: Literal["full", "lora", "dora", "ia3", "none"] = "full"  # the late blocks; none: frozen too
-    lora_rank: Count = 8  # of lora and dora, whose products are scaled by lora_alpha / lora_rank
+    gate: Gate = False  # true: one alpha, as in the paper; "channel": one alpha for each channel
+    adapt: Literal["full", "lora", "dora", "ia3", "none"] = "full"  # of late blocks; none: frozen too
+    lora_rank: Count = 8  # rank of lora and dora; their output is scaled by lora_alpha / lora_rank
     lora_alpha: Positive = 16.0
-    precision: Literal["float32", "bfloat16"] = "float32"  # of products; what trains is float32 in any case
-    grad_checkpointing: bool = False  # compute each block twice instead of keeping its activations
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
+    grad_checkpointing: bool = False  # compute blocks again in the backward pass, keep no activations
     lr: Positive = 1e-3
     gate_lr: Positive = 5e-3
     weight_decay: NotNegative = 1e-3
-    clip: NotNegative = 1.0  # gradient norm; 0: none
-    steps: Count | None = None  # after which the arm ends, and over which its cosine runs; None: train.steps
+    clip: NotNegative = 1.0  # gradient norm is clipped to this; 0: no clipping
+    steps: Count | None = None  # training steps of the arm, and of its cosine schedule; None: train.steps
     warmup: Index | None = None  # None: train.warmup
-    patience: Index = 0  # validations in a row without a rise of accuracy that end the arm early; 0: it never does
+    patience: Index = 0  # validations without better accuracy that end the arm early; 0: never
 
 
 @dataclass
 class Trunk:
-    """How frozen blocks are kept while arms train; ``auto`` measures which precision is fastest on the device."""
+    """Precision and place of the frozen blocks. ``auto`` measures which precision is fastest on the device."""
 
     precision: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
-    placement: Literal["device", "host", "disk"] = "device"  # where blocks wait for their turn
-    cache: Cache | None = None  # a token cache (tools/cache.py), which stands for videos and frozen blocks in training
+    placement: Literal["device", "host", "disk"] = "device"  # where blocks are stored
+    cache: Cache | None = None  # a token cache (tools/cache.py) to train from
 
 
-STAGES = "0, 1 or 2 (3 would take apart the frozen weights that arms share with the trunk)"
+STAGES = "0, 1 or 2 (3 would split the frozen weights, which arms share with the trunk)"
 
 
 @dataclass
 class Train:
-    """Optimizer and schedule, alike for all arms of a sweep but where an arm has its own steps and warm-up."""
+    """Optimizer and schedule of all arms. An arm may have its own steps and warm-up."""
 
     steps: Count = 500
     optimizer: Literal["adamw", "adam"] = "adamw"
     betas: Betas = field(default_factory=lambda: [0.9, 0.999])
     warmup: Index = 20  # steps of linear warm-up before the cosine
     label_smoothing: Share = 0.0
-    mixup: NotNegative = 0.0  # alpha of the Beta distribution; 0: none
-    cutmix: NotNegative = 0.0  # the same; where both are set each step draws one of them, half and half
-    kernels: Literal["library", "lean", "fast", "auto"] = "auto"  # model/kernels.py; auto: fast where measured to pay
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution; 0: no mixup
+    cutmix: NotNegative = 0.0  # the same; if both are set, each step uses one of them, with equal probability
+    kernels: Literal["library", "lean", "fast", "auto"] = "auto"  # model/kernels.py; auto: fast where it is faster
     zero_stage: Annotated[Whole, Field(ge=0, le=2), allowed(STAGES)] = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
-    accumulate: Count = 1  # micro-batches of a step, one after the other: less memory, the same step
+    accumulate: Count = 1  # gradient accumulation: micro-batches per step
     log_every: Count = 10
-    save_every: Index = 1000  # steps between checkpoints; 0: at the end alone, and where the run is stopped
-    keep: Count = 2  # checkpoints at a time
-    valid_every: Index = 0  # steps between validations on data.valid, and one where an arm ends; 0: none
+    save_every: Index = 1000  # steps between checkpoints; 0: only at the end, and when the run is stopped
+    keep: Count = 2  # number of checkpoints to keep
+    valid_every: Index = 0  # steps between validations on data.valid (also when an arm ends); 0: no validation
 
 
 if TYPE_CHECKING:
     Changes = dict[str, Any]
     Grid = dict[str, list[Any]]
-else:  # some settings of an arm; some with lists of values
+else:  # any settings of an arm; the same with lists of values
     settings = get_type_hints(Arm, include_extras=True)
     lists = {name: Annotated[list[kind], Field(min_length=1)] for name, kind in settings.items()}
     Changes = Annotated[TypedDict("Changes", settings, total=False), in_order("a mapping of settings")]
@@ -239,7 +240,7 @@ else:  # some settings of an arm; some with lists of values
 
 @dataclass
 class Recipe:
-    """A whole run. ``arm`` is the arm of a single run and the defaults of every entry of ``arms``."""
+    """A run. ``arm`` is the arm of a single run, and has the defaults of every entry of ``arms``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # of all sections
     out: str = ""
@@ -250,10 +251,10 @@ class Recipe:
     train: Train = field(default_factory=Train)
     arm: Arm = field(default_factory=Arm)
     arms: Named[Changes] = field(default_factory=dict)  # name -> changes to arm
-    grid: Grid = field(default_factory=dict)  # more arms: all combinations
+    grid: Grid = field(default_factory=dict)  # more arms: all combinations of these values
 
 
 def schedule(arm: Arm, train: Train) -> tuple[int, int]:
-    """Steps and warm-up of an arm: its own, or those of the run."""
+    """Steps and warm-up steps of an arm: its own, or those of the run."""
     steps = train.steps if arm.steps is None else arm.steps
     return steps, train.warmup if arm.warmup is None else arm.warmup

@@ -1,1 +1,1 @@
-"""Shards of images and videos: written, checked, decoded, and put together as batches."""
+"""Shards of images and videos: writing, checking, decoding and batching."""

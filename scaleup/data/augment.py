@@ -1,4 +1,4 @@
-"""From decoded pixels to what a model is fed: random for training, evenly spaced views for evaluation."""
+"""Crops of decoded pixels: random clips and crops for training, evenly spaced views for evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainTransform:
 
     def __init__(self, input: Input, augment: Augment) -> None:
         self.input, self.augment = input, augment
-        # Decoding no larger than the smallest crop needs spares most of the work on big videos.
+        # Big videos are decoded only as large as the smallest crop needs. This saves most of the work.
         self.short = math.ceil(max(input.size) / math.sqrt(augment.crop_scale[0]))
         layers, magnitude = augment.randaugment_layers, augment.randaugment_magnitude
         self.randaugment = v2.RandAugment(layers, magnitude, interpolation=v2.InterpolationMode.BILINEAR)
@@ -72,7 +72,7 @@ def _random_box(height: int, width: int, augment: Augment, source: random.Random
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             return source.randint(0, height - h), source.randint(0, width - w), h, w
-    h = max(1, min(height, round(width / augment.crop_ratio[0])))  # none fits: the largest allowed, in the middle
+    h = max(1, min(height, round(width / augment.crop_ratio[0])))  # no try fits: the largest allowed crop, centred
     w = max(1, min(width, round(height * augment.crop_ratio[1])))
     return (height - h) // 2, (width - w) // 2, h, w
 
@@ -91,10 +91,10 @@ def parse_views(text: str) -> tuple[int, int]:
 
 
 def eval_views(data: bytes, modality: str, input: Input, clips: int, crops: int) -> Tensor:
-    """``clips`` clips evenly spaced over a video, each in ``crops`` spatial crops; an image has its crops alone.
+    """``clips`` evenly spaced clips of a video, each in ``crops`` spatial crops; for an image, only the crops.
 
     Returns:
-        uint8 (V, 3, T, h, w), clips first, or (V, 3, h, w). One clip is the middle one.
+        uint8 (V, 3, T, h, w), in the order clip, crop; or (V, 3, h, w). A single clip is the middle one.
 
     Raises:
         BadSample: the sample cannot be decoded.
@@ -113,11 +113,11 @@ def eval_views(data: bytes, modality: str, input: Input, clips: int, crops: int)
 
 
 def spatial_views(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
-    """``crops`` crops of ``size`` (h, w), evenly spaced along the side that is longer than needed.
+    """``crops`` crops of ``size`` (h, w), evenly spaced along the longer side.
 
-    The picture is first resized so that it just covers ``size``. One crop is the centre. Where nothing is left to
-    slide along for several crops (a square picture and a square model), the picture is enlarged by 8/7, or by as
-    much as lets the crops differ by a pixel, and they slide along its width.
+    The picture is first resized so that it just covers ``size``. A single crop is the centre. If several crops would be
+    equal (a square picture and a square model), the picture is enlarged by 8/7, or until the crops differ by a pixel,
+    and the crops are spaced along its width.
 
     Args:
         pixels: uint8 (..., 3, H, W).
@@ -140,7 +140,7 @@ def _crops(pixels: Tensor, size: Sequence[int], crops: int) -> Tensor:
 
 
 def covering(height: int, width: int, size: Sequence[int], crops: int) -> tuple[int, int]:
-    """How large a picture becomes before it is cropped to ``size``."""
+    """The size (H, W) to which a picture is resized before it is cropped to ``size``."""
     h, w = size
     scale = max(h / height, w / width)
     if max(round(height * scale) - h, round(width * scale) - w) < crops - 1:

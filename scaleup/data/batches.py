@@ -1,4 +1,4 @@
-"""Batches of samples of one dataset, which of its samples are bad, and the processes that make batches."""
+"""Batches of samples of one dataset, the count of bad samples, and the worker processes that make batches."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from scaleup.data.storage import Failure
 from scaleup.errors import UserError
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-PREFETCH = 2  # results of a process that wait for their turn
-_rings: dict[tuple[int, ...], deque[Tensor]] = {}  # of this process, by the shape of a sample
+PREFETCH = 2  # finished batches that each worker keeps ready
+_rings: dict[tuple[int, ...], deque[Tensor]] = {}  # shape of a sample -> shared buffers of this process
 
 
 @dataclass
 class Batch:
-    """Samples of one dataset. For evaluation ``pixels`` have an axis of views after the first: (B, V, 3, ...)."""
+    """Samples of one dataset. For evaluation ``pixels`` have views as their second axis: (B, V, 3, ...)."""
 
     dataset: str
     modality: str
-    pixels: Tensor  # uint8 (B, 3, T, H, W) of videos, (B, 3, H, W) of images; of a cache (B, bytes of a record)
+    pixels: Tensor  # uint8 (B, 3, T, H, W) for videos, (B, 3, H, W) for images, (B, bytes of a record) for a cache
     labels: dict[str, Tensor]  # head -> int64 (B,)
     keys: list[str]
     failures: list[Failure] = field(default_factory=list)  # samples that could not be read, by their keys
 
 
 class Samples(Protocol):
-    """What a batch is put together from: shards, or what stands for them."""
+    """The source of a batch's samples: shards, or a token cache."""
 
     modality: str
     keys: list[str]
@@ -55,13 +55,13 @@ class Samples(Protocol):
 
 
 class BadSamples:
-    """The samples of a set that cannot be read: each is named once, and too many of them are an error.
+    """The unreadable samples of a set: each is printed once, and too many of them are an error.
 
     Args:
-        owner: whose they are, as it is printed.
-        count: of all samples of the set.
-        max_bad: the share of them that may be bad; one sample must be left in any case.
-        hint: what the error ends with.
+        owner: name of the set, for messages.
+        count: number of samples of the set.
+        max_bad: largest share of bad samples; at least one sample must be good.
+        hint: the end of the error's sentence.
     """
 
     def __init__(self, owner: str, count: int, max_bad: float, hint: str = "") -> None:
@@ -70,13 +70,13 @@ class BadSamples:
         self.reasons: dict[str, str] = {}  # by key
 
     def name(self, failures: Iterable[Failure]) -> None:
-        """Print those that were not added before."""
+        """Print the failures that were not added before."""
         for failure in failures:
             if failure.source not in self.reasons:
                 print(f"{self.owner}: sample '{failure.source}' left out: {failure.reason}", file=sys.stderr)
 
     def add(self, failures: Iterable[Failure]) -> None:
-        """Count them, each key once; UserError where they have become too many."""
+        """Count failures, each key once; UserError if there are too many."""
         self.reasons.update((failure.source, failure.reason) for failure in failures)
         if len(self.reasons) > self.allowed:
             names = ", ".join(f"'{key}' ({reason})" for key, reason in list(self.reasons.items())[:20])
@@ -94,7 +94,7 @@ def input_bytes(input: Input, modality: str) -> int:
 def collate(
     name: str, shards: Samples, heads: Mapping[str, str], read: list[tuple[int, Tensor]], failures: list[Failure]
 ) -> Batch:
-    """The batch of samples ``read`` (number, pixels), with what they are to each head."""
+    """The batch of the samples ``read`` (number, pixels), with the labels for each head."""
     indices = [index for index, _ in read]
     pixels = stack_shared([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
     labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
@@ -102,10 +102,13 @@ def collate(
 
 
 def batches(dataset: Dataset, numbers: range, workers: int, size: int) -> Iterator[Batch]:
-    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one).
+    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this process).
 
     Args:
-        size: bytes of a batch, of each shape that there is, added up; UserError where /dev/shm is too small.
+        size: bytes of a batch; if batches have several shapes, their sum.
+
+    Raises:
+        UserError: /dev/shm is too small.
     """
     refuse_small_shared(size, len(numbers), workers)
     results = in_workers(dataset, numbers, workers)
@@ -113,16 +116,16 @@ def batches(dataset: Dataset, numbers: range, workers: int, size: int) -> Iterat
 
 
 def _own(mapped: dict[int, Tensor], batch: Batch) -> Batch:
-    """``batch`` in memory of its own; the memory in which it came stays mapped here from one batch to the next."""
+    """A copy of ``batch`` in this process's memory; its shared memory stays mapped for the next batches."""
     mapped[batch.pixels.data_ptr()] = batch.pixels
     return replace(batch, pixels=batch.pixels.clone())
 
 
 def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
-    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this one).
+    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this process).
 
     Raises:
-        UserError: reading failed in one of them, and the cause is known.
+        UserError: a process failed, and the cause is known.
     """
     if not workers:
         return iter(DataLoader(dataset, batch_size=None, sampler=numbers))
@@ -133,13 +136,13 @@ def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
 
 
 class _Refusal(NamedTuple):
-    """What a process hands over in place of a result."""
+    """What a worker process sends instead of a result: an error's sentence."""
 
     sentence: str
 
 
 class _Explained(Dataset):
-    """``dataset``, with a sentence where an error's cause is known: torch would hand over its traceback as a text."""
+    """``dataset``, but errors with a known cause become a sentence. (torch would send the traceback as text.)"""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -163,22 +166,22 @@ def _begin_worker(_: int) -> None:
     follow(signal.SIGINT, signal.SIGTERM)
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # glibc: batches are mapped and given back, else their holes in the heap are never filled again
+    if mallopt:  # glibc: batches get their own mappings, which are freed; in the heap they would leave holes
         mallopt(M_MMAP_THRESHOLD, 1 << 22)
 
 
 def _end_worker(error: Exception, _: Any) -> None:
-    """A result cannot be handed over: Python would drop it, and the main process wait for it for ever."""
+    """Called if a result cannot be sent. Python would drop the result, and the main process would wait for ever."""
     reason = processes.explain(error) or f"{type(error).__name__} {error}"
-    print(f"a loader process cannot hand over a batch: {reason}", file=sys.stderr, flush=True)
+    print(f"a loader process cannot send a batch: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``; in a process of :func:`in_workers` into shared memory that is used by turns.
+    """``torch.stack``; in a process of :func:`in_workers`, into one of a few shared buffers that are used in turns.
 
-    Fresh shared memory, handed out by the kernel page by page, would cost half of what decoding costs. So the main
-    process must copy a result before it asks for the next, and should keep the memory mapped meanwhile.
+    New shared memory would take half as long as decoding, because the kernel allocates it page by page. Since buffers
+    are used again, the main process must copy a result before it asks for the next one.
     """
     if get_worker_info() is None:
         return torch.stack(list(tensors))
@@ -186,7 +189,7 @@ def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
     ring = _rings.setdefault(shape, deque())
     if ring and len(ring[0]) < len(tensors):
         ring.clear()
-    if len(ring) <= PREFETCH:  # those that wait, and the one that is taken out or being made
+    if len(ring) <= PREFETCH:  # buffers of finished batches, and one that is being written or copied
         ring.append(torch.empty((len(tensors), *shape), dtype=tensors[0].dtype).share_memory_())
     else:
         ring.rotate(-1)
@@ -194,11 +197,14 @@ def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def refuse_small_shared(batch: int, count: int, workers: int) -> None:
-    """UserError where /dev/shm does not hold what processes hand over.
+    """Check that /dev/shm is large enough for the batches of all worker processes.
 
     Args:
-        batch: bytes of a result, of each shape that there is, added up.
-        count: how many results there are in all.
+        batch: bytes of a result; if results have several shapes, their sum.
+        count: number of all results.
+
+    Raises:
+        UserError: /dev/shm is too small.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = ranks * batch * min(count, workers * (PREFETCH + 1))
@@ -206,7 +212,7 @@ def refuse_small_shared(batch: int, count: int, workers: int) -> None:
     if needed > free:
         raise UserError(
             f"the batches of {ranks * workers} loader processes need {format_bytes(needed)} of shared memory "
-            f"(/dev/shm), and {format_bytes(free)} are free; {processes.SHARED}"
+            f"(/dev/shm), but {format_bytes(free)} are free; {processes.SHARED}"
         )
 
 

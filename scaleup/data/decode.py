@@ -1,4 +1,4 @@
-"""Bytes of an image or a video to uint8 pixels, through Pillow and PyAV (FFmpeg)."""
+"""Decodes images (Pillow) and videos (PyAV, FFmpeg) to uint8 pixels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def decode_image(data: bytes, short: int | None = None) -> Tensor:
     """The first picture in ``data``, upright by its EXIF tag.
 
     Args:
-        short: shrink so that the short side has this many pixels; smaller pictures stay as they are.
+        short: shrink so that the short side has this many pixels; smaller pictures are not changed.
 
     Returns:
         uint8 (3, H, W), RGB.
@@ -53,13 +53,13 @@ def decode_image(data: bytes, short: int | None = None) -> Tensor:
     upright = upright_image(data)
     height, width = shrunk_size(upright.height, upright.width, short)
     pixels = np.array(upright.resize((width, height), reducing_gap=2.0))  # (H, W, 3)
-    import torch  # takes seconds, which those who write or check files alone do not wait for
+    import torch  # takes seconds, and is not needed to write or check files
 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def upright_image(data: bytes) -> Image.Image:
-    """The first picture in ``data`` as Pillow has it, RGB, upright by its EXIF tag; BadSample as above."""
+    """As :func:`decode_image`, but a Pillow image in RGB."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_pixels(*image.size)
@@ -78,21 +78,22 @@ def decode_clip(data: bytes, frames: int, fps: float, start: float = 0.0, view: 
 def decode_clips(data: bytes, frames: int, fps: float, starts: Sequence[float], view: View | None = None) -> Tensor:
     """Clips of ``frames`` frames at ``fps`` from one video, which is decoded once for all of them.
 
-    Frame k of a clip is what a player shows k / fps seconds after the clip begins: a slower video's frames are
-    repeated, a faster one's skipped, by their timestamps where those can be true (see ``Clock``).
-    A clip begins ``start`` (0 to 1) of the way through the slack, the time by which the video is longer than the
-    clip: 1 ends with the last frame. A video shorter than the clip begins at its first frame and repeats its last.
-    It begins with the first frame that can be decoded; a damaged frame is not shown, the one before stays. Only what
-    these frames need is decoded.
+    Frame k of a clip is the frame that a player shows k / fps seconds after the clip begins. So frames of a slower
+    video are repeated, and frames of a faster one skipped. Timestamps are used if they are plausible (see ``Clock``).
+    The slack is the time by which the video is longer than the clip. A clip begins at the share ``start`` (0 to 1) of
+    the slack; with 1 it ends with the last frame. If the video is shorter than the clip, the clip begins at the first
+    frame and repeats the last one. The video begins with the first frame that can be decoded. Instead of a damaged
+    frame, the frame before it is shown. Only frames that are needed are decoded.
 
     Args:
-        view: which part of the picture as it is shown, and how large it becomes; by default all of it, as it is.
+        starts: the ``start`` of each clip.
+        view: the part of the picture to take, and its new size; by default the whole picture, in its size.
 
     Returns:
         uint8 (V, 3, T, h, w), RGB, upright by the display matrix and in square pixels, V = ``len(starts)``.
 
     Raises:
-        BadSample: it cannot be decoded, has no video stream or no frame, or more than ``MAX_PIXELS`` a frame; too
+        BadSample: it cannot be decoded, has no video stream, no frame, or a frame of more than ``MAX_PIXELS``; too
             much of it is damaged, or missing at its end.
     """
     pictures = Pictures(view or whole_view())
@@ -114,10 +115,10 @@ def shown_frames(
     take: Callable[[VideoFrame], T],
     opened: Opened = ignore,
 ) -> list[T]:
-    """What ``take`` makes of each frame of each clip, clip by clip; of a frame that is shown twice it is asked once.
+    """``take(frame)`` for each frame of each clip, in order. For a repeated frame ``take`` is called once.
 
     Args:
-        opened: is called with the stream that the frames come from before the first of them is taken.
+        opened: called with the video stream before the first frame is taken.
     """
     with _video(data, strict=True) as (stream, packets):
         opened(stream)
@@ -135,7 +136,8 @@ def shown_frames(
 
 @contextmanager
 def _video(data: bytes, strict: bool = False) -> Iterator[tuple[av.VideoStream, list[av.Packet]]]:
-    """The video stream and its packets in decoding order. ``strict``: the decoder stops at what it can mend, too."""
+    """The video stream and its packets in decoding order. ``strict``: the decoder also refuses errors that it could
+    mend."""
     try:
         with av.open(io.BytesIO(data)) as container:
             stream = video_stream(container)
@@ -153,7 +155,7 @@ def _video(data: bytes, strict: bool = False) -> Iterator[tuple[av.VideoStream, 
 
 
 def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray, bool]:
-    """The second each packet is shown at (NaN: never), and whether all stamps are believed."""
+    """The second at which each packet is shown (NaN: never), and whether all timestamps are plausible."""
     timeline = Timeline(stream, packets)
     opens = packets[0].is_keyframe and timeline.opens
     times, believed = timeline.seconds(-math.inf if opens else _first_stamp(stream, packets))
@@ -163,7 +165,7 @@ def _times(stream: av.VideoStream, packets: list[av.Packet]) -> tuple[np.ndarray
 
 
 def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> float:
-    """The stamp in seconds of the first frame that can be decoded; minus infinity if it has none."""
+    """The timestamp in seconds of the first frame that can be decoded; minus infinity if it has none."""
     context = stream.codec_context
     for packet in [*packets, None]:
         try:
@@ -177,7 +179,7 @@ def _first_stamp(stream: av.VideoStream, packets: list[av.Packet]) -> float:
 
 
 def _seconds(times: np.ndarray, frames: int, fps: float, starts: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The seconds at which frames are needed, ascending, once each; and which of them each frame of each clip is."""
+    """The sorted seconds at which frames are needed, each once; and for each frame of each clip, its index in them."""
     first, last = np.nanmin(times), np.nanmax(times)
     slack = max(0.0, last - first - (frames - 1) / fps)
     clips = first + np.asarray(starts)[:, None] * slack + np.arange(frames) / fps  # (V, T)
@@ -188,11 +190,11 @@ def _seconds(times: np.ndarray, frames: int, fps: float, starts: Sequence[float]
 def _seek(
     packets: list[av.Packet], times: np.ndarray, seconds: np.ndarray, take: Callable[[VideoFrame], T]
 ) -> list[T] | None:
-    """What ``take`` makes of the frame on screen at each of ``seconds``; no more is decoded than that needs.
+    """``take(frame)`` for the frame that is shown at each of ``seconds``, decoding as little as possible.
 
-    Decoding starts at the last key frame before, and frames that are neither shown nor referred to are skipped.
-    None: that does not bring out every frame by its timestamp and in that order, as with references across a key
-    frame, packed B-frames, or damage.
+    Decoding starts at the last key frame before. Frames that are neither shown nor referred to are skipped. The result
+    is None if some frame does not come out with its timestamp, or in another order. This happens with references across
+    a key frame, packed B-frames, or damage.
     """
     order = np.argsort(times)[: np.isfinite(times).sum()]  # NaN is last
     places = np.searchsorted(times[order], seconds + 1e-4, side="right") - 1
@@ -201,7 +203,7 @@ def _seek(
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and times[i] <= seconds[0]]
     last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
     context = packets[0].stream.codec_context
-    skips = context.codec.name != "libdav1d"  # which heeds the first setting alone
+    skips = context.codec.name != "libdav1d"  # libdav1d ignores changes of skip_frame
     try:
         for packet in [*packets[keys[-1] if keys else 0 : last + 1], None]:
             if skips:
@@ -220,7 +222,7 @@ def _seek(
 def _play(
     stream: av.VideoStream, packets: list[av.Packet], seconds: np.ndarray, take: Callable[[VideoFrame], T]
 ) -> list[T]:
-    """As :func:`_seek`, by decoding from the beginning and going by what comes out."""
+    """As :func:`_seek`, but every frame is decoded, from the beginning."""
     results: list[T] = []
     current, result, playback = None, None, Playback(stream)
     for second, frame in playback.frames(packets):
@@ -231,22 +233,22 @@ def _play(
             playback.refuse_damage()
             return results
         current, result = frame, None
-    assert current is not None  # or it would have been refused
+    assert current is not None  # a video without frames is refused before
     return results + [take(current)] * (len(seconds) - len(results))
 
 
 def failure_reason(modality: str, error: Exception) -> str:
-    """Why it could not be read, in the words of the library that tried."""
+    """Why a file could not be read, in the words of the library."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = re.sub(r" <.* at 0x[0-9a-f]+>", "", text.splitlines()[0])  # Pillow names the object that it reads
+    text = re.sub(r" <.* at 0x[0-9a-f]+>", "", text.splitlines()[0])  # Pillow prints the file object
     return f"not a readable {modality}: {text.rstrip('.')}"
 
 
 def every_frame(data: bytes, opened: Opened, noted: Noted = ignore) -> Iterator[tuple[float, VideoFrame]]:
-    """All whole frames of a video as decoded, with the second each is shown at; BadSample as above, at the end too.
+    """All undamaged frames of a video, each with the second at which it is shown.
 
-    Args:
-        opened: as above.
+    Raises:
+        BadSample: as :func:`decode_clips`; it may be raised at the end.
     """
     with _video(data) as (stream, packets):
         opened(stream)
@@ -254,7 +256,8 @@ def every_frame(data: bytes, opened: Opened, noted: Noted = ignore) -> Iterator[
 
 
 def check(data: bytes, modality: str, noted: Noted = ignore) -> None:
-    """Decode all of it; BadSample if it cannot be used. ``noted`` is told what is odd about it if it can."""
+    """Decode a whole file; BadSample if it cannot be used. If it is unusual but usable, ``noted`` is called with a
+    sentence."""
     if modality == "image":
         upright_image(data)
         return

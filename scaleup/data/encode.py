@@ -1,4 +1,4 @@
-"""Media re-encoded for shards: smaller, at another rate, in another image format. The same bytes every time."""
+"""Re-encodes media for shards: smaller, at another frame rate, in another image format. The bytes are reproducible."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from scaleup.data.decode import check, every_frame, upright_image
 from scaleup.data.pictures import Cut, Pictures, shrunk_size
 from scaleup.data.playback import Noted, ignore
 
-PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # endings, and Pillow's words for them
+PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}  # file extension -> Pillow's format
 CLOCK = 90_000  # ticks a second of re-encoded videos
-COLOURS = 6, 1  # BT.601 and limited range (ITU-T H.273), which is how FFmpeg makes YUV of RGB; players guess otherwise
-# Made to be decoded in parts: codes and filters that are cheap to undo, and three of four frames that no other refers
-# to, so that clips at half the rate leave out what they do not show. It takes half the time, for a tenth more bytes.
+COLOURS = 6, 1  # BT.601, limited range (ITU-T H.273), as FFmpeg converts; else players guess
+# Options for fast decoding of clips: cheap entropy coding and filters, and no other frame refers to three of four
+# frames, so clips at half the frame rate need not decode them. Decoding takes half the time; files are a tenth larger.
 X264 = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "64", "bf": "3"}
 X264 |= {"x264-params": "b-adapt=0:b-pyramid=none"}
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How media are re-encoded; with nothing set they are copied."""
+    """How media are re-encoded. If nothing is set, they are copied."""
 
     short: int | None = None  # shrink so that the short side has this many pixels
-    fps: float | None = None  # of videos; slower ones stay as they are
-    image: str | None = None  # jpg, png or webp
+    fps: float | None = None  # highest frame rate of videos
+    image: str | None = None  # format of images: jpg, png or webp
     quality: int = 90  # of JPEG and WebP
-    again: bool = False  # re-encode even if nothing else is asked for
+    again: bool = False  # re-encode even if nothing else is set
 
     @property
     def copies(self) -> bool:
@@ -43,12 +43,13 @@ class Encoding:
 
 
 def encoded(data: bytes, extension: str, modality: str, encoding: Encoding, noted: Noted = ignore) -> tuple[str, bytes]:
-    """The ending and bytes of what goes into a shard; all of ``data`` is decoded in any case.
+    """The extension and bytes of a file as it goes into a shard. The whole file is decoded, also if it is only copied.
 
-    ``noted`` is told what is odd about it.
+    Args:
+        noted: called with a sentence if the file is unusual but usable.
 
     Raises:
-        BadSample: it cannot be decoded.
+        BadSample: the file cannot be decoded.
     """
     if encoding.copies:
         check(data, modality, noted)
@@ -86,7 +87,8 @@ def _video(data: bytes, encoding: Encoding, noted: Noted) -> bytes:
 
 
 def _resample(frames: Iterator[tuple[float, VideoFrame]], fps: float | None) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames with the tick each is shown at; with ``fps`` one at most in each of its periods, the last shown in it."""
+    """Frames with the tick at which each is shown. With ``fps``, only the last frame of each period of 1 / fps
+    seconds."""
     begin, before, rate = None, None, fps or CLOCK
     for second, frame in frames:
         begin = second if begin is None else begin
@@ -100,5 +102,5 @@ def _resample(frames: Iterator[tuple[float, VideoFrame]], fps: float | None) -> 
 
 
 def even(height: int, width: int) -> tuple[int, int]:
-    """Rounded down to what half as many colours as pixels need, 2 at least."""
+    """Height and width rounded down to even numbers, at least 2. (YUV 4:2:0 needs even sides.)"""
     return max(2, height // 2 * 2), max(2, width // 2 * 2)

@@ -1,4 +1,4 @@
-"""Lists as people have them: rows of a path and a label, and names of classes; what a label means."""
+"""Reads lists of paths and labels, and lists of class names; finds the class of a label."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 from scaleup.errors import UserError, nearest
 
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as spreadsheets write "Unicode text"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # spreadsheets save "Unicode text" so
 
 
 def read_text(path: Path) -> str:
-    """All of a file in UTF-8, or in UTF-16 that says so; UserError where it is neither."""
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark; UserError if it is neither."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not text in UTF-8, byte {error.start} cannot be; save it as UTF-8") from None
+        raise UserError(f"'{path}' is not text in UTF-8 (byte {error.start} is wrong); save it as UTF-8") from None
     if text.count("\0") > len(text) / 4:
         raise UserError(f"'{path}' is not text in UTF-8 but looks like UTF-16; save it as UTF-8")
     return text
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """Lines and their numbers from 1, without what surrounds them; empty ones are left out."""
+    """Line numbers (from 1) and lines without surrounding space. Empty lines are left out."""
     lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [(number, stripped) for number, line in enumerate(lines, 1) if (stripped := line.strip())]
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines without what surrounds them; empty ones are left out."""
+    """Lines without surrounding space. Empty lines are left out."""
     return [line for _, line in numbered_lines(path)]
 
 
-# The first of equals is taken.
+# If a list has several of these separators equally often, the first one here is used.
 SEPARATORS = {"\t": "tabs", "::": "'::'", ",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 PATHS = (  # names of columns in headers
     *("path", "file", "filename", "file_name", "filepath", "file_path", "name", "id", "clip", "clip_path", "clip_name"),
@@ -57,9 +57,9 @@ PATH_FIRST = re.compile(rf"(.+{ENDING}[\"']?)\s+(\S.*)", re.IGNORECASE | re.DOTA
 LABEL_FIRST = re.compile(rf"(\S+)\s+(.+{ENDING}[\"']?)", re.IGNORECASE | re.DOTALL)
 
 NUMBERS = re.compile(r"[-+.\d]+(\s+[-+.\d]+)+")
-MAX_CLASSES = 100_000  # where numbers stand for classes and no list of names bounds them
+MAX_CLASSES = 100_000  # limit for labels that are numbers, if there is no list of class names
 NO_LABEL = {"", "-1", "-1.0", "nan"}
-NO_NUMBER = {"none", "null", "na", "n/a"}  # no label where labels are numbers; else they may be words like any other
+NO_NUMBER = {"none", "null", "na", "n/a"}  # mean "no label" if labels are numbers; else they are names like any other
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
 SEVERAL = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
 NUMBER_FIRST = re.compile(r"\"?(?P<number>\d+)\"?(?:\s*[,;:\t]\s*|\s+)(?P<name>.+)")
@@ -72,7 +72,7 @@ CLASS_COLUMNS = {  # names of columns of a list of classes
 
 @dataclass(frozen=True)
 class Row:
-    """One line, or why it is no row."""
+    """One line of a list, or the reason why it cannot be used."""
 
     path: str
     label: str = ""
@@ -80,7 +80,7 @@ class Row:
 
 
 class Columns(NamedTuple):
-    """Which column is which, of how many."""
+    """The numbers of the path and label columns, and of all columns."""
 
     path: int
     label: int
@@ -88,7 +88,7 @@ class Columns(NamedTuple):
 
 
 def read_rows(source: Path) -> list[Row]:
-    """The rows of a list; a header and lines that begin with ``#`` are none.
+    """The rows of a list, without its header and lines that begin with ``#``.
 
     Raises:
         UserError: there are more than two columns, and no header says which are path and label.
@@ -113,7 +113,7 @@ def read_rows(source: Path) -> list[Row]:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The one that makes a path and something else of most lines."""
+    """The separator that divides most lines into a path and another field."""
     counts = {}
     for separator in SEPARATORS:
         split = [_fields(line, separator) for line in lines]
@@ -130,12 +130,12 @@ def is_media(text: str) -> bool:
 
 
 def _is_comment(line: str) -> bool:
-    """A path may begin with # too."""
+    """Whether a line is a comment. (A path may begin with # too.)"""
     return line.startswith("#") and (line[1:2].isspace() or not re.search(ENDING, line, re.IGNORECASE))
 
 
 def _fields(line: str, separator: str) -> list[str]:
-    """The fields of a line; one field where it cannot be divided."""
+    """The fields of a line; one field if it has no separator."""
     if separator == " ":
         match = PATH_FIRST.fullmatch(line) or LABEL_FIRST.fullmatch(line)
         fields = list(match.groups()) if match else line.rsplit(None, 1)
@@ -163,7 +163,7 @@ def _unquoted(text: str) -> str:
 
 
 def _header(lines: Sequence[str], separator: str) -> list[str]:
-    """The names of the columns in small letters; none where the first line is a row, as it is if it has a path."""
+    """The names of the columns in lower case; empty if the first line is not a header, because it has a path."""
     bare = lines[0].lstrip("# ") if lines else ""
     names = bare.split() if separator == " " else _fields(bare, separator)
     names = [_unquoted(name).lower().replace(" ", "_") for name in names]
@@ -183,21 +183,21 @@ def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns
     if count > 1 and not labels:
         raise UserError(
             f"'{source}' has {count} columns and no header that says which are path and label; "
-            "put such a line on top, with the columns' names, two of them path and label"
+            "add a first line with the columns' names, two of them path and label"
         )
     return Columns(path, labels[0] if labels else 1, max(count, 2))
 
 
 def _explain_line(line: str, fields: list[str], separator: str, columns: Columns) -> str:
-    """Why a line is no row of its list, if it is none."""
+    """Why a line cannot be used; empty if it can."""
     if len(fields) > columns.total or separator == " " and 1 < len(fields) < columns.total:
-        return f"has {len(fields)} columns, not {columns.total}; text that has a separator in it needs quotes around it"
+        return f"has {len(fields)} columns, not {columns.total}; put quotes around text that contains a separator"
     if len(fields) > 1:
         return ""
     other = next((name for name in SEPARATORS if _has_one_path(_fields(line, name))), None)
     if other:
-        return f"has {SEPARATORS[other]} between path and label, the others {SEPARATORS[separator]}"
-    return "has quotes that do not close" if line.count('"') % 2 else "has no label after the path"
+        return f"has {SEPARATORS[other]} between path and label, but other lines have {SEPARATORS[separator]}"
+    return "has an opening quote without a closing one" if line.count('"') % 2 else "has no label after the path"
 
 
 def read_classes(path: str | Path) -> list[str]:
@@ -209,15 +209,15 @@ def read_classes(path: str | Path) -> list[str]:
         pairs = _json_classes(read_json(path)) if path.suffix.lower() == ".json" else _line_classes(read_lines(path))
         numbers = {name: int(number) for name, number in pairs}
         if not all(isinstance(name, str) for name in numbers):
-            raise ValueError("a name in it is no text")
+            raise ValueError("it has a name that is not text")
         if len(numbers) < len(pairs):
-            raise ValueError("a name stands in it twice")
+            raise ValueError("it has a name twice")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is not a list of class names: {error}") from error
     names = sorted(numbers, key=lambda name: numbers[name])
     first = min(numbers.values(), default=0)
     if not names or sorted(numbers.values()) != list(range(first, first + len(names))):
-        raise UserError(f"'{path}' is not a list of class names: they are not numbered one after the other, once each")
+        raise UserError(f"'{path}' is not a list of class names: its numbers are not consecutive, or one occurs twice")
     return names
 
 
@@ -231,7 +231,7 @@ def _json_classes(content: Any) -> list[tuple[Any, Any]]:
 
 
 def _line_classes(lines: list[str]) -> list[tuple[str, int]]:
-    """Names and their numbers; a first line that names the columns is none, nor are lines that begin with ``# ``."""
+    """Names and their numbers, without a header and without lines that begin with ``# ``."""
     lines = [line for line in lines if not line.startswith("# ")]
     first = lines[0] if lines else ""
     words = {word.strip("\"' ").lower() for word in re.split(r"[\s,;:]+", first)}
@@ -239,14 +239,14 @@ def _line_classes(lines: list[str]) -> list[tuple[str, int]]:
     if pairs := _numbered(lines[begin:]):
         return pairs
     pairs = _numbered(lines[1:]) if re.search(r"[,;\t]", first) else []
-    if pairs and min(number for _, number in pairs) < 2:  # so the first line is a header of other words
+    if pairs and min(number for _, number in pairs) < 2:  # then the first line is a header
         return pairs
     names = lines[begin:] if "," not in first and len(lines) > 1 else lines
     return [(_plain(name), number) for number, name in enumerate(names)]
 
 
 def _numbered(lines: list[str]) -> list[tuple[str, int]]:
-    """Names and their numbers if all lines have both, else nothing."""
+    """Names and their numbers; empty if a line lacks one of them."""
     for pattern in (NUMBER_FIRST, NUMBER_LAST):
         matches = [pattern.fullmatch(line) for line in lines]
         if all(matches):
@@ -255,20 +255,21 @@ def _numbered(lines: list[str]) -> list[tuple[str, int]]:
 
 
 def _plain(text: str) -> str:
-    """Without the quotes of CSV."""
+    """``text`` without the quotes of CSV."""
     return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def number_of(label: str) -> int | None:
-    """The number that a label is, such as 3, 03 or 3.0; None: it is a word, or no number that classes have."""
+    """The class number that a label such as 3, 03 or 3.0 stands for; None if it is not a class number."""
     match = re.fullmatch(r"\+?(\d+)(?:\.0*)?", label)
     return int(match[1]) if match else None
 
 
 def class_names(labels: Iterable[str]) -> list[str]:
-    """The labels that occur, numbers in their order and then words; if all are numbers, every number up to the largest.
+    """The class names from the labels: numbers in order, then words. If all are numbers, every number up to the
+    largest.
 
-    What stands for no label is none: nothing, -1 and nan; beside numbers alone, none, null and na too.
+    Empty text, -1 and nan mean "no label". If all other labels are numbers, none, null and na mean it too.
     """
     names = {label for label in labels if label.lower() not in NO_LABEL}
     words = {label for label in names if not NUMBER.fullmatch(label)}
@@ -280,7 +281,8 @@ def class_names(labels: Iterable[str]) -> list[str]:
 
 
 def class_name(label: str, names: list[str], known: Container[str]) -> str | None:
-    """The class that ``label`` means, itself one of ``names`` (``known``) or the number of one; None: neither."""
+    """The class of ``label``: it is one of ``names`` (the set ``known``), or the number of one. None if it is
+    neither."""
     if label in known:
         return label
     number = number_of(label)
@@ -288,9 +290,9 @@ def class_name(label: str, names: list[str], known: Container[str]) -> str | Non
 
 
 def unknown(label: str, names: list[str]) -> str:
-    """Why ``label`` is no class."""
+    """A sentence that says why ``label`` is not a class."""
     if label.lower() in NO_LABEL:
-        return f"label '{label}' is none of the {len(names)} classes but stands for no label"
+        return f"label '{label}' means that there is no label"
     if SEVERAL.fullmatch(label):
-        return f"label '{label[:200]}' is several labels; a sample has one"
-    return f"label '{label[:200]}' is none of the {len(names)} classes{nearest(label[:200], names)}"
+        return f"label '{label[:200]}' is several labels; a sample must have one"
+    return f"label '{label[:200]}' is not one of the {len(names)} classes{nearest(label[:200], names)}"

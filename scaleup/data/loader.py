@@ -1,6 +1,6 @@
 """Batches of decoded samples: endless and in a fixed order for training, every sample once for evaluation.
 
-What comes at step k is a function of the recipe and the step alone, so that training can be resumed at any step.
+The batch of step k depends only on the recipe and on k, so that training can be resumed at any step.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
 from scaleup.errors import UserError, nearest
 
-Joined = Callable[[list[Failure]], list[Failure]]  # this rank's failures of a step to those of all ranks
+Joined = Callable[[list[Failure]], list[Failure]]  # failures of this rank in a step -> failures of all ranks
 
 
 def open_datasets(data: schema.Data) -> dict[str, Shards]:
-    """The shards of every training set, by name; UserError if one does not open or lacks a label its heads name."""
+    """The shards of every training set, by name; UserError if a set cannot be opened or lacks a label that a head
+    needs."""
     if not data.train:
-        raise UserError("data.train names no dataset")
+        raise UserError("data.train has no dataset")
     opened = {}
     for name, dataset in data.train.items():
         opened[name] = shards = Shards.open(dataset.shards)
@@ -54,18 +55,18 @@ def check_heads(shards: Shards, heads: Mapping[str, str]) -> None:
 
 
 def classes_of(data: schema.Data) -> dict[str, list[str]]:
-    """Class names of every head; UserError if two datasets give one head different lists."""
+    """Class names of every head; UserError if two datasets have different classes for one head."""
     lists: dict[str, list[str]] = {}
     for name, shards in open_datasets(data).items():
         for head, label in data.train[name].heads.items():
             if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
-                raise UserError(f"head '{head}' would get other classes from dataset '{name}' than from one before it")
+                raise UserError(f"head '{head}' has other classes in dataset '{name}' than in a dataset before it")
             _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])
     return lists
 
 
 def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None:
-    """A mirrored push from left to right is one from right to left."""
+    """Warn if clips are flipped although classes name a side: a flip makes left-to-right look like right-to-left."""
     sided = [each for each in classes if re.search(r"\b(left|right|leftwards?|rightwards?)\b", each, re.IGNORECASE)]
     if flip and sided:
         mirrored = f"dataset '{name}' is mirrored at random, but head '{head}' has classes such as '{sided[0]}'"
@@ -73,10 +74,10 @@ def _warn_of_flips(name: str, flip: bool, head: str, classes: list[str]) -> None
 
 
 def dataset_at(weights: Mapping[str, float], step: int) -> tuple[str, int]:
-    """The dataset that step ``step`` draws its whole batch from, and how many batches it gave before.
+    """The dataset of the batch of step ``step``, and the number of batches from this dataset before.
 
-    After any number of steps each dataset has had its share of them within one batch for two datasets, and
-    exactly where the share is a whole number. The first dataset is spread evenly, the next evenly over what is left.
+    Steps are shared by weight: with two datasets, after any number of steps, each has had its share to within one
+    batch. The first dataset gets evenly spaced steps, the second gets evenly spaced steps of the rest, and so on.
     """
     (name, weight), *others = weights.items()
     if not others:
@@ -89,21 +90,20 @@ def dataset_at(weights: Mapping[str, float], step: int) -> tuple[str, int]:
 
 
 class Order:
-    """The endless stream of epochs of a dataset whose shards have ``sizes`` samples, numbered shard by shard.
+    """The order of samples in all epochs of a dataset. Its shards have ``sizes`` samples, numbered shard by shard.
 
-    Every epoch puts the shards in another order, end to end, and then moves each sample by less than ``window``
-    places. So what is read at any time lies within two windows, and reading goes through each shard once from front
-    to back, give or take a window, as disks and object stores like it. A dataset of no more than ``window`` samples
-    is permuted freely.
+    Every epoch shuffles the shards, and then moves each sample by less than ``window`` places. So each shard is read
+    almost in sequence, which is fast on disks and object stores. A dataset of at most ``window`` samples is shuffled
+    completely.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
         self.sizes, self.seed, self.window = np.array(sizes), seed, window
         self.count = int(self.sizes.sum())
-        self._epochs: dict[int, np.ndarray] = {}  # the last two that were asked for
+        self._epochs: dict[int, np.ndarray] = {}  # the last two that were used
 
     def at(self, position: int) -> tuple[int, int]:
-        """(sample number, epoch) at ``position`` of the stream; batches run across the borders of epochs."""
+        """(sample number, epoch) at ``position``, counted over all epochs. A batch may contain the end of an epoch."""
         epoch, place = divmod(position, self.count)
         if epoch not in self._epochs:
             self._epochs = dict(list(self._epochs.items())[-1:]) | {epoch: self._draw(epoch)}
@@ -121,7 +121,7 @@ class Order:
 
 
 def rank_slice(count: int, rank: int, world: int) -> range:
-    """Which places of a global batch of ``count`` samples are rank ``rank``'s; ``world`` divides ``count``."""
+    """The places of rank ``rank`` in a global batch of ``count`` samples; ``world`` divides ``count``."""
     assert count % world == 0, (count, world)
     return range(rank * count // world, (rank + 1) * count // world)
 
@@ -136,18 +136,18 @@ def train_loader(
     world: int = 1,
     joined: Joined = list,
 ) -> Iterator[Batch]:
-    """The batches of steps ``start`` to ``steps`` - 1: this rank's part of each.
+    """This rank's part of the batches of steps ``start`` to ``steps`` - 1.
 
-    They are the same for any number of workers, and put together the same for any number of ranks. A sample that
-    cannot be read is named on stderr and the next one in order takes its place.
+    The number of workers does not change them. The parts of all ranks together are the same for any number of ranks.
+    An unreadable sample is printed on stderr, and the next one takes its place.
 
     Args:
-        joined: this rank's failures of a step to those of all ranks, in the same order on each.
+        joined: gathers the failures of a step from all ranks, in the same order on each rank.
 
     Raises:
         UserError: a dataset does not fit (:func:`open_datasets`), the batch cannot be divided by the ranks, or more
-            than ``data.max_bad`` of a dataset's samples were found unreadable, by all ranks together: each of them
-            raises it at the same step.
+            than ``data.max_bad`` of a dataset's samples cannot be read, counted over all ranks. All ranks raise it at
+            the same step.
     """
     shards = open_datasets(data)
     dataset = TrainSteps(data, shards, Augmented(data, input, seed, shards), seed, rank, world)
@@ -158,13 +158,13 @@ def train_loader(
 def train_steps(
     dataset: TrainSteps, sizes: set[int], workers: int, steps: range, joined: Joined = list
 ) -> Iterator[Batch]:
-    """This rank's batches of ``steps``, whatever their samples are; ``sizes``: bytes of a sample, of each shape."""
-    # No generator: in a traceback its frame would keep the processes alive.
+    """This rank's batches of ``steps``. ``sizes``: bytes of a sample, for each shape of samples."""
+    # Not a generator: the frame of a generator in a traceback would keep the processes alive.
     return map(partial(dataset.count_bad, joined), batches(dataset, steps, workers, len(dataset.places) * sum(sizes)))
 
 
 class Augmented:
-    """A sample as epoch ``epoch`` sees it, uint8 (3, [T,] H, W): a pure function of (seed, epoch, key)."""
+    """The augmented sample in epoch ``epoch``, uint8 (3, [T,] H, W). It depends only on (seed, epoch, key)."""
 
     def __init__(self, data: schema.Data, input: schema.Input, seed: int, shards: Mapping[str, Shards]) -> None:
         self.seed, self.shards = seed, shards
@@ -177,8 +177,8 @@ class Augmented:
 
 
 class TrainSteps(Dataset):
-    """Step number -> this rank's :class:`Batch` of what ``read(dataset, sample number, epoch)`` gives or, by BadSample,
-    does not.
+    """Step number -> this rank's :class:`Batch`, whose samples are ``read(dataset, sample number, epoch)``. If this
+    raises BadSample, the sample is a failure of the batch.
 
     Raises:
         UserError: the batch cannot be divided by the ranks.
@@ -221,8 +221,8 @@ class TrainSteps(Dataset):
         return None
 
     def count_bad(self, joined: Joined, batch: Batch) -> Batch:
-        """``batch``; every unreadable sample is named once, by a rank that met it first, and UserError stops the run
-        when those of all ranks have become too many."""
+        """Count and print the unreadable samples of ``batch``, each once; UserError if all ranks have too many of
+        them."""
         bad = self.bad[batch.dataset]
         bad.name(batch.failures)
         bad.add(joined(batch.failures))
@@ -239,11 +239,11 @@ def eval_loader(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """Every sample of this rank's share exactly once, in ``views`` clips x crops.
+    """Every sample of this rank's share exactly once, in ``views`` (clips x crops).
 
-    Pixels are uint8 (B, V, 3, T, H, W) of videos, (B, V, 3, H, W) of images, which have crops alone. A sample that
-    cannot be read is named on stderr and stands in its batch's ``failures`` instead of its ``keys``; where that
-    leaves no sample, ``pixels`` is (0,).
+    Pixels are uint8 (B, V, 3, T, H, W) for videos and (B, V, 3, H, W) for images, which have only crops. An unreadable
+    sample is printed on stderr, and is in ``failures`` of its batch, not in ``keys``. If a batch has no readable
+    sample, ``pixels`` is (0,).
     """
     check_heads(shards, heads)
     clips, crops = parse_views(views)
@@ -266,10 +266,10 @@ def each_once(
     size: int,
     workers: int,
 ) -> Iterator[Batch]:
-    """A batch of what ``read`` gives of the samples of each of ``chunks`` or, by BadSample, does not.
+    """A batch for each of ``chunks``, whose samples are ``read(number)``. If this raises BadSample, it is a failure.
 
     Args:
-        size: bytes of what it gives of one sample.
+        size: bytes of one sample.
     """
     dataset, largest = EachOnce(shards, dict(heads), read, chunks), max(map(len, chunks), default=0)
     return batches(dataset, range(len(chunks)), workers, largest * size)

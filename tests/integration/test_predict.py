@@ -122,7 +122,7 @@ def test_an_overlay_is_written(model: Path, folder: Path, tmp_path: Path) -> Non
         (["nowhere.mp4"], "there is no file 'nowhere.mp4'; allowed are files, folders"),
         (["a.png", "--top", "0"], "--top 0 is not above 0"),
         (["a.png", "--head", "motoin"], "there is no head 'motoin'; this model has 'motion'; nearest: 'motion'"),
-        (["a.png", "short.mp4", "--overlay", "x.mp4"], "--overlay draws one image or video; these are 2"),
+        (["a.png", "short.mp4", "--overlay", "x.mp4"], "--overlay takes one image or video, but there are 2 sources"),
         (["a.png", "--overlay", "x.gif"], "an overlay is written as .mp4 or .png, not 'x.gif'"),
         (["a.png", "--overlay", "none/x.mp4"], "'none/x.mp4' cannot be written: there is no directory 'none'"),
     ],

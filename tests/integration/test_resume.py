@@ -149,7 +149,7 @@ def test_two_ranks_validate_every_sample_once_and_lose_the_same_arm(tiny_path: P
 
 def test_a_time_that_is_none_is_refused(tiny_path: Path, tmp_path: Path) -> None:
     done = tool("train", tiny_path, "--stop-after", "2 hours", f"out={tmp_path / 'out'}")
-    assert done.returncode == 2 and "--stop-after '2 hours' is no time; allowed are hours, minutes" in done.stderr
+    assert done.returncode == 2 and "--stop-after '2 hours' is not a time; allowed are hours, minutes" in done.stderr
 
 
 def launched(*command: object, out: Path, at_step: int) -> subprocess.Popen:

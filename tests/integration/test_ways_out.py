@@ -95,7 +95,7 @@ WAYS = {
         "evaluate",
         "batches.Batch.__reduce__ = fails(OSError(24, ''))",
         2,
-        "cannot hand over a batch: Too many open",
+        "cannot send a batch: Too many open",
     ),
     "while printing": ("evaluate", "tool._explain = evaluate.arm_inputs = fails(ValueError())", 1, ""),
 }

@@ -37,7 +37,7 @@ def test_help_lists_the_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_an_unknown_verb_names_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert called(monkeypatch, "transplnt") == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: 'transplnt' is no verb of scaleup; allowed are make_shards, ")
+    assert said.startswith("error: 'transplnt' is not a verb of scaleup; allowed are make_shards, ")
     assert "; nearest: 'transplant'" in said and said.count("\n") == 1
 
 

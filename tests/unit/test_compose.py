@@ -93,7 +93,7 @@ def test_names_that_yaml_reads_as_numbers_are_names(tmp_path: Path) -> None:
         ("base: bas.yaml", [], "no recipe at '.*bas.yaml'; nearest: 'base.yaml'.*; '.*rows.yaml' is based on it"),
         ("base: [1]", [], "no recipe at"),
         ("base: '${oc.env:NOT_SET_HERE}'", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
-        ("variants: {row: '${oc.env:NOT_SET_HERE}'}", [], "variants.*is not a mapping of groups"),
+        ("variants: {row: '${oc.env:NOT_SET_HERE}'}", [], "variants.*is not a mapping such as"),
         ("seed: '${oc.env:NOT_SET_HERE}'", [], "rows.yaml' cannot be read: .*'NOT_SET_HERE' not found"),
         ("base: base.yaml\nmodel: [1]", [], "rows.yaml' cannot be read: Cannot merge incompatible"),
         (
@@ -101,11 +101,11 @@ def test_names_that_yaml_reads_as_numbers_are_names(tmp_path: Path) -> None:
             [],
             "rows.yaml' cannot be read: Cannot merge incompatible",
         ),
-        ("variants: {seed: {one: {}}}", [], "has variants named 'seed', a setting of every recipe"),
-        ("variants: {row: [a]}", [], "variants.*is not a mapping of groups"),
-        ("variants: 3", [], "variants.*is not a mapping of groups"),
-        ("variants: {row: {a: 3}}", [], "variants.*is not a mapping of groups"),
-        ("variants: {row: {}}", [], "variants.*is not a mapping of groups"),
+        ("variants: {seed: {one: {}}}", [], "has variants named 'seed', which is a setting of every recipe"),
+        ("variants: {row: [a]}", [], "variants.*is not a mapping such as"),
+        ("variants: 3", [], "variants.*is not a mapping such as"),
+        ("variants: {row: {a: 3}}", [], "variants.*is not a mapping such as"),
+        ("variants: {row: {}}", [], "variants.*is not a mapping such as"),
     ],
 )
 def test_mistakes_are_said(rows: Path, content: str, changes: list[str], sentence: str) -> None:

@@ -87,9 +87,12 @@ def test_a_tube_that_no_patch_fits_is_refused(parts: dict[str, Any], said: str) 
     [
         (
             "model.inflate=true",
-            "model.inflate: True takes the patches of an image model, model.backbone.weights names none",
+            "model.inflate: True needs the patches of an image model, but model.backbone.weights names no weights",
         ),
-        ("model.backbone.fresh_blocks=2", "model.backbone.fresh_blocks: 2 are added to a model that has weights"),
+        (
+            "model.backbone.fresh_blocks=2",
+            "model.backbone.fresh_blocks: 2 blocks can only be added to a model with weights",
+        ),
     ],
 )
 def test_a_model_at_random_is_refused(tmp_path: Path, change: str, said: str) -> None:

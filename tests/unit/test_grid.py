@@ -57,13 +57,13 @@ def test_overrides_reach_a_grid_and_the_recipe_keeps_it(path: Path, tmp_path: Pa
         ("grid.adapt=[full,loar]", "grid.adapt: 'loar' is not one of 'full', 'lora', 'dora', 'ia3', 'none'"),
         ("grid.weight_decay=[1%,x%]", "grid.weight_decay: 'x%' is not a number of at least 0"),
         ("grid.lr=[1e-4,0.0001]", "grid.lr: 0.0001 is listed twice"),
-        ("arms.depth6_lr1e-4.lr=1", "grid.depth6_lr1e-4: is there as arms.depth6_lr1e-4 already"),
-        ("arms.mine={frozen_depth: 8, lr: 3e-4}", "grid.depth8_lr3e-4: is there as arms.mine already"),
+        ("arms.depth6_lr1e-4.lr=1", "grid.depth6_lr1e-4: is the same arm as arms.depth6_lr1e-4"),
+        ("arms.mine={frozen_depth: 8, lr: 3e-4}", "grid.depth8_lr3e-4: is the same arm as arms.mine"),
         (
             "grid.frozen_depth=[0,6];grid.lr=[1e-4];grid.gate=[true]",
             "grid.depth0_lr1e-4_gate.gate: a gate needs frozen",
         ),
-        ("arms.parts.lr=1", "arms.parts: the name is taken"),
+        ("arms.parts.lr=1", "arms.parts: this name is reserved"),
     ],
 )
 def test_a_mistake_is_said_once_with_its_path(path: Path, change: str, said: str) -> None:

@@ -227,7 +227,7 @@ def test_classes_of_every_head(data, made):
     classes = classes_of(data)
     assert {head: len(names) for head, names in classes.items()} == {"what": 8, "how": 6, "where": 16}
     data.train["images"].heads = {"how": "shape"}
-    with pytest.raises(UserError, match="head 'how' would get other classes from dataset 'images'"):
+    with pytest.raises(UserError, match="head 'how' has other classes in dataset 'images'"):
         classes_of(data)
 
 

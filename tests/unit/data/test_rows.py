@@ -52,11 +52,11 @@ WRONG = {
     "another separator": (
         "a.mp4,1\nb.mp4,2\nc.mp4\t3\n",
         2,
-        "line 3 has tabs between path and label, the others commas",
+        "line 3 has tabs between path and label, but other lines have commas",
     ),
-    "a comma too many": ("a.mp4,x\nb.mp4,y\nc.mp4,z, w\n", 2, "line 3 has 3 columns, not 2; text that has a separator"),
+    "a comma too many": ("a.mp4,x\nb.mp4,y\nc.mp4,z, w\n", 2, "line 3 has 3 columns, not 2; put quotes around text"),
     "two labels": ("a.mp4 1\nb.mp4 2\nc.mp4 1 2\n", 2, "line 3 has 3 columns, not 2"),
-    "quotes that do not close": ('a.mp4,x\n"b.mp4,y\nc.mp4,z\n', 1, "line 2 has quotes that do not close"),
+    "quotes that do not close": ('a.mp4,x\n"b.mp4,y\nc.mp4,z\n', 1, "line 2 has an opening quote without a closing"),
     "no label": ("\na.mp4,x\nb.mp4\n", 1, "line 3 has no label after the path"),
 }
 
@@ -76,7 +76,7 @@ def test_a_line_that_is_no_row_is_named_and_the_others_are_read(tmp_path, case):
         (b"a.mp4 300 4\nb.mp4 200 5\n", "has 3 columns and no header"),
         (b'{"path": "a.mp4", "label": 1}\n', "holds JSON; a list has a path and a label in each line"),
         ("a.mp4,x\n".encode("utf-16-le"), "looks like UTF-16; save it as UTF-8"),
-        ("caf\u00e9.mp4,x\n".encode("latin-1"), "is not text in UTF-8, byte 3 cannot be"),
+        ("caf\u00e9.mp4,x\n".encode("latin-1"), "is not text in UTF-8 .byte 3 is wrong."),
         (b"path,label\n", "lists no files"),
         (b"", "lists no files"),
         (b"a.mp4\nb.mp4\n", "line 1 has no label after the path"),
