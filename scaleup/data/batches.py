@@ -132,7 +132,8 @@ def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
     options: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
     loader = DataLoader(_Explained(dataset), batch_size=None, sampler=numbers, num_workers=workers, **options)
     with end_with_python():
-        return map(_receive, iter(loader))
+        results = iter(loader)
+    return _receive(results)
 
 
 class _Refusal(NamedTuple):
@@ -156,10 +157,17 @@ class _Explained(Dataset):
             return _Refusal(sentence)
 
 
-def _receive(result: Any) -> Any:
-    if isinstance(result, _Refusal):
-        raise UserError(result.sentence)
-    return result
+def _receive(results: Iterator[Any]) -> Iterator[Any]:
+    """The results of processes; UserError where one of them refuses, or was ended from outside."""
+    try:
+        for result in results:
+            if isinstance(result, _Refusal):
+                raise UserError(result.sentence)
+            yield result
+    except RuntimeError as error:
+        if (sentence := processes.explain(error)) is None:
+            raise
+        raise UserError(sentence) from error
 
 
 def _begin_worker(_: int) -> None:

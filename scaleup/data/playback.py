@@ -21,6 +21,7 @@ Noted = Callable[[str], None]  # is told what is odd about a sample that can be 
 MIN_GAP = 1e-4  # seconds from one frame to the next; clips tell none apart that are nearer
 MAX_GAP = 660.0  # seconds that one frame may stay on screen; a GIF can ask for 655
 RATES = 0.1, 300.0  # frames a second that a header may state; without such a rate it is taken to be DEFAULT_RATE
+LOWEST_GUESS = 1.0  # frames a second; older FFmpeg guesses 3/4 where stamps are days apart
 DEFAULT_RATE = 25.0
 
 
@@ -88,8 +89,8 @@ class Stamps:
 
 def period(stream: av.VideoStream) -> float:
     """Seconds from one frame to the next, by what the file states of its rate, where that can be true."""
-    rates = (float(rate) for rate in (stream.guessed_rate, stream.average_rate) if rate)
-    return 1 / next((rate for rate in rates if RATES[0] <= rate <= RATES[1]), DEFAULT_RATE)
+    rates = (stream.guessed_rate, LOWEST_GUESS), (stream.average_rate, RATES[0])
+    return 1 / next((float(rate) for rate, lowest in rates if rate and lowest <= rate <= RATES[1]), DEFAULT_RATE)
 
 
 class Timeline:

@@ -58,7 +58,9 @@ def test_a_rate_that_cannot_be_true_is_not_used():
         guessed_rate, average_rate = Fraction(90000), Fraction(24)
 
     assert period(Stream) == 1 / 24
-    Stream.average_rate = None
+    Stream.guessed_rate = Fraction(3, 4)  # FFmpeg 8.0, of stamps that are days apart
+    assert period(Stream) == 1 / 24
+    Stream.guessed_rate, Stream.average_rate = Fraction(90000), None
     assert period(Stream) == 1 / 25
     Stream.guessed_rate = Fraction(0)
     assert period(Stream) == 1 / 25
