@@ -149,6 +149,8 @@ def check(schema: type[T], content: Any) -> tuple[T | None, list[str]]:
 
     In the object, wrong settings have their defaults. If one of them has no default, the object is None.
     """
+    if not isinstance(content, dict):
+        return None, [f"it is not {WORDS['dataclass_type']}"]
     mistakes: dict[str, None] = {}
     content = deepcopy(content)
     while True:

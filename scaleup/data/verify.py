@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from scaleup.common.processes import parallel
 from scaleup.common.timing import progress
@@ -40,8 +40,7 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
         UserError: there is no readable index of this format.
     """
     content, changed = read_index(path)
-    of_index = [f"index.json: '{path}/index.json' is damaged: {CHANGED}"] if changed else []
-    problems, notes = list[str](), list[str]()
+    problems, notes = [f"index.json: '{path}/index.json' is damaged: {CHANGED}"] if changed else [], list[str]()
     try:
         index = Index.of(content)
         task = partial(_check_tar, path, replace(index, shards=[]))
@@ -55,8 +54,17 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
         if index.count != keys.total():
             problems.append(f"index.json: count is {index.count}, but {keys.total()} samples are listed")
     except DAMAGE as error:
-        return Verified(0, [*of_index, f"index.json: damaged, {type(error).__name__} {error}"], notes, [])
-    return Verified(index.count, of_index + problems, notes, index.failures)
+        problems.append(f"index.json: damaged, {type(error).__name__} {error}")
+    count = content.get("count")
+    return Verified(count if isinstance(count, int) else 0, problems, notes, _left_out(content))
+
+
+def _left_out(content: dict[str, Any]) -> list[Failure]:
+    """The failures that an index names, damaged or not."""
+    try:
+        return [Failure(**failure) for failure in content["failures"]]
+    except DAMAGE:
+        return []
 
 
 def _check_tar(path: str | Path, index: Index, tar: TarEntry) -> tuple[list[str], list[str]]:

@@ -240,8 +240,7 @@ def _profile(run: Facts, probe: str | Path | None) -> DepthProfile | None:
     if probe is None:
         return None
     path = Path(probe) / "probe.json" if Path(probe).is_dir() else Path(probe)
-    content = read_json(path)
-    profile, mistakes = check(DepthProfile, content) if isinstance(content, dict) else (None, ["it is no object"])
+    profile, mistakes = check(DepthProfile, read_json(path))
     if profile is None or mistakes:
         raise UserError(f"'{path}' is no depth profile of tools/probe.py: {'; '.join(mistakes[:3])}")
     if start and Path(start).is_dir():

@@ -8,6 +8,7 @@ import pytest
 from scaleup import recipe
 from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.config.compose import combinations, compose
+from scaleup.config.rules import check
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 
@@ -141,6 +142,11 @@ def test_a_sweep_without_arms_is_refused() -> None:
 def test_a_mistake_is_said_once_with_its_path(good: Path, change: str, said: str) -> None:
     found = mistakes(good, *change.split(" ")) if "{" not in change else mistakes(good, change)
     assert len(found) == 1 and said in found[0], found
+
+
+@pytest.mark.parametrize("content", [[1], "text", None, 3])
+def test_what_is_no_mapping_is_said(content: object) -> None:
+    assert check(Recipe, content) == (None, ["it is not a mapping of settings"])
 
 
 def test_a_list_of_arms_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from scaleup.data.decode import BadSample
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample, Shards
+from scaleup.data.storage import Failure
 from scaleup.data.verify import verify
 from scaleup.errors import UserError
 
@@ -204,6 +205,16 @@ def test_verify_does_not_trust_the_index(shards, case):
     change, said = INDEX[case]
     edit(shards.path, lambda text: change(text, shards.keys))
     assert any(said(shards.keys) in problem for problem in verify(shards.path, processes=1).problems)
+
+
+def test_a_damaged_index_still_says_what_was_left_out(shards):
+    left_out = {"source": "a.png", "reason": "is empty: 0 bytes"}
+    edit(shards.path, lambda text: text.replace('"members"', '"member"').replace("[]", f"[{json.dumps(left_out)}]", 1))
+    found = verify(shards.path, processes=1)
+    assert (found.samples, found.failures) == (7, [Failure(**left_out)])
+    edit(shards.path, lambda text: text.replace('"count":7', '"count":"7"').replace('"reason"', '"why"'))
+    found = verify(shards.path, processes=1)
+    assert (found.samples, found.failures) == (0, []) and "damaged" in found.problems[-1]
 
 
 def test_verify_finds_members_that_the_index_leaves_out(shards):
