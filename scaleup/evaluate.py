@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from scaleup.data.batches import Batch
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
-from scaleup.model.build import prepare_trunks, set_kernels
+from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT
 
@@ -57,7 +57,7 @@ class Evaluation(Coverage):
     modality: str  # of the samples: image | video
     labels: dict[str, str]  # head -> label of the shards
     heads: dict[str, HeadScore]
-    trunk: dict[str, Any] = field(default_factory=dict)  # see scaleup.model.build.prepare_trunks
+    trunk: PreparedTrunk | None = None  # None where nothing is frozen
 
 
 def evaluate(
@@ -153,12 +153,11 @@ def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
     return evaluations
 
 
-def _trunk_of(model: TubeViT, prepared: dict[str, Any]) -> dict[str, Any]:
+def _trunk_of(model: TubeViT, prepared: PreparedTrunk | None) -> PreparedTrunk | None:
     """What of the trunk concerns a model."""
-    if model.trunk is None:
-        return {}
-    drift = {depth: moved for depth, moved in prepared["drift"].items() if depth == model.frozen_depth}
-    return prepared | {"drift": drift}
+    if model.trunk is None or prepared is None:
+        return None
+    return replace(prepared, drift={n: moved for n, moved in prepared.drift.items() if n == model.frozen_depth})
 
 
 def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:

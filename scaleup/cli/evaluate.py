@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
     for name, evaluation in results.items() if args.record and is_first_rank() else ():
-        how = {"strides": strides, "precision": evaluation.trunk.get("precision", "float32")}
+        how = {"strides": strides, "precision": evaluation.trunk.precision if evaluation.trunk else "float32"}
         record(Path(args.model, name) if is_run else Path(args.model), models[name], evaluation, how)
     return {"arms": results} if is_run else results["model"]
 
@@ -77,4 +77,5 @@ def show(result: Evaluation | dict[str, dict[str, Evaluation]]) -> None:
     first = next(iter(arms.values()))
     print(f"{first.samples} samples, {len(first.failures)} failures, {first.views} views")
     print(f"list {first.list_sha256}")
-    tool.show_drift(first.trunk)
+    if first.trunk:
+        tool.show_drift(first.trunk.precision, first.trunk.drift)

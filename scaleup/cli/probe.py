@@ -72,4 +72,4 @@ def show(profile: DepthProfile) -> None:
     for split, coverage in (("train", profile.train), ("test", profile.test)):
         print(f"{split}: {coverage.samples} samples, {len(coverage.failures)} failures, {coverage.views} views")
         print(f"list {coverage.list_sha256}")
-    tool.show_drift(profile.trunk)
+    tool.show_drift(profile.trunk.precision, profile.trunk.drift)

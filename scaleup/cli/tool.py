@@ -53,10 +53,10 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
     return number
 
 
-def show_drift(trunk: Mapping[str, Any]) -> None:
+def show_drift(precision: str, drift: Mapping[int, float]) -> None:
     """Print how much low precision changes the output of the frozen blocks."""
-    for depth, moved in trunk.get("drift", {}).items():
-        print(f"trunk in {trunk['precision']}: h after block {depth} changes by {moved:.2%} of its RMS")
+    for depth, moved in drift.items():
+        print(f"trunk in {precision}: h after block {depth} changes by {moved:.2%} of its RMS")
 
 
 def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, show: Callable) -> NoReturn:

@@ -78,7 +78,7 @@ def _show_complete(result: RunResult) -> None:
         share = f"{arm.trained_parameters:,} parameters trained, {arm.frozen_parameters:,} frozen"
         print(f"{name}: frozen depth {arm.frozen_depth}, {share}" + _outcome(arm))
     print(f"trunk, shared by all arms: {result.trunk_seconds:.4f} s per step")
-    tool.show_drift(result.trunk)
+    tool.show_drift(result.trunk.get("precision", ""), result.trunk.get("drift", {}))
 
 
 def _outcome(arm: ArmResult) -> str:

@@ -26,7 +26,7 @@ from scaleup.config.schema import Trunk
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError, nearest
 from scaleup.evaluate import Coverage, Once
-from scaleup.model.build import prepare_trunks
+from scaleup.model.build import PreparedTrunk, prepare_trunks
 from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
@@ -68,7 +68,7 @@ class DepthProfile:
     train_scored: int  # training samples that train_accuracy is taken on
     pool: str  # how tokens become features, in words
     model: dict[str, Any]  # sha256 of its tensors, depth, and what of its config makes the tokens
-    trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks
+    trunk: PreparedTrunk
     seconds: float
 
 
@@ -109,6 +109,7 @@ def probe(
     identity = _identify(frozen)
     with world.together():
         prepared = prepare_trunks([frozen], trunk or Trunk(), world)
+        assert prepared is not None
         reader = Reader(frozen, chosen, world.device)
         how = model.config.input, views, batch, workers, world
         learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)

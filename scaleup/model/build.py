@@ -6,7 +6,7 @@ A run chooses where its trunk is, in which precision and with which kernels it c
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +124,24 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     return model.eval()
 
 
-def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: World) -> dict[str, Any]:
-    """Place and cast the blocks that the trunks of ``models`` share.
+@dataclass
+class PreparedTrunk:
+    """How frozen blocks compute, and where they wait."""
 
-    Returns:
-        ``{"precision", "placement", "block_seconds", "drift"}`` for a JSON file: what a block took in each precision,
-        where it was chosen by measuring, and how far h_s moves from float32 by frozen depth (RMS of the difference over
-        RMS of h_s, on a made-up clip). Empty where nothing is frozen.
+    precision: str
+    placement: str
+    block_seconds: dict[str, float]  # of a block in each precision, where it was chosen by measuring
+    drift: dict[int, float]  # by frozen depth how far h moves from float32: RMS of the difference over that of h
+
+
+def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: World) -> PreparedTrunk | None:
+    """Place and cast the blocks that the trunks of ``models`` share; None where nothing is frozen.
+
+    How far h moves is measured on a made-up clip.
     """
     trunks = [model.trunk for model in models if model.trunk is not None]
     if not trunks:
-        return {}
+        return None
     deepest = max(models, key=lambda model: model.frozen_depth)
     trunk, depths = deepest.trunk, {model.frozen_depth for model in models} - {0}
     assert trunk is not None
@@ -151,8 +158,7 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
         exact = trunk(clip, depths)
         cast_trunks(trunks, precision, deepest.public_blocks())
         drifts = {depth: drift(exact[depth].h, taps.h) for depth, taps in sorted(trunk(clip, depths).items())}
-    placement = settings.placement
-    return {"precision": precision, "placement": placement, "block_seconds": seconds, "drift": drifts}
+    return PreparedTrunk(precision, settings.placement, seconds, drifts)
 
 
 @torch.no_grad()

@@ -110,12 +110,17 @@ class Run:
     def _prepare(self, trunk: Trunk) -> dict[str, Any]:
         """The trunk as it computes; beside a cache it does so for validation alone, from where its blocks are."""
         if isinstance(self.feed, Live):
-            return prepare_trunks(self.models.values(), trunk, self.world)
+            return self._place(trunk)
         trunk = replace(trunk, precision=self.feed.made["trunk"]["precision"], placement="host")
         validates = self.recipe.data.valid is not None and self.recipe.train.valid_every
-        about = prepare_trunks(self.models.values(), trunk, self.world) if validates else {"precision": trunk.precision}
         cache = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
+        about = self._place(trunk) if validates else {"precision": trunk.precision}
         return about | {"cache": {"directory": self.recipe.trunk.cache} | cache}
+
+    def _place(self, trunk: Trunk) -> dict[str, Any]:
+        """Empty where nothing is frozen."""
+        prepared = prepare_trunks(self.models.values(), trunk, self.world)
+        return asdict(prepared) if prepared else {}
 
     def close(self) -> None:
         for trainer in self.trainers.values():

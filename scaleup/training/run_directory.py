@@ -44,7 +44,7 @@ class RunResult:
     out: str  # its directory
     steps: int  # of the arm that takes most
     trunk_seconds: float  # a step's pass of the trunk: the mean without the first few; of several parts their sum
-    trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks; with "cache" where there was one
+    trunk: dict[str, Any]  # see scaleup.model.build.PreparedTrunk; with "cache" where there was one
     kernels: str  # how products were computed, see scaleup.model.kernels
     arms: dict[str, ArmResult]
     environment: dict[str, Any]  # see scaleup.common.processes.environment

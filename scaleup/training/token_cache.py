@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -135,7 +135,7 @@ class TokenCache:
     depths: list[int]  # frozen depths that it serves
     views: int  # of each sample
     precision: str  # of its tokens
-    trunk: dict[str, Any]  # see scaleup.model.build.prepare_trunks, and its kernels
+    trunk: dict[str, Any]  # see scaleup.model.build.PreparedTrunk, and its kernels
     drift: dict[str, float]  # how far z0 and h move by the precision: RMS of the difference over RMS, on a made-up clip
     datasets: dict[str, CachedDataset]
     seconds: float
@@ -216,7 +216,9 @@ def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     """Put the trunk where the recipe says, in its precision and with its kernels; returns what was chosen."""
     world = World(0, 1, device := own_device())
     kernels = set_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
-    return prepare_trunks([model], recipe.trunk, world) | {"kernels": kernels}
+    prepared = prepare_trunks([model], recipe.trunk, world)
+    assert prepared is not None
+    return asdict(prepared) | {"kernels": kernels}
 
 
 def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], origins: dict[str, Any], out: Path) -> None:

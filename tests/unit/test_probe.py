@@ -173,7 +173,7 @@ def test_few_training_samples_are_kept(
 
 def test_precision_is_that_of_the_blocks(model: TubeViT, splits: tuple[Path, Path]) -> None:
     low = profile(model, splits, trunk=measuring.Trunk("bfloat16"))
-    assert low.trunk["precision"] == "bfloat16" and 0 < low.trunk["drift"][3] < 0.1
+    assert low.trunk.precision == "bfloat16" and 0 < low.trunk.drift[3] < 0.1
     exact, moved = profile(model, splits), low.labels["motion"].rows
     assert astuple(moved[0]) == pytest.approx(astuple(exact.labels["motion"].rows[0]))  # z0 is float32
     assert low.model["sha256"] == exact.model["sha256"]
