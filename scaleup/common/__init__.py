@@ -1,1 +1,1 @@
-"""What all rooms stand on: files, processes, tensors, time. It knows no model."""
+"""Used by all other rooms: files, processes, tensors, time. Nothing here depends on models."""

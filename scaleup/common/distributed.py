@@ -1,4 +1,4 @@
-"""The processes that run together, one for each device: joining them, and what they tell each other."""
+"""Distributed processes, one for each device: how they join, and their collective operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from scaleup.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # after which a rank that does not answer is given up
+PATIENCE = timedelta(minutes=30)  # timeout of collective operations
 
 
 class World(NamedTuple):
@@ -41,7 +41,7 @@ class World(NamedTuple):
         return everyone
 
     def join_lists(self, values: list[T]) -> list[T]:
-        """The lists of all ranks, end to end; cheap where all are empty."""
+        """The lists of all ranks, concatenated. This is fast if all are empty."""
         if self.size > 1 and not self.sum(torch.tensor(len(values), device=self.device)):
             return values
         return [value for each in self.gather(values) for value in each]
@@ -66,26 +66,26 @@ class World(NamedTuple):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Inside, a rank that no longer answers is a sentence."""
+        """Turn the error of a collective operation, when another rank has ended, into a UserError."""
         try:
             yield
         except RuntimeError as error:
             if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             raise UserError(
-                f"rank {self.rank} stops: another of the {self.size} ranks no longer answers; look for what it said "
-                "last, and start the same command again: training goes on from its last checkpoint"
+                f"rank {self.rank} stops, because another of the {self.size} ranks no longer answers; read its last "
+                "message, and start the same command again: training goes on from the last checkpoint"
             ) from error
 
 
 def join() -> World:
-    """Join the processes of torchrun or the deepspeed launcher; without a launcher, be the only one."""
+    """Join the processes that torchrun or the deepspeed launcher started. Without a launcher there is one process."""
     device = own_device()
     if not dist.is_initialized():
         backend = dist.get_default_backend_for_device(device)
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=PATIENCE)
-        else:  # no port, no network
+        else:  # a single process needs no port and no network
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(leave)
     return World(dist.get_rank(), dist.get_world_size(), device)
@@ -97,12 +97,12 @@ def own_device() -> torch.device:
     if kind is None:
         return torch.device("cpu")
     device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
-    torch.get_device_module(device).set_device(device)  # collectives of objects go through the current device
+    torch.get_device_module(device).set_device(device)  # collective operations on objects use the current device
     return device
 
 
 def leave() -> None:
-    """Leave the other processes, while Python still runs: a thread of gloo that lets its last tensor go after that
-    takes the process down (exit code -6)."""
+    """Destroy the process group before Python ends. Otherwise a thread of gloo may free its last tensor too late, which
+    crashes the process (exit code -6)."""
     if dist.is_initialized():
         dist.destroy_process_group()

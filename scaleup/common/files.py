@@ -1,4 +1,4 @@
-"""Directories and files that appear under their name only when they are complete, and whose turn it is to write."""
+"""Files and directories that get their name only when they are complete; locks between processes."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from typing import IO, Any
 
 from scaleup.errors import UserError
 
-LAST = {".json", ".yaml"}  # of index, config, manifest and recipe, by which a directory is known
-UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # what a file system cannot do
-_without_locks: set[int] = set()  # file systems of which it was said
+LAST = {".json", ".yaml"}  # moved last: index, config, manifest or recipe show that a directory is complete
+UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # not supported by a file system
+_without_locks: set[int] = set()  # file systems without locks, for which a warning was printed
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Refuse to write over something, before any work is done."""
+    """UserError if ``out`` exists and ``overwrite`` is not set. It is called before any work is done."""
     if out.exists() and not overwrite:
         raise UserError(
-            f"'{out}' exists, and there is no going on with it; give another directory, or overwrite it on purpose "
-            "(--overwrite)"
+            f"'{out}' exists and cannot be continued; name another directory, or overwrite it on purpose (--overwrite)"
         )
 
 
 @contextmanager
 def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory beside ``out`` that takes its name when the block ends, and is removed if it fails.
+    """Yield a temporary directory, which is renamed to ``out`` when the block ends, and removed if the block fails.
 
     Raises:
-        UserError: ``out`` exists and ``overwrite`` is not set, or the disk refuses to hold it.
+        UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
     """
     out = Path(out)
     refuse_existing(out, overwrite)
@@ -55,7 +54,7 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def swap_in(temporary: Path, out: Path) -> None:
-    """Rename to ``out``; what stood there goes only after its successor is complete."""
+    """Rename ``temporary`` to ``out``. An existing ``out`` is removed only after that."""
     make_readable(temporary)  # mkdtemp made it private
     if not out.exists():
         move(temporary, out)
@@ -67,13 +66,13 @@ def swap_in(temporary: Path, out: Path) -> None:
 
 
 def make_readable(path: Path) -> None:
-    """Let everybody read a file or directory that its owner alone may read, where the file system knows of such."""
-    with suppress(OSError):  # object stores and network shares refuse, and lose nothing by it
+    """Give a private file or directory the usual permissions, if the file system has permissions."""
+    with suppress(OSError):  # object stores and network shares may refuse; then nothing is lost
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename; piece by piece where the file system cannot. What says that a directory is whole comes last."""
+    """Rename; if the file system cannot, move file by file. The files that mark a complete directory are moved last."""
     try:
         path.rename(to)
     except OSError:
@@ -91,7 +90,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        UserError: it cannot be read, is not JSON, or has a name twice in one object.
+        UserError: it cannot be read, is not JSON, or an object in it has a key twice.
     """
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_distinct)
@@ -103,7 +102,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"it names {name!r} twice")
+        raise ValueError(f"it has the key {name!r} twice")
     return content
 
 
@@ -118,14 +117,14 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place and put it there when it is whole; what stood there stays until then."""
+    """Write a temporary file and rename it to ``path`` when it is complete. Until then an existing file stays."""
     half = path.with_name(f".{path.name}.tmp")
     half.write_bytes(content)
     move(half, path)
 
 
 def sync(file: int) -> None:
-    """Put a file, or the names in a directory, on the disk, where the file system knows of such."""
+    """Flush a file or directory to the disk (fsync), if the file system can."""
     try:
         os.fsync(file)
     except OSError as error:
@@ -134,10 +133,10 @@ def sync(file: int) -> None:
 
 
 def locked(file: IO[str], patience: float) -> bool:
-    """Lock a file for this process and those that it forks; False where others hold it for ``patience`` seconds.
+    """Lock a file for this process and its forks. False if another process has the lock for ``patience`` seconds.
 
-    A lock ends with the processes that hold it, however they end; those that a killed one forked outlive it a little.
-    Where the file system has no locks that is said, and the file counts as locked.
+    The lock ends with the processes that have it. Forks of a killed process may live a little longer than it. If the
+    file system has no locks, a warning is printed and the file counts as locked.
 
     Raises:
         UserError: it cannot be locked for another reason.
@@ -162,4 +161,4 @@ def _say_no_locks(file: IO[str]) -> None:
     if (device := os.fstat(file.fileno()).st_dev) not in _without_locks:
         _without_locks.add(device)
         where = f"the file system of '{Path(file.name).parent}'"
-        print(f"{where} has no locks: nothing keeps two runs from writing to the same place", file=sys.stderr)
+        print(f"{where} has no locks: two runs could write to the same place at once", file=sys.stderr)

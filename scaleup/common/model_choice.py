@@ -1,7 +1,7 @@
-"""Which model of a checkpoint is taken: trainers keep weights, their running average and a teacher side by side.
+"""Chooses one model of a checkpoint. Trainers save weights, their running average (EMA) and a teacher in one file.
 
-A name says where a tensor is: ``state_dict_ema/module.norm.weight`` is the tensor ``module.norm.weight`` of the mapping
-``state_dict_ema``. The place of a model is what stands before the names of all its tensors.
+Names of tensors are paths: ``state_dict_ema/module.norm.weight`` is the tensor ``module.norm.weight`` of the mapping
+``state_dict_ema``. The place of a model is the common beginning of the names of its tensors.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Place = tuple[str, ...]
 
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # of a module anywhere in a model
 PREFIXES = {"module", "model", "net", "network", "backbone", "student", "teacher", "ema", "model_ema", "ema_model"}
-MAPPINGS = PREFIXES | {  # where trainers keep the tensors
+MAPPINGS = PREFIXES | {  # names under which trainers save tensors
     *("state_dict", "state_dict_ema", "model_state_dict", "ema_state_dict", "model_ema_state_dict", "encoder"),
     *("target_encoder", "params", "params_ema", "weights", "model_weights", "network_state_dict", "net_state_dict"),
 }
-PATCHES = re.compile(  # how the name of a ViT's patch embedding or class token ends; it tells where the model begins
+PATCHES = re.compile(  # end of the name of a ViT's patch embedding or class token; the model's place is before it
     r"""(?:^|[./])(?:
     (?:(?:tokenizer[.])?stem[.]|visual[.]trunk[.])?patch_embed[.]proj(?:ection)?[.]weight
     |(?:(?:tokenizer[.])?stem[.]|visual[.])?class_embedding
@@ -38,9 +38,9 @@ PATCHES = re.compile(  # how the name of a ViT's patch embedding or class token 
 )
 NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|loss|criterion|metric|averaged|step|epoch|^opt$", re.IGNORECASE)
 EMA = re.compile(r"(^|_)ema(_|$)")
-TIMM = ("state_dict_ema", "model_ema", "state_dict")  # in the order in which timm's own loader takes them
+TIMM = ("state_dict_ema", "model_ema", "state_dict")  # in the order of timm's own loader
 LATER = {"target": 1, "target_encoder": 1, "momentum_encoder": 1, "student": 2, "predictor": 3, "decoder": 3}
-REST = "rest"  # the model whose names have nothing before them, beside others
+REST = "rest"  # label of a model at the top level, if the file has other models too
 
 
 class Chosen(NamedTuple):
@@ -56,7 +56,7 @@ def choose(file: Path, sizes: Mapping[str, int], model: str | None) -> Chosen:
 
     Args:
         sizes: the number of elements of each tensor.
-        model: which model, as the user names it; None for the one that is to be preferred.
+        model: the user's name for the model; None to choose the best one.
 
     Raises:
         UserError: there is no such model, or several that cannot be told apart.
@@ -77,7 +77,7 @@ def choose(file: Path, sizes: Mapping[str, int], model: str | None) -> Chosen:
 
 
 def _places(file: Path, names: Iterable[str]) -> dict[Place, str]:
-    """Names as places, without what wraps single modules."""
+    """Names as places, without the wrappers of single modules."""
     places: dict[Place, str] = {}
     for name in names:
         *words, last = re.split("[./]", name)
@@ -85,7 +85,7 @@ def _places(file: Path, names: Iterable[str]) -> dict[Place, str]:
         words = [word for i, word in enumerate(words) if word != "module" or i == 0 or not words[i - 1].isdigit()]
         if (place := (*words, last)) in places:
             raise UserError(
-                f"{file} holds tensors of two models: {places[place]} and {name} become one name; give just one"
+                f"{file} has two tensors with one name, {places[place]} and {name}; save only one model in a file"
             )
         places[place] = name
     return places
@@ -96,7 +96,7 @@ def _in(name: Place, place: Place) -> bool:
 
 
 def _models(names: Mapping[Place, str]) -> list[Place]:
-    """Where models begin: before patch embeddings; where there are none, within what trainers wrap around a model."""
+    """The places of models: before patch embeddings or, if there are none, inside the wrappers of trainers."""
     dotted = (".".join(name) for name in names)
     begins = [name[: match.start()] for name in dotted if (match := PATCHES.search(name))]
     if begins:
@@ -108,7 +108,7 @@ def _models(names: Mapping[Place, str]) -> list[Place]:
 
 
 def _wraps(names: Mapping[Place, str], place: Place) -> list[str]:
-    """What trainers wrap around a model, of the words that follow a place."""
+    """The words after a place that are wrappers of trainers."""
     after = {
         name[len(place)]: there for name, there in names.items() if _in(name, place) and len(name) > len(place) + 1
     }
@@ -121,13 +121,13 @@ def _preferred(file: Path, models: Collection[Place]) -> Place:
     if len(best) > 1:
         count, labels = "two" if len(best) == 2 else len(best), _labels(best)
         raise UserError(
-            f"{file} holds tensors of {count} models, {join_words(labels)}; give just one: {file}:{labels[0]}"
+            f"{file} has tensors of {count} models, {join_words(labels)}; name one of them: {file}:{labels[0]}"
         )
     return best[0]
 
 
 def _rank(place: Place) -> tuple[int, int]:
-    """The lower, the sooner it is taken: an average before a teacher before weights before a student."""
+    """The model with the lowest rank is chosen: an average before a teacher, before weights, before a student."""
     kinds = [word in place for word in TIMM[:2]]
     kinds += [any(EMA.search(word) for word in place), "teacher" in place, TIMM[2] in place, True]
     return max((LATER.get(word, 0) for word in place), default=0), kinds.index(True)
@@ -144,12 +144,12 @@ def _named(file: Path, names: Mapping[Place, str], models: Collection[Place], mo
         matches = [(*words, *place) for place in _models(inner)]
     if not matches:
         labels = _labels(models)
-        raise UserError(f"{file} holds no {model!r}; allowed are {join_words(labels)}{nearest(model, labels)}")
+        raise UserError(f"{file} has no model {model!r}; allowed are {join_words(labels)}{nearest(model, labels)}")
     return _preferred(file, matches)
 
 
 def _labels(models: Collection[Place]) -> list[str]:
-    """The shortest words that tell the places apart."""
+    """The shortest labels that differ for all places."""
     starts = [[place[:n] for n in range(1, len(place) + 1)] for place in models]
     alone = [
         next((s for s in of if sum(s in other for other in starts) == 1), of[-1] if of else (REST,)) for of in starts
@@ -167,13 +167,13 @@ def _taking(models: Collection[Place], place: Place) -> str:
 
 
 def _left(beside: Iterable[Place], place: Place) -> str:
-    """What of the file is no model's: its names as far as they differ from a place."""
+    """A clause that names the tensors of the file that belong to no model."""
     tops = (name[: next((n for n, word in enumerate(name, 1) if place[n - 1 : n] != (word,)), None)] for name in beside)
     words = dict.fromkeys(".".join(top) for top in tops if not NO_WEIGHTS.search(".".join(top)))
     return f"{join_words(words)} left out" if words else ""
 
 
 def report_choice(file: Path, *notes: str) -> None:
-    """Print on stderr, in one line, what a file holds beside what was taken."""
+    """Print on stderr, in one line, what else a file has besides the chosen model."""
     if is_first_rank() and any(notes):
         print(f"{file.name}: {'; '.join(filter(None, notes))}", file=sys.stderr)

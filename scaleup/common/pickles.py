@@ -1,8 +1,8 @@
-"""Torch checkpoints are read without running code: what they hold beside tensors becomes stand-ins.
+"""Reads torch checkpoints without running code: objects that are not tensors become stand-ins.
 
-Trainers save settings, dates and numbers of numpy beside the weights. torch reads tensors and plain containers alone.
-For every other class that a file names it is given a stand-in, which takes what the class would have taken and makes
-nothing of it. No module is imported because a file names it, and nothing that a file names is called.
+Trainers save settings, dates and numpy numbers with the weights, but torch (weights_only) reads only tensors and plain
+containers. Here every other class in a file is replaced by a stand-in, which accepts all arguments and does nothing. No
+module is imported because a file names it, and nothing that a file names is called.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 
-LEGACY_PICKLES = 5  # at the start of a checkpoint that is no archive; the bytes of the tensors follow
-HARMLESS = {  # of Python's own, what settings hold that are saved as calls
+LEGACY_PICKLES = 5  # pickles at the start of a checkpoint that is not a zip file; the tensors' bytes follow
+HARMLESS = {  # of Python's own functions and classes, those that saved settings need
     *("argparse", "collections", "datetime", "decimal", "enum", "fractions", "functools", "pathlib", "random", "types"),
     *("typing", "uuid", "zoneinfo", "builtins.frozenset", "builtins.range", "builtins.slice"),
     *("array", "ipaddress", "logging.getLogger", "platform.uname_result", "re._compile", "signal.Signals"),
     *("time.struct_time", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"),
     "numpy._core.multiarray.scalar",
 }
-KNOWN = re.compile(  # what torch reads itself
+KNOWN = re.compile(  # classes and functions that torch reads itself
     r"""torch[.](\w+|(_utils|_tensor|storage|nn[.]parameter)[.]\w+) | collections[.](OrderedDict|Counter)
     | builtins[.](set|bytearray|complex) | _codecs[.]encode""",
     re.VERBOSE,
@@ -38,10 +38,11 @@ KNOWN = re.compile(  # what torch reads itself
 
 
 def is_suspect(name: str) -> bool:
-    """Whether a file that has ``module.name`` called is refused: what settings never need, which are functions of
-    Python's own and, of torch and numpy, those for users (what rebuilds their objects is called ``_reconstruct``).
+    """Whether a file that calls ``module.name`` is refused.
 
-    Nothing is called either way. A file that tries it is not to be trusted with the rest.
+    Refused are functions that saved settings never need: Python's own, and public functions of torch and numpy.
+    (Private ones such as ``_reconstruct`` rebuild objects.) Nothing is called in any case, but such a file is not
+    trustworthy.
     """
     module, own = name.partition(".")[0], name.rpartition(".")[2]
     suspect = module in sys.stdlib_module_names or module in ("torch", "numpy") and own[:1].islower()
@@ -49,7 +50,7 @@ def is_suspect(name: str) -> bool:
 
 
 class _Kind(type):
-    """The class of stand-ins: to call one makes an object that takes whatever a file gives it."""
+    """The metaclass of stand-ins. Calling a stand-in makes an object that accepts everything a file gives it."""
 
     name = ""
 
@@ -63,22 +64,22 @@ class _Kind(type):
 
 
 class _StandIn(metaclass=_Kind):
-    """In place of a class: a subclass for each that a file names."""
+    """A stand-in for a class. There is a subclass for each class that a file names."""
 
     def __new__(cls, *args: Any) -> Any:
-        if args:  # a tuple, a text or a number of a class of its own, which may be a key
+        if args:  # subclasses of tuple, str or a number, which may be keys of a dict
             return object.__new__(cls)
-        return Counter()  # of the mappings that torch fills, the one that takes attributes too
+        return Counter()  # torch fills it like a dict, and it accepts attributes
 
     def __setstate__(self, state: Any) -> None:
-        """The state is thrown away."""
+        """Ignore the state."""
 
 
 def load(path: Path, maps: bool) -> Any:
     """The content of a torch checkpoint.
 
     Raises:
-        UnpicklingError: it calls what is suspect, or is no plain checkpoint.
+        UnpicklingError: it calls a suspect function, or is not a plain checkpoint.
         Exception: it is damaged.
     """
     try:
@@ -97,9 +98,9 @@ def _load(path: Path, maps: bool) -> Any:
 
 
 def entries(content: Any) -> dict[str, Any] | None:
-    """A mapping of a checkpoint as a plain dict, None for anything else.
+    """A mapping of a checkpoint as a plain dict; None for anything else.
 
-    A file may give a mapping attributes in place of its methods, so those of dict are used.
+    A file may overwrite the methods of a mapping, so dict's methods are used.
     """
     if type(content) not in (dict, OrderedDict, Counter):
         return None
@@ -107,21 +108,20 @@ def entries(content: Any) -> dict[str, Any] | None:
 
 
 def foreign(path: Path) -> list[str]:
-    """``module.name`` of the classes and functions that a checkpoint names and torch does not read; none where it is
-    damaged."""
+    """``module.name`` of the classes and functions in a checkpoint that torch does not read; empty if it is damaged."""
     names: dict[str, None] = {}
     try:
         with _pickles(path) as pickles:
             for pickle in pickles:
                 words = (word for operation, word, _ in pickletools.genops(pickle) if operation.name == "GLOBAL")
                 names |= dict.fromkeys(_full(*str(word).split(" ", 1)) for word in words)
-    except Exception:  # damaged bytes make pickletools raise anything
+    except Exception:  # pickletools raises many kinds of errors for damaged bytes
         return []
     return [name for name in names if not KNOWN.fullmatch(name)]
 
 
 def _full(module: str, name: str) -> str:
-    """Pickles may carry the names of Python 2."""
+    """The name in Python 3; pickles may have names of Python 2."""
     if (module, name) in NAME_MAPPING:
         module, name = NAME_MAPPING[module, name]
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"
@@ -129,12 +129,12 @@ def _full(module: str, name: str) -> str:
 
 @contextmanager
 def _pickles(path: Path) -> Iterator[list[IO[bytes]]]:
-    """The pickles of a checkpoint; in a legacy one, each begins where the last ends."""
+    """The pickles of a checkpoint. In the old format they follow one another."""
     if is_zipfile(path):
         with ZipFile(path) as archive:
             entry = next(each for each in archive.infolist() if each.filename.endswith("/data.pkl"))
             if entry.compress_type != ZIP_STORED:
-                raise UnpicklingError("compressed, which torch never does: its size is anybody's guess")
+                raise UnpicklingError("compressed, which torch never does; its size is unknown")
             with archive.open(entry) as file:
                 yield [file]
     else:

@@ -1,4 +1,4 @@
-"""Processes: what they run on, how they end, what an error of theirs means, and work spread over several."""
+"""Processes: how child processes end, parallel work, causes of errors as sentences, and the machine."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from weakref import WeakSet
 
 from scaleup.errors import UserError
 
-_known: WeakSet[BaseProcess] = WeakSet()  # those of this process that end when Python does
+_known: WeakSet[BaseProcess] = WeakSet()  # child processes that are killed when Python ends
 
 
 def follow(*ignored: signal.Signals) -> None:
-    """To be called in a process that works for another: leave signals that are sent to all processes of a job to the
-    main one, and end a second after it at most."""
+    """Called in a child process: ignore signals that are sent to all processes of a job, because the main process
+    handles them, and end at most a second after the main process."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     parent, main = os.getppid(), multiprocessing.parent_process()
@@ -46,8 +46,8 @@ def follow(*ignored: signal.Signals) -> None:
 
 @contextmanager
 def end_with_python() -> Iterator[None]:
-    """The processes that begin in the block are killed when Python ends. It would ask them by SIGTERM, which those that
-    :func:`follow` may ignore, and wait for them for ever."""
+    """Kill the processes that start in this block when Python ends. Python itself would send SIGTERM, which
+    :func:`follow` may ignore, and would wait for them for ever."""
     before = set(multiprocessing.active_children())
     try:
         yield
@@ -58,20 +58,20 @@ def end_with_python() -> Iterator[None]:
 
 @functools.cache
 def _kill_known_at_exit(_: int) -> None:
-    Finalize(None, lambda: _kill(_known), exitpriority=0)  # once in each process: forks do not inherit it
+    Finalize(None, lambda: _kill(_known), exitpriority=0)  # once in each process, because forks do not inherit it
 
 
 def _kill(processes: WeakSet[BaseProcess] | list[BaseProcess]) -> None:
-    with suppress(ValueError):  # not the main thread, which alone is told of the deaths
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take them for failures
+    with suppress(ValueError):  # only the main thread may set it
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would treat them as failures
     for process in processes:
         with suppress(ValueError):  # it is closed
             process.kill()
 
 
 def end_all(code: int) -> NoReturn:
-    """End this process, and kill those that it began. What Python does when it ends would wait for threads and
-    processes that may never answer."""
+    """Kill the child processes and end this one at once. A normal end of Python would wait for threads and processes
+    that may never end."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -85,8 +85,8 @@ PACKAGES = ("scaleup", "torch", "timm", "open_clip_torch", "deepspeed", "peft", 
 
 
 def environment() -> dict[str, str]:
-    """Python, platform, processor or accelerator, and the versions of what computes."""
-    import torch  # takes seconds: tools import this module before they know what is asked
+    """Python, platform, processor or accelerator, and versions of the libraries."""
+    import torch  # takes seconds, and tools import this module first
 
     device = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else str(device or "cpu")
@@ -96,7 +96,7 @@ def environment() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    """Not all that is imported was installed: a checkout may just lie on Python's path."""
+    """The version of a package; it may be imported from a checkout, without an installation."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -109,41 +109,41 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-LESS = "fewer loader processes (data.workers, --workers) and a smaller batch (data.batch, --batch) need less"
-DISK = "free some of it and start again"
+LESS = "use fewer loader processes (data.workers, --workers) or a smaller batch (data.batch, --batch)"
+DISK = "free some space and start again"
 SHARED = (
-    "set data.workers=0 (--workers 0) or a smaller batch, or give more of it (containers: --shm-size=8g; elsewhere: "
+    "set data.workers=0 (--workers 0) or a smaller batch, or make it larger (containers: --shm-size=8g; elsewhere: "
     "mount -o remount,size=8g /dev/shm)"
 )
 HOST = f"the machine has no memory left; {LESS}"
 OF_OS = {
     errno.ENOSPC: f"the disk is full; {DISK}",
-    errno.EDQUOT: f"no more may be written to this disk, its quota is used up; {DISK}",
-    errno.EACCES: "it is not for this user to read or write",
-    errno.EPERM: "it is not for this user to read or write",
+    errno.EDQUOT: f"the disk quota is used up; {DISK}",
+    errno.EACCES: "this user may not read or write it",
+    errno.EPERM: "this user may not read or write it",
     errno.EROFS: "its file system is read-only",
-    errno.EIO: "its disk or file system fails",
-    errno.ESTALE: "its file system has gone; start again when it is back",
-    errno.ENOTCONN: "its file system has gone; start again when it is back",
+    errno.EIO: "its disk or file system has an error",
+    errno.ESTALE: "its file system is gone; start again when it is back",
+    errno.ENOTCONN: "its file system is gone; start again when it is back",
     errno.ENOMEM: HOST,
     errno.EMFILE: "too many files are open; allow more (ulimit -n 65536) or use fewer loader processes",
     errno.ENFILE: "too many files are open on this machine",
-    errno.EAGAIN: "no more processes may be started here (ulimit -u, or the limit of the container)",
-    errno.EPIPE: "what read the output has gone",
+    errno.EAGAIN: "no more processes can be started here (ulimit -u, or the limit of the container)",
+    errno.EPIPE: "the program that read the output has ended",
 }
 DEVICE = (
-    "the device has no memory left; a smaller batch (data.batch, --batch), train.accumulate, "
-    "arm.grad_checkpointing=true and trunk.placement=host need less"
+    "the device has no memory left; use a smaller batch (data.batch, --batch), train.accumulate, "
+    "arm.grad_checkpointing=true or trunk.placement=host"
 )
-LOADER = r"DataLoader worker \(pid\S* ([\d, ]+)\) "  # of torch
-OF_TEXT = [  # the first that is found tells most
+LOADER = r"DataLoader worker \(pid\S* ([\d, ]+)\) "  # torch's message
+OF_TEXT = [  # pattern in an error's text -> cause; the first match counts
     (
         r"shared memory.*No space left|</torch_\w+>|signal: Bus error",
         f"shared memory (/dev/shm) is too small; {SHARED}",
     ),
     (LOADER + "is killed by signal: Killed", f"loader process {{}} was killed, most likely because {HOST}"),
     (LOADER + r"is killed by signal: (\w[\w ]*)", "loader process {} was ended by a signal: {}"),
-    (LOADER + "exited unexpectedly", f"loader process {{}} has ended; if it said nothing of it, most likely {HOST}"),
+    (LOADER + "exited unexpectedly", f"loader process {{}} has ended; if it printed no cause, most likely {HOST}"),
     ("DefaultCPUAllocator|can't allocate memory|Cannot allocate memory", HOST),
     ("out of memory|CUBLAS_STATUS_ALLOC_FAILED", DEVICE),
     ("can't start new thread", OF_OS[errno.EAGAIN]),
@@ -153,7 +153,7 @@ OF_TEXT = [  # the first that is found tells most
 
 
 def explain(error: BaseException) -> str | None:
-    """What to tell people of an error; None of one whose cause is not known, which is for its traceback to tell."""
+    """The cause of an error as a sentence; None if the cause is not known, so that a traceback is needed."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -177,11 +177,11 @@ def _of_text(text: str) -> str | None:
 T = TypeVar("T")
 R = TypeVar("R")
 PATIENCE = 5.0  # seconds
-KILLED = "the machine has no memory left; fewer of them (--processes) need less"
+KILLED = "the machine has no memory left; use fewer processes (--processes)"
 
 
 def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | None = None) -> Generator[R, None, None]:
-    """``map`` over ``processes`` processes (default: one a core), never more than a few results ahead.
+    """``map`` over ``processes`` processes (default: one per core). Only a few results are computed in advance.
 
     Raises:
         UserError: one of the processes was killed.
@@ -203,14 +203,14 @@ def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | No
         _kill_pool(pool)
         raise UserError(f"one of {processes} processes was killed; most likely {KILLED}") from error
     except BaseException:
-        _kill_pool(pool)  # what they are at may take long, and nobody wants it any more
+        _kill_pool(pool)  # their results are not needed any more
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _result(pool: ProcessPoolExecutor, future: Future[R]) -> R:
-    """The pool itself does not notice a process that was killed while it handed over a result."""
+    """The result of ``future``. (A pool does not notice a process that was killed while it sent a result.)"""
     while not wait([future], PATIENCE).done:
         if not all(process.is_alive() for process in pool._processes.values()):
             raise BrokenProcessPool
@@ -218,7 +218,7 @@ def _result(pool: ProcessPoolExecutor, future: Future[R]) -> R:
 
 
 def _kill_pool(pool: ProcessPoolExecutor) -> None:
-    # Else the pool would wait for the rest of a result that was half handed over.
+    # Otherwise the pool would wait for the rest of a half-sent result.
     pool._result_queue._writer.close()  # type: ignore[attr-defined]
     for process in list(pool._processes.values()):
         process.kill()

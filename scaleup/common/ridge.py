@@ -1,4 +1,4 @@
-"""Ridge regression in closed form from sums over rows: float64, and memory that does not grow with the rows."""
+"""Ridge regression in closed form, from sums over rows in float64. Memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CONSTANT = 1e-10  # of its mean square: an input whose variance is less is constant, the rest is rounding
+CONSTANT = 1e-10  # an input with variance / mean square below this is constant; the rest is rounding
 
 
 class Affine(NamedTuple):
@@ -21,14 +21,14 @@ class Affine(NamedTuple):
 
 
 class Moments:
-    """Sums over rows of (1, x, y) and of all their products; the sums of parts of the rows add up (``gram``)."""
+    """Sums over rows of the products of (1, x, y) (``gram``). Sums over parts of the rows can be added."""
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | None = None) -> None:
         self.inputs, side = inputs, 1 + inputs + outputs
         self.gram = torch.zeros(side, side, dtype=torch.float64, device=device)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Rows x (n, D) and what they should give, y (n, E)."""
+        """Add rows x (n, D) and their targets y (n, E)."""
         rows = torch.cat([x.new_ones(len(x), 1), x, y.to(x)], dim=1).to(self.gram)  # (n, 1 + D + E)
         self.gram.addmm_(rows.T, rows)
 
@@ -54,14 +54,14 @@ class Ridge:
         self.spread = centred.diagonal()[d:]  # (E,): squares of y about its mean
 
     def penalties(self) -> Tensor:
-        """Candidates (25,), three a decade, from 1e-6 to 100 for each row."""
+        """Candidates (25,): from 1e-6 to 100 times the number of rows, three per decade."""
         return self.count * torch.logspace(-6, 2, 25, dtype=torch.float64, device=self.count.device)
 
     def gcv(self, penalties: Tensor) -> Tensor:
-        """Generalized cross validation: penalties (P,) -> the mean square error of each output on rows left out (P, E).
+        """Generalized cross validation: penalties (P,) -> the estimated mean square error of each output (P, E).
 
-        n RSS / (n - df)^2, df being the degrees of freedom of the fit (Golub, Heath and Wahba 1979): leaving one row
-        out, with the leverage of every row taken to be the same.
+        n RSS / (n - df)^2, where df are the degrees of freedom of the fit (Golub, Heath and Wahba 1979). It is the
+        error of leaving one row out, if all rows had the same leverage.
         """
         sums = self.values + penalties[:, None]  # (P, D)
         freedom = 1 + (self.values / sums).sum(1)  # (P,)

@@ -1,4 +1,4 @@
-"""Tensors in files: read without running code, told apart by hashes of their content."""
+"""Reads tensors of files without running code, and hashes their content."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def is_index(path: Path) -> bool:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """The part of each tensor, which may not be there.
+    """Tensor -> the file (part) that has it. The file may not exist.
 
     Raises:
-        UserError: it is no index, or names a file that cannot be beside it, or a tensor twice.
+        UserError: it is not an index, names a file of another folder, or names a tensor twice.
     """
     content = read_json(path)
     parts = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()) or not parts:
         raise UserError(
-            f"{path} is JSON without weights; allowed is the index of weights in several parts, whose 'weight_map' "
-            "names the part of each tensor"
+            f"{path} is JSON without weights; allowed is the index of weights in several files, whose 'weight_map' "
+            "names the file of each tensor"
         )
     for part in parts.values():
         if Path(part).name != part or part in ("", "..") or "\\" in part or "\0" in part:
-            raise UserError(f"{path} names the part {part!r}; allowed are files beside it")
+            raise UserError(f"{path} names the file {part!r}; allowed are files in the same folder")
     return {name: path.parent / part for name, part in parts.items()}
 
 
 def _refuse_misplaced(index: Path, parts: Mapping[str, Path], contents: Mapping[Path, Iterable[str]]) -> None:
-    """UserError where the tensors that parts hold are not where the index says."""
+    """UserError if a tensor is not in the part that the index names."""
     places: dict[str, list[Path]] = {name: [] for name in parts}
     for part, names in contents.items():
         for name in names:
@@ -59,16 +59,16 @@ def _refuse_misplaced(index: Path, parts: Mapping[str, Path], contents: Mapping[
         if name not in parts:
             raise UserError(f"{holders[0]} holds {name!r}, which {index.name} does not name")
         if holders != [parts[name]]:
-            where = f"it is in {' and '.join(part.name for part in holders)}" if holders else "no part has it"
+            where = f"it is in {' and '.join(part.name for part in holders)}" if holders else "no file has it"
             raise UserError(f"{index} says that {name!r} is in {parts[name].name}, but {where}")
 
 
-STRETCH = 2**26  # bytes that are copied before a file is mapped anew
+STRETCH = 2**26  # bytes to copy before a file is mapped again
 
 
 class File:
-    """Weights in a file, whose tensors are mapped, not read: a ``.safetensors`` file, a torch checkpoint, or the index
-    of several; of a file with several models, one (``FILE:teacher``).
+    """Weights in a file: a ``.safetensors`` file, a torch checkpoint, or the index of several files. Tensors are
+    memory- mapped, not read. ``FILE:teacher`` is one model of a file with several models.
 
     ``mapped`` are the tensors by name, without what trainers and wrappers put around a model; ``names`` are the same
     tensors' names in the file; ``beside`` is what is written beside them (metadata); ``said`` is what else the
@@ -76,7 +76,7 @@ class File:
     with them depend: compute with :meth:`copies`.
 
     Raises:
-        UserError: the file is not there, is no checkpoint, is damaged, would run code, or does not hold one model.
+        UserError: the file does not exist, is not a checkpoint, is damaged, would run code, or has no such model.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -89,9 +89,9 @@ class File:
         self.mapped = {name: tensors[there] for name, there in self.names.items()}
 
     def copies(self, names: Iterable[str], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-        """Tensors in memory of their own, one after the other.
+        """Copies of tensors in memory, one after the other.
 
-        Pages of a mapped file count as memory while it is mapped: it is mapped anew from time to time.
+        The pages of a mapped file count as used memory, so from time to time the file is mapped again.
         """
         mapped, copied = self.mapped, STRETCH
         for name in names:
@@ -106,7 +106,7 @@ class File:
         return self.path.name.removesuffix(INDEX_ENDING).endswith(".safetensors")
 
     @property
-    def _maps(self) -> bool:  # old torch checkpoints cannot be mapped, they are in memory
+    def _maps(self) -> bool:  # old torch checkpoints cannot be mapped, and are in memory
         return self.safe or is_index(self.path) or is_zipfile(self.path)
 
     def _map(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,7 +114,7 @@ class File:
 
 
 def split(place: str | Path) -> tuple[Path, str | None]:
-    """A file or directory, and which of the models in it is meant: ``FILE:teacher``. What is there by its name wins."""
+    """``FILE:teacher`` -> (file or directory, model). If a file of the whole name exists, it is that file."""
     head, colon, model = str(place).rpartition(":")
     if colon and os.path.exists(head) and not os.path.exists(place):  # noqa: PTH110 - false for impossible names
         return Path(head), model
@@ -122,13 +122,13 @@ def split(place: str | Path) -> tuple[Path, str | None]:
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a :class:`File`, each in memory of its own, and what is written beside them."""
+    """Copies of the tensors of a :class:`File`, and its metadata."""
     file = File(path)
     return dict(zip(file.mapped, file.copies(file.mapped), strict=True)), file.beside
 
 
 def read_tensor(path: str | Path, name: str) -> Tensor:
-    """One tensor of a safetensors file, or of an index of several, in memory of its own: aligned, wherever it is."""
+    """A copy of one tensor of a safetensors file, or of an index of several. The copy is aligned in memory."""
     path = Path(path)
     with safe_open(read_index(path)[name] if is_index(path) else path, framework="pt") as file:
         return file.get_tensor(name).clone()
@@ -142,14 +142,14 @@ def _refuse_other_files(path: Path) -> None:
     if re.match(rb"\s*<[!?a-z]{2}", start, re.IGNORECASE):  # "<" alone may begin the length of a header
         raise UserError(f"{path} is a web page, not a checkpoint; download the file itself")
     if len(start) < 64 and not is_index(path):
-        raise UserError(f"{path} has {len(start)} bytes: it is no checkpoint")
+        raise UserError(f"{path} has {len(start)} bytes, so it is not a checkpoint")
 
 
 def _map_parts(index: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     parts, contents = read_index(index), {}
     for part in dict.fromkeys(parts.values()):
         if not part.is_file():
-            raise UserError(f"{index} names the part {part.name!r}, which is not beside it; download that too")
+            raise UserError(f"{index} names the file {part.name!r}, which is not in its folder; download it too")
         _refuse_other_files(part)
         contents[part] = _map_one(part)[0]
     _refuse_misplaced(index, parts, contents)
@@ -165,7 +165,7 @@ def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error})") from error
 
 
 def _map_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -173,44 +173,42 @@ def _map_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = pickles.load(path, maps=is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it is no plain checkpoint of tensors, and loading it could run code; nothing was run"
+            f"{path} is refused: it is not a plain checkpoint, and loading it could run code; nothing was run"
             f"{_objects(path)}"
         ) from error
-    except Exception as error:  # damaged bytes make torch raise anything
+    except Exception as error:  # torch raises many kinds of errors for damaged bytes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "TorchScript" in reason:
-            raise UserError(
-                f"{path} is a program (TorchScript), not a checkpoint; save its state_dict alone"
-            ) from error
-        raise UserError(f"{path} is not a whole torch checkpoint ({reason}){_objects(path)}") from error
+            raise UserError(f"{path} is a program (TorchScript), not a checkpoint; save only its state_dict") from error
+        raise UserError(f"{path} is not a complete torch checkpoint ({reason}){_objects(path)}") from error
     beside = pickles.entries(content)
     if beside is None:
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict{_objects(path)}")
+        raise UserError(f"{path} is a {type(content).__name__}, not a state dict{_objects(path)}")
     return _by_name(beside), beside
 
 
 def _by_name(content: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of nested mappings, the mappings' own names before theirs: ``state_dict/module.norm.weight``."""
+    """All tensors of nested mappings, named by their paths: ``state_dict/module.norm.weight``."""
     tensors, mappings, done = {}, [("", content)], set()
     for before, mapping in mappings:
         for name, value in mapping.items():
             if isinstance(value, Tensor):
                 tensors[before + name] = value
             elif (inner := pickles.entries(value)) and id(value) not in done:
-                done.add(id(value))  # a file may hold a mapping twice, or within itself
+                done.add(id(value))  # a file may have a mapping twice, or inside itself
                 mappings.append((f"{before}{name}/", inner))
     return tensors
 
 
 def _objects(path: Path) -> str:
-    """A clause on the objects in a torch checkpoint that are neither tensors nor known."""
+    """A clause about unknown objects in a torch checkpoint."""
     names = [] if path.suffix in (".safetensors", ".json") else pickles.foreign(path)
     if not names:
         return ""
     suspects = [name for name in names if pickles.is_suspect(name)]
     return (
-        f"; beside tensors it holds {join_words(suspects or names)}: save the weights alone, with "
-        "torch.save(model.state_dict(), FILE), where it was written"
+        f"; besides tensors it has {join_words(suspects or names)}; save only the weights, with "
+        "torch.save(model.state_dict(), FILE), on the machine where it was written"
     )
 
 

@@ -10,7 +10,7 @@ from scaleup.errors import UserError
 
 
 def columns(rows: Sequence[Sequence[str]], to_left: Collection[int] = (0,)) -> list[str]:
-    """A line for each row, with columns as wide as they need; all but those in ``to_left`` stand to the right."""
+    """A line for each row, with aligned columns. Columns in ``to_left`` are left-aligned, all others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -23,7 +23,7 @@ def columns(rows: Sequence[Sequence[str]], to_left: Collection[int] = (0,)) -> l
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]], to_right: Collection[int] = ()) -> list[str]:
-    """The lines of a table in Markdown; columns in ``to_right`` stand to the right."""
+    """The lines of a table in Markdown; columns in ``to_right`` are right-aligned."""
     rule = ["--:" if number in to_right else "---" for number in range(len(header))]
     return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in (header, rule, *rows)]
 
@@ -44,14 +44,14 @@ POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """``200G`` (10^9) or ``24GiB`` (2^30) -> bytes; ``option`` is what was given so.
+    """``200G`` (10^9) or ``24GiB`` (2^30) -> bytes. ``option`` is the name of the option, for the error.
 
     Raises:
-        UserError: it is no amount.
+        UserError: it is not an amount.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(i?)b?", text.lower())
     if not match or (match[3] and not match[2]):
-        raise UserError(f"{option} {text!r} is no amount of bytes; allowed are such as 200G, 1.5T, 800M and 24GiB")
+        raise UserError(f"{option} {text!r} is not an amount of bytes; write for example 200G, 1.5T, 800M or 24GiB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** POWERS[match[2]])
 
 

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    import torch  # takes seconds: tools import this module before they know what is asked
+    import torch  # takes seconds, and tools import this module first
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done all that it was asked to."""
+    """Seconds on a clock, after the device has finished its work."""
     if device.type != "cpu":
         import torch
 
@@ -29,15 +29,15 @@ def now(device: torch.device) -> float:
 
 
 SHORTEST = 0.5  # seconds; steps that are shorter are counted together
-RECENT, GROUPS = 45, 9  # stretches of work that are remembered, and the groups whose median counts
+RECENT, GROUPS = 45, 9  # number of measurements that are kept, and of the groups whose median counts
 
 
 class Rate:
     """Seconds of a step: the median of nine means, each over a ninth of the recent steps.
 
-    A mean within a group, since steps may take turns (images and videos, say); the median of the groups, since one step
-    may wait for a disk or be the first after a pause. The first stretch is left out as soon as there are others: it
-    warms up, and holds the steps that an earlier run did.
+    Within a group the mean counts, because steps may differ in turns (images and videos). Of the groups the median
+    counts, because one step may wait for a disk. The first measurement is dropped when there are others: it contains
+    the warm-up and the steps of an earlier run.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,7 +48,7 @@ class Rate:
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # seconds and steps
 
     def count(self, steps: int) -> None:
-        """So many steps are done."""
+        """Add ``steps`` finished steps."""
         self._steps += steps
         seconds = self._clock() - self._began
         if seconds < SHORTEST or not self._steps:
@@ -60,7 +60,7 @@ class Rate:
         self._began, self._steps = self._clock(), 0
 
     def seconds(self) -> float | None:
-        """Of a step; None before there is one to go by."""
+        """Seconds of a step; None before the first measurement."""
         stretches = list(self._recent) or ([self._first] if self._first else [])
         if not stretches:
             return None
@@ -69,16 +69,16 @@ class Rate:
         return median(sum(s for s, _ in group) / sum(n for _, n in group) for group in groups)
 
     def eta(self, left: float) -> str:
-        """``"eta 0:02:15"`` for so many steps; empty before there is anything to go by."""
+        """``"eta 0:02:15"`` for ``left`` more steps; empty before the first measurement."""
         seconds = self.seconds()
         return "" if seconds is None else f"eta {timedelta(seconds=round(left * seconds))}"
 
 
-console = Console(stderr=True)  # stdout belongs to results
+console = Console(stderr=True)  # stdout is for results
 
 
 def is_first_rank() -> bool:
-    """Whether this process prints: of several that run together, the first does."""
+    """Whether this process prints. Of distributed processes, only the first does."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -86,8 +86,8 @@ def is_first_rank() -> bool:
 def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr with elapsed and remaining time; yields ``advance(steps=1, note="")``.
 
-    Off a terminal one plain line stands for every tenth part, so that logs stay short. Steps that an earlier run did
-    are given in the first call.
+    If stderr is not a terminal, a line is printed for every tenth of the work. The first call may add the steps of an
+    earlier run.
     """
     columns = (
         TextColumn("{task.description}"),

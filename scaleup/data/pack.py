@@ -1,4 +1,4 @@
-"""Samples to shards, and a list of files to shards, in parallel; writing goes on where it was cut off."""
+"""Packs samples or a list of files into shards, in parallel. An interrupted call goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from scaleup.data.sources import Listing, extension_of
 from scaleup.data.storage import NO_FILE, Failure, Item, failure
 from scaleup.errors import UserError
 
-PATIENCE = 5.0  # seconds: processes that read for one that was killed outlive it by one
-MTIME = 2 * 10**9  # nanoseconds; some file systems keep no finer time of writing
+PATIENCE = 5.0  # seconds to wait for a lock; processes of a killed run end about a second after it
+MTIME = 2 * 10**9  # nanoseconds; some file systems store modification times only to two seconds
 T = TypeVar("T")
 
 
@@ -42,7 +42,7 @@ def write_shards(
     per_shard: int = 1000,
     overwrite: bool = False,
 ) -> Shards:
-    """Write ``samples`` to the shard directory ``out``, which appears when it is complete. Bytes depend on them alone.
+    """Write ``samples`` to the shard directory ``out``, which appears when it is complete. Bytes depend only on them.
 
     Raises:
         UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
@@ -58,7 +58,7 @@ def write_shards(
 
 
 def _check(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys: set[str]) -> Sample:
-    """``sample``, if it fits the shards; its key joins ``keys``."""
+    """``sample``, if it is valid; its key is added to ``keys``."""
     if not sample.key or "." in sample.key or sample.key in keys:
         raise UserError(f"sample key {sample.key!r} is empty, has a dot or occurs twice")
     endings = EXTENSIONS[modality]
@@ -72,10 +72,10 @@ def _check(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
-    """Write one tar and return its entry of the index; where its members lie is read from what stands on the disk."""
+    """Write one tar and return its entry of the index. The offsets of members are read from the written file."""
     entries: dict[str, SampleEntry] = {}
     crcs: dict[str, int] = {}
-    import webdataset  # takes seconds, which who reads does not wait for
+    import webdataset  # takes seconds, and is not needed to read
 
     with path.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
         for sample in samples:
@@ -93,24 +93,27 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
 
 @contextmanager
 def partial_directory(out: Path, plan: str) -> Iterator[Path]:
-    """The directory ``.OUT.partial``, this process's alone, which takes the name ``out`` when the block ends.
+    """The directory ``.OUT.partial``, locked for this process. It is renamed to ``out`` when the block ends.
 
-    What is in it stays when the block is cut off, until a block has another ``plan``, a text of everything that the
-    content depends on.
+    If the block is interrupted, the content stays for the next call with the same ``plan``. With another plan the
+    directory is emptied.
+
+    Args:
+        plan: a text that contains everything that the content depends on.
 
     Raises:
-        UserError: another process has it, or the disk refuses to hold it.
+        UserError: another process is writing, or the directory cannot be written.
     """
     directory = partial_name(out)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "plan").open("a+") as file:
-            if not locked(file, PATIENCE) or not (directory / "plan").exists():  # it may have been finished meanwhile
+            if not locked(file, PATIENCE) or not (directory / "plan").exists():  # another process may have finished it
                 raise UserError(f"another process is writing '{out}'")
             file.seek(0)
             if (before := file.read()) != plan:
                 if before:
-                    print("the files or options have changed: beginning anew", file=sys.stderr)
+                    print("the files or options have changed: starting again", file=sys.stderr)
                 clear_directory(directory, {"plan"})
                 file.truncate(0)
                 file.write(plan)
@@ -127,7 +130,7 @@ def partial_name(out: Path) -> Path:
 
 
 def clear_directory(directory: Path, names: set[str]) -> None:
-    """Remove everything in it but what is called as in ``names``."""
+    """Remove everything in a directory except ``names``."""
     for path in directory.iterdir():
         if path.name in names:
             continue
@@ -138,13 +141,13 @@ def clear_directory(directory: Path, names: set[str]) -> None:
 
 
 class GrowingShards(Generic[T]):
-    """A shard directory that is written a tar at a time. Tars that an earlier run finished are verified and kept.
+    """A shard directory that is written tar by tar. Tars that an earlier run finished are checked and kept.
 
-    Beside a tar stands an index of it alone, ``000000.json``, once the tar is finished.
+    Every finished tar has its own index file, such as ``000000.json``.
 
     Args:
-        chunks: what each tar is written from.
-        name: of the dataset, for what is printed.
+        chunks: for each tar, the items that it is written from.
+        name: name of the dataset, for messages.
     """
 
     def __init__(self, directory: Path, chunks: Sequence[Sequence[T]], name: str = "") -> None:
@@ -156,29 +159,29 @@ class GrowingShards(Generic[T]):
             print(f"going on: {len(self.parts)} of {len(chunks)} {shards} are finished", file=sys.stderr)
 
     def _read_finished(self, number: int) -> Index | None:
-        """The index of tar ``number``, if it is as it was written."""
+        """The index of tar ``number``, or None if the tar is not finished or has changed."""
         try:
             part = Index.of(read_json(self.directory / f"{number:06d}.json"))
             if file_sha256(self.directory / f"{number:06d}.tar") == part.shards[0].sha256:
                 return part
-            print(f"shard {number:06d}.tar is not as it was written; it is made again", file=sys.stderr)
+            print(f"shard {number:06d}.tar has changed since it was written; it is made again", file=sys.stderr)
         except (OSError, UserError, *DAMAGE):
             pass
         return None
 
     @property
     def done(self) -> int:
-        """How many items of the chunks are finished."""
+        """Number of finished items."""
         return sum(len(self.chunks[number]) for number in self.parts)
 
     @property
     def unfinished(self) -> dict[int, Sequence[T]]:
-        """The other chunks, by the numbers of their tars."""
+        """The unfinished chunks, by the numbers of their tars."""
         return {number: chunk for number, chunk in enumerate(self.chunks) if number not in self.parts}
 
     @property
     def failures(self) -> list[Failure]:
-        """Of all tars that are finished."""
+        """The failures of all finished tars."""
         return [failure for number in sorted(self.parts) for failure in self.parts[number].failures]
 
     def write(self, number: int, results: Iterable[Sample | Failure | Note]) -> None:
@@ -199,8 +202,8 @@ class GrowingShards(Generic[T]):
         write_index(self.directory, self.parts[number], f"{number:06d}.json")
 
     def conclude(self, index: Index) -> None:
-        """Write ``index`` with what those of the tars say added to it, and remove everything but it and the tars that
-        have samples. All of them must be finished."""
+        """Add the indexes of all tars to ``index`` and write it. Remove all other files, and tars without samples. All
+        tars must be finished."""
         parts = [self.parts[number] for number in range(len(self.chunks))]
         index.count += sum(part.count for part in parts)
         index.shards += [part.shards[0] for part in parts if part.count]
@@ -211,7 +214,7 @@ class GrowingShards(Generic[T]):
 
 
 Task = tuple[int, Item]  # its number in the listing
-Read = tuple[str, bytes, list[str]] | str  # ending, bytes and what is odd about it, or why it cannot be a sample
+Read = tuple[str, bytes, list[str]] | str  # extension, bytes and notes of a file; or the reason why it is left out
 
 
 def pack(
@@ -226,11 +229,10 @@ def pack(
 ) -> Shards:
     """Write the files of ``listing`` to the shard directory ``out``, with label ``label``.
 
-    Samples are spread over the shards in an order drawn from ``seed``, so that neighbours are of different classes; the
-    bytes depend on the files, the options and the seed alone. Every file is decoded in full; what cannot be is left
-    out and named in the index's failures. Until all of it is there it grows in ``.OUT.partial`` beside ``out``; what
-    is finished in there is verified and kept when the same call is made again. ``advance`` is called with the number
-    of files done.
+    The order of samples is random, from ``seed``, so that neighbours have different classes. The bytes depend only on
+    the files, the options and the seed. Every file is decoded completely; files that cannot be decoded are left out and
+    listed in the index's failures. Until it is complete, the directory is called ``.OUT.partial``; if the same call is
+    made again, finished tars are checked and kept. ``advance`` is called with the number of finished files.
 
     Raises:
         UserError: ``out`` exists and ``overwrite`` is not set, no file can be read, or another process packs the same.
@@ -261,14 +263,14 @@ def pack(
 def _results(
     tasks: Sequence[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable[[int], None]
 ) -> Iterator[Sample | Failure | Note]:
-    """What a tar is written from; ``results`` gives what was read of each of ``tasks``."""
+    """The samples, failures and notes of a tar. ``results`` are the read files of ``tasks``."""
     for (number, item), result in zip(tasks, islice(results, len(tasks)), strict=True):
         if isinstance(result, str):
             yield failure(item.path, result)
         else:
             extension, data, notes = result
             yield from (Note(str(item.path), note) for note in notes)
-            # Unique by its number, readable by its stem, and without what tar and WebDataset give a meaning to.
+            # The number makes it unique, the stem readable. It has no character with a meaning for tar or WebDataset.
             key = f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', item.path.stem)[:60]}"
             yield Sample(key, extension, data, {"label": numbers[item.label]})
         advance(1)
@@ -290,12 +292,12 @@ def _read(modality: str, encoding: Encoding, task: Task) -> Read:
     _, item = task
     try:
         if not (stat.S_ISREG(mode := item.path.stat().st_mode) or stat.S_ISDIR(mode)):
-            return NO_FILE  # to open it might never end
+            return NO_FILE  # opening a pipe may block for ever
         if not (data := item.path.read_bytes()):
             return "is empty: 0 bytes"
         notes: list[str] = []
         return *encoded(data, extension_of(item.path), modality, encoding, notes.append), notes
     except BadSample as error:
         return str(error)
-    except (OSError, ValueError) as error:  # ValueError: a path that cannot be one
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         return getattr(error, "strerror", None) or str(error)

@@ -1,11 +1,11 @@
-"""Moving shapes: small videos and images whose motion no single frame tells, made from a seed.
+"""Artificial data: small videos and images of moving shapes. The motion cannot be seen in a single frame.
 
-Everything lives on a torus: a shape starts anywhere and wraps around, its size, when it grows or shrinks, is a
-sawtooth with a random phase. So at every frame position and size are uniform whatever the motion is.
+A shape starts anywhere and wraps around at the edges. A size that grows or shrinks starts anywhere too, and wraps
+around. So in every frame, position and size are uniformly distributed for every motion.
 
-With *places* a scene is harder: each quarter of the frame is such a torus of its own, one with a shape and three with
-dots that move in ways of their own. Videos are then labelled with the motion of the shape together with its quarter:
-a frame tells the quarter and nothing of the motion, what moves tells the motion and, wherever it is, looks alike.
+With *places*, scenes are harder. Each quarter of the frame wraps around by itself. One quarter has a shape, the other
+three have dots with other motions. The label of a video is the motion of the shape together with its quarter. A single
+frame shows only the quarter. The motion looks the same in every quarter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scaleup.data.shards import Sample, Shards
 from scaleup.errors import UserError
 
 FPS = 15
-CHUNK = 100  # samples that a process hands over together
+CHUNK = 100  # samples that a process sends together
 SPLITS = ("train", "val", "test")
 SHAPES = ["circle", "ring", "square", "bar", "triangle", "star", "cross", "moon"]
 DOT = len(SHAPES)
@@ -46,14 +46,14 @@ CLASSES = {
     },
 }
 RADIUS = (0.20, 0.40)  # from the centre to the outermost point, as a share of the frame
-SPEED = (1 / 32, 2 / 32)  # of the frame a frame: one to two pixels of 32
-CYCLE = (0.6 / 16, 1.0 / 16)  # of the way from smallest to largest, a frame
+SPEED = (1 / 32, 2 / 32)  # per frame, as a share of the picture: one to two pixels of 32
+CYCLE = (0.6 / 16, 1.0 / 16)  # per frame, as a share of the range from smallest to largest
 _STEPS = [(0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0), (0, 0, 1), (0, 0, -1)]  # row, column and size, by motion
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where a shape is in every frame."""
+    """Position and size of a shape in every frame."""
 
     shape: int
     motion: int
@@ -76,14 +76,15 @@ def sample_scene(rng: np.random.Generator, frames: int) -> Scene:
 
 
 def sample_places(rng: np.random.Generator, frames: int) -> tuple[list[Scene], int]:
-    """A scene for each of ``PLACES``, each in coordinates of its quarter, and the index of the one that has no dot."""
+    """A scene for each of ``PLACES``, in coordinates of its quarter, and the index of the one with the shape."""
     place = int(rng.integers(len(PLACES)))
     scenes = [sample_scene(rng, frames) for _ in PLACES]
     return [scene if index == place else replace(scene, shape=DOT) for index, scene in enumerate(scenes)], place
 
 
 def draw_places(rng: np.random.Generator, size: int, frames: int) -> tuple[Scene, np.ndarray, int]:
-    """The random scene that counts, in coordinates of the whole frame, the pixels (T, size, size, 3), and its place."""
+    """The scene of the shape in coordinates of the whole frame, the pixels (T, size, size, 3), and the shape's
+    place."""
     scenes, place = sample_places(rng, frames)
     quarters = [render(scene, size // 2, rng) for scene in scenes]
     pixels = np.concatenate([np.concatenate(quarters[row : row + 2], axis=2) for row in (0, 2)], axis=1)
@@ -127,14 +128,14 @@ def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarra
 
 
 def _star(r: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    sector = math.pi / 5  # fold onto half of one of five points, whose edge is a straight line
+    sector = math.pi / 5  # by symmetry, half of one of the five points
     turned = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
     tip, notch = np.array([1.0, 0.0]), 0.42 * np.array([math.cos(sector), math.sin(sector)])
     normal = np.array([notch[1], tip[0] - notch[0]]) / math.hypot(notch[1], tip[0] - notch[0])
     return (r * np.cos(turned) - tip[0]) * normal[0] + r * np.sin(turned) * normal[1]
 
 
-OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {  # of the radius, x and y
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {  # (radius, x, y) -> distance
     "circle": lambda r, x, y: r - 0.9,
     "ring": lambda r, x, y: np.abs(r - 0.72) - 0.23,
     "square": lambda r, x, y: _box(x, y, 0.75, 0.75),
@@ -143,14 +144,14 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
     "star": _star,
     "cross": lambda r, x, y: np.minimum(_box(x, y, 0.97, 0.28), _box(x, y, 0.28, 0.97)),
     "moon": lambda r, x, y: np.maximum(r - 0.95, 0.62 - np.hypot(x - 0.45, y)),
-    "dot": lambda r, x, y: r - 0.25,  # what moves in the other quarters, no class
+    "dot": lambda r, x, y: r - 0.25,  # moves in the other quarters; it is not a class
 }
 
 
 def make_sample(
     modality: str, seed: int, split: int, number: int, size: int, frames: int, places: bool = False
 ) -> Sample:
-    """One sample as a file: a pure function of its arguments."""
+    """One sample as a file; it depends only on the arguments."""
     rng = np.random.default_rng([seed, split, modality == "video", number])
     frames = frames if modality == "video" else 1
     place_motion = {}
@@ -204,13 +205,13 @@ def make_shapes(
         videos, images: split (train, val, test) to number of samples.
         size: pixels of a side, even.
         advance: called after every sample.
-        places: harder scenes, a quarter of the frame each; videos have the label ``place_motion`` too.
+        places: harder scenes, in quarters of the frame; videos also have the label ``place_motion``.
 
     Returns:
-        What was written, by name.
+        The shard directories, by name.
     """
     if size % 2 or size < 16 or frames < 1:
-        raise UserError(f"size {size} and frames {frames}: size is an even number from 16, frames at least 1")
+        raise UserError(f"size {size} and frames {frames}: size must be an even number from 16, frames at least 1")
     sets = {f"videos-{split}": ("video", split, count) for split, count in videos.items()}
     sets |= {f"images-{split}": ("image", split, count) for split, count in images.items()}
     with new_directory(out, overwrite) as temporary:

@@ -1,8 +1,8 @@
-"""Shards: a directory of tar files in WebDataset's layout, and an index of what lies where in them.
+"""Shards: a directory of tar files in WebDataset's layout, with an index of their members.
 
 ``index.json`` holds the format version, the modality, the class names of every label, and for every tar its size,
-its sha256 and its samples: key, labels, and per member [offset, size, crc32]. With it any sample is one read away,
-and no truncated tar passes in silence.
+its sha256 and its samples: key, labels, and for each member [offset, size, crc32]. With the index, one read fetches any
+sample, and a truncated tar is noticed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from scaleup.errors import UserError
 
 FORMAT = "scaleup-shards-1"
 CHANGED = "it has changed since it was written"
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # what nonsense makes raise
-# What shards hold: files, or taps of a trunk (scaleup.data.token_records).
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # raised for an invalid index
+# Content of shards: files, or the output of a trunk (scaleup.data.token_records).
 MEDIA = {**EXTENSIONS, "taps": ("safetensors",)}
 
 
 @dataclass(frozen=True)
 class Note:
-    """What is odd about a sample that is used."""
+    """A remark about a sample that is unusual but used."""
 
     source: str
     note: str
@@ -40,16 +40,16 @@ class Note:
 
 @dataclass
 class SampleEntry:
-    """What the index says of a sample."""
+    """A sample's entry in the index."""
 
     key: str
-    labels: dict[str, int]  # class numbers by the name of the label
-    members: dict[str, list[int]]  # by ending: offset in the tar, size, crc32
+    labels: dict[str, int]  # label -> class number
+    members: dict[str, list[int]]  # extension -> [offset in the tar, size, crc32]
 
 
 @dataclass
 class TarEntry:
-    """What the index says of a tar."""
+    """A tar's entry in the index."""
 
     file: str
     bytes: int
@@ -63,16 +63,16 @@ class TarEntry:
 
 @dataclass
 class Index:
-    """The content of ``index.json``; as read, its values are of any type until :class:`Shards` has checked them."""
+    """The content of ``index.json``. After reading, values may have any type until :class:`Shards` has checked them."""
 
     modality: str
-    classes: dict[str, list[str]]  # names in the order of their numbers, by the name of the label
-    count: int  # of samples
+    classes: dict[str, list[str]]  # label -> class names in the order of their numbers
+    count: int  # number of samples
     failures: list[Failure]  # files that were left out
     shards: list[TarEntry]
     notes: list[Note] = field(default_factory=list)
-    in_place: bool = False  # the tars are somebody else's
-    made: dict[str, Any] = field(default_factory=dict)  # of taps: how they came to be
+    in_place: bool = False  # the tars existed before, and only the index was written
+    made: dict[str, Any] = field(default_factory=dict)  # of a token cache: how it was made
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Index:
@@ -83,7 +83,7 @@ class Index:
 
 
 def write_index(path: Path, index: Index, name: str = "index.json") -> None:
-    """Write ``path/index.json``; its first entry is the crc32 of all that follows it."""
+    """Write ``path/index.json``; its first entry is the crc32 of the rest of the file."""
     optional = {name: getattr(index, name) for name in ("in_place", "made") if getattr(index, name)}
     notes = {"notes": index.notes} if index.notes else {}
     content = {"format": FORMAT, "modality": index.modality, "classes": index.classes, "count": index.count}
@@ -93,16 +93,19 @@ def write_index(path: Path, index: Index, name: str = "index.json") -> None:
 
 
 def index_bytes(path: str | Path) -> bytes:
-    """``path/index.json`` as it stands there; UserError if there is none."""
+    """The bytes of ``path/index.json``; UserError if it cannot be read."""
     try:
         return storage(path).whole("index.json")
     except OSError as error:
-        raise UserError(f"'{path}' is no shard directory: it has no readable index.json ({error})") from None
+        raise UserError(f"'{path}' is not a shard directory: it has no readable index.json ({error})") from None
 
 
 def read_index(path: str | Path) -> tuple[dict[str, Any], bool]:
-    """``path/index.json``, and whether it has changed since it was written; UserError if there is none, or it is not
-    one of ours."""
+    """``path/index.json``, and whether it has changed since it was written.
+
+    Raises:
+        UserError: there is none, or it has another format.
+    """
     data = index_bytes(path)
     try:
         content = json.loads(data)
@@ -125,7 +128,7 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image or video as a file holds it, or the taps of one, and its label numbers."""
+    """One image or video as a file, or its record in a token cache, and its label numbers."""
 
     key: str  # unique in its shards, without a dot
     extension: str
@@ -136,8 +139,8 @@ class Sample:
 class Shards:
     """Random access to the samples of a shard directory, here or at an address such as https://host/train.
 
-    Safe to fork and to pickle: files open where they are read. ValueError, or what else nonsense makes Python raise,
-    where the index contradicts itself.
+    It can be forked and pickled: each process opens its own files. An index that contradicts itself raises an error of
+    ``DAMAGE``.
     """
 
     def __init__(self, storage: Storage, index: Index) -> None:
@@ -159,7 +162,7 @@ class Shards:
         self._refuse_nonsense(np.array([tar.bytes for tar in index.shards], dtype=np.int64))
 
     def _refuse_nonsense(self, sizes: np.ndarray) -> None:
-        """ValueError, naming the first sample, where the index contradicts itself."""
+        """ValueError with the first wrong sample if the index contradicts itself."""
         for file in self.files:
             if Path(file).name != file:
                 raise ValueError(f"'{file}' is not the name of a file in it")
@@ -167,7 +170,7 @@ class Shards:
             raise ValueError(f"key '{next(key for key, n in Counter(self.keys).items() if n > 1)}' occurs twice")
         shard, offset, size, _ = self._places.T
         for wrong in np.flatnonzero((offset < 0) | (size < 0) | (offset + size > sizes[shard])):
-            raise ValueError(f"sample '{self.keys[wrong]}' does not lie in {self.files[shard[wrong]]}")
+            raise ValueError(f"sample '{self.keys[wrong]}' is not inside {self.files[shard[wrong]]}")
         for name, labels in self.labels.items():
             count = len(self.classes[name])
             for wrong in np.flatnonzero((labels < 0) | (labels >= count)):
@@ -179,7 +182,7 @@ class Shards:
 
         Raises:
             UserError: no such directory, its index is damaged or of another format, or a tar is missing or has
-                another size than the index says (at an address that is only found when it is read).
+                another size than in the index (at an address this is only noticed when the tar is read).
         """
         (content, changed), place = read_index(path), storage(path)
         if changed:
@@ -203,11 +206,11 @@ class Shards:
 
     @property
     def name(self) -> str:
-        """The last part of where they are."""
+        """The last part of the path or address."""
         return str(self.path).rstrip("/").rsplit("/", 1)[-1]
 
     def read(self, i: int) -> Sample:
-        """Sample ``i``, by one read at its offset; BadSample if its bytes are not the ones that were written."""
+        """Sample ``i``, with one read at its offset; BadSample if its bytes have changed."""
         shard, offset, size, crc = self._places[i].tolist()
         try:
             data = self._storage.part(self.files[shard], offset, size)
@@ -220,7 +223,7 @@ class Shards:
 
     @property
     def list_sha256(self) -> str:
-        """Hash of the sorted keys: two accuracies compare only where this is the same."""
+        """Hash of the sorted keys. Accuracies can only be compared if it is the same."""
         return list_sha256(self.keys)
 
 

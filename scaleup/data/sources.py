@@ -1,4 +1,4 @@
-"""What people have, read as one list: which file shows which class. One small function for each kind of source."""
+"""Reads sources of data as one list of files and classes. Each kind of source has a small function."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source in the source's order, the class names in the order of their numbers, image or video."""
+    """The files of a source in its order, the class names in the order of their numbers, and image or video."""
 
     items: list[Item]
     classes: list[str]
@@ -48,11 +48,11 @@ def read_source(
     """List the files of ``source`` with their classes.
 
     Args:
-        kind: one of ``KINDS``; by default told from the source itself.
-        root: where the files are, if not beside the list.
-        split: which rows: the value of a column (kinetics), or train1 to test3 (hmdb51).
-        classes: a file of class names (:func:`read_classes`); by default the names that occur, sorted, or where all
-            labels are numbers, the numbers.
+        kind: one of ``KINDS``; by default it is recognised.
+        root: the folder of the files; by default the folder of the list.
+        split: which rows to use: the value of a column (kinetics), or train1 to test3 (hmdb51).
+        classes: a file of class names (:func:`read_classes`); by default the sorted names in the source, or the numbers
+            if all labels are numbers.
 
     Raises:
         UserError: the source does not have the form of its kind, or names no file.
@@ -77,14 +77,14 @@ def read_source(
 
 
 def kind_of(source: Path) -> str:
-    """The kind of a source, by its form."""
+    """The kind of a source, recognised by its form."""
     if not source.exists():
         near = nearest(source.name, [other.name for other in source.parent.glob("*")])
         raise UserError(f"source '{source}' is neither a folder, nor a file, nor the word 'shapes'{near}")
     if source.is_dir():
         return _kind_of_folder(source)
     if not source.is_file():
-        raise UserError(f"source '{source}' is a pipe or a device; write what it gives to a file")
+        raise UserError(f"source '{source}' is a pipe or a device; write its content to a file")
     if is_media(source.name) or is_tar(source):
         raise UserError(f"source '{source}' is one file; give a folder of such files, or a list of them")
     if how := packed_as(source):
@@ -117,7 +117,7 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
     inside = [(item.path.relative_to(source).parts[0], item) for item in items]
     if not any(name in folders and not item.reason for name, item in inside):
         reasons = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
-        hint = f"'{source}' has no class folders with files in them; it needs {source}/CLASS/FILE"
+        hint = f"'{source}' has no class folders with files; it needs {source}/CLASS/FILE"
         raise UserError("; ".join([hint, *reasons]))
     for name, item in inside:
         yield Item(item.path, name, item.reason or _explain_misplaced(name, folders))
@@ -127,15 +127,15 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
 
 def _explain_misplaced(name: str, folders: Collection[str]) -> str:
     if name not in folders:
-        return "lies beside the class folders, so it has no class"
-    return "" if printable(name) == name else "the name of its class is no text in UTF-8"
+        return "is not in a class folder, so it has no class"
+    return "" if printable(name) == name else "the name of its class is not text in UTF-8"
 
 
 def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
-    """Lines of a path and a label (:mod:`scaleup.data.lists`); the path may stand second, and may lack its ending."""
+    """Lines of a path and a label (:mod:`scaleup.data.lists`). The path may be second, and may lack its extension."""
     for row in read_rows(source):
         path = _find_path(row.path, root)
-        base = Path("/") if path.startswith("/") else root  # an absolute path is meant as it stands
+        base = Path("/") if path.startswith("/") else root  # an absolute path is used as it is
         reason = (
             row.reason
             or _explain_address(path)
@@ -146,7 +146,7 @@ def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
 
 
 def _find_path(path: str, root: Path) -> str:
-    """With the slashes of this system, and with the ending of the only file that is called so."""
+    """The path with this system's slashes, and with the extension of the only file of this name."""
     if path.startswith("file:///"):
         path = unquote(path.removeprefix("file://"))
     if "\\" in path and "/" not in path and not (root / path).exists():
@@ -156,22 +156,22 @@ def _find_path(path: str, root: Path) -> str:
 
 
 def _explain_absent(path: Path) -> str:
-    """Why a path without an ending is no file to read; empty where it has one."""
+    """Why a path without an extension is not a file; empty if it has an extension."""
     if is_media(path.name) or path.suffix or path.is_file():
         return ""
-    return "is a folder; a list names files" if path.is_dir() else "is not there, with or without an ending"
+    return "is a folder; a list names files" if path.is_dir() else "does not exist, with or without an extension"
 
 
 def _explain_address(path: str) -> str:
     if re.match(r"[A-Za-z]:/|//", path):
-        return "its path is one of Windows; give it from the folder of the files (--root) on"
-    return "is an address; lists hold files of this machine" if "://" in path else ""
+        return "its path is a Windows path; write it relative to the folder of the files (--root)"
+    return "is an address; a list must name files of this machine" if "://" in path else ""
 
 
 def kinetics(source: Path, root: Path, split: str | None) -> Iterator[Item]:
     """The CSV of Kinetics; files ID_SSSSSS_EEEEEE.mp4 in ``root`` or in ``root``/LABEL."""
     with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)  # else a quote too many would hide rows
+        rows = csv.DictReader(file, strict=True)  # else an extra quote would hide rows
         have = rows.fieldnames or []
         for column in (*COLUMNS, *(["split"] if split else [])):
             if column not in have:
@@ -230,10 +230,10 @@ KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {
 
 
 def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
-    """Image or video, whichever most of the files are by their endings.
+    """Image or video: the kind of most files, by their extensions.
 
     Raises:
-        UserError: no file is one or the other, or the rest are too many to be there by accident.
+        UserError: no file is an image or a video, or there are too many files of the other kind.
     """
     items = list(items)
     usable = [item.path for item in items if not item.reason]
@@ -246,7 +246,7 @@ def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
     held = f"{' and '.join(kinds)} files ({counts})" if kinds else "no files"
     reasons = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
     raise UserError(
-        "; ".join([f"'{source}' holds {held}; one kind of these is needed: {', '.join(ENDINGS)}", *reasons])
+        "; ".join([f"'{source}' has {held}; it must have one of these kinds: {', '.join(ENDINGS)}", *reasons])
     )
 
 
@@ -255,16 +255,16 @@ def extension_of(path: Path) -> str:
 
 
 def _published_classes(source: Path, kind: str) -> list[str] | None:
-    """Names that the publishers of a set put beside its lists."""
+    """The class names in a file that the publishers of a dataset supply with its lists."""
     pattern = {"ucf101": "classInd.txt", "ssv2": "*labels.json"}.get(kind)
     files = sorted(source.parent.glob(pattern)) if pattern else []
     return read_classes(files[0]) if len(files) == 1 else None
 
 
 def _refuse_others(item: Item, modality: str) -> Item:
-    """An item of another kind becomes one that is left out."""
+    """Mark an item of another kind (image, video) as left out."""
     fits = extension_of(item.path) in EXTENSIONS[modality]
-    return item if fits or item.reason else replace(item, reason=f"no {modality} file by its ending")
+    return item if fits or item.reason else replace(item, reason=f"is not a file of {modality}s by its extension")
 
 
 def _name_class(item: Item, names: list[str], known: set[str]) -> Item:
@@ -273,12 +273,12 @@ def _name_class(item: Item, names: list[str], known: set[str]) -> Item:
 
 
 def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
-    """The items; a file that was listed before is left out."""
+    """The items; a file that occurs again is marked as left out."""
     paths: set[Path] = set()
     results = []
     for item in items:
         twice = item.path in paths and not item.reason
-        results.append(replace(item, reason="is listed before") if twice else item)
+        results.append(replace(item, reason="is listed twice") if twice else item)
         paths.add(item.path)
     return results
 
@@ -286,4 +286,4 @@ def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
 def _item(root: Path, path: str, label: str, reason: str = "") -> Item:
     """A file below ``root``."""
     outside = path.startswith("/") or ".." in PurePosixPath(path).parts
-    return Item(root / path, label, reason or ("its path leaves the folder of the files" if outside else ""))
+    return Item(root / path, label, reason or ("its path is outside the folder of the files" if outside else ""))

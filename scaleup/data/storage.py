@@ -1,4 +1,4 @@
-"""Where files are: folders of this machine with all below them, and addresses that fsspec knows (https://, s3://)."""
+"""Reads files of folders and of addresses that fsspec knows (https://, s3://)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-MAX_OPEN = 64  # files; shards are read a few at a time
-TRIES = 3  # of a request, before a sample is taken to be unreadable
-PAUSE = 0.2  # seconds between two of them
-NO_FILE = "is no file but a pipe, a socket or a device"
-OF_SYSTEMS = (  # what machines put beside people's files
+MAX_OPEN = 64  # open files; only a few shards are read at a time
+TRIES = 3  # tries of a request, before a sample counts as unreadable
+PAUSE = 0.2  # seconds between two tries
+NO_FILE = "is not a file but a pipe, a socket or a device"
+OF_SYSTEMS = (  # files and folders that operating systems add
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
     *("thumbs.db", "desktop.ini"),
 )
 
 
 class Directory:
-    """Files of this machine, opened where they are first read, so that it may be forked and pickled."""
+    """Files of this machine. Each process opens a file at its first read, so it can be forked and pickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Directory:
 
 
 class Remote:
-    """Objects below an address; every read is one request for just its bytes, OSError after a few tries."""
+    """Files at an address. Every read is one request for only its bytes; OSError after a few tries."""
 
     def __init__(self, path: str) -> None:
         self.path = path.rstrip("/")
@@ -80,13 +80,13 @@ class Remote:
     def _request(self, name: str, method: str, **options: Any) -> Any:
         for tries_left in reversed(range(TRIES)):
             try:
-                files, address = fsspec.core.url_to_fs(f"{self.path}/{name}")  # in this process: forks share no socket
+                files, address = fsspec.core.url_to_fs(f"{self.path}/{name}")  # in each process
                 return getattr(files, method)(address, **options)
             except FileNotFoundError:
                 raise
-            except (ImportError, ValueError) as error:  # the protocol's own package is not there, or no such protocol
+            except (ImportError, ValueError) as error:  # the protocol is unknown, or its package is not installed
                 raise OSError(f"{error}") from None
-            except Exception as error:  # every protocol has its own
+            except Exception as error:  # every protocol has its own errors
                 if not tries_left:
                     raise OSError(f"{type(error).__name__} {error}") from None
                 time.sleep(PAUSE)
@@ -97,7 +97,7 @@ Storage = Directory | Remote
 
 
 def storage(path: str | Path) -> Storage:
-    """What reads the files of ``path``."""
+    """The reader for the files of ``path``."""
     return Remote(str(path)) if "://" in str(path) else Directory(Path(path))
 
 
@@ -110,20 +110,20 @@ class Failure:
 
 
 def failure(source: object, reason: str) -> Failure:
-    """A name that is no text is written with escapes, so that it can be printed."""
+    """A Failure; bytes of its name that are not text are escaped, so that it can be printed."""
     return Failure(printable(str(source)), printable(reason))
 
 
 def printable(text: str) -> str:
-    """Text with escapes for bytes of a name that are none."""
+    """A file name as printable text: bytes that are not text are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def count_by_reason(failures: Iterable[Failure]) -> list[str]:
-    """A line for each kind of reason, the most frequent first: one that has it, and how many more."""
+    """A line for each kind of reason, the most frequent first: an example, and the number of others."""
     kinds: dict[str, list[Failure]] = {}
     for failure in failures:
-        # Without what is of one file: names in quotes, numbers, what stands after a colon.
+        # Names in quotes, numbers, and text after a colon belong to one file, so they do not count.
         kind = re.sub(r"'[^']*'|\S*\d\S*", "*", failure.reason.partition(":")[0])
         kinds.setdefault(kind, []).append(failure)
     lines = []
@@ -148,8 +148,10 @@ def hidden(name: str) -> bool:
 
 
 def walk(root: Path) -> Iterator[Item]:
-    """Files at any depth below ``root``, which may itself be hidden, and what is left out and why. Every folder is
-    entered once; folders that lie there come before linked ones."""
+    """Files at any depth below ``root``, and files that are left out, with the reason.
+
+    Every folder is entered once, and real folders come before links to folders. ``root`` itself may be hidden.
+    """
     folders, linked, entered = [root], deque[Path](), set[str]()
     while folders or linked:
         folder = folders.pop() if folders else linked.popleft()
@@ -177,7 +179,7 @@ def walk(root: Path) -> Iterator[Item]:
 
 
 def _left_out(entry: os.DirEntry[str]) -> str:
-    """Why an entry of a folder is neither a file to read nor a folder to enter; empty where it is one."""
+    """Why an entry of a folder is left out; empty if it is a file to read or a folder to enter."""
     if hidden(entry.name):
         return "is hidden"
     if entry.is_file(follow_symlinks=False):
@@ -189,14 +191,14 @@ def _left_out(entry: os.DirEntry[str]) -> str:
     if stat.S_ISDIR(mode) and entry.is_symlink():
         target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))  # noqa: PTH120
         if os.path.commonpath([target, here]) == target:
-            return "links to a folder that it lies in"
+            return "links to a folder that contains it"
     return "" if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else NO_FILE
 
 
 def explain_unreadable(path: Path, error: OSError) -> str:
-    """Why what an error is about cannot be read."""
+    """Why a path cannot be read."""
     if not path.is_symlink():
         return f"cannot be read: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return f"links to '{path.readlink()}', which is not there"
+        return f"links to '{path.readlink()}', which does not exist"
     return f"is a link that cannot be followed: {error.strerror}"

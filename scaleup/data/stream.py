@@ -1,4 +1,4 @@
-"""A video of any length, or one that is still being filmed, frame by frame: clips of it as they fill."""
+"""Clips of a video of any length, or of a live stream, as soon as their frames arrive."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from scaleup.data.playback import Noted, Opened, Playback, ignore, video_stream
 def frames(
     source: str | BinaryIO, opened: Opened = ignore, noted: Noted = ignore
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames, each with the second it is shown at, the first at 0; read no further than they are asked for.
+    """Decoded frames, each with the second at which it is shown; the first is at 0. Only needed frames are read.
 
     Args:
         source: a path or an address that FFmpeg opens, or a binary stream, which is not rewound.
-        opened: is called with the stream that the frames come from before the first of them.
-        noted: is told at the end what was odd.
+        opened: called with the video stream, before the first frame.
+        noted: called at the end with sentences about what was unusual.
 
     Raises:
-        BadSample: it cannot be decoded, has no video stream or no frame; at the end, where too much of it was damaged
+        BadSample: it cannot be decoded, has no video stream or no frame; at the end, if too much of it was damaged
             or is missing.
     """
     try:
@@ -44,10 +44,11 @@ def frames(
 
 
 def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = ignore) -> Iterator[tuple[float, Tensor]]:
-    """Centre crops of clips that begin every ``hop`` seconds, as they fill: (second, uint8 (3, T, h, w)).
+    """Centre crops of clips that begin every ``hop`` seconds: (second, uint8 (3, T, h, w)), each as soon as it is
+    complete.
 
-    Frame k of a clip is what is on screen k / fps seconds after it begins. Frames that are left after the last whole
-    clip make one that ends with the last frame; a video shorter than a clip repeats its last frame.
+    Frame k of a clip is the frame on screen k / fps seconds after the clip begins. If frames remain after the last
+    complete clip, one more clip ends with the last frame. A video shorter than a clip repeats its last frame.
     """
     step, window = max(1, round(hop * input.fps)), deque[np.ndarray](maxlen=input.frames)
     count, due = 0, input.frames  # frames on the grid of 1 / fps so far, and those of the next clip's end
@@ -62,7 +63,7 @@ def clips(source: str | BinaryIO, input: Input, hop: float, noted: Noted = ignor
 
 
 def _on_grid(source: str | BinaryIO, input: Input, noted: Noted) -> Iterator[np.ndarray]:
-    """What is on screen every 1 / fps seconds, (3, h, w)."""
+    """The frame on screen every 1 / fps seconds, (3, h, w)."""
     pictures = Pictures(lambda height, width: Cut((0, 0, height, width), covering(height, width, input.size, 1)))
     current, count, second = None, 0, 0.0
     for second, frame in frames(source, pictures.opened, noted):

@@ -76,7 +76,7 @@ def _place(member: tarfile.TarInfo, samples: dict[str, Headers], wrong: list[tup
     elif not member.isreg():
         wrong.append((member.name, "is no file but a link or a device"))
     elif printable(member.name) != member.name:
-        wrong.append((member.name, "its name is no text in UTF-8"))
+        wrong.append((member.name, "its name is not text in UTF-8"))
     elif not match:
         wrong.append((member.name, "its name is not KEY.ENDING"))
     elif member.issparse():

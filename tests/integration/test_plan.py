@@ -29,4 +29,4 @@ def test_the_plan_in_words(tiny_path: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_sentences(tiny_path: Path) -> None:
     done = tool("plan", tiny_path, "--memory", "lots")
-    assert done.returncode == 2 and "--memory 'lots' is no amount" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "--memory 'lots' is not an amount" in done.stderr and "Traceback" not in done.stderr

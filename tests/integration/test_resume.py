@@ -128,7 +128,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_sentence(tiny_path: Path, tmp_p
     running.processes[1].kill()
     dead = running.wait()
     assert dead.returncode != 0
-    assert "rank 0 stops: another of the 2 ranks no longer answers" in dead.stderr, dead.stderr
+    assert "rank 0 stops, because another of the 2 ranks no longer answers" in dead.stderr, dead.stderr
 
 
 def test_two_ranks_validate_every_sample_once_and_lose_the_same_arm(tiny_path: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_bad_options_are_one_sentence(tmp_path, option, value, said):
 
 
 def test_checking_what_is_no_shard_directory(tmp_path):
-    refused(tool("check_shards", tmp_path), "no shard directory")
+    refused(tool("check_shards", tmp_path), "not a shard directory")
     (tmp_path / "index.json").write_text('{"format": "scaleup-shards-1", "shards": 3}')
     assert tool("check_shards", tmp_path).returncode == 1
 
@@ -189,8 +189,8 @@ def test_what_is_left_out_is_told_by_reason_and_count(folder, tmp_path):
     assert "4 images" in made.stdout and "8 files left out (index.json lists all):" in made.stdout
     for line in (
         "cat/._one.jpg: is hidden (and 2 more like it)",
-        "cat/film.mp4: no image file by its ending (and 1 more like it)",
-        "dog/gone.jpg: links to 'nowhere.jpg', which is not there\n",
+        "cat/film.mp4: is not a file of images by its extension (and 1 more like it)",
+        "dog/gone.jpg: links to 'nowhere.jpg', which does not exist\n",
         "caf\\udce9.jpg: not a readable image",
     ):
         assert line in made.stdout

@@ -123,8 +123,8 @@ def damaged(kind: str, small: Path) -> Path:
     ("kind", "words"),
     [
         ("empty", "has 0 bytes"),
-        ("truncated", "is not a whole safetensors file"),
-        ("truncated pt", "is not a whole torch checkpoint"),
+        ("truncated", "is not a complete safetensors file"),
+        ("truncated pt", "is not a complete torch checkpoint"),
         ("without tubes", "lacks tubes.shared, tubes.long.bias|lacks .*of the tube 'long'"),
         ("absent", "there is no file"),
     ],

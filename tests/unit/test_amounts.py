@@ -14,5 +14,5 @@ def test_amounts_are_read(text: str, bytes: float) -> None:
 
 @pytest.mark.parametrize("text", ["much", "-1G", "3X", "5i", ""])
 def test_what_is_no_amount_is_named(text: str) -> None:
-    with pytest.raises(UserError, match=f"--limit '{text}' is no amount of bytes; allowed are such as 200G"):
+    with pytest.raises(UserError, match=f"--limit '{text}' is not an amount of bytes; write for example 200G"):
         parse_bytes(text, "--limit")

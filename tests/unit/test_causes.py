@@ -20,7 +20,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ("error", "said"),
     [
         (UserError("yours"), "yours"),
-        (MemoryError(), "the machine has no memory left; fewer loader processes"),
+        (MemoryError(), "the machine has no memory left; use fewer loader processes"),
         (OSError(errno.ENOMEM, ""), "the machine has no memory left"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
@@ -30,11 +30,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the device has no memory left"),
         (OSError(errno.ENOSPC, "", "a/b"), "'a/b': No space left on device: the disk is full"),
         (SafetensorError("Error: I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (PermissionError(errno.EACCES, "", "a/b"), "'a/b': Permission denied: it is not for this user"),
+        (PermissionError(errno.EACCES, "", "a/b"), "'a/b': Permission denied: this user may not"),
         (OSError(errno.EROFS, "", "a/b"), "'a/b': Read-only file system: "),
         (OSError(errno.EMFILE, ""), "too many files are open; allow more (ulimit -n"),
         (RuntimeError("received 0 items of ancdata"), "too many files are open"),
-        (RuntimeError("can't start new thread"), "no more processes may be started"),
+        (RuntimeError("can't start new thread"), "no more processes can be started"),
         (
             RuntimeError(LOADER + "Killed. "),
             "loader process 17 was killed, most likely because the machine has no memory",
@@ -44,7 +44,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
             "shared memory (/dev/shm) is too small; set data.workers=0",
         ),
         (RuntimeError(LOADER + "Segmentation fault. "), "loader process 17 was ended by a signal: Segmentation fault"),
-        (ENDED, "loader process 17, 18 has ended; if it said nothing"),
+        (ENDED, "loader process 17, 18 has ended; if it printed no cause"),
         (caused(RuntimeError(*ENDED.args), RuntimeError(LOADER + "Killed. ")), "loader process 17 was killed"),
         (
             RuntimeError("unable to write to file </torch_7_1_2>: No space left on device (28)"),

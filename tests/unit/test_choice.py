@@ -73,18 +73,18 @@ def test_a_place_that_no_trainer_uses_may_be_named() -> None:
 
 @pytest.mark.parametrize("wanted", ["taecher", "", "patch_embed.proj.weight", "teacher.patch_embed.proj.weight"])
 def test_a_choice_that_is_not_there_is_refused(wanted: str) -> None:
-    with pytest.raises(UserError, match="runs/big.pt holds no '.*'; allowed are student and teacher") as error:
+    with pytest.raises(UserError, match="runs/big.pt has no model '.*'; allowed are student and teacher") as error:
         taken(held("student/", "teacher/"), wanted)
     assert wanted != "taecher" or "nearest: 'teacher'" in str(error.value)
 
 
 @pytest.mark.parametrize("names", [VIT, ("weight",)])
 def test_models_that_cannot_be_told_apart_are_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="tensors of two models, model and module; give just one: runs/big.pt:model"):
+    with pytest.raises(UserError, match="tensors of two models, model and module; name one of them: runs/big.pt:model"):
         taken(held("model.", "module.", names=names))
-    with pytest.raises(UserError, match="tensors of 3 models, image_encoder, left and right; give just one"):
+    with pytest.raises(UserError, match="tensors of 3 models, image_encoder, left and right; name one of them"):
         taken(held("image_encoder.", "left.", "right."))
-    with pytest.raises(UserError, match="two models: a.weight and a._orig_mod.weight become one name"):
+    with pytest.raises(UserError, match="two tensors with one name, a.weight and a._orig_mod.weight"):
         taken({"a.weight": 8, "a._orig_mod.weight": 8})
 
 

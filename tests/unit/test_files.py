@@ -178,7 +178,7 @@ def test_missing_locks_are_said_once(
     monkeypatch.setattr(files, "_without_locks", set())
     with (tmp_path / "file").open("w") as file:
         assert locked(file, 0) and locked(file, 0)
-    said = f"the file system of '{tmp_path}' has no locks: nothing keeps two runs from writing to the same place\n"
+    said = f"the file system of '{tmp_path}' has no locks: two runs could write to the same place at once\n"
     assert capsys.readouterr().err == said
 
 

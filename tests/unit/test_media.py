@@ -26,7 +26,7 @@ def test_a_folder_holds_what_is_not_hidden_and_what_it_links_to(folder, capsys):
     )
     said = capsys.readouterr().err
     assert "source/._a.mp4: is hidden (and 2 more like it)" in said and "notes.txt" not in said
-    assert "links to a folder that it lies in (and 1 more like it)" in said
+    assert "links to a folder that contains it (and 1 more like it)" in said
 
 
 @pytest.mark.parametrize(

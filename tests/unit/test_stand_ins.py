@@ -176,7 +176,7 @@ def test_a_file_that_calls_functions_is_refused_and_none_is_called(kind: str, le
     evil = {"state_dict": {"weight": WEIGHT}, "args": argparse.Namespace(lr=0.1), "code": HARM[kind](mark)}
     torch.save(evil, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(
-        UserError, match="is refused.*nothing was run; beside tensors it holds .*torch.save.model.state_d"
+        UserError, match="is refused.*nothing was run; besides tensors it has .*torch.save.model.state_d"
     ):
         tensors.read(path)
     assert not mark.exists()
@@ -218,12 +218,12 @@ class Odd:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (torch.nn.Linear(2, 3), "torch.nn.modules.linear.Linear: save the weights alone, with torch.save"),
-        ({"model": torch.nn.Linear(2, 3), "epoch": 3}, "torch.nn.modules.linear.Linear: save the weights alone"),
-        ({"state_dict": {"weight": WEIGHT}, "odd": Odd()}, "test_stand_ins.Odd: save the weights alone"),
+        (torch.nn.Linear(2, 3), "torch.nn.modules.linear.Linear; save only the weights, with torch.save"),
+        ({"model": torch.nn.Linear(2, 3), "epoch": 3}, "torch.nn.modules.linear.Linear; save only the weights"),
+        ({"state_dict": {"weight": WEIGHT}, "odd": Odd()}, "test_stand_ins.Odd; save only the weights"),
         (
             {"epoch": np.float64(3), "name": "x" * 64},
-            "holds no tensors by name; beside tensors it holds numpy.*save the",
+            "holds no tensors by name; besides tensors it has numpy.*save only the",
         ),
     ],
 )

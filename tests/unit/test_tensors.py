@@ -77,7 +77,7 @@ def test_the_encoder_of_a_checkpoint_of_several_models_is_taken(tmp_path: Path) 
 def test_a_program_is_refused(tmp_path: Path) -> None:
     torch.jit.trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)).save(tmp_path / "clip.pt")
     with pytest.raises(
-        UserError, match="clip.pt is a program .TorchScript., not a checkpoint; save its state_dict alone"
+        UserError, match="clip.pt is a program .TorchScript., not a checkpoint; save only its state_dict"
     ):
         tensors.read(tmp_path / "clip.pt")
 
@@ -136,7 +136,7 @@ def test_what_is_no_checkpoint_is_refused(content: bytes, words: str, suffix: st
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1, 2], torch.zeros(100), {"epoch": "x" * 100}])
 def test_a_checkpoint_without_tensors_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "last.pt")
-    with pytest.raises(UserError, match="holds"):
+    with pytest.raises(UserError, match="holds|is a "):
         tensors.read(tmp_path / "last.pt")
 
 
@@ -148,7 +148,7 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
 
 def test_two_models_in_one_file_are_refused(tmp_path: Path) -> None:
     torch.save({"model.weight": torch.zeros(3), "module.weight": torch.ones(3)}, tmp_path / "two.pt")
-    with pytest.raises(UserError, match="holds tensors of two models"):
+    with pytest.raises(UserError, match="has tensors of two models"):
         tensors.read(tmp_path / "two.pt")
 
 

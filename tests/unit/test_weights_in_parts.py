@@ -57,7 +57,7 @@ def test_parts_elsewhere_are_refused(part: str, tmp_path: Path) -> None:
     shutil.copy(tmp_path / f"model/{FIRST}.safetensors", tmp_path / "other.safetensors")
     edit(index, {"norm.bias": part})
     with pytest.raises(
-        UserError, match="model.safetensors.index.json names the part '.*'; allowed are files beside it"
+        UserError, match="model.safetensors.index.json names the file '.*'; allowed are files in the same folder"
     ):
         tensors.read(index)
 
@@ -78,17 +78,17 @@ def test_parts_that_are_not_what_the_index_says_are_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match=f"{SECOND}.safetensors holds 'norm.bias', which .*index.json does not name"):
         tensors.read(index)
     edit(index, {"norm.bias": f"{SECOND}.safetensors", "head.bias": f"{SECOND}.safetensors"})
-    with pytest.raises(UserError, match="says that 'head.bias' is in .*, but no part has it"):
+    with pytest.raises(UserError, match="says that 'head.bias' is in .*, but no file has it"):
         tensors.read(index)
     edit(index, {"head.bias": None})
     save_file(STATE, tmp_path / f"{FIRST}.safetensors")
     with pytest.raises(UserError, match=f"it is in {FIRST}.safetensors and {SECOND}.safetensors"):
         tensors.read(index)
     (tmp_path / f"{FIRST}.safetensors").write_bytes(bytes(100))
-    with pytest.raises(UserError, match=f"{FIRST}.safetensors is not a whole safetensors file"):
+    with pytest.raises(UserError, match=f"{FIRST}.safetensors is not a complete safetensors file"):
         tensors.read(index)
     (tmp_path / f"{FIRST}.safetensors").unlink()
-    with pytest.raises(UserError, match=f"names the part '{FIRST}.safetensors', which is not beside it; download"):
+    with pytest.raises(UserError, match=f"names the file '{FIRST}.safetensors', which is not in its folder; download"):
         tensors.read(index)
 
 
@@ -98,7 +98,7 @@ def test_parts_that_are_not_what_the_index_says_are_refused(tmp_path: Path) -> N
         ("", "cannot be read as JSON"),
         ("{", "cannot be read as JSON"),
         ("[" * 10**5, "cannot be read as JSON"),
-        ('{"weight_map": {"a": "x.bin", "a": "y.bin"}}', "names 'a' twice"),
+        ('{"weight_map": {"a": "x.bin", "a": "y.bin"}}', "has the key 'a' twice"),
         *(
             (json.dumps(content), "is JSON without weights; allowed is the index")
             for content in ([], {}, {"weight_map": []})

@@ -59,7 +59,9 @@ def test_an_average_is_taken_and_said_and_the_weights_may_be_chosen(
     assert capfd.readouterr().err == f"{said}; of the model, head left out\n"
     assert taken(f"{tmp_path / 'big.pt'}:state_dict") == "plain"
     assert capfd.readouterr().err == "big.pt: of the model, head left out\n"
-    with pytest.raises(UserError, match="big.pt holds no 'state_dict_eam'; allowed are .*nearest: 'state_dict_ema'"):
+    with pytest.raises(
+        UserError, match="big.pt has no model 'state_dict_eam'; allowed are .*nearest: 'state_dict_ema'"
+    ):
         taken(f"{tmp_path / 'big.pt'}:state_dict_eam")
 
 
@@ -157,7 +159,7 @@ def test_a_model_of_a_file_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
         ({"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}], "name": "x" * 64}, "holds no tensors by name"),
         ({"ema": {"shadow_params": [torch.ones(9)]}, "decay": 0.999, "name": "x" * 64}, "holds no tensors by name"),
-        ({"left": PLAIN, "right": EMA}, "tensors of two models, left and right; give just one: .*a.pt:left"),
+        ({"left": PLAIN, "right": EMA}, "tensors of two models, left and right; name one of them: .*a.pt:left"),
     ],
 )
 def test_files_without_a_model_get_a_sentence(content: Any, words: str, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_another_plan_begins_anew(
         cut_off(patch, 4)
         make(frozen(), [2], tmp_path / "out")
     make(frozen(), [3], tmp_path / "out")
-    assert "beginning anew" in capsys.readouterr().err
+    assert "starting again" in capsys.readouterr().err
     assert CachedSet(tmp_path / "out/videos").made["depths"] == [3]
 
 

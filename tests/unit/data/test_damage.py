@@ -143,7 +143,7 @@ def test_indexes(made, way, times):
     try:
         for hurt in HURT[way](was, times):
             path.write_bytes(hurt)
-            with pytest.raises(UserError, match=r"index.json|is no shard directory"):
+            with pytest.raises(UserError, match=r"index.json|is not a shard directory"):
                 Shards.open(shards.path)
     finally:
         path.write_bytes(was)

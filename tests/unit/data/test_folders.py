@@ -60,7 +60,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
         "run/a.mp4": "run",
         "walk/d.mp4": "walk",
     }
-    twice, above = "links to a folder that is listed already", "links to a folder that it lies in"
+    twice, above = "links to a folder that is listed already", "links to a folder that contains it"
     assert reasons(listing, source) == {
         "a link": twice,
         "jump/more": twice,
@@ -79,7 +79,7 @@ def test_links_to_files_are_files_and_broken_ones_are_named(tmp_path):
     listing = read_source(tmp_path / "source")
     assert labels(listing, tmp_path / "source") == {"run/a.mp4": "run", "run/b.mp4": "run"}
     assert reasons(listing, tmp_path / "source") == {
-        "run/gone.mp4": "links to '../../annex/gone.mp4', which is not there",
+        "run/gone.mp4": "links to '../../annex/gone.mp4', which does not exist",
         "run/round.mp4": "is a link that cannot be followed: Too many levels of symbolic links",
     }
 
@@ -92,7 +92,7 @@ def test_files_of_other_kinds_and_without_a_class_are_named(tmp_path):
     (tmp_path / "empty/deep").mkdir(parents=True)
     listing = read_source(tmp_path)
     assert listing.classes == ["jump", "run"] and listing.modality == "video" and len(labels(listing, tmp_path)) == 3
-    ending, beside = "no video file by its ending", "lies beside the class folders, so it has no class"
+    ending, beside = "is not a file of videos by its extension", "is not in a class folder, so it has no class"
     assert reasons(listing, tmp_path) == {
         "beside.mp4": beside,
         "list.csv": beside,
@@ -106,17 +106,13 @@ def test_files_of_other_kinds_and_without_a_class_are_named(tmp_path):
 
 def test_images_and_videos_in_like_numbers_are_refused_with_both_named(tmp_path):
     touched(tmp_path, "run/a.mp4", "run/b.mp4", "run/c.mp4", "run/a.jpg", "run/b.jpg")
-    with pytest.raises(
-        UserError, match=r"holds image and video files \(2, such as '.*a.jpg' and 3, such as '.*a.mp4'\)"
-    ):
+    with pytest.raises(UserError, match=r"has image and video files \(2, such as '.*a.jpg' and 3, such as '.*a.mp4'\)"):
         read_source(tmp_path)
 
 
 def test_a_flat_folder_is_refused_and_says_what_there_is(tmp_path):
     touched(tmp_path, "a.mp4", "b.mp4", ".c/d.mp4")
-    with pytest.raises(
-        UserError, match="has no class folders with files in them; it needs .*/CLASS/FILE; .*c: is hidden"
-    ):
+    with pytest.raises(UserError, match="has no class folders with files; it needs .*/CLASS/FILE; .*c: is hidden"):
         read_source(tmp_path)
 
 
@@ -126,8 +122,8 @@ def test_pipes_and_sockets_are_never_opened(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "run/socket.mp4"))
         assert reasons(read_source(tmp_path), tmp_path) == {
-            "run/pipe.mp4": "is no file but a pipe, a socket or a device",
-            "run/socket.mp4": "is no file but a pipe, a socket or a device",
+            "run/pipe.mp4": "is not a file but a pipe, a socket or a device",
+            "run/socket.mp4": "is not a file but a pipe, a socket or a device",
         }
     (tmp_path / "list.txt").write_text("run/pipe.mp4 0\nrun/b.mp4 0\n")
     touched(tmp_path, "run/b.mp4")
@@ -153,7 +149,7 @@ def test_names_that_are_no_text_can_be_told(tmp_path):
     touched(tmp_path, "run/a.mp4", os.fsdecode(b"run/caf\xe9.mp4"), os.fsdecode(b"caf\xe9/b.mp4"))
     listing = read_source(tmp_path)
     assert listing.classes == ["run"] and len(labels(listing, tmp_path)) == 2
-    assert list(reasons(listing, tmp_path).values()) == ["the name of its class is no text in UTF-8"]
+    assert list(reasons(listing, tmp_path).values()) == ["the name of its class is not text in UTF-8"]
 
 
 def test_shards_that_were_packed_into_the_source_are_no_class(tmp_path):

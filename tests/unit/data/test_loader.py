@@ -241,7 +241,7 @@ def test_datasets_that_teach_nothing_are_refused(data, change):
 
 def test_shards_that_are_not_there_are_refused(data):
     data.train["images"].shards = "nowhere"
-    with pytest.raises(UserError, match="'nowhere' is no shard directory"):
+    with pytest.raises(UserError, match="'nowhere' is not a shard directory"):
         train_loader(data, INPUT, 0, 1)
 
 

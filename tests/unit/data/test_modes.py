@@ -78,11 +78,11 @@ def test_greys_between_0_and_1():
 @pytest.mark.parametrize(
     "values, said",
     [
-        (RAMP.astype(np.float32), "greys from 0 to 255; from 0 to 1 is what can be shown"),
+        (RAMP.astype(np.float32), "greys from 0 to 255; allowed are 0 to 1"),
         (RAMP.astype(np.float32) - 1, "greys from -1 to 254"),
         (np.full((4, 4), np.nan, np.float32), "greys from nan to nan"),
-        (RAMP.astype(np.int32), "nothing says which of them is white"),
-        (np.full((4, 4), -5, np.int32), "nothing says which of them is white"),
+        (RAMP.astype(np.int32), "whose white is unknown"),
+        (np.full((4, 4), -5, np.int32), "whose white is unknown"),
     ],
 )
 def test_greys_that_nobody_can_know(values, said):

@@ -15,7 +15,7 @@ from scaleup.data.sources import read_source
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
 
-ODD = "the times of 7 of 8 frames cannot be true; they are set by its rate"
+ODD = "the times of 7 of 8 frames are not plausible; the frame rate is used instead"
 
 
 def at_once():

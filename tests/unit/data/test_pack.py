@@ -113,7 +113,7 @@ def test_a_finished_shard_that_changed_is_made_again(folder, tmp_path, capsys):
     tar.write_bytes(tar.read_bytes()[:-700])
     (tmp_path / ".out.partial/000000.json").write_text("{")
     assert files(pack(listing, tmp_path / "out", per_shard=4, processes=1).path) == files(whole.path)
-    assert "shard 000001.tar is not as it was written" in capsys.readouterr().err
+    assert "shard 000001.tar has changed since it was written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("refused", ["chmod", "flock", "utime"])
@@ -141,7 +141,7 @@ def test_another_plan_begins_anew(folder, tmp_path, capsys):
     listing = read_source(folder)
     out, whole = (pack(listing, tmp_path / name, per_shard=4, processes=1) for name in ("out", "whole"))
     assert files(out.path) == files(whole.path)
-    assert "have changed: beginning anew" in capsys.readouterr().err
+    assert "have changed: starting again" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_and_leaves_no_process(folder, tmp_path):
@@ -184,7 +184,7 @@ def test_reasons_of_files_that_are_not_there_or_not_media(tmp_path):
     assert len(shards) == 1 and reasons == {
         "missing.mp4": "No such file or directory",
         "dir.mp4": "Is a directory",
-        "b.txt": "no video file by its ending",
+        "b.txt": "is not a file of videos by its extension",
         "nul\0.mp4": "embedded null byte",
         "a.mp4": "line 6 has no label after the path",
     }

@@ -107,7 +107,7 @@ def test_few_damaged_frames_are_noted_and_not_shown_many_are_refused_by_all(code
     if codec == "mjpeg":  # which tells no damage from another picture
         return
     assert set(everyone(few).values()) == {None}
-    assert notes_of(few) == ["1 of 120 frames are damaged, and are not shown"]
+    assert notes_of(few) == ["1 of 120 frames are damaged and not shown"]
     good = decode_clip(video, 120, FPS)
     assert torch.equal(decode_clip(few, 120, FPS)[:, 64], good[:, 63])
     assert set(everyone(many).values()) == {"5 of 120 frames are damaged"}
@@ -132,8 +132,8 @@ def test_a_video_that_ends_early_is_named_by_all(tmp_path, container):
     video, most, half = (cut(tmp_path, container, share) for share in (1, 0.95, 0.6))
     assert not notes_of(video) and set(everyone(video).values()) == {None}
     for reason in everyone(half).values():
-        assert reason.startswith("ends early: ") and reason.endswith(" of 10.0 seconds are there")
-    assert notes_of(most)[0].startswith("ends early: 9.") and set(everyone(most).values()) == {None}
+        assert reason.startswith("ends early: ") and reason.endswith(" of 10.0 seconds")
+    assert notes_of(most)[0].startswith("ends early: it has 9.") and set(everyone(most).values()) == {None}
 
 
 @pytest.mark.parametrize(("container", "codec", "first"), [("webm", "libvpx-vp9", 6), ("mp4", "mpeg4", 1)])

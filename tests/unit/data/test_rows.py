@@ -125,14 +125,14 @@ def test_paths_of_other_systems(tmp_path):
     here = [tmp_path / name for name in ("clips/a.mp4", "17.webm", "back\\slash.mp4", "/abs/d.mp4", "/abs/e f.mp4")]
     assert [item.path for item in items if not item.reason] == here
     said = [item.reason for item in items if item.reason]
-    assert "is one of Windows" in said[0] and "is an address" in said[1] and len(said) == 2
+    assert "is a Windows path" in said[0] and "is an address" in said[1] and len(said) == 2
 
 
 def test_why_a_path_without_an_ending_is_no_file(tmp_path):
     (tmp_path / "frames").mkdir()
     (tmp_path / "list.csv").write_text("video_id,class\nframes,run\n17,run\n18,walk\n")
     with pytest.raises(
-        UserError, match="17: is not there, with or without an ending .and 1 more.*frames: is a folder; a list"
+        UserError, match="17: does not exist, with or without an extension .and 1 more.*frames: is a folder; a list"
     ):
         read_source(tmp_path / "list.csv")
 

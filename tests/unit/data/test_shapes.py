@@ -136,7 +136,7 @@ def test_files_hold_what_was_rendered():
 
 @pytest.mark.parametrize("size, frames", [(31, 16), (8, 16), (32, 0)])
 def test_sizes_that_cannot_be_made_are_refused(tmp_path, size, frames):
-    with pytest.raises(UserError, match="size is an even number"):
+    with pytest.raises(UserError, match="size must be an even number"):
         make_shapes(tmp_path / "out", {"val": 1}, {}, size=size, frames=frames)
     assert not list(tmp_path.iterdir())
 

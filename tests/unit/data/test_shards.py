@@ -113,8 +113,8 @@ def test_a_changed_index_is_refused_and_found(shards):
 
 
 OPENING = {
-    "no directory": (lambda path: shutil.rmtree(path), "no shard directory"),
-    "no index": (lambda path: (path / "index.json").unlink(), "no shard directory"),
+    "no directory": (lambda path: shutil.rmtree(path), "not a shard directory"),
+    "no index": (lambda path: (path / "index.json").unlink(), "not a shard directory"),
     "not JSON": (lambda path: edit(path, lambda text: text[:-9]), "not JSON"),
     "a list": (lambda path: edit(path, lambda _: "[]"), "has format None"),
     "another format": (lambda path: edit(path, lambda text: text.replace("shards-1", "shards-9")), "shards-9"),
@@ -122,8 +122,8 @@ OPENING = {
     "modality": (lambda path: edit(path, lambda text: text.replace('"image"', '"sound"')), "damaged"),
     "label": (lambda path: edit(path, lambda text: re.sub(r'"size":\d', '"size":4', text, count=1)), "has size 4 of 4"),
     "twice": (lambda path: edit(path, lambda text: text.replace("0-000001", "0-000000")), "-000000' occurs twice"),
-    "outside": (lambda path: edit(path, lambda text: re.sub(r'"png":\[\d+', '"png":[99999', text)), "does not lie in"),
-    "before": (lambda path: edit(path, lambda text: re.sub(r'"png":\[\d+', '"png":[-1', text)), "does not lie in"),
+    "outside": (lambda path: edit(path, lambda text: re.sub(r'"png":\[\d+', '"png":[99999', text)), "is not inside"),
+    "before": (lambda path: edit(path, lambda text: re.sub(r'"png":\[\d+', '"png":[-1', text)), "is not inside"),
     "traversal": (
         lambda path: edit(path, lambda text: text.replace("000001.tar", "../1.tar")),
         "not the name of a file",

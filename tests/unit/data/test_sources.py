@@ -52,10 +52,10 @@ def test_a_list_of_paths_and_numbers(tmp_path):
         ("clips/one.mp4", "class 7"),
         ("clips/with spaces in it.mp4", "class 0"),
         ("clips/two.mp4::3", "line 3 has '::' between path and label, but other lines have spaces"),
-        ("plain", "is not there, with or without an ending"),
+        ("plain", "does not exist, with or without an extension"),
         ("clips/no_label.mp4", "line 6 has no label after the path"),
-        ("../outside.mp4", "its path leaves the folder of the files"),
-        ("clips/one.mp4", "is listed before"),
+        ("../outside.mp4", "its path is outside the folder of the files"),
+        ("clips/one.mp4", "is listed twice"),
         ("clips/nine.mp4", "label '-1' means that there is no label"),
     ]
 
@@ -102,7 +102,7 @@ def test_kinetics(tmp_path):
         ("abseiling/in_folder_1_000001_000011.mp4", "abseiling"),
         ("no_label_12_000003_000013.mp4", "has no label"),
         ("bad_time_12.mp4", "times 'x' and '13' are not whole seconds"),
-        ("../../../etc_000003_000013.mp4", "its path leaves the folder of the files"),
+        ("../../../etc_000003_000013.mp4", "its path is outside the folder of the files"),
         ("missing_123_000100_000110.mp4", "abseiling"),  # found to be missing where it is read
     ]
     assert len(read_source(tmp_path / "k.csv").items) == 7

@@ -121,7 +121,7 @@ def test_what_comes_instead_is_named(shards, server):
 @pytest.mark.parametrize("address", ["nosuch://x/train", "pipe://cat x", "http://127.0.0.1:9/none"])
 def test_an_address_that_leads_nowhere_is_one_sentence(address, monkeypatch):
     monkeypatch.setattr(storages, "PAUSE", 0)
-    with pytest.raises(UserError, match="is no shard directory"):
+    with pytest.raises(UserError, match="is not a shard directory"):
         Shards.open(address)
 
 

@@ -99,7 +99,7 @@ BAD = {
     "no text": (
         [("caf\udce9.jpg", picture(0)), ("caf\udce9.cls", b"0")],
         "0.tar: caf\\udce9.jpg",
-        "its name is no text in UTF-8",
+        "its name is not text in UTF-8",
     ),
     "null": ([("a.jpg", picture(0)), ("a.json", b'{"label": null}')], "0.tar: a", "no text or number 'label'"),
     "empty label": ([("a.jpg", picture(0)), ("a.cls", b" ")], "0.tar: a", "its label is empty"),
@@ -215,13 +215,13 @@ def test_numbers_are_labels_however_they_are_written(tmp_path, label):
 def test_tars_that_cannot_be_opened_are_named(tmp_path):
     (tmp_path / "0.tar").symlink_to("gone.tar")
     os.mkfifo(tmp_path / "1.tar")
-    with pytest.raises(UserError, match="0.tar' links to 'gone.tar', which is not there"):
+    with pytest.raises(UserError, match="0.tar' links to 'gone.tar', which does not exist"):
         index_tars(tmp_path, processes=1)
     write_tar(tmp_path / "2.tar", [("a.jpg", picture(0)), ("a.cls", b"0")])
     assert index_tars(tmp_path, ".cls", processes=1).labels["label"].tolist() == [0]
     failures = json.loads((tmp_path / "index.json").read_text())["failures"]
     assert [each["source"] for each in failures] == ["0.tar", "1.tar"]
-    assert "is no file but a pipe" in failures[1]["reason"]
+    assert "is not a file but a pipe" in failures[1]["reason"]
 
 
 @pytest.mark.parametrize("label", ["3", "3.0", '"3"', '"3.0"'])
