@@ -89,6 +89,11 @@ def _facts(model: Described) -> str:
     lines = [f"{config.frozen_depth} of {model.depth} blocks frozen, gate: {_gate(model.alphas)}"]
     if config.adapter:
         lines += [f"a {config.adapter.kind} adapter on the blocks above, in `adapter/`, for peft"]
+    if pool := config.pool:
+        size = (
+            f", queries: {pool.queries}, heads: {pool.heads}, blocks: {pool.depth}" if pool.kind == "attentive" else ""
+        )
+        lines += [f"features: {pool.kind} of the tokens{size}"]
     lines += [f"tubes: {tubes or 'none'}", f"heads: {heads or 'none'}", *_parents(model.report)]
     needs = f" It needs the base weights with sha256 `{backbone.sha256}`." if model.kind == "delta" else ""
     lines += [f"this directory is a **{model.kind}** of {model.size:,} numbers.{needs}"]

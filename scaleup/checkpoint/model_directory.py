@@ -14,7 +14,7 @@ from scaleup.checkpoint.hub import HUB, find
 from scaleup.common import tensors
 from scaleup.common.files import read_json
 from scaleup.config import schema
-from scaleup.config.rules import Count, Gate, Index, Lengths, Positive, check
+from scaleup.config.rules import Count, Gate, Index, Lengths, PoolDepth, Positive, check
 from scaleup.errors import UserError, nearest
 
 FORMAT = "scaleup/1"
@@ -41,6 +41,19 @@ class Adapter:
     alpha: Positive
 
 
+@dataclass
+class Pool:
+    """How tokens become features where it is not the backbone's own way; the numbers are those of ``attentive``."""
+
+    kind: Literal["mean", "attentive"]
+    queries: Count
+    heads: Count  # of the attention
+    depth: PoolDepth  # blocks, the cross-attention among them
+
+
+OPTIONAL = {"pool": None}  # keys that the file leaves out where they have this value
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """``config.json``: everything needed to rebuild a model. Keys that a recipe has too mean the same."""
@@ -52,6 +65,7 @@ class ModelConfig:
     frozen_depth: Index = 0
     gate: Gate = False
     adapter: Adapter | None = None
+    pool: Pool | None = None  # None: the backbone's own
     heads: dict[str, list[str]] = field(default_factory=dict)  # head -> names of its classes
     input: schema.Input
     frames: schema.Frames
@@ -64,7 +78,9 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
         content = asdict(self)
-        return {"format": FORMAT, **{key: content[key] for key in self.order}}
+        keys = [key for key in self.order if key not in OPTIONAL]
+        keys += [key for key, absent in OPTIONAL.items() if content[key] != absent]
+        return {"format": FORMAT, **{key: content[key] for key in keys}}
 
     @classmethod
     def from_json(cls, content: Any, origin: str) -> ModelConfig:
@@ -77,7 +93,7 @@ class ModelConfig:
             raise UserError(f"{origin} is not of the format {FORMAT!r}")
         content = {key: value for key, value in content.items() if key != "format"}
         config, mistakes = check(cls, content)
-        mistakes += _missing(content, asdict(config) if config else {})
+        mistakes += _missing(OPTIONAL | content, asdict(config) if config else {})
         if config is None or mistakes:
             raise UserError(
                 f"{origin} does not describe a model: {'; '.join(mistakes[:6])} ({len(mistakes)} faults in all)"

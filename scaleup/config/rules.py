@@ -105,6 +105,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidat
 Count = Annotated[Whole, Field(ge=1), allowed(COUNT)]
 Index = Annotated[Whole, Field(ge=0), allowed(INDEX)]
 Magnitude = Annotated[Whole, Field(ge=0, le=30), allowed("a whole number between 0 and 30")]
+PoolDepth = Annotated[Whole, Field(ge=1, le=4), allowed("a whole number between 1 and 4")]
 Positive = Annotated[Number, Field(gt=0), allowed(POSITIVE)]
 NotNegative = Annotated[Number, Field(ge=0), allowed("a number of at least 0")]
 Share = Annotated[Number, Field(ge=0, le=1), allowed(SHARE)]

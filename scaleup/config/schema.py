@@ -26,6 +26,7 @@ from scaleup.config.rules import (
     Named,
     NotNegative,
     Offsets,
+    PoolDepth,
     Positive,
     Ratios,
     Shards,
@@ -183,6 +184,10 @@ class Arm:
     adapt: Literal["full", "lora", "dora", "ia3", "none"] = "full"  # of late blocks; none: frozen too
     lora_rank: Count = 8  # rank of lora and dora; their output is scaled by lora_alpha / lora_rank
     lora_alpha: Positive = 16.0
+    pool: Literal["own", "mean", "attentive"] = "own"  # how tokens become features; own: the backbone's way
+    pool_queries: Count = 1  # of attentive: learned queries, whose features the heads read side by side
+    pool_heads: Count = 16  # of attentive: heads of its attention
+    pool_depth: PoolDepth = 1  # of attentive: blocks, the last of them cross-attention
     precision: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
     grad_checkpointing: bool = False  # compute blocks again in the backward pass, keep no activations
     lr: Positive = 1e-3

@@ -63,6 +63,7 @@ def alphas(gate: Gate | None) -> dict[str, float | None]:
 class Arm(nn.Module):
     """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
 
+    ``pool`` stands for the backbone's own norm and pool, the ``tail``, which then stays as it is.
     ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels``
     says how products are computed (:mod:`scaleup.model.kernels`).
     """
@@ -77,18 +78,19 @@ class Arm(nn.Module):
         blocks: list[nn.Module],
         tail: Any,
         heads: Heads,
+        pool: Any = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.gate = gate
         self.blocks = nn.ModuleDict({str(first + index): block for index, block in enumerate(blocks)})
-        self.tail = tail
-        self.heads = nn.ModuleDict()
+        self.tail, self.pool = tail, pool
+        self.heads, width = nn.ModuleDict(), (tail if pool is None else pool).embed_dim
         for name, classes in heads.items():
-            self.heads[module_name("a head", name)] = nn.Linear(tail.embed_dim, len(classes))
+            self.heads[module_name("a head", name)] = nn.Linear(width, len(classes))
 
     def features(self, inputs: Tensor | Taps) -> Tensor:
-        """Taps, or pixels where nothing is frozen, -> pooled features (B, D)."""
+        """Taps, or pixels where nothing is frozen, -> pooled features (B, D), of an attentive pool (B, queries * D)."""
         if isinstance(inputs, Tensor):
             assert self.tokenizer is not None
             z0 = self.tokenizer(inputs)
@@ -100,12 +102,13 @@ class Arm(nn.Module):
                 h = checkpoint(call, h, use_reentrant=False, **context)  # type: ignore[call-overload]
             else:
                 h = call(h, **context)
-        return self.tail(h)
+        return self.tail(h) if self.pool is None else self.pool(h)
 
     def _call(self, index: str, block: nn.Module) -> Callable[..., Tensor]:
-        """How a block is called: the last one for the class token alone where the tail reads no other."""
+        """How a block is called: the last one for the class token alone where no other is read."""
         last = index == list(self.blocks)[-1]
-        alone = last and self.kernels != "library" and pools_first(self.tail) and knows_first_token(block)
+        reads_first = self.pool is None and pools_first(self.tail)
+        alone = last and self.kernels != "library" and reads_first and knows_first_token(block)
         return computed(partial(first_token, block) if alone else block, self.kernels)
 
     def train(self, mode: bool = True) -> Arm:

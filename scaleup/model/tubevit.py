@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from scaleup.backbones.backbone import Backbone, BlockFile
-from scaleup.checkpoint.model_directory import ModelConfig, is_of_adapter
+from scaleup.checkpoint.model_directory import ModelConfig, Pool, is_of_adapter
 from scaleup.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
-from scaleup.model.arm import Arm, Gate, Heads, init_head
+from scaleup.model.arm import Arm, Gate, Heads, generator_of, init_head
+from scaleup.model.pool import init_pool, make_pool
 from scaleup.model.pretrained import Pretrained
 from scaleup.model.tokenizer import Preprocess, Tokenizer
 from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta, load_block
@@ -55,13 +56,16 @@ class TubeViT(Pretrained):
         self.trunk = Trunk(tokenizer, blocks[:frozen], file) if frozen else None
         own_tokenizer = None if frozen else tokenizer
         gate = Gate.of(config.gate, tokenizer.embed_dim)
-        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config.heads)
+        pool = make_pool(config.pool, tail, tokenizer.embed_dim)
+        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config.heads, pool)
 
     @classmethod
     def assemble(cls, config: ModelConfig, backbone: Backbone, seed: int = 0) -> Self:
         """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
         tokenizer, file = Tokenizer(config, backbone), backbone.block_file()
         model = cls(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, file)
+        if model.arm.pool is not None:
+            init_pool(model.arm.pool, generator_of("pool", seed))
         for name, head in model.arm.heads.items():
             init_head(head, name, seed)
         if config.adapter:
@@ -126,12 +130,23 @@ class TubeViT(Pretrained):
         return self
 
     def with_arm(
-        self, frozen_depth: int, gate: bool | str, heads: Heads, seed: int = 0, adapt: Adapt = FULL
+        self,
+        frozen_depth: int,
+        gate: bool | str,
+        heads: Heads,
+        seed: int = 0,
+        adapt: Adapt = FULL,
+        pool: Pool | None = None,
     ) -> TubeViT:
         """The same model frozen elsewhere; what is frozen is shared with this one (no copy), what trains is its own.
 
-        Heads that this model has with the same classes are copied, and so is its adapter; others are drawn from (seed,
-        name) alone, so that an arm starts alike alone and in a sweep. This model is the template, and must not train.
+        Heads that this model has with the same classes and pool are copied, and so are its adapter and its pool; others
+        are drawn from (seed, name) alone, so that an arm starts alike alone and in a sweep. This model is the template,
+        and must not train.
+
+        Args:
+            pool: how tokens become features; None: the backbone's own way, in its tail. Beside a pool the tail is
+                frozen.
 
         Raises:
             UserError: the depth does not fit, or the adapter or the gate, or this model has another one.
@@ -141,6 +156,7 @@ class TubeViT(Pretrained):
         config.frozen_depth = frozen_depth
         config.gate = gate  # type: ignore[assignment]
         config.adapter = adapt.adapter
+        config.pool = copy.copy(pool)
         config.heads = {name: list(classes) for name, classes in heads.items()}
         tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
         blocks = [*self.blocks[:frozen_depth], *self._copy_blocks(frozen_depth, adapt)]
@@ -151,14 +167,20 @@ class TubeViT(Pretrained):
         if config.adapter and not self.config.adapter:
             adapter.inject(model.arm.blocks, config.adapter, seed)
         for name, parameter in model.arm.named_parameters():
-            parameter.requires_grad_(adapt.kind == "full" or not name.startswith("blocks.") or is_of_adapter(name))
+            late = name.startswith("blocks.") and adapt.kind != "full" and not is_of_adapter(name)
+            parameter.requires_grad_(not late and not (pool and name.startswith("tail.")))
         model._begin_as(self, seed)
         return model
 
     def _begin_as(self, template: TubeViT, seed: int) -> None:
-        """Take over the heads of a template that have the same classes, and its gate; draw the other heads."""
+        """Take over the template's pool, heads and gate where they are of the same kind; draw the rest."""
+        same = template.config.pool == self.config.pool
+        if self.arm.pool is not None and same:
+            self.arm.pool.load_state_dict(template.arm.pool.state_dict())
+        elif self.arm.pool is not None:
+            init_pool(self.arm.pool, generator_of("pool", seed))
         for name, head in self.arm.heads.items():
-            if template.config.heads.get(name) == self.config.heads[name]:
+            if same and template.config.heads.get(name) == self.config.heads[name]:
                 head.load_state_dict(template.arm.heads[name].state_dict())
             else:
                 init_head(head, name, seed)

@@ -203,6 +203,8 @@ def _refuse_what_timm_lacks(model: TubeViT) -> str:
     gate, reason = model.arm.gate, None
     if library != "timm":
         reason = f"its backbone is one of {library}"
+    elif model.config.pool:
+        reason = f"its features come from a pool of its own ({model.config.pool.kind})"
     elif model.config.adapter:
         reason = "it has an adapter; add --merge"
     elif gate is not None and gate.alpha.any():

@@ -24,7 +24,10 @@ from scaleup.training.arm_trainer import Classifier
 from scaleup.training.run_inputs import data_of, models_on_meta
 from scaleup.training.token_cache import blank_record, cache_bytes
 
-SETTINGS = ("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing")  # that change a pass
+SETTINGS = (  # that change a pass
+    *("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing"),
+    *("pool", "pool_queries", "pool_heads", "pool_depth"),
+)
 
 
 def device() -> torch.device:

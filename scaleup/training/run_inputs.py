@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from scaleup.backbones.weights import SkipInit
-from scaleup.checkpoint.model_directory import local
+from scaleup.checkpoint.model_directory import Pool, local
 from scaleup.config.schema import Arm, Data, Recipe
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.shards import Shards, index_bytes, list_sha256
@@ -73,10 +73,15 @@ def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int)
             )
     return {
         name: template.with_arm(
-            arm.frozen_depth, arm.gate, heads, seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
+            arm.frozen_depth, arm.gate, heads, seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha), pool_of(arm)
         )
         for name, arm in arms.items()
     }
+
+
+def pool_of(arm: Arm) -> Pool | None:
+    """The entry in ``config.json``; None: the backbone's own pool."""
+    return None if arm.pool == "own" else Pool(arm.pool, arm.pool_queries, arm.pool_heads, arm.pool_depth)
 
 
 def sizes(model: TubeViT) -> dict[str, int]:
