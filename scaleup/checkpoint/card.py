@@ -93,7 +93,8 @@ def _facts(model: Described) -> str:
         size = (
             f", queries: {pool.queries}, heads: {pool.heads}, blocks: {pool.depth}" if pool.kind == "attentive" else ""
         )
-        lines += [f"features: {pool.kind} of the tokens{size}"]
+        depths = f" after blocks {', '.join(map(str, pool.taps))} and the last" if pool.taps else ""
+        lines += [f"features: {pool.kind} of the tokens{depths}{size}"]
     lines += [f"tubes: {tubes or 'none'}", f"heads: {heads or 'none'}", *_parents(model.report)]
     needs = f" It needs the base weights with sha256 `{backbone.sha256}`." if model.kind == "delta" else ""
     lines += [f"this directory is a **{model.kind}** of {model.size:,} numbers.{needs}"]

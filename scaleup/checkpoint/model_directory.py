@@ -49,6 +49,7 @@ class Pool:
     queries: Count
     heads: Count  # of the attention
     depth: PoolDepth  # blocks, the cross-attention among them
+    taps: list[Count] = field(default_factory=list)  # depths of the trunk whose tokens are read too
 
 
 OPTIONAL = {"pool": None}  # keys that the file leaves out where they have this value

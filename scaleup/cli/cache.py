@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> TokenCache:
 
 
 def frozen_depths(read: schema.Recipe) -> list[int]:
-    """The frozen depths of the recipe's arms."""
-    depths = sorted({arm.frozen_depth for arm in recipe.all_arms(read).values()} - {0})
+    """The depths at which the recipe's arms read the trunk."""
+    depths = sorted({depth for arm in recipe.all_arms(read).values() for depth in (arm.frozen_depth, *arm.taps)} - {0})
     if not depths:
         raise UserError("no arm of the recipe freezes a block; set frozen_depth, or give --depths")
     return depths

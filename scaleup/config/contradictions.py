@@ -78,6 +78,12 @@ def _changed(arm: Arm, changes: Mapping[str, dict[str, Any]]) -> dict[str, Arm]:
 def _in_arm(at: str, arm: Arm, recipe: Recipe) -> Iterator[str]:
     if arm.gate and arm.frozen_depth == 0:
         yield f"{at}.gate: a gate needs frozen blocks below it, but frozen_depth is 0"
+    if above := [depth for depth in arm.taps if depth >= arm.frozen_depth]:
+        yield f"{at}.taps: {above[0]} is not below frozen_depth, {arm.frozen_depth}"
+    if len(set(arm.taps)) < len(arm.taps):
+        yield f"{at}.taps: {arm.taps} names a depth twice"
+    if arm.taps and arm.pool == "own":
+        yield f"{at}.taps: the backbone's own pool reads no other depth; allowed are pool: mean and pool: attentive"
     if recipe.trunk.cache and arm.frozen_depth == 0:
         yield f"{at}.frozen_depth: 0 trains the tokenizer on pixels, but a cache (trunk.cache) has no pixels"
 

@@ -188,6 +188,7 @@ class Arm:
     pool_queries: Count = 1  # of attentive: learned queries, whose features the heads read side by side
     pool_heads: Count = 16  # of attentive: heads of its attention
     pool_depth: PoolDepth = 1  # of attentive: blocks, the last of them cross-attention
+    taps: list[Count] = field(default_factory=list)  # depths below frozen_depth whose tokens a pool reads too
     precision: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
     grad_checkpointing: bool = False  # compute blocks again in the backward pass, keep no activations
     lr: Positive = 1e-3

@@ -29,11 +29,16 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
         z0 = model.tokenizer(x).detach()
         inputs = Taps(z0, z0, model.tokenizer.context(size_of(x)))
     h = inputs.h.detach().requires_grad_()
-    chosen = model.arm(inputs._replace(h=h), head).log_softmax(-1)[0, target]
-    (gradient,) = torch.autograd.grad(chosen, h)
+    taps = model.config.pool.taps if model.config.pool else []
+    lower = {depth: inputs.lower[depth].detach().requires_grad_() for depth in taps}
+    chosen = model.arm(inputs._replace(h=h, lower=lower), head).log_softmax(-1)[0, target]
+    gradients = torch.autograd.grad(chosen, [h, *lower.values()])
     prefix = model.tokenizer.num_prefix_tokens
-    tokens, gradient = h[0, prefix:].detach(), gradient[0, prefix:]  # (N, D)
-    return (gradient * (tokens - tokens.mean(0))).sum(-1).clamp(min=0)
+    relevance = torch.zeros(h.shape[1] - prefix)
+    for each, gradient in zip((h, *lower.values()), gradients, strict=True):
+        tokens = each[0, prefix:].detach()  # (N, D)
+        relevance += (gradient[0, prefix:] * (tokens - tokens.mean(0))).sum(-1)
+    return relevance.clamp(min=0)
 
 
 def paint_relevance(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:

@@ -102,7 +102,7 @@ class Arm(nn.Module):
                 h = checkpoint(call, h, use_reentrant=False, **context)  # type: ignore[call-overload]
             else:
                 h = call(h, **context)
-        return self.tail(h) if self.pool is None else self.pool(h)
+        return self.tail(h) if self.pool is None else self.pool(h, inputs.lower)
 
     def _call(self, index: str, block: nn.Module) -> Callable[..., Tensor]:
         """How a block is called: the last one for the class token alone where no other is read."""

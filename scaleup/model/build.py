@@ -36,7 +36,7 @@ from scaleup.model.kernels import choose, keep_freed_memory
 from scaleup.model.tokenizer import natural_clip, normalise, size_of
 from scaleup.model.trunk import Trunk, cast_trunks, drift, fastest, is_on_meta, load_block
 from scaleup.model.tubes import TubeSpec, TubeTokenizer
-from scaleup.model.tubevit import TubeViT
+from scaleup.model.tubevit import TubeViT, depths_of
 
 load = TubeViT.from_pretrained
 # The order of the keys in the config.json of a fresh model.
@@ -143,7 +143,7 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
     if not trunks:
         return None
     deepest = max(models, key=lambda model: model.frozen_depth)
-    trunk, depths = deepest.trunk, {model.frozen_depth for model in models} - {0}
+    trunk, depths = deepest.trunk, depths_of(models)
     assert trunk is not None
     for shared in trunks:
         shared.place(world.device, settings.placement)

@@ -7,6 +7,7 @@ a few queries. A frozen trunk that is read in this way needs no backward pass th
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,17 +20,26 @@ from scaleup.errors import UserError
 
 
 class MeanPool(nn.Module):
-    """Norm, then the mean of all tokens, those of prefixes too: (B, P+N, D) -> (B, D)."""
+    """Norm, then the mean of all tokens, those of prefixes too: (B, P+N, D) -> (B, D).
 
-    def __init__(self, norm: nn.Module, width: int) -> None:
+    With ``taps``, tokens of smaller depths of the trunk stand beside those of the last block, each depth with a norm,
+    and so a scale, of its own.
+    """
+
+    def __init__(self, norm: nn.Module, width: int, taps: Sequence[int]) -> None:
         super().__init__()
         self.norm, self.embed_dim = norm, width
+        self.lower_norms = nn.ModuleDict({str(depth): nn.LayerNorm(width, eps=1e-6) for depth in taps})
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens).mean(dim=1)
+    def tokens(self, h: Tensor, lower: Mapping[int, Tensor]) -> Tensor:
+        """The tokens that are read: (B, (1 + taps) * (P+N), D)."""
+        return torch.cat([*(norm(lower[int(depth)]) for depth, norm in self.lower_norms.items()), self.norm(h)], dim=1)
+
+    def forward(self, h: Tensor, lower: Mapping[int, Tensor]) -> Tensor:
+        return self.tokens(h, lower).mean(dim=1)
 
 
-class AttentivePool(nn.Module):
+class AttentivePool(MeanPool):
     """Norm, then what each of a few learned queries reads from all tokens: (B, P+N, D) -> (B, queries * D).
 
     Args:
@@ -40,21 +50,21 @@ class AttentivePool(nn.Module):
     """
 
     def __init__(self, norm: nn.Module, width: int, pool: Pool) -> None:
-        super().__init__()
+        super().__init__(norm, width, pool.taps)
         if width % pool.heads:
             divisors = [str(heads) for heads in range(1, width + 1) if width % heads == 0]
             raise UserError(
                 f"pool_heads {pool.heads} does not divide the {width} channels of a token; allowed are "
                 f"{', '.join(divisors)}"
             )
-        self.norm, self.num_heads, self.embed_dim = norm, pool.heads, pool.queries * width
+        self.num_heads, self.embed_dim = pool.heads, pool.queries * width
         self.blocks = nn.ModuleList(Block(width, pool.heads, qkv_bias=True) for _ in range(pool.depth - 1))
         self.queries = nn.Parameter(torch.empty(pool.queries, width))
         self.q, self.v, self.proj = (nn.Linear(width, width) for _ in range(3))
         self.k = nn.Linear(width, width, bias=False)  # a bias of the keys would change no softmax
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.norm(tokens)
+    def forward(self, h: Tensor, lower: Mapping[int, Tensor]) -> Tensor:
+        x = self.tokens(h, lower)
         for block in self.blocks:
             x = block(x)
         return self.proj(self._attend(x)).flatten(1)
@@ -85,7 +95,7 @@ def make_pool(pool: Pool | None, tail: Any, width: int) -> nn.Module | None:
     if pool is None:
         return None
     norm = _norm_of(tail, width)
-    return MeanPool(norm, width) if pool.kind == "mean" else AttentivePool(norm, width, pool)
+    return MeanPool(norm, width, pool.taps) if pool.kind == "mean" else AttentivePool(norm, width, pool)
 
 
 def _norm_of(tail: Any, width: int) -> nn.Module:
@@ -100,7 +110,7 @@ def init_pool(pool: nn.Module, generator: torch.Generator) -> None:
     """Draw what a pool learns anew: queries of variance 1, matrices fan-in, biases 0; its norm stays."""
     with torch.no_grad():
         for name, parameter in pool.named_parameters():
-            if name.startswith("norm.") or ".norm" in name:
+            if "norm" in name:
                 continue
             if parameter.dim() == 1:
                 parameter.zero_()

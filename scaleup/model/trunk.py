@@ -33,11 +33,23 @@ MEASURED = ("float32", "bfloat16", "float16")  # what ``auto`` chooses from; int
 
 
 class Taps(NamedTuple):
-    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks get beside them."""
+    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks get beside them.
+
+    ``lower`` has the tokens at smaller depths, where some arm reads them (``arm.taps``).
+    """
 
     z0: Tensor
     h: Tensor
     context: Context = Context()
+    lower: Mapping[int, Tensor] = {}
+
+
+def taps_of(z0: Tensor, tokens: Mapping[int, Tensor], context: Context) -> dict[int, Taps]:
+    """Taps at each depth of ``tokens``."""
+    return {
+        depth: Taps(z0, h, context, {below: tokens[below] for below in tokens if below < depth})
+        for depth, h in tokens.items()
+    }
 
 
 Inputs = dict[int, Tensor | Taps]  # of arms, by frozen depth; where nothing is frozen, the pixels themselves
@@ -69,12 +81,12 @@ class Trunk(nn.Module):
         """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
         depths, dtype = set(depths), COMPUTED_IN[self.precision]
         z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
-        h, cast_context, outputs = z0.to(dtype), context.to(dtype), {}
+        h, cast_context, tokens = z0.to(dtype), context.to(dtype), dict[int, Tensor]()
         for index, block in enumerate(iterate_blocks(self.blocks[: max(depths)], h.device, self.file, dtype)):
             h = computed(block, self.kernels)(h, **cast_context.at(index))
             if index + 1 in depths:
-                outputs[index + 1] = Taps(z0, h.to(z0.dtype), context)
-        return outputs
+                tokens[index + 1] = h.to(z0.dtype)
+        return taps_of(z0, tokens, context)
 
     def place(self, device: torch.device, placement: str) -> None:
         """Move to the device all but the blocks that wait elsewhere."""

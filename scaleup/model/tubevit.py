@@ -6,6 +6,7 @@ x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class TubeViT(Pretrained):
             raise UserError(f"frozen_depth {frozen} does not fit a model of {depth} blocks; allowed are 0 to {depth}")
         if config.gate and not frozen:
             raise UserError("a gate needs frozen blocks below it; with frozen_depth 0 set gate: false")
+        if above := [depth for depth in (config.pool.taps if config.pool else ()) if depth >= frozen]:
+            raise UserError(f"taps {above[0]} is not below frozen_depth, {frozen}")
         self.config, self.depth, self.frozen_depth, self.block_prefix = config, depth, frozen, block_prefix
         self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
         self.report: dict[str, Any] = {}  # what was measured when the model was made
@@ -78,7 +81,7 @@ class TubeViT(Pretrained):
 
     def arm_inputs(self, x: Tensor) -> Tensor | Taps:
         """The input of the arm for x: the trunk's taps, or x itself where nothing is frozen."""
-        return arm_inputs(self.trunk, x, [self.frozen_depth])[self.frozen_depth]
+        return arm_inputs(self.trunk, x, depths_of([self]))[self.frozen_depth]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pooled features (B, D)."""
@@ -204,3 +207,9 @@ class TubeViT(Pretrained):
                 late[index - start] = load_block(self.trunk.blocks, index, self.trunk.file)
         shared = [] if adapt.kind == "full" else [pair for block in late for pair in block.named_parameters()]
         return copy.deepcopy(late, {id(tensor): tensor for name, tensor in shared if not is_of_adapter(name)})
+
+
+def depths_of(models: Collection[TubeViT]) -> list[int]:
+    """The depths of a trunk at which the arms of ``models`` read tokens."""
+    depths = {model.frozen_depth for model in models} - {0}
+    return sorted(depths.union(*(model.config.pool.taps for model in models if model.config.pool)))

@@ -16,9 +16,9 @@ from torch import nn
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import open_datasets
 from scaleup.model.kernels import LARGEST, SMALLEST
-from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk
+from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk, taps_of
 from scaleup.model.tubes import Size
-from scaleup.model.tubevit import TubeViT
+from scaleup.model.tubevit import TubeViT, depths_of
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training.arm_trainer import Classifier
 from scaleup.training.run_inputs import data_of, models_on_meta
@@ -26,7 +26,7 @@ from scaleup.training.token_cache import blank_record, cache_bytes
 
 SETTINGS = (  # that change a pass
     *("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing"),
-    *("pool", "pool_queries", "pool_heads", "pool_depth"),
+    *("pool", "pool_queries", "pool_heads", "pool_depth", "taps"),
 )
 
 
@@ -79,7 +79,7 @@ class Sketch:
 
     def trunk(self, names: Collection[str], modality: str, batch: int) -> Pass:
         """One pass of the trunk that serves arms; what it keeps is what arms read. Nothing where nothing is frozen."""
-        model, depths = self.deepest(names), sorted({self.models[name].frozen_depth for name in names} - {0})
+        model, depths = self.deepest(names), depths_of([self.models[name] for name in names])
         if model.trunk is None or self.recipe.trunk.cache is not None:
             count = 4 * model.count_tokens(self.size(modality)[0]) * model.tokenizer.embed_dim
             kept = batch * count * (len(depths) + 1 if depths else 0)
@@ -94,7 +94,7 @@ class Sketch:
     def arm(self, name: str, modality: str, batch: int) -> Pass:
         """Forward and backward of an arm from what the trunk gives."""
         settings, model = self.arms[name], self.models[name]
-        key = (modality, *(getattr(settings, setting) for setting in SETTINGS))
+        key = (modality, *(str(getattr(settings, setting)) for setting in SETTINGS))
         if key not in self._passes:
             model.arm.kernels = self.kernels
             self._passes[key] = affine(lambda batch: _step(model, settings, self.size(modality), batch))
@@ -102,9 +102,9 @@ class Sketch:
 
     def cache_bytes(self, views: int) -> CacheSize | None:
         """None where an arm freezes nothing."""
-        depths = sorted({model.frozen_depth for model in self.models.values()})
-        if 0 in depths:
+        if any(model.trunk is None for model in self.models.values()):
             return None
+        depths = depths_of(self.models.values())
         model = next(iter(self.models.values()))
         sizes = dict.fromkeys(("bfloat16", "int8"), 0)
         for precision in sizes:
@@ -155,7 +155,8 @@ def _inputs(model: TubeViT, size: Size, batch: int) -> torch.Tensor | Taps:
         return _pixels(size, batch)
     tokenizer = empty(model.trunk.tokenizer)
     shape = (batch, model.count_tokens(size[0]), tokenizer.embed_dim)
-    return Taps(empty_tensor(*shape), empty_tensor(*shape), tokenizer.context(size))
+    tokens = {depth: empty_tensor(*shape) for depth in depths_of([model])}
+    return taps_of(empty_tensor(*shape), tokens, tokenizer.context(size))[model.frozen_depth]
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from scaleup.data.shards import index_bytes
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
 from scaleup.errors import UserError
 from scaleup.model.tokenizer import Context
-from scaleup.model.trunk import Inputs, Taps, arm_inputs
-from scaleup.model.tubevit import TubeViT
+from scaleup.model.trunk import Inputs, arm_inputs, taps_of
+from scaleup.model.tubevit import TubeViT, depths_of
 from scaleup.training.run_inputs import flatten_keys
 
 
@@ -50,7 +50,7 @@ class Live:
         self.recipe, self.world, self.start = recipe, world, start
         deepest = max(models, key=lambda model: model.frozen_depth)
         self.preprocess, self.trunk = deepest.preprocess, deepest.trunk
-        self.depths = sorted({model.frozen_depth for model in models} - {0})
+        self.depths = depths_of(models)
         self.batches = train_loader(
             recipe.data,
             deepest.config.input,
@@ -86,7 +86,7 @@ class Cached:
         assert recipe.trunk.cache is not None
         self.world, self.sets = world, cached_sets(recipe.data, recipe.trunk.cache)
         deepest = max(models, key=lambda model: model.frozen_depth)
-        self.depths = sorted({model.frozen_depth for model in models})
+        self.depths = depths_of(models)
         for name, cached in self.sets.items():
             refuse_other(cached, made_of(recipe, deepest, name), self.depths, recipe.trunk.precision)
         for model in models:
@@ -105,7 +105,7 @@ class Cached:
     def _inputs(self, batch: Batch, rows: slice) -> Inputs:
         kept = self.sets[batch.dataset].tensors(batch.pixels[rows].to(self.world.device))
         z0, context = dequantise(kept, "z0"), self.contexts[batch.dataset]
-        return {depth: Taps(z0, dequantise(kept, f"h{depth}"), context) for depth in self.depths}
+        return dict(taps_of(z0, {depth: dequantise(kept, f"h{depth}") for depth in self.depths}, context))
 
 
 @torch.no_grad()

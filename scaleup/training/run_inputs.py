@@ -81,7 +81,7 @@ def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int)
 
 def pool_of(arm: Arm) -> Pool | None:
     """The entry in ``config.json``; None: the backbone's own pool."""
-    return None if arm.pool == "own" else Pool(arm.pool, arm.pool_queries, arm.pool_heads, arm.pool_depth)
+    return None if arm.pool == "own" else Pool(arm.pool, arm.pool_queries, arm.pool_heads, arm.pool_depth, arm.taps)
 
 
 def sizes(model: TubeViT) -> dict[str, int]:

@@ -3,13 +3,14 @@
 import operator
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import test_checkpoint
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.runs import bytes_of, weights
 from test_model import IMAGES, VARIANTS, VIDEOS, adapted
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.checkpoint.model_directory import Pool
+from scaleup.cli.cache import frozen_depths
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
+from scaleup.evaluation.overlay import token_relevance
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import load, load_run
 from scaleup.model.pool import AttentivePool, init_pool
@@ -27,10 +30,16 @@ from scaleup.outputs.conversion import export
 from scaleup.sweeps import costs
 from scaleup.sweeps.trace import counter
 from scaleup.training.run import Run, run
+from scaleup.training.token_cache import make
 
 ATTENTIVE = Pool("attentive", queries=3, heads=4, depth=1)
+SETTINGS: dict[str, Any] = {"pool": "attentive", "pool_queries": 3, "pool_heads": 4}
+ARMS = {
+    "read": Arm(frozen_depth=3, **SETTINGS),
+    "late": Arm(frozen_depth=2, gate=True, **SETTINGS),
+    "deep": Arm(frozen_depth=3, taps=[1, 2], **SETTINGS),
+}
 HEADS = {"motion": ["left", "right", "up"]}
-SETTINGS = {"pool": "attentive", "pool_queries": 3, "pool_heads": 4}
 TOKENS = torch.randn(2, 10, 24)
 
 
@@ -56,7 +65,7 @@ def test_each_query_reads_as_in_attention_of_torch() -> None:
     slow.out_proj.load_state_dict(pool.proj.state_dict())
     x = pool.norm(TOKENS)
     expected, _ = slow(pool.queries.expand(2, -1, -1), x, x)
-    torch.testing.assert_close(pool(TOKENS), expected.flatten(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pool(TOKENS, {}), expected.flatten(1), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -66,8 +75,8 @@ def test_blocks_below_the_queries_are_self_attention() -> None:
     flat.load_state_dict({k: v for k, v in deep.state_dict().items() if not k.startswith("blocks.")})
     flat.norm = nn.Identity()
     x = deep.blocks[1](deep.blocks[0](deep.norm(TOKENS)))
-    torch.testing.assert_close(deep(TOKENS), flat(x))
-    assert not torch.allclose(deep(TOKENS), flat(deep.norm(TOKENS)), atol=1e-2)
+    torch.testing.assert_close(deep(TOKENS, {}), flat(x, {}))
+    assert not torch.allclose(deep(TOKENS, {}), flat(deep.norm(TOKENS), {}), atol=1e-2)
 
 
 @torch.no_grad()
@@ -79,6 +88,54 @@ def test_the_mean_is_of_all_tokens_after_the_norm_of_the_backbone(kwargs: dict[s
     tail: Any = model.arm.tail
     norm = tail.norm if not isinstance(tail.norm, nn.Identity) else tail.fc_norm
     assert torch.equal(model.forward_features(VIDEOS), torch.stack([norm(each).mean(0) for each in taps.h]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mean", "attentive"])
+def test_tokens_of_other_depths_stand_beside_the_last_each_with_a_norm_of_its_own(kind: str) -> None:
+    model = pooled(Pool(kind, 2, 4, 1, taps=[3, 1]), frozen_depth=4)  # type: ignore[arg-type]
+    for parameter in model.arm.pool.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)
+    norms = model.arm.pool.lower_norms
+    taps = model.trunk(VIDEOS, [1, 2, 3, 4])  # type: ignore[misc]
+    tokens = torch.cat([norms["3"](taps[3].h), norms["1"](taps[1].h), model.arm.pool.norm(taps[4].h)], dim=1)
+    alone = pooled(Pool(kind, 2, 4, 1)).arm.pool  # type: ignore[arg-type]
+    alone.load_state_dict(model.arm.pool.state_dict(), strict=False)
+    alone.norm = nn.Identity()
+    assert torch.equal(model.forward_features(VIDEOS), alone(tokens, {}))
+
+
+def test_tokens_of_every_depth_that_is_read_count_for_what_is_seen() -> None:
+    model = pooled(Pool("attentive", 2, 4, 1, taps=[1, 3]))
+    x = VIDEOS[:1]
+    taps = model.arm_inputs(x)
+    assert not isinstance(taps, Tensor)
+
+    def log_probability(h: Tensor, lower: dict[int, Tensor]) -> float:
+        return model.arm(taps._replace(h=h, lower=lower), "motion").log_softmax(-1)[0, 1].item()
+
+    def nudged(tokens: Tensor, index: int, step: float) -> Tensor:
+        changed = tokens.clone()
+        changed[0, 1 + index] += step * (tokens[0, 1:].mean(0) - tokens[0, 1 + index])
+        return changed
+
+    lower, expected = dict(taps.lower), []
+    with torch.no_grad():
+        for index in range(taps.h.shape[1] - 1):
+            before, after = (
+                log_probability(nudged(taps.h, index, step), {d: nudged(h, index, step) for d, h in lower.items()})
+                for step in (-1e-2, 1e-2)
+            )
+            expected.append(max(before - after, 0) / 2e-2)
+    torch.testing.assert_close(token_relevance(model, x, "motion", 1), torch.tensor(expected), rtol=2e-2, atol=2e-3)
+
+
+def test_a_cache_serves_every_depth_that_arms_read(tiny: Callable[..., Recipe]) -> None:
+    assert frozen_depths(tiny("arms={new: {taps: [2], pool: mean, frozen_depth: 3}, last: {frozen_depth: 1}}")) == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_what_is_drawn_depends_on_the_seed_alone() -> None:
@@ -114,7 +171,7 @@ def test_every_token_is_read_where_the_backbone_reads_its_first_alone(pool: Pool
     h = taps.h
     for index, block in model.arm.blocks.items():
         h = block(h, **taps.context.at(int(index)))
-    assert torch.equal(model.arm.features(taps), model.arm.pool(h))
+    assert torch.equal(model.arm.features(taps), model.arm.pool(h, {}))
 
 
 @torch.no_grad()
@@ -143,18 +200,29 @@ def test_an_arm_goes_on_from_a_pool_of_the_same_kind_and_draws_another() -> None
 def runs(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of three arms on one trunk, and one of them alone."""
     directory = tmp_path_factory.mktemp("pools")
-    arms = {"read": Arm(frozen_depth=3, **SETTINGS), "late": Arm(frozen_depth=2, gate=True, **SETTINGS)}
-    together = arms | {"mean": Arm(frozen_depth=2, adapt="none", pool="mean")}
-    for out, each in {"together": together, **{name: {name: arm} for name, arm in arms.items()}}.items():
-        run(recipe.load(tiny_path, [f"out={directory / out}", "train.steps=4", "arms={}"]), each)
+    together = ARMS | {"mean": Arm(frozen_depth=2, adapt="none", pool="mean")}
+    for out, each in {"together": together, **{name: {name: arm} for name, arm in ARMS.items()}}.items():
+        run(recipe.load(tiny_path, [f"out={directory / out}", "train.steps=4", "train.mixup=0", "arms={}"]), each)
     return directory
 
 
-@pytest.mark.parametrize("name", ["read", "late"])
+@pytest.mark.parametrize("name", ["read", "late", "deep"])
 def test_an_arm_with_a_pool_trains_in_a_sweep_as_alone(name: str, runs: Path) -> None:
     assert weights(runs / "together" / name) == weights(runs / name / name)
     model = load(runs / "together" / name)
-    assert model.config.pool == ATTENTIVE and not torch.equal(model.arm.pool.q.bias, torch.zeros(24))
+    assert model.config.pool == replace(ATTENTIVE, taps=[1, 2] if name == "deep" else [])
+    assert not torch.equal(model.arm.pool.q.bias, torch.zeros(24))
+
+
+@pytest.mark.parametrize("name", ["read", "deep"])
+def test_an_arm_learns_from_a_token_cache_what_it_learns_live(name: str, runs: Path, tmp_path: Path) -> None:
+    read = recipe.load(runs / name / "recipe.yaml", [f"out={tmp_path / 'out'}"])
+    make(read, [3, *ARMS[name].taps], tmp_path / "cache", precision="float32")
+    read.trunk.cache = str(tmp_path / "cache")
+    run(read, {name: ARMS[name]})
+    live, cached = (load_file(path / name / "model.safetensors") for path in (runs / name, tmp_path / "out"))
+    for key, tensor in live.items():
+        torch.testing.assert_close(cached[key], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_the_backbones_own_norm_stays_as_it_is_beside_a_pool(runs: Path) -> None:
@@ -195,6 +263,12 @@ def step_flops(model: TubeViT, read: Recipe) -> float:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ("arms={new: {taps: [2], pool: mean, frozen_depth: 2}}", "arms.new.taps: 2 is not below frozen_depth, 2"),
+        ("arms={new: {taps: [1, 1], pool: mean, frozen_depth: 2}}", "arms.new.taps: [1, 1] names a depth twice"),
+        (
+            "arms={new: {taps: [1], frozen_depth: 2}}",
+            "arms.new.taps: the backbone's own pool reads no other depth; allowed are pool: ",
+        ),
         ("arm.pool=attention", "arm.pool: 'attention'"),
         ("arm.pool_depth=5", "arm.pool_depth: 5 is not a whole number between 1 and 4"),
         ("arm.pool_queries=0", "arm.pool_queries: 0 is not a whole number of at least 1"),

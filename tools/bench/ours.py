@@ -15,7 +15,7 @@ from scaleup.errors import UserError
 from scaleup.model.build import fresh, set_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
 from scaleup.model.tubes import TubeSpec
-from scaleup.model.tubevit import TubeViT
+from scaleup.model.tubevit import TubeViT, depths_of
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import sizes
 
@@ -83,7 +83,7 @@ class Training:
 
     def inputs(self) -> Inputs:
         pixels = self.deepest.preprocess(self.clips)
-        return arm_inputs(self.deepest.trunk, pixels, [model.frozen_depth for model in self.models])
+        return arm_inputs(self.deepest.trunk, pixels, depths_of(self.models))
 
     def step(self) -> None:
         inputs = self.inputs() if self.stored is None else self.stored
