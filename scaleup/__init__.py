@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scaleup.checkpoint.model_directory import Pool
     from scaleup.config.schema import Arm, Recipe, Tube
     from scaleup.errors import UserError
     from scaleup.evaluation.depth_profile import probe
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 SOURCES = {  # public name -> module:name; imported at first use, because torch and timm take seconds to import
     "Arm": "scaleup.config.schema:Arm",
     "Options": "scaleup.transplants.transplant_plan:Options",
+    "Pool": "scaleup.checkpoint.model_directory:Pool",
     "Recipe": "scaleup.config.schema:Recipe",
     "Tube": "scaleup.config.schema:Tube",
     "UserError": "scaleup.errors:UserError",

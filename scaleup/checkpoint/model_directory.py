@@ -46,9 +46,9 @@ class Pool:
     """How tokens become features where it is not the backbone's own way; the numbers are those of ``attentive``."""
 
     kind: Literal["mean", "attentive"]
-    queries: Count
-    heads: Count  # of the attention
-    depth: PoolDepth  # blocks, the cross-attention among them
+    queries: Count = 1
+    heads: Count = 16  # of the attention
+    depth: PoolDepth = 1  # blocks, the cross-attention among them
     taps: list[Count] = field(default_factory=list)  # depths of the trunk whose tokens are read too
 
 

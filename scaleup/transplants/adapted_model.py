@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scaleup.backbones import timm
 from scaleup.backbones.backbone import Backbone, refuse_unless_plain
 from scaleup.backbones.build import build
-from scaleup.checkpoint.model_directory import ModelConfig
+from scaleup.checkpoint.model_directory import ModelConfig, Pool
 from scaleup.common import tensors
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import peak_bytes
@@ -156,6 +156,7 @@ def adapt(
     frame_stride: int = Frames.stride,
     kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
+    pool: Pool | None = None,
 ) -> TubeViT:
     """Give an image ViT fresh tubes, a closed gate and heads (Section 3.6); its weights are shared, not copied.
 
@@ -169,6 +170,7 @@ def adapt(
         frame_stride: every so many frames of a clip one passes through the ViT's own patches.
         kwargs: changes that were made to timm's architecture when ``vit`` was built (``depth=6``); a saved model is
             rebuilt with them.
+        pool: how tokens become features, ``scaleup.Pool("attentive")`` or ``"mean"``; None: the ViT's own way.
 
     Returns:
         The model in eval mode. Videos are (B, 3, T, H, W) and images (B, 3, H, W), normalised with the ViT's own mean
@@ -181,7 +183,7 @@ def adapt(
     placed = positions(backbone, Options())
     config = adapted_config(backbone, seed, Input(frames, fps=fps), Frames(frame_stride), tubes, placed)
     classes = {head: list(names) for head, names in (heads or {}).items()}
-    return _assembled(config, backbone).with_arm(frozen_depth, gate, classes, seed).eval()
+    return _assembled(config, backbone).with_arm(frozen_depth, gate, classes, seed, pool=pool).eval()
 
 
 def _taken_apart(vit: nn.Module, kwargs: dict[str, Any]) -> Backbone:

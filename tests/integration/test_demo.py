@@ -11,6 +11,8 @@ import scaleup
 from scaleup.outputs import run_records
 from scaleup.training.run_directory import StoppedRun
 
+ARMS = ("head", "attentive", "last1", "last2", "last2_gate")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -31,7 +33,7 @@ def test_report_has_every_row_with_real_values(run):
     rows = {(row["name"], row["tubes"]): row for row in report["rows"]}
     assert ("small joint model", "trained") in rows and ("2D patches only", "none") in rows
     swept = {name for name, tubes in rows if tubes == "transplanted"}
-    assert swept == {name for name, tubes in rows if tubes == "random"} == {"head", "last1", "last2", "last2_gate"}
+    assert swept == {name for name, tubes in rows if tubes == "random"} == set(ARMS)
     assert rows["full", "trained"]["frozen_depth"] == 0
     assert rows["last2_gate", "transplanted"]["alpha"] != 0
     assert all(row["alpha"] is None for row in report["rows"] if not row["gate"])
@@ -44,7 +46,7 @@ def test_report_has_every_row_with_real_values(run):
 def test_the_cost_of_a_step_is_that_of_the_plan_and_not_of_the_hour(run):
     _, report = run
     cost = {(row["name"], row["tubes"]): row["step_gflop"] for row in report["rows"]}
-    for name in ("head", "last1", "last2", "last2_gate"):
+    for name in ARMS:
         assert cost[name, "transplanted"] == cost[name, "random"]
     assert 0 < cost["last1", "random"] < cost["last2", "random"] < cost["full", "trained"]
 

@@ -44,6 +44,17 @@ def test_it_comes_back_from_disk(vit: torch.nn.Module, tmp_path: Path) -> None:
     assert torch.equal(again(videos), model(videos))
 
 
+def test_its_frozen_tokens_are_read_by_queries(vit: torch.nn.Module, tmp_path: Path) -> None:
+    pool = scaleup.Pool("attentive", queries=2, heads=4, taps=[1])
+    model = adapt(vit, TUBES, 3, False, HEADS, 8, frame_stride=4, kwargs=KWARGS, pool=pool)
+    videos = torch.randn(1, 3, 8, 32, 32)
+    assert model.forward_features(videos).shape == (1, 2 * 24)
+    again = scaleup.load(model.save_pretrained(tmp_path / "adapted"))
+    assert torch.equal(again(videos), model(videos))
+    with pytest.raises(UserError, match="taps 2 is not below frozen_depth, 2"):
+        adapt(vit, TUBES, 2, False, HEADS, kwargs=KWARGS, pool=scaleup.Pool("attentive", heads=4, taps=[2]))
+
+
 def test_changes_that_were_not_named_are_refused(vit: torch.nn.Module) -> None:
     with pytest.raises(UserError, match="is not vit_tiny_patch16_224 with changes"):
         adapt(vit, TUBES, 2, heads=HEADS, kwargs=KWARGS | {"depth": 4})
