@@ -251,33 +251,16 @@ def eval_loader(
     chunks = [share[begin : begin + batch] for begin in range(0, len(share), batch)]
     size = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
     read = partial(_read_views, shards, input, clips, crops)
-    return map(_name_failures, each_once(shards, heads, read, chunks, size, workers))
+    return map(_name_failures, EachOnce(shards, dict(heads), read, chunks).batches(size, workers))
 
 
 def _read_views(shards: Shards, input: schema.Input, clips: int, crops: int, index: int) -> Tensor:
     return eval_views(shards.read(index).media, shards.modality, input, clips, crops)
 
 
-def each_once(
-    shards: Shards,
-    heads: Mapping[str, str],
-    read: Callable[[int], Tensor],
-    chunks: Sequence[Sequence[int]],
-    size: int,
-    workers: int,
-) -> Iterator[Batch]:
-    """A batch for each of ``chunks``, whose samples are ``read(number)``. If this raises BadSample, it is a failure.
-
-    Args:
-        size: bytes of one sample.
-    """
-    dataset, largest = EachOnce(shards, dict(heads), read, chunks), max(map(len, chunks), default=0)
-    return batches(dataset, range(len(chunks)), workers, largest * size)
-
-
 @dataclass
 class EachOnce(Dataset):
-    """Number of a chunk -> :class:`Batch`."""
+    """Number of a chunk -> :class:`Batch` of ``read(index)`` of its samples. What raises BadSample is a failure."""
 
     shards: Shards
     heads: dict[str, str]
@@ -292,6 +275,11 @@ class EachOnce(Dataset):
             except BadSample as error:
                 failures.append(Failure(self.shards.keys[index], str(error)))
         return collate(self.shards.name, self.shards, self.heads, read, failures)
+
+    def batches(self, size: int, workers: int) -> Iterator[Batch]:
+        """All batches in order, made by ``workers`` processes; ``size``: bytes of one sample."""
+        largest = max(map(len, self.chunks), default=0)
+        return batches(self, range(len(self.chunks)), workers, largest * size)
 
 
 def _name_failures(batch: Batch) -> Batch:

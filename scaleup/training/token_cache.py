@@ -22,7 +22,7 @@ from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, Batch, input_bytes
-from scaleup.data.loader import Augmented, each_once, open_datasets
+from scaleup.data.loader import Augmented, EachOnce, open_datasets
 from scaleup.data.pack import GrowingShards, clear_directory, partial_directory, partial_name
 from scaleup.data.shards import Index, Sample, Shards
 from scaleup.data.storage import Failure
@@ -88,7 +88,7 @@ class SetWriter:
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: shards})
         read, labels = partial(_read_views, augmented, self.name, self.views), {name: name for name in shards.labels}
         size = input_bytes(input, shards.modality) * self.views
-        return each_once(shards, labels, read, parts, size, self.recipe.data.workers)
+        return EachOnce(shards, labels, read, parts).batches(size, self.recipe.data.workers)
 
     def _samples(self, batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
         for batch in batches:
