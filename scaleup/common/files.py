@@ -62,7 +62,15 @@ def swap_in(temporary: Path, out: Path) -> None:
     old = temporary.with_name(temporary.name + "-old")
     move(out, old)
     move(temporary, out)
-    shutil.rmtree(old) if old.is_dir() else old.unlink()
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def make_readable(path: Path) -> None:

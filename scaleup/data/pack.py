@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from scaleup.common.files import locked, new_directory, read_json, refuse_existing, swap_in
+from scaleup.common.files import locked, new_directory, read_json, refuse_existing, remove, swap_in
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
@@ -132,12 +132,8 @@ def partial_name(out: Path) -> Path:
 def clear_directory(directory: Path, names: set[str]) -> None:
     """Remove everything in a directory except ``names``."""
     for path in directory.iterdir():
-        if path.name in names:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name not in names:
+            remove(path)
 
 
 class GrowingShards(Generic[T]):
