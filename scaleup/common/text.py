@@ -1,4 +1,4 @@
-"""Text for people: tables for a terminal and in Markdown, lists of words, amounts of bytes."""
+"""Text for people: tables for a terminal and in Markdown, lists of words, amounts of bytes and time."""
 
 from __future__ import annotations
 
@@ -59,3 +59,15 @@ def format_bytes(size: float) -> str:
     """Bytes in words: ``12.3 GB``."""
     unit = next((unit for unit in "TGMk" if size >= UNITS[unit]), "")
     return f"{size / UNITS[unit]:.3g} {unit}B"
+
+
+def format_gib(size: float) -> str:
+    """Bytes in words, as memory is counted: ``1.50 GiB``."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def format_duration(seconds: float) -> str:
+    """``12.3 s``, ``4.5 min``, ``1.2 h``."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"

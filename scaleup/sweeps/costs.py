@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from scaleup.common.text import columns
+from scaleup.common.text import columns, format_duration, format_gib
 from scaleup.common.timing import now
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
@@ -200,7 +200,7 @@ def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:
             continue
         if (needed := by_part(sketch, [name], ranks=ranks)["total"]) > available:
             raise UserError(
-                f"arm {name!r} alone needs {in_gib(needed)} of a device and {in_gib(available)} are available; "
+                f"arm {name!r} alone needs {format_gib(needed)} of a device and {format_gib(available)} are available; "
                 "lower data.batch, raise train.accumulate or frozen_depth, or set grad_checkpointing"
             )
         waves.append({name: arm})
@@ -240,12 +240,7 @@ def _flops(sketch: Sketch) -> dict[str, SampleFlops]:
 
 def _too_large(needed: int, available: int, largest: int, batch: int) -> str:
     advice = f"the largest batch that fits is {largest}, data.batch is {batch}" if largest else "not one sample fits"
-    return f"the run needs {in_gib(needed)} of each device, which has {in_gib(available)}; {advice}"
-
-
-def in_gib(count: float) -> str:
-    """Bytes in words: ``1.50 GiB``."""
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+    return f"the run needs {format_gib(needed)} of each device, which has {format_gib(available)}; {advice}"
 
 
 def describe(plan: Plan) -> str:
@@ -267,13 +262,13 @@ def _lines(plan: Plan) -> Iterator[str]:
             + [["all", "", "", _flop(flops.forward), _flop(flops.step)]]
         )
         yield ""
-    yield from columns([["tensors on a device", ""], *([part, in_gib(size)] for part, size in plan.memory.items())])
-    yield f"of {in_gib(plan.available)}; the largest batch that fits is {plan.largest_batch}"
+    yield from columns([["tensors on a device", ""], *([part, format_gib(size)] for part, size in plan.memory.items())])
+    yield f"of {format_gib(plan.available)}; the largest batch that fits is {plan.largest_batch}"
     if len(plan.waves) > 1:
         yield f"{len(plan.waves)} waves: " + "; ".join(", ".join(wave) for wave in plan.waves)
     yield ""
     if plan.cache:
-        sizes = ", ".join(f"{in_gib(size)} in {precision}" for precision, size in plan.cache.bytes.items())
+        sizes = ", ".join(f"{format_gib(size)} in {precision}" for precision, size in plan.cache.bytes.items())
         yield f"a token cache of {plan.cache.views} view(s) takes {sizes}"
     yield from _times(plan.time)
     yield from (f"WARNING: {warning}" for warning in plan.warnings)
@@ -291,15 +286,9 @@ def _times(time: Time) -> Iterator[str]:
     how = "as a matrix product here" if time.measured else "as given"
     times = {"a step": time.step, "an epoch": time.epoch, "an epoch from the cache": time.cached_epoch}
     times["the run"] = time.run
-    words = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in times.items() if seconds is not None)
+    words = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in times.items() if seconds is not None)
     yield f"at {time.gflops:,.0f} GFLOP/s a device ({how}), loading apart: {words}"
 
 
 def _flop(flops: int) -> str:
     return f"{flops / 1e9:,.2f} GFLOP" if flops >= 1e8 else f"{flops / 1e6:,.2f} MFLOP"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
