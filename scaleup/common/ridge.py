@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,12 @@ class Ridge:
         freedom = 1 + (self.values / sums).sum(1)  # (P,)
         residual = self.spread - ((sums + penalties[:, None]) / sums.square()) @ self.rotated.square()  # (P, E)
         return self.count * residual / (self.count - freedom).square()[:, None]
+
+    def best_penalties(self, outputs: Sequence[int]) -> Tensor:
+        """The candidate with the smallest error by :meth:`gcv` for each group of so many outputs: (groups,)."""
+        candidates = self.penalties()
+        errors = self.gcv(candidates).split(list(outputs), dim=1)
+        return torch.stack([candidates[group.sum(1).argmin()] for group in errors])
 
     def solve(self, penalty: float | Tensor) -> Affine:
         """The map for one penalty, or for a penalty of each output (E,)."""

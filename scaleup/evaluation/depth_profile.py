@@ -183,16 +183,14 @@ def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[
 
 def _fits(moments: Mapping[int, Moments], classes: Mapping[str, int], world: World) -> dict[int, Fit]:
     """For each depth the classifiers of all labels, every label with the penalty that suits it best."""
-    fits = {}
+    fits, outputs = {}, list(classes.values())
     with progress("fitting", len(moments)) as advance:
         for depth, sums in moments.items():
-            _add_up(sums.gram, world)
+            sums.gram.copy_(world.sum(sums.gram.to(world.device)))  # over all ranks
             ridge = Ridge(sums)
-            candidates = ridge.penalties()
-            errors = ridge.gcv(candidates).split(list(classes.values()), dim=1)
-            best = [candidates[each.sum(1).argmin()] for each in errors]
-            penalty = torch.cat([each.expand(count) for each, count in zip(best, classes.values(), strict=True)])
-            fits[depth] = Fit(ridge.solve(penalty), [each.item() for each in best])
+            best = ridge.best_penalties(outputs)
+            penalty = best.repeat_interleave(torch.tensor(outputs, device=best.device))
+            fits[depth] = Fit(ridge.solve(penalty), best.tolist())
             advance()
     return fits
 
@@ -208,13 +206,8 @@ def _shares(
             right = [each.argmax(1).cpu() == labels[label] for label, each in zip(classes, scores, strict=True)]
             hits[row] += torch.stack(right).sum(1)
         hits[-1] += len(right[0])
-    _add_up(hits, world)
+    hits = world.sum(hits.to(world.device)).cpu()
     return hits[:-1].double() / hits[-1], int(hits[-1, 0])
-
-
-def _add_up(tensor: Tensor, world: World) -> None:
-    """The sum over all ranks, in place."""
-    tensor.copy_(world.sum(tensor.to(world.device)))
 
 
 def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
@@ -257,11 +250,9 @@ def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
 def _identify(model: TubeViT) -> dict[str, Any]:
     """What was probed: sha256 of the tensors of tokenizer and blocks, and what of the config makes their output."""
     assert model.trunk is not None
-    state = model.trunk.state_dict()
+    state, prefix = model.trunk.state_dict(), model.block_prefix
     digests = tensors.hashes({name: tensor for name, tensor in state.items() if not tensor.is_meta})
-    digests |= {
-        name: model.base[public_name(f"trunk.{name}", model.block_prefix)] for name in state.keys() - digests.keys()
-    }
+    digests |= {n: model.base[public_name(f"trunk.{n}", prefix)] for n in state.keys() - digests.keys()}
     config = model.config.to_json()
     return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: config[key] for key in PROBED}}
 
@@ -275,20 +266,16 @@ def _coverage(once: Once) -> Coverage:
 
 def suggest_depths(rows: Sequence[DepthAccuracy]) -> int:
     """The smallest depth above which no accuracy is higher by more than the standard error; a heuristic."""
-    for index, row in enumerate(rows):
-        if max(above.accuracy for above in rows[index:]) <= row.accuracy + row.standard_error:
-            return row.depth
-    raise AssertionError("the last depth has none above it")
+    highest = [max(above.accuracy for above in rows[index:]) for index in range(len(rows))]
+    return next(row.depth for row, best in zip(rows, highest, strict=True) if best <= row.accuracy + row.standard_error)
 
 
 def plot(profile: DepthProfile, path: Path) -> None:
     """Accuracy on the test split by depth, with its standard error; suggested depths are ringed."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for label, curve in profile.labels.items():
         points = {row.depth: 100 * row.accuracy for row in curve.rows}
         errors = [100 * row.standard_error for row in curve.rows]
@@ -300,7 +287,6 @@ def plot(profile: DepthProfile, path: Path) -> None:
     axes.set(xlabel=f"blocks (of {profile.model['depth']})", ylabel="top-1 (%)", ylim=(0, 100), title=title)
     axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def write(profile: DepthProfile, out: Path, overwrite: bool = False) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from scaleup.evaluation.depth_profile import DepthCurve
@@ -20,11 +23,6 @@ from scaleup.model.build import patch_of
 from scaleup.model.tubes import Size, TubeSpec, resize_kernel
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.run_records import Series
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#475569")
 MARKERS = "osD^vPX*"
@@ -54,12 +52,11 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def svg(name: str, draw: Callable[[Axes], Any], size: tuple[float, float] = SIZE) -> str:
     """What ``draw`` puts on axes; ``name`` is what a screen reader says, and keeps ids apart."""
-    with plt.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure, axes = plt.subplots(figsize=size, layout="constrained")
-        draw(axes)
+    with rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-        plt.close(figure)
     content = re.sub(r'(width|height)="[\d.]+pt" ', "", out.getvalue()[out.getvalue().index("<svg") :], count=2)
     content = content.replace("'DejaVu Sans'", "system-ui")
     return content.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)

@@ -86,8 +86,7 @@ def fit(
     if count < HELD_OUT:
         raise UserError(f"{count} images could be read, and --match align needs {HELD_OUT} at least")
     ridge = Ridge(moments)
-    penalties = ridge.penalties()
-    penalty = penalties[ridge.gcv(penalties).sum(1).argmin()]
+    (penalty,) = ridge.best_penalties([large.embed_dim])
     map, target = ridge.solve(penalty), torch.cat([y for _, y in left_out]).double()
     mapped = map(torch.cat([x for x, _ in left_out]))
     unexplained = (target - mapped).square().sum() / (target - target.mean(0)).square().sum()
