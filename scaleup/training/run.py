@@ -97,31 +97,28 @@ class Run:
             trunk = replace(trunk, precision=checkpoint.state["precision"])
             kernels = checkpoint.state["kernels"]
         self.kernels = set_kernels(self.models.values(), kernels, self.world)
-        self.about_trunk = self._prepare(trunk)
+        valid = recipe.data.valid if recipe.train.valid_every else None
+        self.about_trunk = self._prepare(trunk, valid is not None)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.steps = max(trainer.steps for trainer in self.trainers.values())
         shares, batch = run_inputs.most_frequent(recipe), recipe.data.batch
         self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}
-        valid = recipe.data.valid if recipe.train.valid_every else None
         self.validation = valid and Validation(recipe, valid, self.models.values(), self.world)
         self.trunk_seconds: list[float] = []
         if checkpoint is not None:
             self._restore(checkpoint)
 
-    def _prepare(self, trunk: Trunk) -> dict[str, Any]:
+    def _prepare(self, trunk: Trunk, validates: bool) -> dict[str, Any]:
         """The trunk as it computes; beside a cache it does so for validation alone, from where its blocks are."""
-        if isinstance(self.feed, Live):
-            return self._place(trunk)
-        trunk = replace(trunk, precision=self.feed.made["trunk"]["precision"], placement="host")
-        validates = self.recipe.data.valid is not None and self.recipe.train.valid_every
-        cache = {key: self.feed.made[key] for key in ("views", "precision", "seed")}
-        about = self._place(trunk) if validates else {"precision": trunk.precision}
-        return about | {"cache": {"directory": self.recipe.trunk.cache} | cache}
-
-    def _place(self, trunk: Trunk) -> dict[str, Any]:
-        """Empty where nothing is frozen."""
-        prepared = prepare_trunks(self.models.values(), trunk, self.world)
-        return asdict(prepared) if prepared else {}
+        made = self.feed.made if isinstance(self.feed, Cached) else None
+        if made:
+            trunk = replace(trunk, precision=made["trunk"]["precision"], placement="host")
+        prepared = prepare_trunks(self.models.values(), trunk, self.world) if validates or not made else None
+        about = asdict(prepared) if prepared else {}
+        if made:
+            cache = {"directory": self.recipe.trunk.cache} | {key: made[key] for key in ("views", "precision", "seed")}
+            about = {"precision": trunk.precision} | about | {"cache": cache}
+        return about
 
     def close(self) -> None:
         for trainer in self.trainers.values():
