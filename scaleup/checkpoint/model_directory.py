@@ -128,14 +128,20 @@ ADAPTER_PREFIX = "base_model.model."  # before the library's own names in a PEFT
 ADAPTER_NAME = ".default"  # how peft calls an adapter without a name of its own
 
 
+def without_part(name: str) -> str:
+    """A tensor's name without the parts of the model that hold it: ``norm.weight`` for ``arm.tail.norm.weight``."""
+    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
+        name = name.removeprefix(prefix)
+    return name
+
+
 def public_name(name: str, block_prefix: str) -> str:
     """A tensor's name on disk: the library's own where it has one, ``blocks.26.x`` for ``arm.blocks.26.x``.
 
     Args:
         block_prefix: what the library puts before a block's number.
     """
-    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
-        name = name.removeprefix(prefix)
+    name = without_part(name)
     if not name.startswith("blocks."):
         return name
     name = block_prefix + name.removeprefix("blocks.")

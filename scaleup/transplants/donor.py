@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.checkpoint.model_directory import FULL, ModelConfig, read_config, read_report, trained_on
+from scaleup.checkpoint.model_directory import FULL, ModelConfig, read_config, read_report, trained_on, without_part
 from scaleup.common import tensors
 from scaleup.common.model_choice import report_choice
 from scaleup.config.schema import Frames, Input, Model
@@ -67,7 +67,7 @@ def read(path: str | Path) -> Donor:
     checkpoint = tensors.File(file)
     names = checkpoint.mapped
     report_choice(checkpoint.path, checkpoint.said)
-    own = {_public(name): tensor for name, tensor in zip(names, checkpoint.copies(names), strict=True)}
+    own = {without_part(name): tensor for name, tensor in zip(names, checkpoint.copies(names), strict=True)}
     if LIGHTNING[0] in own:
         config, (kernels, patch) = LIGHTNING_CONFIG, _lightning(own)
     else:
@@ -78,13 +78,6 @@ def read(path: str | Path) -> Donor:
             raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
     data = [shards for shards, _ in trained_on(read_report(path))] if path.is_dir() else []
     return Donor(str(path), kernels, patch, config, own, tensors.fingerprint(tensors.hashes(own)), data)
-
-
-def _public(name: str) -> str:
-    """Names inside a training script's model and names on disk are the same but for these prefixes."""
-    for prefix in ("trunk.", "arm.", "tokenizer.", "stem.", "tail."):
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _config_beside(file: Path, beside: Mapping[str, Any]) -> ModelConfig:
