@@ -138,9 +138,9 @@ class Preprocess:
         return pixels.to(torch.float32, copy=True).mul_(scale).add_(shift)  # in place: clips are large
 
 
-def natural_clip(frames: int, size: tuple[int, int], count: int = 1, seed: int = 0) -> Tensor:
+def natural_clip(frames: int, size: tuple[int, int], count: int = 1) -> Tensor:
     """A made-up clip in [0, 1] with the falling spectrum of natural video: (count, 3, T, H, W)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shape = (frames, *size)
     clip = torch.zeros(count, 3, *shape)
     for octave in range(6):

@@ -44,10 +44,10 @@ def recall(counts: np.ndarray) -> np.ndarray:
     return 100 * counts.diagonal() / counts.sum(axis=1).clip(min=1)
 
 
-def confused(counts: np.ndarray, classes: list[str], most: int = 5) -> list[str]:
-    """The commonest mistakes in words."""
+def confused(counts: np.ndarray, classes: list[str]) -> list[str]:
+    """The five commonest mistakes in words."""
     wrong = counts - np.diag(counts.diagonal())
-    order = np.argsort(-wrong, axis=None)[:most]
+    order = np.argsort(-wrong, axis=None)[:5]
     pairs = [np.unravel_index(index, wrong.shape) for index in order]
     return [f"{classes[a]} taken for {classes[b]} ({wrong[a, b]})" for a, b in pairs if wrong[a, b]]
 

@@ -94,19 +94,7 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
     """
     yield html.Tiles(_tiles(runs))
     heads = list(dict.fromkeys(head for run in runs for arm in run.scores.arms.values() for head in arm))
-    columns = [f"{head} %" for head in heads] if len(heads) > 1 else []
-    header = [
-        "arm",
-        "frozen blocks",
-        "trained parameters",
-        "loss",
-        "accuracy %",
-        *columns,
-        "alpha",
-        "seconds a step",
-        "",
-    ]
-    yield html.Table(header, [_row(run, arm, heads, len(runs) > 1) for run in runs for arm in run.arms])
+    yield _table(runs, heads)
     for run in runs:
         if run.scores.arms:
             yield html.Text(f"Accuracy (top-1) of {run.name}: {run.scores.words}.")
@@ -120,6 +108,23 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
             "No arm was validated (data.valid, train.valid_every) or evaluated (tools/evaluate.py RUN SHARDS "
             "--record), so there is no accuracy to plot."
         )
+
+
+def _table(runs: Sequence[Facts], heads: Sequence[str]) -> html.Table:
+    """A row for each arm; the accuracy of each head has a column where there are several."""
+    columns = [f"{head} %" for head in heads] if len(heads) > 1 else []
+    header = [
+        "arm",
+        "frozen blocks",
+        "trained parameters",
+        "loss",
+        "accuracy %",
+        *columns,
+        "alpha",
+        "seconds a step",
+        "",
+    ]
+    return html.Table(header, [_row(run, arm, heads, len(runs) > 1) for run in runs for arm in run.arms])
 
 
 def accuracy(run: Facts, arm: str) -> float | None:

@@ -146,10 +146,6 @@ class Pass(NamedTuple):
     gradients: np.ndarray
     kept: int
 
-    def peak(self) -> int:
-        """Number of the moment at which most is held."""
-        return int(self.alive.argmax())
-
 
 def affine(run: Callable[[int], Pass]) -> Callable[[int], Pass]:
     """What ``run(batch)`` finds, for every batch, from two of them: each figure is one per sample and a rest."""
