@@ -22,7 +22,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
 from scaleup.evaluate import Coverage, evaluate
 from scaleup.evaluation.depth_profile import DepthAccuracy, DepthCurve, DepthProfile
-from scaleup.model.build import load_run
+from scaleup.model.build import PreparedTrunk, load_run
 from scaleup.outputs import class_report, report_page, run_records, svg_plots
 from scaleup.outputs.class_report import confused, confusions, recall
 from scaleup.outputs.html import document
@@ -215,7 +215,8 @@ def profile(swept: Path, tmp_path: Path) -> Path:
     about = {"sha256": "0" * 64, "depth": 3, "tubes": {"long": "as it was"}}
     train, test = (Coverage(f"data/{name}", 12, [], "f" * 64, "1x1") for name in ("train", "val"))
     curves = {"motion": DepthCurve(6, 1 / 6, rows, 3)}
-    found = DepthProfile(curves, train, test, 12, "mean", about, {}, 1.0)
+    trunk = PreparedTrunk("bfloat16", "device", {}, {3: 0.01})
+    found = DepthProfile(curves, train, test, 12, "mean", about, trunk, 1.0)
     (tmp_path / "began" / "probe").mkdir(parents=True)
     (tmp_path / "began" / "config.json").write_text(json.dumps({"tubes": about["tubes"]}))
     (tmp_path / "began" / "probe" / "probe.json").write_text(json.dumps(asdict(found)))
