@@ -24,6 +24,7 @@ from scaleup.data.storage import Directory, Failure, Storage, storage
 from scaleup.errors import UserError
 
 FORMAT = "scaleup-shards-1"
+OPTIONAL = {"notes", "in_place", "made"}  # keys of an index that stand in it where they say something
 CHANGED = "it has changed since it was written"
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # raised for an invalid index
 # Content of shards: files, or the output of a trunk (scaleup.data.token_records).
@@ -84,10 +85,8 @@ class Index:
 
 def write_index(path: Path, index: Index, name: str = "index.json") -> None:
     """Write ``path/index.json``; its first entry is the crc32 of the rest of the file."""
-    optional = {name: getattr(index, name) for name in ("in_place", "made") if getattr(index, name)}
-    notes = {"notes": index.notes} if index.notes else {}
-    content = {"format": FORMAT, "modality": index.modality, "classes": index.classes, "count": index.count}
-    content |= {"failures": index.failures, **notes, "shards": index.shards, **optional}
+    values = {name: value for name, value in vars(index).items() if value or name not in OPTIONAL}
+    content = {"format": FORMAT, **values}
     text = json.dumps(content, separators=(",", ":"), default=vars)[1:]
     write_text(path / name, f'{{"crc32":{zlib.crc32(text.encode())},{text}')
 
