@@ -1,4 +1,4 @@
-"""Accuracy over t x s views, every sample exactly once whatever the number of ranks and workers (Table 7f)."""
+"""Accuracy over t x s views (Table 7f). Every sample counts exactly once, for any number of ranks and workers."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT, depths_of
 
-MEASURED_ON = ("shards", "modality", "list_sha256", "views", "labels")  # what an evaluation was of
+MEASURED_ON = ("shards", "modality", "list_sha256", "views", "labels")  # fields that identify the data of an evaluation
 
 
 @dataclass
 class Coverage:
-    """What one pass over shards has seen."""
+    """The samples of one pass over shards."""
 
     shards: str  # their name
-    samples: int  # that could be read
-    failures: list[tuple[str, str]]  # key and reason of those that could not
-    list_sha256: str  # of the keys of all samples
-    views: str  # temporal x spatial crops of a sample: 4x3
+    samples: int  # number of readable samples
+    failures: list[tuple[str, str]]  # (key, reason) of unreadable samples
+    list_sha256: str  # hash of the keys of all samples
+    views: str  # temporal x spatial crops of each sample, such as 4x3
 
 
 @dataclass
 class HeadScore:
-    """How often a head is right: shares of 1."""
+    """The accuracy of a head, as shares of 1."""
 
     top1: float
     top5: float
     loss: float  # mean of -log of the probability of the right class
-    chance: float  # top-1 of guessing
+    chance: float  # top-1 of random guesses
 
 
 @dataclass
@@ -73,9 +73,9 @@ def evaluate(
 
     Args:
         models: one model, or the arms of one sweep (:func:`scaleup.model.build.load_run`), which share a trunk
-            pass; they stay on the device, in the precision and with the kernels that they are evaluated with.
-        heads: head -> label of the shards; by default every head that has a label's name and classes.
-        trunk: how frozen blocks are kept; None for float32 on the device.
+            pass. They stay on the device, in the precision and with the kernels of the evaluation.
+        heads: head -> label of the shards; by default every head with the name and classes of a label.
+        trunk: precision and placement of frozen blocks; None for float32 on the device.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer
@@ -97,7 +97,7 @@ class Once:
     """One pass over shards in which every sample is seen once, whatever the number of ranks and workers.
 
     Args:
-        title: what the progress bar is called.
+        title: title of the progress bar.
         heads, input, views, batch, workers: see :func:`scaleup.data.loader.eval_loader`.
     """
 
@@ -119,7 +119,7 @@ class Once:
         self.failures: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of this rank that have samples."""
+        """The batches of this rank that have readable samples."""
         with progress(self.title, self.share) as advance:
             for batch in self.batches:
                 self.keys += batch.keys
@@ -129,15 +129,16 @@ class Once:
                 advance(len(batch.keys) + len(batch.failures))
 
     def summary(self) -> Coverage:
-        """What all ranks have seen; all of them must call."""
+        """The samples of all ranks. All ranks must call this."""
         keys, failures = self.world.join_lists(self.keys), self.world.join_lists(self.failures)
-        passed = sorted(keys + [key for key, _ in failures])  # the promise is checked, not assumed
+        passed = sorted(keys + [key for key, _ in failures])  # check that each sample was seen exactly once
         assert passed == sorted(self.shards.keys), f"{len(passed)} samples seen of {len(self.shards)}"
         return Coverage(self.shards.name, len(keys), failures, self.shards.list_sha256, self.views)
 
 
 def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
-    """What models that are in place and in eval mode make of a pass over shards; all ranks must call."""
+    """The accuracy of models, which must be placed and in eval mode, in a pass over shards. All ranks must call
+    this."""
     sums = {name: torch.zeros(len(once.heads), 3, dtype=torch.float64) for name in models}
     for batch in once:
         for name, counts in _counts(models, once.heads, batch):
@@ -154,14 +155,14 @@ def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
 
 
 def _trunk_of(model: TubeViT, prepared: PreparedTrunk | None) -> PreparedTrunk | None:
-    """What of the trunk concerns a model."""
+    """The trunk's entries for one model."""
     if model.trunk is None or prepared is None:
         return None
     return replace(prepared, drift={n: moved for n, moved in prepared.drift.items() if n == model.frozen_depth})
 
 
 def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:
-    """Head -> label: ``heads`` if they fit, by default every head that has a label's name and classes.
+    """Head -> label: ``heads`` if they fit, by default every head with the name and classes of a label.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or there is none.
@@ -182,7 +183,7 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
     return dict(heads)
 
 
-@torch.no_grad()  # and not in inference mode: what is kept from it could not be used in training
+@torch.no_grad()  # not inference mode: its cached tensors could not be used in training
 def _counts(models: Mapping[str, TubeViT], heads: Iterable[str], batch: Batch) -> Iterator[tuple[str, Tensor]]:
     """By model (H, 3), a row for each head: samples whose class is first, samples whose class is among the first five,
     and the sum of their losses."""
@@ -209,10 +210,10 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
 def record(directory: Path, model: TubeViT, evaluation: Evaluation, how: Mapping[str, Any]) -> None:
     """Add an evaluation to ``report.json`` of a model directory, and to its card.
 
-    It takes the place of an earlier one on the same set in the same way.
+    It replaces an earlier evaluation on the same set with the same settings.
 
     Args:
-        how: what else tells two evaluations apart: other strides, the precision of frozen blocks.
+        how: other settings that differ between evaluations: strides, the precision of frozen blocks.
     """
     report = read_report(directory)
     on = {key: getattr(evaluation, key) for key in MEASURED_ON} | dict(how)

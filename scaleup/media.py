@@ -1,4 +1,4 @@
-"""Images and videos as people name them: files, folders, patterns, addresses, a stream on stdin."""
+"""The sources of ``predict``: files, folders, patterns, addresses, or a stream on stdin."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ KINDS = {ending: modality for modality, endings in EXTENSIONS.items() for ending
 
 
 def expanded(sources: Sequence[str]) -> list[str]:
-    """Files, addresses and ``-`` as they are; folders (with all below them) and patterns as what they hold.
+    """The files of ``sources``. Folders (with all subfolders) and patterns are expanded; files, addresses and ``-``
+    stay.
 
-    What is hidden is passed over unless it is named; linked folders are entered, once each; stderr says what is left
-    out of a folder. A link to nothing is a file, which cannot be read.
+    Hidden files are skipped unless they are named. Each linked folder is entered once. Files of a folder that are left
+    out are printed on stderr. A broken link counts as a file, which cannot be read.
 
     Raises:
-        UserError: a folder or pattern holds no image and no video, or a file is not there.
+        UserError: a folder or pattern has no image and no video, or a file does not exist.
     """
     names: list[str] = []
     for source in sources:
         matches = [source] if source == STDIN or "://" in source else _matches(source)
         if not matches:
-            raise UserError(f"{source!r} holds no image and no video; known are files ending in {', '.join(KINDS)}")
+            raise UserError(f"{source!r} has no image and no video; allowed are files ending in {', '.join(KINDS)}")
         names += matches
     return names
 
@@ -48,7 +49,7 @@ def _matches(source: str) -> list[str]:
         bases = [Path(base) for base in glob.glob(before or ".")]  # noqa: PTH207  Path.glob wants a root
         below = [name for base in bases if base.is_dir() for name in _files(walk(base))]
         return [name for name in below if _like(Path(name).parts, path.parts)]
-    passed = {*OF_SYSTEMS} - {*source.lower().split("/")}  # a dot at the beginning glob heeds itself
+    passed = {*OF_SYSTEMS} - {*source.lower().split("/")}  # glob itself skips names that begin with a dot
     names = [name for name in glob.glob(source) if kind(name)]  # noqa: PTH207  as above
     return sorted(_as_file(name) for name in names if passed.isdisjoint(name.lower().split("/")))
 
@@ -63,13 +64,13 @@ def _in_folder(path: Path) -> list[str]:
 
 
 def _files(items: Iterable[Item]) -> list[str]:
-    """Files that are images or videos by their names; links to nothing too, so that reading them says so."""
+    """Files that are images or videos by their names, and broken links, whose reading fails with the reason."""
     paths = [item.path for item in items if not item.reason or item.path.is_symlink() and not hidden(item.path.name)]
     return sorted(_as_file(str(path)) for path in paths if kind(path.name))
 
 
 def _like(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path is like a pattern, in which ``**`` stands for any number of folders."""
+    """Whether a path matches a pattern, in which ``**`` stands for any number of folders."""
     if not parts or not pattern:
         return not parts and not pattern
     if pattern[0] == "**":
@@ -78,18 +79,18 @@ def _like(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _as_file(name: str) -> str:
-    """So that FFmpeg does not take what stands before a colon for a protocol."""
+    """A name for FFmpeg, which would read text before a colon as a protocol."""
     return f"./{name}" if ":" in name.partition("/")[0] else name
 
 
 def kind(name: str) -> str | None:
-    """By how a file's name ends; of an address, before what is asked of it (``?key=value``)."""
+    """Image or video, by the extension; in an address, the extension before ``?key=value``."""
     path = urlsplit(name).path if "://" in name else name
     return KINDS.get(path.rsplit(".", 1)[-1].lower())
 
 
 def content(name: str) -> bytes:
-    """All of a file, here or at an address; raises BadSample."""
+    """The bytes of a file, on this machine or at an address; raises BadSample."""
     where, _, file = name.rpartition("/")
     try:
         return storage(where).whole(file) if "://" in name else Path(name).read_bytes()

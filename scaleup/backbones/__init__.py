@@ -1,1 +1,1 @@
-"""Image ViTs from timm and open_clip, taken apart behind one protocol."""
+"""Image ViTs of timm and open_clip, split into parts behind one protocol."""

@@ -1,13 +1,13 @@
-"""What a frozen image ViT is: one protocol, whichever library it comes from.
+"""The protocol of an image ViT (backbone), the same for all libraries.
 
 A backbone is three parts and a few numbers. ``stem`` turns images (B, 3, H, W) into tokens (B, P+N, D) with the
 prefix tokens first and the model's own positions added; ``blocks`` are the transformer blocks; ``tail`` is the final
 norm and pool, (B, P+N, D) -> (B, D). Parameter names are the library's own.
 
-Beside its forward, a stem has ``norm_pre(tokens)``, due when all tokens are together, ``position_grid()`` -> (gh, gw,
-D), and rotary sines and cosines: ``rope_grid()`` -> (..., gh * gw, 2d), None where the model does not rotate, and
-``rope_at(patches (N, 2))`` -> (..., N, 2d). A block is called with the tokens, and by keyword with ``attn_mask`` and
-``rope`` where there are any. A tail has ``embed_dim``, the width of the pooled features.
+Besides forward, a stem has ``norm_pre(tokens)``, which is called when all tokens are together; ``position_grid()`` ->
+(gh, gw, D); and for rotary positions ``rope_grid()`` -> (..., gh * gw, 2d), or None without them, and ``rope_at(patches
+(N, 2))`` -> (..., N, 2d), sines and cosines. A block is called with the tokens, and with the keywords ``attn_mask`` and
+``rope`` if there are any. A tail has ``embed_dim``, the width of the pooled features.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ ALIASES = {
 }
 
 
-Kwargs = dict[str, Any]  # changes to an architecture, in the words of its library
+Kwargs = dict[str, Any]  # arguments for the library's model
 
 
 class BlockFile(NamedTuple):
-    """A safetensors file that holds blocks: for ``3.attn.qkv.weight`` the tensor's name in the file."""
+    """A safetensors file with blocks, and the name in the file of each tensor such as ``3.attn.qkv.weight``."""
 
     path: str
     names: Mapping[str, str]
 
     def read(self, index: int, name: str) -> Tensor:
-        """A tensor of block number ``index``, as the file has it."""
+        """A tensor of block number ``index``, in the file's type."""
         return tensors.read_tensor(self.path, self.names[f"{index}.{name}"])
 
     def fill(self, index: int, block: nn.Module) -> None:
-        """Give block number ``index`` the tensors that it has on the meta device, in float32."""
+        """Load the tensors of block number ``index`` that are on the meta device, in float32."""
         missing = [name for name, tensor in block.state_dict().items() if tensor.is_meta]
         read = {name: self.read(index, name).float() for name in missing}
         block.load_state_dict(read, strict=False, assign=True)
@@ -77,14 +77,14 @@ class BlockFile(NamedTuple):
 
 @dataclass
 class Backbone:
-    """An image ViT taken apart; the modules share their tensors with ``source``, the library's own model."""
+    """An image ViT in parts, which share their tensors with ``source``, the library's model."""
 
     name: str
     stem: Any
     blocks: list[nn.Module]
     tail: Any
     source: nn.Module
-    features: Callable[[Tensor], Tensor]  # the library's own way from images (B, 3, H, W) to pooled features (B, D)
+    features: Callable[[Tensor], Tensor]  # the library's forward: images (B, 3, H, W) to pooled features (B, D)
     embed_dim: int
     num_heads: int
     num_prefix_tokens: int
@@ -95,21 +95,21 @@ class Backbone:
     license: str
     absolute: bool  # positions are added to the tokens
     rotary: bool  # positions rotate queries and keys
-    attn_mask: bool = True  # blocks take a bias of the attention
+    attn_mask: bool = True  # blocks accept a bias of the attention
     block_prefix: str = "blocks."  # before a block's number in the names of the library's tensors
     kwargs: Kwargs = field(default_factory=dict)
     weights: str | None = None  # where the weights came from; None: drawn at random
-    origin: dict[str, str] = field(default_factory=dict)  # tensors that are as in ``file`` -> their names there
-    file: Path | None = None  # the safetensors file of the weights on this machine, where there is one
+    origin: dict[str, str] = field(default_factory=dict)  # tensors unchanged from ``file`` -> names there
+    file: Path | None = None  # the safetensors file of the weights on this machine, if any
     positions: Positions | None = None  # in one of our own models; None: all are in the stem
-    left: dict[str, Tensor] = field(default_factory=dict)  # tensors of the file that have no place here (classifier)
+    left: dict[str, Tensor] = field(default_factory=dict)  # tensors of the file that are not used (classifier)
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors of the parts under the library's own names."""
+        """All tensors of the parts under the library's names."""
         blocks = {
             f"{self.block_prefix}{index}.{name}": tensor
             for index, block in enumerate(self.blocks)
@@ -118,7 +118,7 @@ class Backbone:
         return {**self.stem.state_dict(), **blocks, **self.tail.state_dict()}
 
     def block_file(self) -> BlockFile | None:
-        """The file that blocks can be read from, where there is one."""
+        """The file that blocks can be read from, or None."""
         start = len(self.block_prefix)
         names = {name[start:]: there for name, there in self.origin.items() if name.startswith(self.block_prefix)}
         return BlockFile(str(self.file), names) if self.file is not None else None
@@ -136,11 +136,11 @@ class Backbone:
 
 @dataclass
 class Located:
-    """What a name, and the directory that it may be, say of a backbone; None: as the library has it."""
+    """A backbone as a name or directory describes it. None stands for the library's default."""
 
     name: str  # timm:NAME or open_clip:NAME
     kwargs: Kwargs
-    weights: str | None = None  # where they are; None: nowhere
+    weights: str | None = None  # where the weights are; None: there are none
     size: tuple[int, int] | None = None  # (h, w) of the input in pixels
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -154,7 +154,7 @@ def resolve(name: str) -> str:
 
 
 def refuse_size(name: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
-    """Raise UserError where patches do not divide an input of ``size`` (h, w) pixels; with the nearest that they do."""
+    """Raise UserError, with the nearest sizes, if patches do not divide an input of ``size`` (h, w) pixels."""
     if size[0] % patch[0] or size[1] % patch[1]:
         heights, widths = (_multiples(side, each) for side, each in zip(size, patch, strict=True))
         raise UserError(
@@ -169,10 +169,10 @@ def _multiples(side: int, of: int) -> str:
 
 
 MASKED = (vit_blocks.Block, vit_blocks.ParallelScalingBlock, vit_blocks.ParallelThingsBlock, EvaBlock)
-BLOCKS = (*MASKED, vit_blocks.DiffParallelScalingBlock)  # the last takes no bias of its attention
+BLOCKS = (*MASKED, vit_blocks.DiffParallelScalingBlock)  # the last accepts no bias of its attention
 
-BIAS_TABLE = "its attention adds a table with an entry for each pair of patches, and a tube has no entry there"
-POST_NORM = "its blocks normalise what they add (post-norm), so tubes and gate would meet tokens of another scale"
+BIAS_TABLE = "its attention adds a table with an entry for each pair of patches, and tubes have no entries"
+POST_NORM = "its blocks normalise their output (post-norm), so tubes and gate would get tokens of another scale"
 WINDOWS = "its windows are cut from a grid of patches, and a tube has no place in a grid"
 STAGES = "its blocks work on a grid that shrinks from stage to stage, and a tube has no place in a grid"
 NOT_PLAIN = {  # class of the model or of its blocks -> why tubes cannot join
@@ -187,20 +187,20 @@ NOT_PLAIN = {  # class of the model or of its blocks -> why tubes cannot join
         ("PoolingVisionTransformer", "Twins", "Nest", "Levit", "LevitDistilled", "TinyVit", "Visformer"), STAGES
     ),
     **dict.fromkeys(("GlobalContextVit", "MaxxVit", "NextViT", "ResNet", "ConvNeXt", "FastVit"), STAGES),
-    "Cait": "its class token meets the patches in the last blocks alone, which are of another kind",
-    "ConVit": "its attention mixes in how far patches are apart in a grid, and a tube has no place in a grid",
+    "Cait": "its class token only joins in the last blocks, which are of another kind",
+    "ConVit": "its attention depends on distances in a grid of patches, and a tube has no place in a grid",
     "CrossVit": "it works on patches of two sizes in two sequences",
-    "TNT": "its blocks work on the pixels inside each patch too, and a tube has none",
+    "TNT": "its blocks also work on the pixels inside each patch, and a tube has none",
     "VOLO": "its first blocks attend within windows of a grid, and a tube has no place in a grid",
     "Xcit": "its blocks convolve a grid of patches, and a tube has no place in a grid",
     "NaFlexVit": "it takes patches cut beforehand, in sequences of any length, not images",
     "HybridEmbed": "its patches come from a convolutional network",
-    "RotaryEmbeddingMRope": "its rotary angles hold a time of their own",
+    "RotaryEmbeddingMRope": "its rotary angles already have a time axis",
 }
 
 
 def refuse_unless_plain(vit: Any, name: str) -> None:
-    """Raise UserError, with the reason, for a model of timm that is no plain ViT."""
+    """Raise UserError, with the reason, for a timm model that is not a plain ViT."""
     parts = [vit, getattr(vit, "patch_embed", None), getattr(vit, "rope", None), *getattr(vit, "blocks", ())]
     kinds = [type(part).__name__ for part in parts if part is not None]
     article = "an" if kinds[0][0] in "AEIOU" else "a"

@@ -1,4 +1,4 @@
-"""From a backbone's name and the place of its weights to the backbone."""
+"""Builds backbones from their names and weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaleup.errors import UserError, nearest
 
 LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
 CONFIGS = ("config.json", "open_clip_config.json")
-MOST_BLOCKS, MOST = 1000, 10**6  # of what a model's configuration may ask for
+MOST_BLOCKS, MOST = 1000, 10**6  # largest number of blocks, and of other settings of a model
 
 
 def build(
@@ -41,16 +41,16 @@ def build(
         name: ``timm:NAME``, ``open_clip:NAME`` or ``open_clip:NAME/TAG``, an alias (``vit_h``), ``hf-hub:owner/name``,
             a directory (one of our models, timm's or open_clip's layout; ``local-dir:`` may stand before it), or a
             weights file of a model that an alias names.
-        kwargs: changes to the architecture, in the library's own words.
+        kwargs: arguments for the library's model.
         size: (h, w) of the input in pixels; None for the backbone's own.
-        weights: None to draw them from ``seed``; ``"pretrained"`` for the public ones of that name; ``"meta"`` for no
-            memory at all; or where others are: a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
-            ``open_clip:NAME/TAG``. ``:MODEL`` after the first three says which of a file's models: ``big.pt:teacher``.
-        on_disk: the first so many blocks stay on the meta device, their weights in ``Backbone.file``.
+        weights: None for random weights from ``seed``; ``"pretrained"`` for the public weights of that name; ``"meta"``
+            for tensors without memory; or a file, a directory, ``hf-hub:owner/name``, ``timm:NAME``,
+            ``open_clip:NAME/TAG``. ``:MODEL`` after the first three names one model of a file: ``big.pt:teacher``.
+        on_disk: number of first blocks that stay on the meta device; their weights stay in ``Backbone.file``.
 
     Raises:
-        UserError: there is no such backbone, it is not plain, the weights cannot be had or are another model's, the
-            patches do not divide the size, or the weights are not in a file that blocks can be read from.
+        UserError: there is no such backbone, it is not plain, the weights cannot be found or belong to another model,
+            patches do not divide the size, or blocks cannot be read from the file of the weights.
     """
     at = locate(name, kwargs, weights)
     _refuse_giants(at.name, at.kwargs)
@@ -61,7 +61,7 @@ def build(
     backbone = library.take_apart(vit, at.name)
     if at.weights is None:
         if on_disk:
-            raise UserError(f"blocks of {name!r} cannot wait on disk: its weights are drawn at random, not in a file")
+            raise UserError(f"blocks of {name!r} cannot stay on disk: its weights are random, not in a file")
         _refuse_more_than_memory(backbone)
         backbone = _drawn(at.name, at.kwargs, size, seed)
     elif at.weights != "meta":
@@ -75,7 +75,7 @@ def build(
 
 
 def _drawn(name: str, kwargs: Kwargs, size: tuple[int, int] | None, seed: int) -> Backbone:
-    """A backbone whose weights are drawn from ``seed``."""
+    """A backbone with random weights from ``seed``."""
     family, _, own_name = name.partition(":")
     library = LIBRARIES[family]
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +84,7 @@ def _drawn(name: str, kwargs: Kwargs, size: tuple[int, int] | None, seed: int) -
 
 
 def add_blocks(backbone: Backbone, count: int, seed: int) -> Backbone:
-    """A backbone with ``count`` more blocks on top, drawn from ``seed`` (Table 8); its kwargs say the new depth.
+    """A backbone with ``count`` more blocks on top, random from ``seed`` (Table 8). Its kwargs have the new depth.
 
     Raises:
         UserError: other parts of the model depend on its depth.
@@ -93,29 +93,29 @@ def add_blocks(backbone: Backbone, count: int, seed: int) -> Backbone:
     deeper = _drawn(backbone.name, kwargs, backbone.size, seed)
     if changed := sorted(_shapes(backbone) ^ _shapes(deeper)):
         raise UserError(
-            f"{backbone.name!r} takes no fresh blocks: {changed[0][0]} has an entry for each of its blocks; "
-            "allowed are models whose positions are the same for all of them"
+            f"{backbone.name!r} cannot get fresh blocks: {changed[0][0]} has an entry for each of its blocks; "
+            "allowed are models with the same positions for all blocks"
         )
     return replace(backbone, blocks=[*backbone.blocks, *deeper.blocks[backbone.depth :]], kwargs=kwargs)
 
 
 def _shapes(backbone: Backbone) -> set[tuple]:
-    """Names and shapes of what is not in blocks."""
+    """Names and shapes of the tensors outside blocks."""
     tensors = backbone.stem.state_dict() | backbone.tail.state_dict()
     return {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def _filled(planned: Backbone, vit: Any, library: ModuleType, file: File, on_disk: int) -> Backbone:
-    """The backbone of ``vit`` with the weights of a file, all or all but the first ``on_disk`` blocks'."""
+    """The backbone of ``vit`` with the weights of a file, without those of the first ``on_disk`` blocks."""
     if on_disk and not file.safe:
-        raise UserError(f"blocks cannot wait in {file.path}; allowed is a .safetensors file")
+        raise UserError(f"blocks cannot stay in {file.path}; allowed is a .safetensors file")
     left, origin = load(vit, file, library.arrange, tuple(f"{planned.block_prefix}{i}." for i in range(on_disk)))
     backbone = replace(library.take_apart(vit, planned.name), left=left)
     return replace(backbone, origin=origin, file=file.path) if file.safe else backbone
 
 
 def _refuse_giants(name: str, kwargs: Mapping[str, Any]) -> None:
-    """A config that somebody else wrote must not fill the memory before anything is held against it."""
+    """UserError for a configuration with huge sizes, which could fill the memory before anything else is checked."""
     for key, value in kwargs.items():
         most = MOST_BLOCKS if key in ("depth", "layers") else MOST
         if isinstance(value, int | float) and abs(value) > most:
@@ -127,11 +127,11 @@ def _refuse_more_than_memory(planned: Backbone) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         takes, has = f"{needed / 2**30:.0f} GiB", f"{memory / 2**30:.0f} GiB"
-        raise UserError(f"{planned.name!r} at random takes {takes} in float32, this machine has {has}")
+        raise UserError(f"{planned.name!r} needs {takes} in float32, but this machine has {has}")
 
 
 def weights_file(name: str, weights: str) -> Path:
-    """The file at a place of weights (see :func:`build`) for the backbone ``name``; fetched where need be."""
+    """The file of ``weights`` (see :func:`build`) for the backbone ``name``; it is downloaded if necessary."""
     place = name if weights == "pretrained" else weights
     family, _, own_name = place.partition(":")
     if family in LIBRARIES and not own_name.startswith(HUB):
@@ -140,10 +140,10 @@ def weights_file(name: str, weights: str) -> Path:
 
 
 def locate(name: str, kwargs: Kwargs, weights: str | None) -> Located:
-    """What the arguments of :func:`scaleup.backbones.build.build` mean; paths of weights become absolute.
+    """The backbone that the arguments of :func:`build` describe; paths of weights become absolute.
 
     Raises:
-        UserError: the name means nothing; with the nearest that do.
+        UserError: the name is unknown; the error has the nearest names.
     """
     name = resolve(name)
     for prefix in ("timm:", "open_clip:"):  # these two may stand before a hub id or a directory
@@ -165,14 +165,14 @@ def locate(name: str, kwargs: Kwargs, weights: str | None) -> Located:
 
 
 def _place(at: Located) -> str | None:
-    """Where the weights are; a path is that of a file, and absolute: a model may be loaded from another directory."""
+    """Where the weights are. Paths are absolute, because a model may be loaded from another working directory."""
     if at.weights is None or not is_path(at.weights):
         return at.weights
     return str(find(at.weights, files_of(at.name)))
 
 
 def _described(place: str, kwargs: Kwargs, weights: str | None) -> Located:
-    """A directory or hub repository that describes its model."""
+    """The backbone that the configuration of a directory or hub repository describes."""
     path, config = _config(place)
     if path.name == "open_clip_config.json":
         at = open_clip.architecture_in(config, path)
@@ -181,7 +181,7 @@ def _described(place: str, kwargs: Kwargs, weights: str | None) -> Located:
     else:
         own = ModelConfig.from_json(config, str(path))
         if own.adapter:
-            raise UserError(f"{place} has an adapter on its blocks; fold it in first with tools/export.py --merge")
+            raise UserError(f"{place} has an adapter on its blocks; merge it first with tools/export.py --merge")
         source, (height, width) = own.backbone, own.input.size
         mean, std = tuple(own.input.mean), tuple(own.input.std)
         at = Located(source.name, source.kwargs, None, (height, width), mean, std, source.license, own.positions)
@@ -189,7 +189,7 @@ def _described(place: str, kwargs: Kwargs, weights: str | None) -> Located:
 
 
 def _config(place: str) -> tuple[Path, dict[str, Any]]:
-    """The file that describes the model and its content; a ``config.json`` of another library is passed over."""
+    """The file that describes the model, and its content. A ``config.json`` of another library is skipped."""
     path = find(place, CONFIGS)
     config = _read(path)
     if path.name == CONFIGS[0] and not ("architecture" in config or "format" in config):
@@ -198,7 +198,7 @@ def _config(place: str) -> tuple[Path, dict[str, Any]]:
         except UserError:
             ours = f"the model is neither timm's, nor open_clip's, nor of the format {FORMAT!r}"
             instead = f"; give timm:NAME, and {place} as its weights" if "architectures" in config else ""
-            raise UserError(f"{path} describes no model that is known here: {ours}{instead}") from None
+            raise UserError(f"{path} describes an unknown model: {ours}{instead}") from None
         config = _read(path)
     return path, config
 
@@ -206,12 +206,13 @@ def _config(place: str) -> tuple[Path, dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
-        raise UserError(f"{path} describes no model: it holds a {type(config).__name__}")
+        raise UserError(f"{path} describes no model: it is a {type(config).__name__}")
     return config
 
 
 def _recognised(path: str) -> str:
-    """The model of an alias whose tensors a file has; of open_clip's models, tensors do not tell the activation."""
+    """The name (of those with an alias) whose tensors a file has. open_clip's models are left out, because their
+    tensors do not show the activation function."""
     names = [alias.removeprefix("timm:") for alias in ALIASES.values() if alias.startswith("timm:")]
     tensors = {name: tensor.to("meta") for name, tensor in File(path).mapped.items()}
     for name in names:

@@ -1,6 +1,6 @@
-"""Backbones from open_clip: the vision tower alone, its own ``VisionTransformer`` or the timm model it wraps.
+"""Backbones of open_clip: only the vision tower, which is its own ``VisionTransformer`` or a timm model.
 
-open_clip is imported when one of its models is asked for: that takes a second.
+open_clip is imported when one of its models is used, because this takes a second.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from scaleup.errors import UserError, first_line, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 TAIL = ("attn_pool", "ln_post")
-BESIDE = ("embed_dim", "quick_gelu")  # of a configuration, beside its vision_cfg
+BESIDE = ("embed_dim", "quick_gelu")  # keys of a configuration outside vision_cfg
 NOT_ARCHITECTURE = ("image_size", "patch_dropout", "output_tokens", "timm_model_pretrained", "timm_drop")
 
 
 class Stem(nn.Module):
-    """What a tower does before its blocks, short of ``norm_pre``, which is due when all tokens are together."""
+    """The part of a tower before its blocks, without ``norm_pre``, which is called when all tokens are together."""
 
     conv1: Any
     class_embedding: Any
@@ -48,11 +48,11 @@ class Stem(nn.Module):
         return self.positional_embedding[1:].unflatten(0, self.grid_size)
 
     def rope_grid(self) -> None:
-        """None: these models do not rotate."""
+        """None: these models have no rotary positions."""
 
 
 class Tail(nn.Module):
-    """What a tower does after its blocks, short of the projection into the space that it shares with text."""
+    """The part of a tower after its blocks, without the projection to the joint space of images and text."""
 
     ln_post: Any
     _pool: Any
@@ -103,16 +103,16 @@ def _tower(name: str, words: Kwargs, vision: Kwargs) -> Any:
 
     try:
         tower = _build_vision_tower(words["embed_dim"], vision, words["quick_gelu"])
-    except Exception as error:  # wrong words raise anything
+    except Exception as error:  # wrong arguments raise many kinds of errors
         raise _cannot_build(name, vision, error) from error
     if tower.pool_type == "none":
         raise UserError(f"'open_clip:{name}' pools to a sequence, not to one vector; allowed are pool_type tok and avg")
-    tower.proj, tower.output_tokens = None, False  # what remains of its forward is what we take apart
+    tower.proj, tower.output_tokens = None, False  # the rest of its forward is split into parts
     return tower
 
 
 def _timm_tower(name: str, vision: Kwargs, kwargs: Kwargs, size: tuple[int, int] | None) -> Any:
-    """The model inside open_clip's ``TimmModel``, pooled as that would pool it."""
+    """The timm model inside open_clip's ``TimmModel``, with its pooling."""
     vision = vision | {key: value for key, value in kwargs.items() if key.startswith("timm_")}
     words = {key: value for key, value in kwargs.items() if not key.startswith("timm_")}
     pool, own_pool = vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear") in ("linear", "mlp")
@@ -124,7 +124,7 @@ def _timm_tower(name: str, vision: Kwargs, kwargs: Kwargs, size: tuple[int, int]
     if own_pool and pool:
         try:
             vit.reset_classifier(0, global_pool=pool)
-        except AssertionError as error:  # a pool that this model has no weights for
+        except AssertionError as error:  # a pooling that this model has no weights for
             raise _cannot_build(name, vision, error) from error
     return vit
 
@@ -161,10 +161,10 @@ def take_apart(tower: Any, name: str) -> Backbone:
 
 
 def public(name: str) -> Path:
-    """The file of the public weights of ``NAME/TAG``: fetched, or from the cache.
+    """The file of the public weights of ``NAME/TAG``, downloaded or from the cache.
 
     Raises:
-        UserError: no tag is given, with those there are; or the file could not be had.
+        UserError: no tag is given (the error lists the tags), or the file cannot be downloaded.
     """
     import open_clip
 
@@ -172,15 +172,15 @@ def public(name: str) -> Path:
     model, _, tag = name.partition("/")
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise UserError(f"'open_clip:{name}' does not say which weights; give open_clip:{model}/TAG: {', '.join(tags)}")
+        raise UserError(f"'open_clip:{name}' does not name weights; give open_clip:{model}/TAG: {', '.join(tags)}")
     repo, _, file = open_clip.get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
     return hub.find(f"{hub.HUB}{repo}", (f"{Path(file).stem}.safetensors", file) if file else hub.OPEN_CLIP)
 
 
 def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The vision tower's tensors of a checkpoint, of whole models too, resampled as open_clip does; and those left out.
+    """The vision tower's tensors of a checkpoint, resampled as open_clip does, and the tensors that are left out.
 
-    Of the text tower nothing is read.
+    The checkpoint may have a whole model; its text tower is not read.
     """
     tensors = _within(tensors, "visual.")
     if not hasattr(tower, "transformer"):
@@ -196,13 +196,13 @@ def arrange(tower: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors whose names have a prefix, without it; all tensors where no name has it."""
+    """The tensors whose names have a prefix, without the prefix; all tensors if no name has it."""
     within = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return within or tensors
 
 
 def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
-    """What an ``open_clip_config.json`` says: the registered model that is most like it, and the changes to it."""
+    """The backbone of an ``open_clip_config.json``: the most similar registered model, and the changes to it."""
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
@@ -219,7 +219,7 @@ def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
 
 
 def _architecture(config: Mapping[str, Any]) -> Kwargs:
-    """The settings on which a tower's tensors and output depend; of a timm model inside it, only those for timm."""
+    """The settings that determine a tower's tensors and output; for a timm model, only the settings for timm."""
     from open_clip.model import CLIPVisionCfg
 
     vision = {k: v for k, v in asdict(CLIPVisionCfg(**config["vision_cfg"])).items() if k not in NOT_ARCHITECTURE}
@@ -234,10 +234,7 @@ def _kind(architecture: Kwargs) -> type:
 
 
 class Registered(NamedTuple):
-    """A model that open_clip knows, with or without the tag of its weights.
-
-    Without one, mean and std are those of the first of its tags.
-    """
+    """A model that is registered in open_clip. Without a tag of weights, mean and std are those of its first tag."""
 
     config: dict[str, Any]  # as in open_clip's JSON file
     mean: tuple[float, ...]
@@ -246,7 +243,7 @@ class Registered(NamedTuple):
 
 
 def _registered(name: str) -> Registered:
-    """What open_clip knows of ``NAME`` or ``NAME/TAG``; UserError where it knows no such model or tag."""
+    """The registered model ``NAME`` or ``NAME/TAG``; UserError if open_clip does not have it."""
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
@@ -268,13 +265,11 @@ def _refuse_unknown_words(name: str, kwargs: Kwargs) -> None:
     from open_clip.model import CLIPVisionCfg
 
     if "pos_embed" in kwargs:
-        raise UserError(
-            f"'open_clip:{name}' adds positions of its own, which cannot be left out; choose positions: backbone"
-        )
+        raise UserError(f"'open_clip:{name}' always adds its own positions; choose positions: backbone")
     allowed = [*CLIPVisionCfg.__dataclass_fields__, *BESIDE]
     if unknown := next((word for word in kwargs if word not in allowed), None):
         near = nearest(unknown, allowed)
-        raise UserError(f"'open_clip:{name}' takes no {unknown!r}; allowed are {', '.join(allowed)}{near}")
+        raise UserError(f"'open_clip:{name}' has no setting {unknown!r}; allowed are {', '.join(allowed)}{near}")
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Backbones from timm: any plain ``VisionTransformer`` or ``Eva``, taken apart without changing what it computes."""
+"""Backbones of timm: any plain ``VisionTransformer`` or ``Eva``, split into parts without changing its output."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from scaleup.errors import UserError, first_line, nearest
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
 HAVE_WEIGHT_INIT = ("timm.models.vision_transformer", "timm.models.deit")
 TAIL = ("norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist")
-CONVERTED: dict[str, Kwargs] = {  # part of a name -> how timm converts its files, where not as all others
+CONVERTED: dict[str, Kwargs] = {  # part of a name -> special arguments of timm's conversion
     "deit": {"adapt_layer_scale": True},
     "flexivit": {"interpolation": "bilinear", "antialias": False},
     "base_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
     "huge_patch16_radio_v3": {"interpolation": "bilinear", "antialias": False, "align_corners": True},
     "radio": {"interpolation": "bilinear", "antialias": False},
 }
-# How names of tensors begin that are left out where the model has none of them.
+# Beginnings of tensor names that are left out if the model has no such tensors.
 CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "cls_classifier.", "distillation_classifier.", "lm_head.")
 BESIDE = (*CLASSIFIERS, "pooler.", "decoder", "projector", "predictor", "dino_head.", "ibot_head.", "mask_token")
 DISPENSABLE = (*BESIDE, "attn_pool", "pos_embed")
 
 
 class Stem(nn.Module):
-    """What a ViT does before its blocks, short of ``norm_pre``, which is due when all tokens are together."""
+    """The part of a ViT before its blocks, without ``norm_pre``, which is called when all tokens are together."""
 
     patch_embed: Any
     rope: Any
@@ -47,7 +47,7 @@ class Stem(nn.Module):
     _pos_embed: Any
 
     def train(self, mode: bool = True) -> Stem:
-        """Rotary angles stay in eval mode: in train mode timm may draw those of patches at random."""
+        """Keep rotary positions in eval mode, because in train mode timm may change them at random."""
         super().train(mode)
         if getattr(self, "rope", None) is not None:
             self.rope.eval()
@@ -58,12 +58,12 @@ class Stem(nn.Module):
         return self._positioned(self.patch_embed(x))[0]
 
     def position_grid(self) -> Tensor:
-        """The position embedding of each patch: (gh, gw, D); zeros where the model adds none."""
+        """The position embedding of each patch: (gh, gw, D); zeros if the model adds none."""
         tokens = self._positioned(self._no_patches())[0]  # 0 + position: exact
         return tokens[0, self.num_prefix_tokens :].unflatten(0, self.patch_embed.grid_size)
 
     def rope_grid(self) -> Tensor | None:
-        """Rotary sines and cosines of each patch: (..., gh * gw, 2d); None where the model does not rotate."""
+        """Rotary sines and cosines of each patch: (..., gh * gw, 2d); None without rotary positions."""
         return self._positioned(self._no_patches())[1]
 
     def rope_at(self, patches: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Stem(nn.Module):
         return turn(self.rope, patches, self.patch_embed.grid_size)
 
     def _positioned(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        tokens = self._pos_embed(patches)  # a pair where the family may rotate
+        tokens = self._pos_embed(patches)  # a pair in the family with rotary positions
         return tokens if isinstance(tokens, tuple) else (tokens, None)
 
     def _no_patches(self) -> Tensor:
@@ -82,7 +82,7 @@ class Stem(nn.Module):
 
 
 class Tail(nn.Module):
-    """What a ViT does after its blocks: norm and pool."""
+    """The part of a ViT after its blocks: norm and pool."""
 
     norm: Any
     forward_head: Any
@@ -98,10 +98,10 @@ def names() -> list[str]:
 
 
 def create(name: str, kwargs: Kwargs, size: tuple[int, int] | None, label: str | None = None) -> Any:
-    """A plain timm model without classifier, at an input size (h, w) of its own or of the caller's.
+    """A plain timm model without classifier, at the input size (h, w), or at its own size.
 
-    Its fresh weights start fan-in: with timm's own std of 0.02 a narrow model learns nothing for thousands of steps.
-    ``weight_init`` in ``kwargs`` says otherwise.
+    Random weights are scaled by fan-in, because with timm's std of 0.02 a narrow model learns nothing for thousands of
+    steps. ``weight_init`` in ``kwargs`` changes this.
 
     Raises:
         UserError: there is no such model, it cannot be built, it is not plain, or its patches do not divide the size.
@@ -111,7 +111,7 @@ def create(name: str, kwargs: Kwargs, size: tuple[int, int] | None, label: str |
     words = _in_family_words(name, {**kwargs, "num_classes": 0} | ({"img_size": tuple(size)} if size else {}))
     try:
         vit: Any = timm.create_model(name, **words)
-    except Exception as error:  # wrong words in kwargs raise anything
+    except Exception as error:  # wrong kwargs raise many kinds of errors
         if size and "img_size" in str(error):
             refuse_unless_plain(create(name, kwargs, None, label), label)
         raise UserError(f"timm cannot build {label!r} with {kwargs}: {first_line(error)}") from error
@@ -138,10 +138,10 @@ def _refuse_unknown(name: str) -> None:
 
 
 def public(name: str) -> Path:
-    """The file of the public weights of a timm model: fetched, or from the cache.
+    """The file of the public weights of a timm model, downloaded or from the cache.
 
     Raises:
-        UserError: there are none, or they could not be had.
+        UserError: there are none, or they cannot be downloaded.
     """
     _refuse_unknown(name)
     cfg = get_pretrained_cfg(name)
@@ -155,7 +155,7 @@ def public(name: str) -> Path:
 
 
 def _in_family_words(name: str, kwargs: Kwargs) -> Kwargs:
-    """Each family has its own word for ``pos_embed: none``, and one of them has a word for fan-in weights."""
+    """``kwargs`` in the words of the model's family for ``pos_embed: none`` and for fan-in weights."""
     module = timm.model_entrypoint(name).__module__
     if module in HAVE_WEIGHT_INIT:
         return {"weight_init": "jax", **kwargs}
@@ -165,14 +165,14 @@ def _in_family_words(name: str, kwargs: Kwargs) -> Kwargs:
 
 
 def _start_fan_in(blocks: nn.Module) -> None:
-    """Start fresh blocks of Eva, which has no such word, as ``weight_init: jax`` starts those of the other family."""
+    """Initialise blocks of Eva as ``weight_init: jax`` initialises ``VisionTransformer``; Eva has no such setting."""
     for module in blocks.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
 
 
 def architecture_in(config: Mapping[str, Any], path: Path) -> Located:
-    """What a ``config.json`` in timm's own layout says."""
+    """The backbone that a ``config.json`` in timm's layout describes."""
     try:
         cfg, kwargs = dict(config["pretrained_cfg"]), dict(config.get("model_args") or {})
         if "global_pool" in config:
@@ -213,7 +213,7 @@ def take_apart(vit: Any, name: str) -> Backbone:
 
 
 def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
-    """A shallow copy of a model that has just some of its modules and parameters, and all of its family's methods."""
+    """A shallow copy of a model with only some of its modules and parameters, but with all methods of its class."""
     copied = copy.copy(model)
     copied.__class__ = type(kind.__name__, (kind, type(model)), {})
     copied._modules = {name: module for name, module in model._modules.items() if name in names}
@@ -222,13 +222,13 @@ def part(model: Any, kind: type[nn.Module], names: tuple[str, ...]) -> Any:
 
 
 def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors of another layout or size under the model's own names, as timm converts them; and those left out.
+    """The tensors under the model's names and in its sizes, as timm converts them, and the tensors that are left out.
 
-    Left out are heads and decoders, and a pool and position embeddings where the model is built without.
+    These are heads and decoders, and also a pool and position embeddings if the model has none.
     """
     own = vit.state_dict()
     tensors, other = weights.convert(tensors, own.keys())
-    other |= {name: tensors[name] for name in ("mask_token",) if name in tensors}  # timm takes it for a mark of DINOv2
+    other |= {name: tensors[name] for name in ("mask_token",) if name in tensors}  # timm would think of DINOv2
     family = sys.modules[next(kind.__module__ for kind in type(vit).__mro__ if kind.__module__.startswith("timm."))]
     architecture = vit.pretrained_cfg["architecture"]
     words: Kwargs = next((words for part, words in CONVERTED.items() if part in architecture), {})
@@ -239,12 +239,12 @@ def arrange(vit: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 
 def _fill_buffers(vit: nn.Module) -> None:
-    """Compute the buffers that no file holds, such as rotary frequencies, where they are still on the meta device."""
+    """Compute buffers that are in no file, such as rotary frequencies, if they are still on the meta device."""
     for module in vit.modules():
         empty = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
         if empty:
             module._buffers.update({name: torch.empty_like(buffer, device="cpu") for name, buffer in empty.items()})
-            parameters = module._parameters  # timm computes where these are
+            parameters = module._parameters  # timm computes on the device of these
             module._parameters = {
                 name: nn.Parameter(torch.empty_like(t, device="cpu")) for name, t in parameters.items() if t is not None
             }
@@ -261,7 +261,7 @@ def turn(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: (gh, gw) patches of an image.
 
     Returns:
-        (N, 2d) for heads of width d; (depth, heads, N, 2d) where each block has frequencies of its own.
+        (N, 2d) for heads of width d; (depth, heads, N, 2d) if each block has its own frequencies.
     """
     places = _coordinates(rope, patches, grid)  # (N, 2)
     if isinstance(rope, RotaryEmbeddingMixed):
@@ -274,7 +274,7 @@ def turn(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _coordinates(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Places in the units that the frequencies are made for: (N, 2), in the order of the frequencies' axes."""
+    """Places in the units of the frequencies: (N, 2), in the order of their axes."""
     extent = torch.tensor(grid).to(patches)
     if isinstance(rope, RotaryEmbeddingDinoV3):
         ends = {"separate": extent, "min": extent.min(), "max": extent.max()}[rope.normalize_coords]

@@ -1,7 +1,8 @@
-"""A weights file -> a model: renamed, held against what the model needs, copied tensor by tensor, never held twice.
+"""Loads a weights file into a model. Tensors are renamed, checked, and copied one by one, so that none is in memory
+twice.
 
-Weights in the layouts of transformers get timm's names: ViT, DeiT, MAE, CLIP, SigLIP, DINOv2, DINOv3. The names of the
-tensors tell the layout. A name that is not known stays as it is, and is refused when the tensors are loaded.
+Weights in the layouts of transformers (ViT, DeiT, MAE, CLIP, SigLIP, DINOv2, DINOv3) get timm's names. The layout is
+recognised by the names of tensors. Unknown names stay, and are refused when the tensors are loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scaleup.errors import UserError, first_line
 
 TOWERS = ("vision_model", "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "model.vision_model")
 TOWER = re.compile(rf"(?P<tower>(?:(?:{'|'.join(map(re.escape, TOWERS))})[.])?)embeddings[.]patch_embeddings?[.]")
-RENAMED = [  # of a tensor of the vision tower, all that match, in this order
+RENAMED = [  # (pattern, replacement) for names of the vision tower; all that match are applied, in this order
     (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
     (r"^embeddings\.(position_embeddings|position_embedding\.weight)$", "pos_embed"),
     (r"^embeddings\.patch_embeddings?\.(projection\.)?", "patch_embed.proj."),
@@ -61,10 +62,10 @@ OPEN_CLIP = [  # from timm's names to those of open_clip's own towers
 
 
 def convert(tensors: dict[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors under timm's names, and those beside the vision tower; as they are where they are in no such layout.
+    """Tensors of the vision tower under timm's names, and all others. Tensors of unknown layouts keep their names.
 
     Args:
-        own: the names of the model that they are for.
+        own: the names of the model's tensors.
     """
     match = next((found for name in tensors if (found := TOWER.match(name))), None)
     if match is None:
@@ -84,7 +85,7 @@ def convert(tensors: dict[str, Tensor], own: Collection[str]) -> tuple[dict[str,
 
 
 def convert_for_open_clip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The same under the names of open_clip's own towers."""
+    """As :func:`convert`, under the names of open_clip's own towers."""
     inside, outside = convert(tensors, ())
     if inside is tensors:
         return tensors, {}
@@ -100,7 +101,8 @@ def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _reshape_embeddings(inside: dict[str, Tensor]) -> None:
-    """Class token (1, 1, D) and positions (1, N, D); beside registers, the class token carries its own position."""
+    """Reshape class token (1, 1, D) and positions (1, N, D). If there are registers, the class token gets its
+    position."""
     for name in {"cls_token", "pos_embed"} & inside.keys():
         inside[name] = inside[name].reshape(1, -1, inside[name].shape[-1])
     if {"reg_token", "cls_token", "pos_embed"} <= inside.keys():
@@ -109,7 +111,7 @@ def _reshape_embeddings(inside: dict[str, Tensor]) -> None:
 
 
 def _join_gates(inside: dict[str, Tensor], own: Collection[str]) -> None:
-    """The two halves of a SwiGLU's first layer as the model has them: apart, or one tensor with the gate first."""
+    """Join the two halves of a SwiGLU's first layer, gate first, if the model has them as one tensor."""
     for name in [name for name in inside if ".mlp.up_proj." in name]:
         up, gate = inside.pop(name), inside.pop(name.replace("up_proj", "gate_proj"), None)
         if gate is None:
@@ -121,7 +123,7 @@ def _join_gates(inside: dict[str, Tensor], own: Collection[str]) -> None:
 
 
 def _join_attention(inside: dict[str, Tensor], block: str, own: Collection[str]) -> dict[str, Tensor]:
-    """Queries, keys and values of a block as one tensor; returns the biases that are zero and that the model lacks."""
+    """Join queries, keys and values of a block into one tensor; return zero biases that the model does not have."""
     kinds = [f"{block}.attn.{kind}" for kind in "qkv"]
     if all(f"{kind}.weight" in inside for kind in kinds):
         inside[f"{block}.attn.qkv.weight"] = torch.cat([inside.pop(f"{kind}.weight") for kind in kinds])
@@ -140,7 +142,7 @@ def _join_attention(inside: dict[str, Tensor], block: str, own: Collection[str])
 
 
 def _split_pool(inside: dict[str, Tensor]) -> None:
-    """Queries of an attention pool apart from keys and values."""
+    """Split the queries of an attention pool from its keys and values."""
     for kind in ("weight", "bias"):
         if (joined := inside.pop(f"attn_pool.qkv.{kind}", None)) is not None:
             query, rest = joined.split([len(joined) // 3, len(joined) - len(joined) // 3])
@@ -152,7 +154,7 @@ INITIALIZERS = ("normal_", "uniform_", "constant_", "kaiming_uniform_")
 
 
 class SkipInit(TorchFunctionMode):
-    """Inside, functions that initialise tensors in place skip those on the meta device."""
+    """Make in-place initialisation skip tensors on the meta device."""
 
     DRAWS = frozenset(
         [getattr(torch.Tensor, name) for name in IN_PLACE] + [getattr(torch.nn.init, name) for name in INITIALIZERS]
@@ -164,27 +166,27 @@ class SkipInit(TorchFunctionMode):
         return drawn if drawn is not None and drawn.is_meta else func(*args, **kwargs)
 
 
-OWN = ("tubes.", "positions.", "heads.", "gate.")  # tensors of our own models that are not the backbone's
-SHOWN = 3  # differences of a kind that an error names
+OWN = ("tubes.", "positions.", "heads.", "gate.")  # tensors of scaleup's models that are not the backbone's
+SHOWN = 3  # differences of each kind that an error lists
 
 Arrange = Callable[[Any, dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 class Loaded(NamedTuple):
-    """``left``: tensors that have no place in the model; ``origin``: the model's tensors that are the file's as they
-    are, up to their type, with the names they have there."""
+    """The result of :func:`load`. ``left``: tensors that the model does not use; ``origin``: tensors of the model that
+    are unchanged from the file, except for their type, and their names there."""
 
     left: dict[str, Tensor]
     origin: dict[str, str]
 
 
 def load(model: Any, file: File, arrange: Arrange, stay: tuple[str, ...] = ()) -> Loaded:
-    """Give a model (on the meta device) the tensors of a file, in float32.
+    """Load the tensors of a file into a model (on the meta device), in float32.
 
     Args:
-        arrange: (model, the file's tensors) -> those under the model's names, in its layout and at its size, and those
-            that have no place in it. It is given mapped tensors, and what it does not touch is not read.
-        stay: how the names of tensors begin that stay where they are, in a file whose tensors are the model's own.
+        arrange: (model, tensors of the file) -> tensors under the model's names, in its layout and sizes, and tensors
+            that it does not use. Tensors are mapped, so those that are not used are not read.
+        stay: beginnings of names of tensors that stay in the file and are not loaded.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
@@ -194,8 +196,8 @@ def load(model: Any, file: File, arrange: Arrange, stay: tuple[str, ...] = ()) -
         arranged, outside = arrange(model, {name: t for name, t in file.mapped.items() if name not in own_kind})
     except UserError:
         raise
-    except Exception as error:  # libraries take names and shapes for granted
-        raise UserError(f"{file.path} does not hold the weights of this model ({first_line(error)})") from error
+    except Exception as error:  # libraries raise many kinds of errors for unexpected names and shapes
+        raise UserError(f"{file.path} does not have the weights of this model ({first_line(error)})") from error
     _refuse_misfits(model.state_dict(), arranged, file.path)
     places = {_place(tensor): name for name, tensor in file.mapped.items()}
     as_is = {name: places[_place(tensor)] for name, tensor in arranged.items() if _place(tensor) in places}
@@ -204,13 +206,13 @@ def load(model: Any, file: File, arrange: Arrange, stay: tuple[str, ...] = ()) -
     state = dict(zip(moved, copies, strict=True))
     for name in arranged.keys() - as_is.keys():
         state[name] = arranged.pop(name).to(torch.float32, copy=True)
-    model.load_state_dict(state, strict=False, assign=True)  # misfits are refused above
+    model.load_state_dict(state, strict=False, assign=True)  # differences were refused above
     origin = {name: file.names[as_is[name]] for name in as_is}
     return Loaded({name: tensor.clone() for name, tensor in (own_kind | outside).items()}, origin)
 
 
 def _place(tensor: Tensor) -> tuple:
-    """Where in a mapped file a tensor lies."""
+    """The position of a tensor in a mapped file."""
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
@@ -226,7 +228,7 @@ def _refuse_misfits(own: Mapping[str, Tensor], arranged: Mapping[str, Tensor], p
     }
     if any(kinds.values()):
         faults = "; ".join(f"{words} {_first(names)}" for words, names in kinds.items() if names)
-        raise UserError(f"{path} does not hold the weights of this model: {faults}")
+        raise UserError(f"{path} does not have the weights of this model: {faults}")
 
 
 def _first(names: list[str]) -> str:

@@ -22,18 +22,18 @@ logits = model(x)  # x: (B, 3, T, H, W) or (B, 3, H, W), see model.preprocess
 
 @dataclass
 class Described:
-    """What a card says of a model."""
+    """What a card describes."""
 
     config: ModelConfig
     report: Mapping[str, Any]  # the content of report.json
     depth: int  # blocks
     alphas: Mapping[str, float]  # the gate's values by name, empty without a gate
     kind: str  # delta | full
-    size: int  # numbers in the directory
+    size: int  # numbers (elements of tensors) in the directory
 
 
 def card(model: Described) -> str:
-    """What the model is, made of, trained on and able to do, and how to load it."""
+    """The text of a model card: the model's parts, training data, accuracy, and how to load it."""
     parts = {
         "Trained on": _table(("shards", "samples", "sha256 of the list"), _trained_on(model.report)),
         "Accuracy": _table(
@@ -74,7 +74,7 @@ def _metadata(model: Described) -> str:
 
 
 def _hub_id(backbone: Source) -> str | None:
-    """The repository of the base on the hub, where it is one: a file of somebody's own has none."""
+    """The hub repository of the base; None for a file."""
     library, _, name = backbone.name.partition(":")
     weights = backbone.weights or ""
     if weights.startswith(HUB):

@@ -1,4 +1,4 @@
-"""Files of weights and models: where they are on this machine, fetched from a hub, uploaded to one."""
+"""Finds, downloads and uploads files of weights and models."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ from scaleup.errors import UserError, first_line
 TIMM = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 HUB, LOCAL = "hf-hub:", "local-dir:"
-PATIENCE = 5  # seconds until a hub must have answered
+PATIENCE = 5  # seconds to wait for an answer of a hub
 INSTEAD = "give a local file or directory with --weights, or --random-init"
 
 
 def is_path(weights: str) -> bool:
-    """Whether a place of weights is a path on this machine, and not a name to fetch them by."""
+    """Whether ``weights`` is a path on this machine, and not the name of something to download."""
     return not weights.startswith((HUB, "timm:", "open_clip:")) and weights not in ("pretrained", "meta")
 
 
 def files_of(name: str) -> tuple[str, ...]:
-    """Names of weights files, those of the backbone's own library first."""
+    """Names of weights files, first those of the backbone's library."""
     return (*OPEN_CLIP, *TIMM) if name.startswith("open_clip:") else (*TIMM, *OPEN_CLIP)
 
 
 def find(place: str, names: Sequence[str]) -> Path:
-    """The first file of ``names`` at a place: ``hf-hub:owner/name``, ``local-dir:PATH``, a directory; a file is itself.
+    """The first file of ``names`` in ``place``: ``hf-hub:owner/name``, ``local-dir:PATH``, a directory, or a file
+    itself.
 
-    After a colon, any place may say which of the models in its file is meant; so does then what is returned.
+    After a colon, ``place`` may name one of the models in its file; the result names it too.
 
     Raises:
-        UserError: there is none, or the hub cannot be reached; with what was tried.
+        UserError: there is no such file, or the hub cannot be reached.
     """
     if place.startswith(HUB):
         repo, _, choice = place.removeprefix(HUB).partition(":")
@@ -54,8 +55,8 @@ def find(place: str, names: Sequence[str]) -> Path:
     if path.is_dir():
         files = [path / name for name in names if (path / name).is_file()]
         if not files:
-            ours = "; of our own models, make a whole one with tools/export.py --to full" if TIMM[0] in names else ""
-            raise UserError(f"{path} holds none of {', '.join(names)}{ours}")
+            ours = "; export a model of scaleup with tools/export.py --to full" if TIMM[0] in names else ""
+            raise UserError(f"{path} has none of {', '.join(names)}{ours}")
         return _of(files[0], model)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -63,12 +64,12 @@ def find(place: str, names: Sequence[str]) -> Path:
 
 
 def _of(path: Path, model: str | None) -> Path:
-    """The absolute path, with the model after a colon. Links stay: endings count, and parts lie beside their index."""
+    """The absolute path, with the model after a colon. Links are not resolved, because names and folders matter."""
     return path.absolute().with_name(f"{path.name}:{model}") if model is not None else path.absolute()
 
 
 def _fetch(repo: str, names: Sequence[str]) -> Path:
-    """A file of a hub repository (owner/name[@revision]), from the cache where it is there."""
+    """A file of a hub repository (owner/name[@revision]), from the cache if it is there."""
     repo, _, revision = repo.partition("@")
     for name in names:
         try:
@@ -76,20 +77,20 @@ def _fetch(repo: str, names: Sequence[str]) -> Path:
         except LocalEntryNotFoundError:
             continue
         except ValueError as error:
-            raise UserError(f"{repo!r} is no hub id; allowed is owner/name") from error
+            raise UserError(f"{repo!r} is not a hub id; allowed is owner/name") from error
     for name in names:
-        try:  # one question that is not asked again, as the hub's own download does for half a minute
+        try:  # a single request; the hub's own download would try again for half a minute
             get_hf_file_metadata(hf_hub_url(repo, name, revision=revision or None), timeout=PATIENCE)
             return _download(repo, name, revision=revision or None)
         except RemoteEntryNotFoundError:
             continue
-        except Exception as error:  # a network and a cache raise anything
+        except Exception as error:  # networks and caches raise many kinds of errors
             raise _unreachable(f"{HUB}{repo} ({name})", error) from error
-    raise UserError(f"{HUB}{repo} holds none of {', '.join(names)}; {INSTEAD}")
+    raise UserError(f"{HUB}{repo} has none of {', '.join(names)}; {INSTEAD}")
 
 
 def _download(repo: str, name: str, **how: Any) -> Path:
-    """A file of a hub repository; with an index, the parts that it names."""
+    """Download a file of a hub repository and, if it is an index, the files that it names."""
     path = Path(hf_hub_download(repo, name, **how))
     for part in set(read_index(path).values()) if name.endswith(INDEX_ENDING) else ():
         hf_hub_download(repo, part.name, **how)
@@ -104,7 +105,7 @@ def fetch_url(url: str) -> Path:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        urlopen(Request(url, method="HEAD"), timeout=PATIENCE).close()  # the download itself waits for ever
+        urlopen(Request(url, method="HEAD"), timeout=PATIENCE).close()  # the download itself has no timeout
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(url, os.fspath(path), progress=False)
     except Exception as error:
@@ -121,17 +122,17 @@ def upload(directory: Path, repo_id: str, private: bool = False, message: str = 
     """Upload a model directory in one commit.
 
     Args:
-        repo_id: ``owner/name``; made where it is not there yet.
+        repo_id: ``owner/name``; it is created if it does not exist.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: the hub is not reached, or refuses: the name, the token.
+        UserError: the hub cannot be reached, or refuses the name or the token.
     """
     try:
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(f"{repo_id!r} is not uploaded: {first_line(error)}") from error
+        raise UserError(f"{repo_id!r} was not uploaded: {first_line(error)}") from error

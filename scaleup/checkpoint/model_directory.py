@@ -1,4 +1,4 @@
-"""Model directories: ``config.json``, from which a model is rebuilt; the other files; names of tensors there."""
+"""Model directories: ``config.json``, from which a model is rebuilt; the other files; the names of tensors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FORMAT = "scaleup/1"
 
 @dataclass
 class Source:
-    """The image model that a model was made from."""
+    """The image model (backbone) that a model was made from."""
 
     name: str
-    kwargs: dict[str, Any]  # changes to its architecture, in its library's words
-    weights: str | None  # where they were; None: drawn from ``seed``
+    kwargs: dict[str, Any]  # arguments for its library's model
+    weights: str | None  # where the weights were; None: random, from ``seed``
     license: str
     seed: int
     sha256: str | None  # of the weights; None where they were none of the public's
@@ -34,7 +34,7 @@ class Source:
 
 @dataclass
 class Adapter:
-    """What learned beside the frozen weights of the late blocks; rank and alpha are those of LoRA and DoRA."""
+    """The adapter on the frozen late blocks. ``rank`` and ``alpha`` are those of LoRA and DoRA."""
 
     kind: Literal["lora", "dora", "ia3"]
     rank: Count
@@ -57,7 +57,7 @@ OPTIONAL = {"pool": None}  # keys that the file leaves out where they have this 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """``config.json``: everything needed to rebuild a model. Keys that a recipe has too mean the same."""
+    """``config.json``: everything needed to rebuild a model. Keys mean the same as in a recipe."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # of all sections
 
@@ -74,7 +74,7 @@ class ModelConfig:
     positions: schema.Positions
 
     def __post_init__(self) -> None:
-        self.order = [item.name for item in fields(self)]  # of the keys in the file; one that was read keeps its own
+        self.order = [item.name for item in fields(self)]  # of the keys in the file
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""
@@ -85,13 +85,13 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, content: Any, origin: str) -> ModelConfig:
-        """The content of the file ``origin``, with every value of its type.
+        """A config from the content of the file ``origin``; every value is checked.
 
         Raises:
-            UserError: with every key that is missing, unknown or has a value that is not allowed.
+            UserError: lists every key that is missing, unknown or has a wrong value.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{origin} is not of the format {FORMAT!r}")
+            raise UserError(f"{origin} does not have the format {FORMAT!r}")
         content = {key: value for key, value in content.items() if key != "format"}
         config, mistakes = check(cls, content)
         mistakes += _missing(OPTIONAL | content, asdict(config) if config else {})
@@ -104,7 +104,7 @@ class ModelConfig:
 
 
 def _missing(content: Any, complete: Any, at: str = "") -> Iterator[str]:
-    """Settings without a value in the file: a default may change, a model may not."""
+    """Settings that the file lacks. (Defaults are not used, because a later version may change them.)"""
     for key, value in complete.items():
         if isinstance(content, dict) and key not in content:
             yield f"{at}{key}: is missing"
@@ -120,7 +120,7 @@ def read_config(directory: Path) -> ModelConfig:
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise UserError(f"{directory} is no model directory: it has no config.json")
+        raise UserError(f"{directory} is not a model directory: it has no config.json")
     return ModelConfig.from_json(read_json(path), str(path))
 
 
@@ -136,10 +136,10 @@ def without_part(name: str) -> str:
 
 
 def public_name(name: str, block_prefix: str) -> str:
-    """A tensor's name on disk: the library's own where it has one, ``blocks.26.x`` for ``arm.blocks.26.x``.
+    """A tensor's name on disk: the library's name if it has one, such as ``blocks.26.x`` for ``arm.blocks.26.x``.
 
     Args:
-        block_prefix: what the library puts before a block's number.
+        block_prefix: text before a block's number in the library's names.
     """
     name = without_part(name)
     if not name.startswith("blocks."):
@@ -152,16 +152,16 @@ def public_name(name: str, block_prefix: str) -> str:
 
 
 def is_of_adapter(name: str) -> bool:
-    """Whether a tensor of an adapted block is the adapter's."""
+    """Whether a tensor of a block belongs to its adapter."""
     return ADAPTER_NAME in name
 
 
 def refuse_misfits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], optional: set[str], path: Path) -> None:
-    """UserError where ``stored``, which ``path`` holds, is not all of ``own`` in its shapes and kinds of numbers."""
+    """UserError if the tensors ``stored`` in ``path`` differ from ``own`` in names, shapes or types."""
     faults = [f"unexpected {name}{nearest(name, own, 1)}" for name in sorted(stored.keys() - own.keys())]
     faults += [f"missing {name}" for name in sorted(own.keys() - stored.keys() - optional)]
     faults += [
-        f"{name} is {_kind(stored[name])} where {_kind(own[name])} belongs"
+        f"{name} is {_kind(stored[name])}, but must be {_kind(own[name])}"
         for name in sorted(own.keys() & stored.keys())
         if _kind(own[name]) != _kind(stored[name])
     ]
@@ -178,12 +178,12 @@ ADAPTER, ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter", "adapter_model.safetensors
 
 
 def local(source: str | Path) -> Path:
-    """The model directory that ``source`` names, fetched where that is a hub id; UserError if there is none."""
+    """The model directory ``source``, downloaded if it is a hub id; UserError if there is none."""
     directory = Path(source)
     if directory.is_dir():
         return directory
     if str(source).count("/") != 1 or directory.exists():
-        raise UserError(f"{source} is no model directory; allowed are a directory and a hub id (owner/name)")
+        raise UserError(f"{source} is not a model directory; allowed are a directory and a hub id (owner/name)")
     place = f"{HUB}{source}"
     try:
         directory = find(place, ["config.json"]).parent
@@ -197,7 +197,7 @@ def local(source: str | Path) -> Path:
 
 
 def read_tensors(directory: Path, waiting: Collection[str] = ()) -> dict[str, Tensor]:
-    """All tensors of a model directory, those of its adapter too; those of ``waiting`` mapped, not read."""
+    """All tensors of a model directory, including its adapter. Those in ``waiting`` are mapped, not read."""
     path = next((directory / name for name in (FULL, DELTA) if (directory / name).exists()), None)
     if path is None:
         raise UserError(f"{directory} has a config.json but neither {FULL} nor {DELTA}")
@@ -209,20 +209,21 @@ def read_tensors(directory: Path, waiting: Collection[str] = ()) -> dict[str, Te
 
 
 def read_report(directory: Path) -> dict[str, Any]:
-    """What was measured when a model was made; empty where nothing was written down."""
+    """The content of ``report.json``; empty if there is none."""
     path = directory / "report.json"
     return read_json(path) if path.exists() else {}
 
 
 def stages(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The report of a model, and of each that it began from."""
+    """The report of a model, and of each model that it started from."""
     while report:
         yield report
         report = report.get("began_from")
 
 
 def trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The training data of a model and of each that it began from, with words for data that only tubes have seen."""
+    """The training data of a model and of the models that it started from, with a note for data that only tubes have
+    seen."""
     for stage in stages(report):
         yield from ((each, "") for each in stage.get("data", {}).values())
         yield from ((each, ", by the tubes") for each in stage.get("parents", {}).get("small", {}).get("data", ()))

@@ -1,4 +1,4 @@
-"""Tars that exist, such as those of video2dataset and img2dataset, used in place: all they lack is an index."""
+"""Writes an index for existing tars, such as those of video2dataset and img2dataset, so that they are used in place."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def is_tar(path: Path) -> bool:
 
 
 def packed_as(path: Path) -> str:
-    """What an archive is, by its name, and what to do with it; empty where it is none, or a tar as it should be."""
+    """A sentence on an archive that cannot be used in place, by its name; empty for other files and plain tars."""
     stem, _, ending = path.name.lower().rpartition(".")
     if ending in SHORT or ending in COMMANDS and stem.endswith(".tar"):
         command = COMMANDS[SHORT.get(ending, ending)]
-        return f"a compressed tar, in which nothing can be read in place; decompress it first: {command} '{path.name}'"
-    return "an archive of another kind than tar; unpack it first" if ending in ("zip", "rar", "7z") else ""
+        return f"a compressed tar, which cannot be read in place; decompress it first: {command} '{path.name}'"
+    return "an archive that is not a tar; unpack it first" if ending in ("zip", "rar", "7z") else ""
 
 
 def group_members(path: Path) -> tuple[dict[str, Headers], list[Failure]]:
-    """Members of a tar by key and ending, as WebDataset divides names, and what is wrong with names or with the tar."""
+    """Members of a tar by key and extension (as WebDataset splits names), and failures of names or of the tar."""
     samples: dict[str, Headers] = {}
-    wrong: list[tuple[str, str]] = []  # key, or none for the tar itself, and reason
+    wrong: list[tuple[str, str]] = []  # (key, reason); the key is empty for the tar itself
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.size < 0 or member.offset < end:  # else this could go round for ever
+                if member.size < 0 or member.offset < end:  # else this could loop for ever
                     raise ValueError("a header that points backwards")
                 end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
-                end = tar.offset if member.issparse() else end  # whose size is that of the file it stands for
+                end = tar.offset if member.issparse() else end  # a sparse member has its unpacked size
                 if not member.isdir():
                     _place(member, samples, wrong)
         if not end:
-            wrong.append(("", "holds no files"))
+            wrong.append(("", "has no files"))
         elif not _ends(path, end):
             wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
     except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
@@ -72,9 +72,9 @@ def group_members(path: Path) -> tuple[dict[str, Headers], list[Failure]]:
 def _place(member: tarfile.TarInfo, samples: dict[str, Headers], wrong: list[tuple[str, str]]) -> None:
     match = re.fullmatch(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", member.name, re.DOTALL)
     if ".." in PurePosixPath(member.name).parts or member.name.startswith("/"):
-        wrong.append((member.name, "its name leaves the tar"))
+        wrong.append((member.name, "its name is outside the tar"))
     elif not member.isreg():
-        wrong.append((member.name, "is no file but a link or a device"))
+        wrong.append((member.name, "is not a file but a link or a device"))
     elif printable(member.name) != member.name:
         wrong.append((member.name, "its name is not text in UTF-8"))
     elif not match:
@@ -88,7 +88,7 @@ def _place(member: tarfile.TarInfo, samples: dict[str, Headers], wrong: list[tup
 
 
 def _ends(path: Path, end: int) -> bool:
-    """Whether a tar whose last member ends at byte ``end`` goes on with zeros alone, as many as its end has."""
+    """Whether a tar whose last member ends at byte ``end`` has the zeros that mark its end, and nothing else."""
     with path.open("rb") as file:
         file.seek(end)
         rest = 0
@@ -100,14 +100,14 @@ def _ends(path: Path, end: int) -> bool:
 
 
 def _explain_compressed(path: Path) -> str:
-    """What to do with a file called .tar whose content is compressed; empty where it is not."""
+    """A sentence on a compressed file that is called .tar; empty if it is not compressed."""
     with path.open("rb") as file:
         begin = file.read(8)
     for magic, ending in MAGIC.items():
         if begin.startswith(magic):
             new = f"{path.name}.{ending}"
             how = f"mv '{path.name}' '{new}'; {COMMANDS[ending]} '{new}'"
-            return f"is compressed, whatever its name says; decompress it first: {how}"
+            return f"is compressed, although its name ends in .tar; decompress it first: {how}"
     return ""
 
 
@@ -118,10 +118,10 @@ def _failure(tar: Path, key: str, reason: str) -> Failure:
 
 @dataclass
 class Scan:
-    """One tar: what its index will be once the labels are numbered."""
+    """The entry of one tar for the index, with labels as text; later they get numbers."""
 
     tar: TarEntry
-    labels: list[str]  # the text of the label of each of its samples
+    labels: list[str]  # the label of each sample as text
     failures: list[Failure]
     notes: list[Note]
 
@@ -134,18 +134,18 @@ def index_tars(
     processes: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Shards:
-    """Write ``source/index.json`` for the tars in ``source``, which stay as they are.
+    """Write ``source/index.json`` for the tars in ``source``, which are not changed.
 
-    Every sample is decoded in full; what is damaged, has no label, or could be taken for something else is left out
-    and named in the index's failures. ``advance`` is called with 1 after every tar.
+    Every sample is decoded completely. Samples that are damaged, ambiguous or without a label are left out, and listed
+    in the index's failures. ``advance`` is called with 1 after every tar.
 
     Args:
-        label: where labels are: a member's ending (cls, txt), or a field of the .json member; by default .cls where
-            there is one, else the field ``label``.
+        label: where labels are: the extension of a member (cls, txt), or a field of the .json member; by default .cls
+            if there is one, else the field ``label``.
         classes: a file of class names, as in :func:`scaleup.data.sources.read_source`.
 
     Raises:
-        UserError: there is an index already and ``overwrite`` is not set, or no sample can be used.
+        UserError: an index exists and ``overwrite`` is not set, or no sample can be used.
     """
     source = Path(source)
     refuse_existing(source / "index.json", overwrite)
@@ -175,7 +175,7 @@ def tars_of(source: Path) -> list[Path]:
 
 
 def _try_open(path: Path) -> str:
-    """Why a file cannot be read; empty where it can."""
+    """Why a file cannot be read; empty if it can."""
     if path.exists() and not path.is_file():
         return NO_FILE
     try:
@@ -187,11 +187,11 @@ def _try_open(path: Path) -> str:
 
 def _hint_folders(source: Path) -> str:
     folders = [path.name for path in source.iterdir() if path.is_dir() and not hidden(path.name)]
-    return f"; it has folders too, such as '{folders[0]}': --kind folder packs those" if folders else ""
+    return f"; it also has folders, such as '{folders[0]}'; to pack these use --kind folder" if folders else ""
 
 
 def _number(scans: list[Scan], names: list[str]) -> list[Failure]:
-    """Give samples the numbers of their labels; those without a class, and all but the first of a key, become
+    """Replace labels by class numbers. Samples without a class, and samples whose key occurred before, become
     failures."""
     numbers, failures = {name: number for number, name in enumerate(names)}, []
     first: dict[str, str] = {}  # tar by key
@@ -210,7 +210,7 @@ def _number(scans: list[Scan], names: list[str]) -> list[Failure]:
 
 
 def _modality(tars: list[Path]) -> str:
-    """Image or video, by what the first tar with either holds more of."""
+    """Image or video: the kind that is more frequent in the first tar that has either."""
     failures: list[Failure] = []
     for path in tars:
         samples, wrong = group_members(path)
@@ -244,15 +244,15 @@ def _scan(path: Path, modality: str, label: str | None) -> Scan:
 def _sample(
     file: BinaryIO, headers: Headers, modality: str, label: str | None, noted: Noted
 ) -> tuple[str, dict[str, list[int]]]:
-    """The text of the label of one sample, and its members as an index has them; BadSample if it is not whole."""
+    """The label of a sample as text, and its members for the index; BadSample if it cannot be used."""
     if pickles := PICKLES & headers.keys():
-        raise BadSample(f"has a pickle, .{min(pickles)}, which is never read")
+        raise BadSample(f"has a pickle (.{min(pickles)}), which could run code")
     dotted = [ending for ending in headers if "." in ending and ending.rsplit(".", 1)[1] in EXTENSIONS[modality]]
     if dotted:
-        raise BadSample(f"has a dot in its name, after which WebDataset would read the ending .{dotted[0]}")
+        raise BadSample(f"has a dot in its name, so WebDataset would read the extension .{dotted[0]}")
     usable = [ending for ending in headers if ending in EXTENSIONS[modality]]
     if len(usable) != 1:
-        raise BadSample(f"has {len(usable)} {modality}s, one is needed")
+        raise BadSample(f"has {len(usable)} {modality}s; it must have one")
     contents: dict[str, bytes] = {}
     for ending, header in headers.items():
         file.seek(header.offset_data)

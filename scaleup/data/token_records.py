@@ -1,7 +1,8 @@
-"""Taps of a trunk in shards: one record for each view of a sample, z0 and h at every depth, in safetensors' layout.
+"""Token caches in shards: for each view of a sample, a record with z0 and with h at every depth, in safetensors'
+layout.
 
-All records of a dataset are alike in size and layout, so that a batch of them is one array of bytes, and a tensor of
-the batch a slice of it.
+All records of a dataset have the same size and layout. So a batch of records is one array of bytes, and each tensor of
+the batch is a slice of it.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
 from scaleup.errors import UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # what tokens are kept in
-KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}  # as safetensors calls them
-LARGEST = 127  # of int8, either way
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # precisions of stored tokens
+KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}  # safetensors' names
+LARGEST = 127  # largest absolute value of int8
 
 
 def quantise(tokens: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Tokens (B, N, D) by name, in the precision in which they are kept; of int8 with a scale for each token beside
-    them: ``NAME.scale`` (B, N, 1), float32."""
+    """Tokens (B, N, D) in the precision in which they are stored. With int8, each token has a scale: ``NAME.scale``
+    (B, N, 1), float32."""
     if precision != "int8":
         return {name: each.to(DTYPES[precision]) for name, each in tokens.items()}
     scales = {f"{name}.scale": each.abs().amax(-1, keepdim=True) / LARGEST for name, each in tokens.items()}
@@ -42,7 +43,7 @@ def quantise(tokens: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
 
 
 def dequantise(kept: Mapping[str, Tensor], name: str) -> Tensor:
-    """float32 tokens (B, N, D) from what :func:`quantise` made of them."""
+    """float32 tokens (B, N, D) from the result of :func:`quantise`."""
     scale = kept.get(f"{name}.scale")
     return kept[name].float() if scale is None else kept[name] * scale
 
@@ -53,7 +54,7 @@ def record(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 class ByteRange(NamedTuple):
-    """Where a tensor lies in a record."""
+    """The position of a tensor in a record."""
 
     kind: str  # a key of KINDS
     shape: list[int]
@@ -62,7 +63,7 @@ class ByteRange(NamedTuple):
 
 
 def layout(record: bytes) -> dict[str, ByteRange]:
-    """Where the tensors of a record lie in it; ValueError, or what else nonsense makes Python raise, if it is none."""
+    """The positions of the tensors in a record; an error of ``scaleup.data.shards.DAMAGE`` if it is not a record."""
     start = 8 + int.from_bytes(record[:8], "little")
     places = {
         name: ByteRange(entry["dtype"], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
@@ -70,19 +71,19 @@ def layout(record: bytes) -> dict[str, ByteRange]:
     }
     for name, (kind, shape, begin, end) in places.items():
         if not start <= begin <= end <= len(record) or end - begin != KINDS[kind].itemsize * math.prod(shape):
-            raise ValueError(f"{name} does not lie in the record")
+            raise ValueError(f"{name} is not inside the record")
     return places
 
 
 def check(data: bytes) -> None:
-    """BadSample where a record is none, or holds what is not a number."""
+    """BadSample if this is not a record, or has values that are not finite."""
     try:
         places = layout(data)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadSample(f"not a readable record of taps: {type(error).__name__} {error}") from None
     rows = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
     if not all(tensor_of(rows, place).isfinite().all() for place in places.values()):
-        raise BadSample("holds tokens that are not finite")
+        raise BadSample("has tokens that are not finite")
 
 
 def tensor_of(records: Tensor, place: ByteRange) -> Tensor:
@@ -91,18 +92,20 @@ def tensor_of(records: Tensor, place: ByteRange) -> Tensor:
 
 
 class CachedSet:
-    """One dataset of a cache, its samples numbered as in the shards that it was made from.
+    """One dataset of a cache. Samples have the same numbers as in the shards that it was made from.
 
-    ``made`` is what its index says of how it came to be; samples of which there is no record are in ``failures``.
+    ``made`` says how it was made (from its index). Samples without a record are in ``failures``.
 
     Raises:
-        UserError: no such directory, it holds no taps, or its index contradicts itself.
+        UserError: the directory does not exist, is not a token cache, or its index contradicts itself.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.shards = path, Shards.open(path)
         if self.shards.modality != "taps":
-            raise UserError(f"'{path}' holds {self.shards.modality}s, not taps of a trunk; make those (tools/cache.py)")
+            raise UserError(
+                f"'{path}' has {self.shards.modality}s, and is not a token cache; make one (tools/cache.py)"
+            )
         try:
             self.made = self.shards.made
             self.modality, self.views = self.made["modality"], self.made["views"]
@@ -112,10 +115,10 @@ class CachedSet:
             self.labels = {name: labels[self.rows[:, 0]] for name, labels in self.shards.labels.items()}
             self.layout = {name: ByteRange(*place) for name, place in self.made["layout"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise UserError(f"'{path}' is no cache that can be used: {type(error).__name__} {error}") from None
+            raise UserError(f"'{path}' is not a usable token cache: {type(error).__name__} {error}") from None
 
     def _numbered(self) -> np.ndarray:
-        """The number of the record of each sample and view; -1 where there is none."""
+        """The number of the record of each sample and view; -1 if there is none."""
         rows = np.full((len(self.keys), self.views), -1)
         for row, key in enumerate(self.shards.keys):
             number, view = key.split("-v")
@@ -126,24 +129,24 @@ class CachedSet:
         return len(self.keys)
 
     def record(self, index: int, epoch: int) -> Tensor:
-        """The record of a sample in an epoch, uint8 (bytes,); BadSample where there is none, or it has changed."""
+        """The record of a sample in an epoch, uint8 (bytes,); BadSample if there is none, or if it has changed."""
         row = int(self.rows[index, epoch % self.views])
         if row < 0:
-            raise BadSample(self.failures.get(self.keys[index], "there is no record of it"))
+            raise BadSample(self.failures.get(self.keys[index], "it has no record"))
         return torch.frombuffer(bytearray(self.shards.read(row).media), dtype=torch.uint8)
 
     def tensors(self, records: Tensor) -> dict[str, Tensor]:
-        """All tensors of a batch of records, as they are kept."""
+        """All tensors of a batch of records, in their stored precision."""
         return {name: tensor_of(records, place) for name, place in self.layout.items()}
 
 
 def in_cache(data: schema.Data, cache: str) -> schema.Data:
-    """The training sets of a recipe as they are in a cache."""
+    """The recipe's data settings, with the training sets of a cache."""
     return replace(data, train={name: replace(each, shards=f"{cache}/{name}") for name, each in data.train.items()})
 
 
 def cached_sets(data: schema.Data, cache: str) -> dict[str, CachedSet]:
-    """The datasets of a recipe as a cache has them; UserError where it lacks one or a label."""
+    """The datasets of a recipe from a cache; UserError if it lacks a dataset or a label."""
     sets = {name: CachedSet(each.shards) for name, each in in_cache(data, cache).train.items()}
     for name, dataset in data.train.items():
         check_heads(sets[name].shards, dataset.heads)
@@ -159,7 +162,7 @@ def cached_loader(
     world: int,
     joined: Joined = list,
 ) -> Iterator[Batch]:
-    """The batches of :func:`scaleup.data.loader.train_loader`, sample for sample, with records for pixels.
+    """The same batches as :func:`scaleup.data.loader.train_loader`, with records instead of pixels.
 
     Epoch e reads view e mod V.
     """

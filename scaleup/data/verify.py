@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a shard directory, found without trusting its index."""
+"""Checks a shard directory completely, without trusting its index."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from scaleup.data.tars import Headers, group_members
 
 @dataclass
 class Verified:
-    """What :func:`verify` has to say of a shard directory."""
+    """The result of :func:`verify`."""
 
-    samples: int  # as the index counts them
-    problems: list[str]  # one sentence a problem, naming the shard and the sample; empty if all is well
-    notes: list[str]  # one for every sample that can be used but is odd
-    failures: list[Failure]  # what had been left out when the shards were made
+    samples: int  # number of samples in the index
+    problems: list[str]  # a sentence for each problem, with the shard and the sample; empty if all is well
+    notes: list[str]  # a sentence for each sample that is unusual but usable
+    failures: list[Failure]  # files that were left out when the shards were made
 
 
 def verify(path: str | Path, processes: int | None = None) -> Verified:
     """Check sizes, sha256, member headers and offsets, labels, unique keys, and that everything decodes.
 
-    At an address every tar is brought here for as long as it is checked.
+    From an address, each tar is downloaded while it is checked.
 
     Raises:
         UserError: there is no readable index of this format.
@@ -71,7 +71,7 @@ def _check_tar(path: str | Path, index: Index, tar: TarEntry) -> tuple[list[str]
     """The problems of one tar, and its notes; ``index`` has no tars."""
     notes: list[str] = []
     if Path(tar.file).name != tar.file:
-        return [f"index.json: '{tar.file}' is not the name of a file beside it"], notes
+        return [f"index.json: '{tar.file}' is not the name of a file in its folder"], notes
     problems: list[str] = []
     try:
         with storage(path).local(tar.file) as file:
@@ -84,11 +84,11 @@ def _check_tar(path: str | Path, index: Index, tar: TarEntry) -> tuple[list[str]
 
 
 def _differences(path: Path, tar: TarEntry, index: Index, notes: list[str]) -> Iterator[str]:
-    """What the tar has other than the index says."""
+    """The differences between a tar and the index."""
     if path.stat().st_size != tar.bytes:
         yield f"{tar.file}: {path.stat().st_size} bytes, not {tar.bytes}"
     if file_sha256(path) != tar.sha256:
-        yield f"{tar.file}: its sha256 is not the index's"
+        yield f"{tar.file}: its sha256 is not that of the index"
     samples, failures = group_members(path)
     left_out = {failure.source for failure in index.failures}
     yield from (f"{failure.source}: {failure.reason}" for failure in failures if failure.source not in left_out)
@@ -103,7 +103,7 @@ def _differences(path: Path, tar: TarEntry, index: Index, notes: list[str]) -> I
 
 
 def _unlisted(tar: TarEntry, samples: dict[str, Headers], left_out: set[str]) -> Iterator[str]:
-    """Members that a sequential reader would meet and the index does not know."""
+    """Members of the tar that are not in the index."""
     listed = {(entry.key, ending) for entry in tar.samples for ending in entry.members}
     usable = {key: headers for key, headers in samples.items() if f"{tar.file}: {key}" not in left_out}
     unlisted = {(key, ending) for key, headers in usable.items() for ending in headers} - listed
@@ -123,7 +123,7 @@ def _check_sample(file: BinaryIO, entry: SampleEntry, headers: Headers, index: I
         elif len(data) != size:
             yield f".{ending} is cut off"
         elif zlib.crc32(data) != crc:
-            yield f".{ending} has other bytes than were written"
+            yield f".{ending} has changed since it was written"
         try:
             _check_content(ending, data, entry, index, noted)
         except BadSample as error:
@@ -131,7 +131,7 @@ def _check_sample(file: BinaryIO, entry: SampleEntry, headers: Headers, index: I
 
 
 def _check_content(ending: str, data: bytes, entry: SampleEntry, index: Index, noted: Noted) -> None:
-    """BadSample where a member holds something else than it should."""
+    """BadSample if the content of a member is wrong."""
     if ending not in MEDIA[index.modality]:
         try:
             if not index.in_place and json.loads(data)["labels"] != entry.labels:
@@ -139,7 +139,7 @@ def _check_content(ending: str, data: bytes, entry: SampleEntry, index: Index, n
         except (ValueError, KeyError, TypeError):
             raise BadSample("its .json is not one of ours") from None
     elif index.modality == "taps":
-        from scaleup.data import token_records  # takes seconds, which files do not need
+        from scaleup.data import token_records  # takes seconds, and is only needed for token caches
 
         token_records.check(data)
     else:

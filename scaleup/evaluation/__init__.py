@@ -1,1 +1,1 @@
-"""What a model knows: accuracy, depth profiles, predictions, and where it looks."""
+"""Evaluation of models: accuracy, depth profiles, predictions, and overlays."""

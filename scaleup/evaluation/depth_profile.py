@@ -1,7 +1,7 @@
-"""Depth profile: what a linear classifier reads from the frozen model after each block, in one pass of the trunk.
+"""Depth profiles: the accuracy of a linear classifier on the output of each block of a frozen model.
 
-Ridge regression onto one-hot targets, fitted in closed form from sums over the training samples, its penalty chosen by
-generalized cross validation on these alone (:mod:`scaleup.common.ridge`).
+One pass of the trunk serves all depths. The classifiers are ridge regressions onto one-hot targets, in closed form.
+Their penalties are chosen by generalized cross validation on the training samples (:mod:`scaleup.common.ridge`).
 """
 
 from __future__ import annotations
@@ -30,21 +30,28 @@ from scaleup.model.build import PreparedTrunk, prepare_trunks
 from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
-SCORED = 1000  # training samples that train_accuracy is taken on, lest memory grow with their number
-PROBED = ("backbone", "input", "frames", "tubes", "interpolate", "positions")  # what of config.json makes the tokens
+SCORED = 1000  # training samples for train_accuracy; a fixed number, so that memory does not grow
+PROBED = (
+    "backbone",
+    "input",
+    "frames",
+    "tubes",
+    "interpolate",
+    "positions",
+)  # keys that determine tokens
 
 Features = dict[int, Tensor]  # depth -> (B, F)
-Scored = tuple[Features, dict[str, Tensor]]  # and the labels: label -> (B,)
+Scored = tuple[Features, dict[str, Tensor]]  # features, and label -> (B,)
 
 
 @dataclass
 class DepthAccuracy:
-    """How often a linear classifier after so many blocks is right: shares of 1."""
+    """The accuracy of a linear classifier after ``depth`` blocks, as shares of 1."""
 
-    depth: int  # 0: what enters block 1
+    depth: int  # 0: the input of block 1
     train_accuracy: float
     accuracy: float  # on the test split
-    standard_error: float  # of that
+    standard_error: float  # of accuracy
     penalty: float  # of the ridge regression
 
 
@@ -53,27 +60,27 @@ class DepthCurve:
     """The classifiers of one label."""
 
     classes: int
-    chance: float  # accuracy of guessing
+    chance: float  # accuracy of random guesses
     rows: list[DepthAccuracy]  # in rising order of depth
     suggested_depth: int  # see suggest_depths
 
 
 @dataclass
 class DepthProfile:
-    """What linear classifiers read from a frozen model, depth by depth; probe.json holds it."""
+    """The content of probe.json: the accuracy of linear classifiers at each depth of a frozen model."""
 
     labels: dict[str, DepthCurve]
     train: Coverage  # shards: the path
     test: Coverage
-    train_scored: int  # training samples that train_accuracy is taken on
+    train_scored: int  # number of training samples for train_accuracy
     pool: str  # how tokens become features, in words
-    model: dict[str, Any]  # sha256 of its tensors, depth, and what of its config makes the tokens
+    model: dict[str, Any]  # sha256 of its tensors, depth, and the keys PROBED of its config
     trunk: PreparedTrunk
     seconds: float
 
 
 class Fit(NamedTuple):
-    """The classifiers of all labels at one depth, side by side, and the penalty of each."""
+    """The classifiers of all labels at one depth, and the penalty of each."""
 
     scores: Affine
     penalties: list[float]
@@ -90,18 +97,18 @@ def probe(
     workers: int = 1,
     trunk: Trunk | None = None,
 ) -> DepthProfile:
-    """Accuracy of a linear classifier by depth: 0 is z0, which enters block 1; s is the output of block s.
+    """Accuracy of a linear classifier at each depth: depth 0 is z0, the input of block 1; depth s is the output of
+    block s.
 
     Args:
-        labels: of both shard directories, all served by one pass; by default all of the training shards.
+        labels: labels to classify, all in one pass; by default all labels of the training shards.
         depths: by default all, 0 to the model's own.
         views: clips x crops of a sample, whose features are averaged.
-        trunk: how the blocks are kept; None for float32 on the device.
+        trunk: precision and placement of the blocks; None for float32 on the device.
 
     Raises:
-        UserError: a label, its classes or a depth do not fit, a split has samples of one class alone or none that can
-            be read, the model has an adapter, or an open gate below a depth that is asked for, or another rank no
-            longer answers.
+        UserError: a label, its classes or a depth do not fit; a split has only one class or no readable samples; the
+            model has an adapter, or an open gate below one of ``depths``; or another rank no longer answers.
     """
     began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), join()
     classes, chosen = _classes(*opened, labels), _depths(model, depths)
@@ -146,7 +153,7 @@ def _curves(
 
 
 class Reader:
-    """What classifiers read: the pooled tokens of several depths of a frozen model, in one pass of its trunk."""
+    """Computes the features of the classifiers: pooled tokens at several depths, in one pass of the trunk."""
 
     def __init__(self, model: TubeViT, depths: Sequence[int], device: torch.device) -> None:
         assert model.trunk is not None
@@ -162,13 +169,13 @@ class Reader:
         return {depth: self.pool(tokens[depth]).unflatten(0, pixels.shape[:2]).mean(1) for depth in self.depths}
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """(B, P+N, D) -> the mean of the tokens beside the first of the prefix, where there is one: (B, F)."""
+        """(B, P+N, D) -> (B, F): the mean of the tokens, and the first prefix token if there is one."""
         return torch.cat([tokens[:, self.prefix :].mean(1), tokens[:, : min(self.prefix, 1)].flatten(1)], dim=1)
 
 
 def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[int, Moments], list[Scored]]:
-    """The sums over the training samples, and the features and labels of some batches, evenly spread."""
-    where = torch.device("cpu") if reader.device.type == "mps" else reader.device  # which has no float64
+    """The sums over the training samples, and the features and labels of some evenly spaced batches."""
+    where = torch.device("cpu") if reader.device.type == "mps" else reader.device  # mps has no float64
     moments = {depth: Moments(reader.width, sum(classes.values()), where) for depth in reader.depths}
     every, scored = -(-len(once.shards) // SCORED), list[Scored]()
     for number, batch in enumerate(once):
@@ -182,7 +189,7 @@ def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[
 
 
 def _fits(moments: Mapping[int, Moments], classes: Mapping[str, int], world: World) -> dict[int, Fit]:
-    """For each depth the classifiers of all labels, every label with the penalty that suits it best."""
+    """For each depth, the classifiers of all labels, each with its best penalty."""
     fits, outputs = {}, list(classes.values())
     with progress("fitting", len(moments)) as advance:
         for depth, sums in moments.items():
@@ -198,7 +205,7 @@ def _fits(moments: Mapping[int, Moments], classes: Mapping[str, int], world: Wor
 def _shares(
     fits: Mapping[int, Fit], batches: Iterable[Scored], classes: Mapping[str, int], world: World
 ) -> tuple[Tensor, int]:
-    """Share of the samples of all ranks that each classifier is right about (depths, labels), and their number."""
+    """The accuracy of each classifier (depths, labels) over the samples of all ranks, and the number of samples."""
     hits = torch.zeros(len(fits) + 1, len(classes), dtype=torch.int64)  # the last row: all samples
     for features, labels in batches:
         for row, (depth, fit) in enumerate(fits.items()):
@@ -211,7 +218,7 @@ def _shares(
 
 
 def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
-    """Label -> number of its classes; UserError where the two splits do not fit each other or teach nothing."""
+    """Label -> number of its classes; UserError if the splits have different classes, or only one class."""
     for label in labels or train.classes:
         for shards in (train, test):
             names = shards.classes
@@ -221,11 +228,11 @@ def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[
                 )
             present = {names[label][number] for number in shards.labels[label]}
             if len(present) < 2:
-                only = f"samples of class {present.pop()!r} alone" if present else "no samples"
+                only = f"only samples of class {present.pop()!r}" if present else "no samples"
                 raise UserError(f"label {label!r} of '{shards.path}' has {only}; a classifier needs two classes")
         if train.classes[label] != test.classes[label]:
             differ = sorted(set(train.classes[label]) ^ set(test.classes[label]))
-            how = f"{differ[0]!r} is in one of them alone" if differ else "they come in another order"
+            how = f"{differ[0]!r} is only in one of them" if differ else "they have another order"
             raise UserError(f"label {label!r} has other classes in '{test.path}' than in '{train.path}': {how}")
     return {label: len(train.classes[label]) for label in labels or train.classes}
 
@@ -240,15 +247,16 @@ def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
     gate, below = model.arm.gate, model.frozen_depth
     if gate is not None and gate.alpha.any() and chosen[-1] > below:
         raise UserError(
-            f"the gate of this model is open (alpha {gate.alpha.abs().max().item():.3g}), and what a trunk without it "
-            f"gives above depth {below} is not this model's; allowed are depths 0 to {below}, or the model that its "
-            "run began from"
+            f"the gate of this model is open (alpha {gate.alpha.abs().max().item():.3g}), and a depth profile does not "
+            f"apply it, so results above depth {below} would be wrong; allowed are depths 0 to {below}, or the model "
+            "that its run started from"
         )
     return chosen
 
 
 def _identify(model: TubeViT) -> dict[str, Any]:
-    """What was probed: sha256 of the tensors of tokenizer and blocks, and what of the config makes their output."""
+    """The identity of the probed model: sha256 of the tensors of tokenizer and blocks, and the keys PROBED of its
+    config."""
     assert model.trunk is not None
     state, prefix = model.trunk.state_dict(), model.block_prefix
     digests = tensors.hashes({name: tensor for name, tensor in state.items() if not tensor.is_meta})
@@ -265,13 +273,13 @@ def _coverage(once: Once) -> Coverage:
 
 
 def suggest_depths(rows: Sequence[DepthAccuracy]) -> int:
-    """The smallest depth above which no accuracy is higher by more than the standard error; a heuristic."""
+    """The smallest depth above which accuracy rises by no more than the standard error; a heuristic."""
     highest = [max(above.accuracy for above in rows[index:]) for index in range(len(rows))]
     return next(row.depth for row, best in zip(rows, highest, strict=True) if best <= row.accuracy + row.standard_error)
 
 
 def plot(profile: DepthProfile, path: Path) -> None:
-    """Accuracy on the test split by depth, with its standard error; suggested depths are ringed."""
+    """Plot accuracy on the test split against depth, with standard errors; a ring marks the suggested depth."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,4 +1,5 @@
-"""Where a model looks: the pixels whose tokens speak for a class, drawn over the clip and written as a file."""
+"""Shows where a model looks: colours the pixels whose tokens support the predicted class, and writes a video or
+image."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from scaleup.model.tubevit import TubeViT
 
 
 def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor:
-    """How much each token that enters the arm speaks for class ``target`` of one sample: (N,), prefix tokens left out.
+    """How much each input token of the arm supports class ``target`` of one sample: (N,), without prefix tokens.
 
-    To first order what the class's logarithmic probability loses where a token becomes the mean of all of them, where
-    that is a loss; it asks nothing of the blocks, so that it serves every backbone.
+    This is a first-order estimate: how much the class's log probability would fall if the token were replaced by the
+    mean of all tokens. Rises count as 0. It needs only gradients, so it works for every backbone.
     """
     inputs = model.arm_inputs(x)
-    if isinstance(inputs, Tensor):  # pixels, which enter as tokens
+    if isinstance(inputs, Tensor):  # pixels, if nothing is frozen
         z0 = model.tokenizer(x).detach()
         inputs = Taps(z0, z0, model.tokenizer.context(size_of(x)))
     h = inputs.h.detach().requires_grad_()
@@ -42,9 +43,8 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
 
 
 def paint_relevance(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:
-    """Relevance of tokens (N,) spread over the pixels that each covers: (T, H, W), at most 1.
-
-    A pixel gets the mean of the tokens that cover it.
+    """Relevance of pixels (T, H, W), at most 1, from that of tokens (N,). A pixel gets the mean of the tokens that
+    cover it.
     """
     total, cover = torch.zeros(2, *size)
     weights = iter(relevance.tolist())
@@ -57,7 +57,7 @@ def paint_relevance(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Ten
 
 
 def token_boxes(spec: TubeSpec, size: Size) -> list[tuple[slice, slice, slice]]:
-    """All that each token covers, fold included, in the order of the tokens."""
+    """The box that each token covers, including all places of its fold, in the order of tokens."""
     t, h, w = (
         [slice(int(places[0]), int(places[-1]) + kernel) for places in axis]
         for axis, kernel in zip(spec.places(size), spec.kernel, strict=True)
@@ -66,9 +66,9 @@ def token_boxes(spec: TubeSpec, size: Size) -> list[tuple[slice, slice, slice]]:
 
 
 def refuse_name(path: str | Path) -> None:
-    """UserError where :func:`write` does not know how to write a file of this name, or has no directory for it."""
+    """UserError if :func:`write` cannot write a file of this name, or its directory does not exist."""
     if Path(path).suffix not in (".mp4", ".png"):
-        raise UserError(f"an overlay is written as .mp4 or .png, not {str(path)!r}")
+        raise UserError(f"an overlay must be .mp4 or .png, not {str(path)!r}")
     if not Path(path).parent.is_dir():
         raise UserError(
             f"the overlay {str(path)!r} cannot be written: there is no directory {str(Path(path).parent)!r}"
@@ -91,7 +91,7 @@ def write(clips: Iterable[np.ndarray], path: str | Path, fps: float) -> None:
 
 
 def _encode(clips: Iterable[np.ndarray], path: Path, fps: float) -> None:
-    """H.264 wants even sides: an odd one loses a row or a column."""
+    """Write H.264, which needs even sides: an odd side loses a row or a column."""
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=round(fps), options={"crf": "18"})
         for pictures in clips:
@@ -107,9 +107,9 @@ COLOUR = torch.tensor([255.0, 40.0, 0.0])
 
 
 def overlay(model: TubeViT, pixels: Tensor, head: str) -> np.ndarray:
-    """A clip uint8 (3, T, h, w) or an image (3, h, w), red where the likeliest class is seen: (T, h, w, 3).
+    """Colour a clip uint8 (3, T, h, w) or an image (3, h, w) red where the most probable class is seen: (T, h, w, 3).
 
-    The class and its probability stand in the corner.
+    The class and its probability are written in the corner.
     """
     x = model.preprocess(pixels[None]).to(next(model.parameters()).device)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Labels for images and videos as people have them (:mod:`scaleup.media`)."""
+"""Predicts labels of image and video files (:mod:`scaleup.media`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scaleup.model.tubevit import TubeViT
 
 @dataclass
 class ClassProbability:
-    """A class, and how likely it is."""
+    """A class and its probability."""
 
     class_: str  # in JSON: class
     probability: float
@@ -34,10 +34,10 @@ class ClassProbability:
 
 @dataclass
 class ClipPrediction:
-    """What one clip of a video shows."""
+    """The prediction for one clip of a video."""
 
-    second: float  # at which it begins
-    top: list[ClassProbability]  # the likeliest classes, the likeliest first
+    second: float  # at which the clip begins
+    top: list[ClassProbability]  # the most probable classes, in falling order
 
     def __str__(self) -> str:
         return f"{self.second:8.2f} s  {self.top[0].class_} {self.top[0].probability:.1%}"
@@ -45,33 +45,33 @@ class ClipPrediction:
 
 @dataclass
 class Prediction:
-    """What an image or a video shows."""
+    """The prediction for an image or a video."""
 
     modality: str  # image | video
-    top: list[ClassProbability]  # the likeliest classes, the likeliest first; of a video the mean over its clips
-    clips: list[ClipPrediction] = field(default_factory=list)  # of a video
-    source: str | None = None  # where it was read from
+    top: list[ClassProbability]  # the most probable classes, in falling order; for a video, means over its clips
+    clips: list[ClipPrediction] = field(default_factory=list)  # the clips of a video
+    source: str | None = None  # the file or address
 
 
 @dataclass
 class Predictions:
-    """What several sources show."""
+    """The predictions for several sources."""
 
-    head: str  # which answered
+    head: str  # the head that was used
     files: list[Prediction]
     failures: list[Failure]  # sources that cannot be read
-    exit: int  # the exit code: 1 where something failed
-    overlay: str | None = None  # the file that was drawn
+    exit: int  # exit code: 1 if a source failed
+    overlay: str | None = None  # the overlay that was written
 
 
 class Predictor:
-    """A model, and how its answers are told.
+    """A model with settings for prediction.
 
     Args:
-        head: which of its heads answers; may be left out where there is one.
-        top: how many classes are named.
-        hop: seconds between the beginnings of two clips of a video; None: a clip's length.
-        batch: clips at a time.
+        head: the head to use; None if the model has only one.
+        top: number of most probable classes to return.
+        hop: seconds from the beginning of one clip to that of the next; None: a clip's length.
+        batch: clips per batch.
     """
 
     def __init__(self, model: TubeViT, head: str | None, top: int, hop: float | None, batch: int) -> None:
@@ -82,7 +82,7 @@ class Predictor:
         self.model, self.top, self.batch = model.eval(), min(top, len(self.classes)), batch
 
     def image(self, media: bytes) -> Prediction:
-        """What an image file's content shows; raises BadSample."""
+        """The prediction for the bytes of an image file; raises BadSample."""
         (probabilities,) = self.probabilities(eval_views(media, "image", self.input, 1, 1))
         return Prediction("image", self.named(probabilities))
 
@@ -92,11 +92,11 @@ class Predictor:
         on_clip: Callable[[ClipPrediction], None] | None = None,
         noted: Noted = ignore,
     ) -> Prediction:
-        """What a video shows, by the mean of the probabilities over its clips.
+        """The prediction for a video: the mean of the probabilities over its clips.
 
         Args:
-            on_clip: is called with each clip's prediction as soon as it is known; then clips are not waited for.
-            noted: is told at the end what is odd about the video.
+            on_clip: called with each clip's prediction as soon as it is known; then clips are not collected in batches.
+            noted: called at the end with sentences about what is unusual in the video.
 
         Raises:
             BadSample: it cannot be decoded.
@@ -119,7 +119,7 @@ class Predictor:
         return self.model(self.model.preprocess(pixels.to(device)), self.head).softmax(-1).cpu()
 
     def named(self, probabilities: Tensor) -> list[ClassProbability]:
-        """The likeliest classes of probabilities (C,)."""
+        """The most probable classes of probabilities (C,)."""
         best = probabilities.topk(self.top)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [ClassProbability(self.classes[index], value) for index, value in pairs]
@@ -134,15 +134,15 @@ def predict(
     batch: int = 8,
     picture: str | None = None,
 ) -> Predictions:
-    """Tell what images and videos show. A source that cannot be read is named on stderr, and the others go on.
+    """Predict the classes of images and videos. An unreadable source is printed on stderr, and the others continue.
 
     Args:
         sources: files, folders, patterns, addresses, or ``-`` for a video stream on stdin.
         head, top, hop, batch: see :class:`Predictor`.
-        picture: a file, .png or .mp4, for a drawing of where the model looks in the first source.
+        picture: a .png or .mp4 file to write, which shows where the model looks in the first source.
 
     Raises:
-        UserError: there is no such head or source, or the name of the picture ends otherwise.
+        UserError: there is no such head or source, or ``picture`` has another extension.
     """
     predictor = Predictor(model, head, top, hop, batch)
     names = expanded(sources)
@@ -161,10 +161,10 @@ def predict(
 
 
 def draw(predictor: Predictor, source: str, path: str) -> None:
-    """Write what the model looks at in one image or video to ``path``: a .png, or a .mp4.
+    """Write an overlay of one image or video to ``path`` (.png or .mp4), which shows where the model looks.
 
     Raises:
-        UserError: the source cannot be read, or the name of the file ends otherwise.
+        UserError: the source cannot be read, or ``path`` has another extension.
     """
     try:
         overlay.write(_drawn(predictor, source), path, predictor.input.fps)
@@ -173,7 +173,7 @@ def draw(predictor: Predictor, source: str, path: str) -> None:
 
 
 def _drawn(predictor: Predictor, source: str) -> Iterator[np.ndarray]:
-    """Pictures (T, h, w, 3) of each clip, of the last those that were in none before."""
+    """Pictures (T, h, w, 3) of each clip; for the last clip, only frames that were in no clip before."""
     input, frames = predictor.input, 0
     if kind(source) == "image":
         pixels = eval_views(content(source), "image", input, 1, 1)[0]

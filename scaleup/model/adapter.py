@@ -1,6 +1,6 @@
-"""Adapters on late blocks: a few numbers beside weights that stay frozen (LoRA, DoRA, (IA)^3), by peft, in its format.
+"""Adapters on late blocks (LoRA, DoRA, (IA)^3) of peft, in its format. The blocks' own weights stay frozen.
 
-LoRA: Hu et al., 2021; DoRA: Liu et al., 2024; (IA)^3: Liu et al., 2022. All begin as the identity.
+LoRA: Hu et al., 2021; DoRA: Liu et al., 2024; (IA)^3: Liu et al., 2022. A new adapter does not change the output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ KINDS: tuple[str, ...] = get_args(get_type_hints(Adapter)["kind"])
 
 
 class Adapt(NamedTuple):
-    """How late blocks learn: ``full``, ``none``, or by an adapter of one of KINDS; rank and alpha: LoRA and DoRA."""
+    """How late blocks train: ``full``, ``none``, or an adapter of KINDS. ``rank`` and ``alpha`` are for LoRA and
+    DoRA."""
 
     kind: str = "full"
     rank: int = 8
@@ -40,11 +41,12 @@ FULL = Adapt()
 
 
 class Targets(NamedTuple):
-    """Linear layers of a family's blocks, by the last part of their names; only such as are called as modules."""
+    """Linear layers in the blocks of a family, by the last part of their names. Only layers that are called as
+    modules."""
 
     lora: tuple[str, ...]  # LoRA and DoRA: all of attention and MLP
-    scaled: tuple[str, ...]  # (IA)^3 scales what these give: keys and values (queries too where they come in one)
-    fed: tuple[str, ...]  # (IA)^3 scales what these are given: the hidden layer of the MLP
+    scaled: tuple[str, ...]  # (IA)^3 scales the output of these: keys and values (and queries, if they are joined)
+    fed: tuple[str, ...]  # (IA)^3 scales the input of these: the hidden layer of the MLP
 
 
 _SEPARATE = Targets(
@@ -57,14 +59,14 @@ TARGETS = {  # class of a block -> its targets
     "EvaBlock": _SEPARATE,
     "ParallelScalingBlock": _FUSED,
     "DiffParallelScalingBlock": _FUSED,
-    # torch's own attention reads the weights of its layers and calls none of them: the MLP alone
+    # Only the MLP: torch's own attention reads the weights of its layers, and does not call them.
     "ResidualAttentionBlock": Targets(("c_fc", "c_proj"), (), ("c_proj",)),
     "CustomResidualAttentionBlock": Targets(("out_proj", "c_fc", "c_proj"), (), ("c_proj",)),
 }
 
 
 def inject(blocks: nn.ModuleDict, adapter: Adapter, seed: int) -> None:
-    """Put fresh adapters on blocks; what is drawn depends on seed and name alone. The blocks' own weights freeze.
+    """Put new adapters on blocks, and freeze the blocks' own weights. Random values depend only on seed and name.
 
     Raises:
         UserError: there are no blocks, or they are of a class without targets.
@@ -75,21 +77,19 @@ def inject(blocks: nn.ModuleDict, adapter: Adapter, seed: int) -> None:
     inject_adapter_in_model(_peft_config(adapter, *names), blocks)
     assert sorted(adapted_layers(blocks)) == sorted(set(names[0]))
     for name, parameter in blocks.named_parameters():
-        if ".lora_A." in name:  # as peft draws it; lora_B is 0
+        if ".lora_A." in name:  # initialised as by peft; lora_B is 0
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator_of(f"blocks.{name}", seed))
 
 
 def _targets(blocks: nn.ModuleDict, kind: str) -> tuple[list[str], list[str]]:
-    """Names of the layers that get an adapter, and of those among them whose input it scales."""
+    """Names of the layers that get an adapter, and of those whose input it scales."""
     if not blocks:
         raise UserError(f"there is no block above the trunk for a {kind} adapter; choose a smaller frozen_depth")
     targets, fed = [], []
     for index, block in blocks.items():
         if (layers := TARGETS.get(type(block).__name__)) is None:
             allowed = f"adapters fit {', '.join(TARGETS)}"
-            raise UserError(
-                f"it is not known which layers of a {type(block).__name__} take a {kind} adapter; {allowed}"
-            )
+            raise UserError(f"a {kind} adapter does not fit blocks of class {type(block).__name__}; {allowed}")
         names = layers.scaled + layers.fed if kind == "ia3" else layers.lora
         for name, layer in block.named_modules():
             last = name.rpartition(".")[2]
@@ -100,7 +100,8 @@ def _targets(blocks: nn.ModuleDict, kind: str) -> tuple[list[str], list[str]]:
 
 
 def _is_called(block: nn.Module, name: str) -> bool:
-    """Whether a layer is called as a module: where EVA adds biases to qkv, it reads the weight and calls nothing."""
+    """Whether a layer is called as a module. (With biases for qkv, EVA reads the weight and does not call the
+    layer.)"""
     attention = block.get_submodule(name.rpartition(".")[0])
     added = getattr(attention, "q_bias", None) is not None and not attention.qkv_bias_separate
     return not (added and name.endswith("qkv"))
@@ -111,7 +112,7 @@ def _peft_config(adapter: Adapter, targets: list[str], fed: list[str]) -> Any:
 
     if adapter.kind == "ia3":
         return IA3Config(target_modules=targets, feedforward_modules=fed)
-    alpha: Any = adapter.alpha  # peft takes fractions too
+    alpha: Any = adapter.alpha  # peft accepts fractions too
     return LoraConfig(r=adapter.rank, lora_alpha=alpha, target_modules=targets, use_dora=adapter.kind == "dora")
 
 
@@ -122,7 +123,7 @@ def adapted_layers(blocks: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def merge(blocks: nn.ModuleDict) -> None:
-    """Fold adapters into the weights of their layers, which must be shared with no other model."""
+    """Merge adapters into the weights of their layers, which must not be shared with another model."""
     for name, layer in adapted_layers(blocks).items():
         layer.merge()
         blocks.set_submodule(name, layer.get_base_layer())
@@ -130,11 +131,11 @@ def merge(blocks: nn.ModuleDict) -> None:
 
 
 def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
-    """Write a PEFT directory, which ``peft.PeftModel.from_pretrained`` puts on the library's own model.
+    """Write a PEFT directory, which ``peft.PeftModel.from_pretrained`` applies to the library's model.
 
     Args:
-        prefix: what the library puts before a block's number.
-        tensors: the adapter's, under their names on disk.
+        prefix: text before a block's number in the library's names.
+        tensors: the adapter's tensors under their names on disk.
     """
     layers = {prefix + name: layer for name, layer in adapted_layers(blocks).items()}
     fed = [name for name, layer in layers.items() if getattr(layer, "is_feedforward", False)]
@@ -143,4 +144,4 @@ def write(directory: Path, blocks: nn.ModuleDict, prefix: str, adapter: Adapter,
     directory.mkdir(exist_ok=True)
     (directory / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     save_file(dict(tensors), directory / ADAPTER_WEIGHTS, {"format": "pt"})
-    make_readable(directory / ADAPTER_WEIGHTS)  # safetensors writes for the owner alone
+    make_readable(directory / ADAPTER_WEIGHTS)  # safetensors writes files that only the owner may read

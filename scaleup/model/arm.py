@@ -1,4 +1,4 @@
-"""What trains: the gate of Equation 8, the late blocks, norm and pool, and a head for each dataset."""
+"""The part of a model that trains: the gate of Equation 8, the late blocks, norm and pool, and the heads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Heads = Mapping[str, list[str]]  # head -> names of its classes
 
 
 class Gate(nn.Module):
-    """Equation 8: h + tanh(alpha) z0, closed at first (alpha = 0).
+    """Equation 8: h + tanh(alpha) z0. The gate starts closed (alpha = 0).
 
-    alpha is one number, the paper's, or ``channels`` of them: one for each channel of the tokens.
+    alpha is one number, as in the paper, or ``channels`` numbers, one for each channel of the tokens.
     """
 
     def __init__(self, channels: int = 1) -> None:
@@ -31,29 +31,31 @@ class Gate(nn.Module):
 
     @classmethod
     def of(cls, kind: bool | str, embed_dim: int) -> Gate | None:
-        """What ``gate`` means in a recipe or a ``config.json``, for tokens of this width; None: no gate."""
+        """The gate for the value of ``gate`` in a recipe or a ``config.json``, for tokens of this width; None for no
+        gate."""
         return cls(embed_dim if kind == "channel" else 1) if kind else None
 
     def forward(self, h: Tensor, z0: Tensor) -> Tensor:
         return h + self.alpha.tanh().to(z0.dtype) * z0
 
     def begin_as(self, other: Gate) -> None:
-        """Let through what another gate does; its one alpha may become that of every channel.
+        """Start with the alpha of another gate. If the other has one alpha, every channel gets it.
 
         Raises:
             UserError: the other one has an alpha for each channel, and this one has not.
         """
         if len(other.alpha) > len(self.alpha):
             raise UserError(
-                f"the gate of this model has an alpha for each of {len(other.alpha)} channels, and an arm can only "
-                "train that further; allowed are gate: channel, and gate: false"
+                f"the gate of this model has an alpha for each of {len(other.alpha)} channels, and an arm must keep "
+                "them; allowed are gate: channel, and gate: false"
             )
         with torch.no_grad():
             self.alpha.copy_(other.alpha)
 
 
 def alphas(gate: Gate | None) -> dict[str, float | None]:
-    """What is logged of a gate: ``alpha``; where each channel has one their mean, and ``alpha_largest`` in size."""
+    """The values of a gate for the log: ``alpha``; with an alpha for each channel, their mean, and the largest absolute
+    value as ``alpha_largest``."""
     if gate is None:
         return {"alpha": None}
     mean: dict[str, float | None] = {"alpha": gate.alpha.mean().item()}
@@ -61,7 +63,7 @@ def alphas(gate: Gate | None) -> dict[str, float | None]:
 
 
 class Arm(nn.Module):
-    """Everything above the trunk: gate, late blocks, norm and pool, heads; the tokenizer too where nothing is frozen.
+    """Everything above the trunk: gate, late blocks, norm and pool, heads. If nothing is frozen, the tokenizer too.
 
     ``pool`` stands for the backbone's own norm and pool, the ``tail``, which then stays as it is.
     ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels``
@@ -112,7 +114,7 @@ class Arm(nn.Module):
         return computed(partial(first_token, block) if alone else block, self.kernels)
 
     def train(self, mode: bool = True) -> Arm:
-        """Blocks of which nothing trains stay in eval mode, as the trunk does."""
+        """Set the mode; blocks in which nothing trains stay in eval mode, as the trunk does."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.blocks.parameters()):
             self.blocks.train(False)
@@ -124,12 +126,13 @@ class Arm(nn.Module):
 
 
 def generator_of(name: str, seed: int) -> torch.Generator:
-    """Random numbers that depend on (seed, name) alone, so that an arm starts alike alone and in a sweep."""
+    """A random generator that depends only on (seed, name), so that an arm starts equally in a sweep and in its own
+    run."""
     return torch.Generator().manual_seed(seed + sum(ord(c) * 257**i for i, c in enumerate(name)) % 2**31)
 
 
 def init_head(head: nn.Module, name: str, seed: int) -> None:
-    """Fan-in initialisation of a classifier from (seed, name) alone, zero bias."""
+    """Initialise a classifier by fan-in, with zero bias. It depends only on (seed, name)."""
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         drawn = torch.randn(head.weight.shape, generator=generator_of(name, seed))

@@ -1,6 +1,5 @@
-"""Models from recipes, from model directories and from run directories; made ready for a run.
-
-A run chooses where its trunk is, in which precision and with which kernels it computes.
+"""Builds models from recipes, model directories and run directories, and prepares them for a run: placement, precision
+and kernels.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ FRESH = ["backbone", "interpolate", "frozen_depth", "gate", "adapter", "heads", 
 
 
 def describe(backbone: Backbone, seed: int, **parts: Any) -> ModelConfig:
-    """What ``config.json`` says of a model on a backbone; ``parts``: input, frames, tubes and so on."""
+    """The config of a model on a backbone. ``parts``: input, frames, tubes and so on."""
     source = Source(backbone.name, backbone.kwargs, backbone.weights, backbone.license, seed, sha256=None)
     return ModelConfig(backbone=source, **parts)
 
 
 def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
-    """The model that a recipe describes, everything that is not loaded drawn from ``seed``."""
+    """The model that a recipe describes. Weights that are not loaded are random, from ``seed``."""
     entry, positions = recipe.backbone, recipe.positions
     kwargs = dict(entry.kwargs) if positions.kind == "backbone" else {**entry.kwargs, "pos_embed": "none"}
     backbone = build(entry.name, kwargs, tuple(recipe.input.size), entry.weights, seed)  # type: ignore[arg-type]
@@ -76,7 +75,7 @@ def fresh(recipe: Model, heads: Heads, seed: int) -> TubeViT:
 
 
 def load_on_meta(source: str | Path) -> TubeViT:
-    """The model of a directory, or of a hub id, on the meta device: its config.json is enough."""
+    """The model of a directory or hub id on the meta device. Only its config.json is read."""
     return TubeViT.from_config(read_config(local(source)), "meta")
 
 
@@ -87,13 +86,13 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
         base, placement: see :meth:`TubeViT.from_pretrained`.
 
     Raises:
-        UserError: as :func:`load`, or the model that the arms began from has changed since.
+        UserError: as :func:`load`, or the model that the arms started from has changed since.
     """
     run = Path(run)
-    template = OmegaConf.select(OmegaConf.load(run / "recipe.yaml"), "model.load")  # of the rest nothing is needed
+    template = OmegaConf.select(OmegaConf.load(run / "recipe.yaml"), "model.load")  # nothing else is needed
     arms = {path.parent.name: path.parent for path in sorted(run.glob("*/config.json"))}
     if not arms:
-        raise UserError(f"{run} holds no trained arms yet")
+        raise UserError(f"{run} has no trained arms yet")
     if template is None or len(arms) == 1:
         return {name: load(directory, base, placement) for name, directory in arms.items()}
     shared = load(template, base, placement)
@@ -101,7 +100,7 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
 
 
 def trunk_of(run: str | Path) -> schema.Trunk:
-    """In which precision the frozen blocks of a run were, and where."""
+    """The precision and placement of the frozen blocks in a run."""
     settings = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
     return schema.Trunk(**settings)
 
@@ -117,7 +116,7 @@ def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     refuse_misfits(own, tensors, of_trunk | model.base.keys(), directory)
     stored = model.stored_tensors()  # frozen blocks may wait in a file
     if any(not torch.equal(tensors[name], stored[name]) for name in tensors.keys() & of_trunk):
-        raise UserError(f"{directory} sits on another trunk than the model its run began from now has; load it alone")
+        raise UserError(f"the model that {directory} started from has changed since; load this directory by itself")
     state = {name: tensors[public] for name, public in names.items() if public in tensors}
     model.arm.load_state_dict(state, strict=False)
     model.report = read_report(directory)
@@ -183,7 +182,8 @@ def set_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
 
 
 def _kernels_of(model: TubeViT, device: torch.device) -> str:
-    """All blocks of a model are alike, so the arms of a sweep choose as each of them would alone."""
+    """The fastest kernels, measured on one block. All blocks of a model are alike, so all arms of a sweep use the
+    same."""
     block, frames = model.blocks[0], model.preprocess.frames
     h = torch.randn(1, model.count_tokens(frames), model.tokenizer.embed_dim, device=device)
     if model.trunk is not None and is_on_meta(block):
@@ -200,11 +200,11 @@ def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
     frame t // 2.
 
     Raises:
-        UserError: patches are made in another way, there is no tube, or one is not as high and wide as a patch, is
-            folded, emits other channels than these, or has no kernel of its own.
+        UserError: the patches are not one convolution, there is no tube, or a tube has another height or width than a
+            patch, is folded, has another number of channels, or has no kernel of its own.
     """
     if not tubes.specs:
-        raise UserError("model.inflate: True, but model.tubes has none to inflate")
+        raise UserError("model.inflate is True, but model.tubes is empty")
     patch = patch_of(backbone.stem)
     if patch is None:
         raise UserError(f"the patches of {backbone.name} are not one convolution, which tubes begin as (model.inflate)")
@@ -219,7 +219,7 @@ def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:
 
 
 def patch_of(stem: nn.Module) -> nn.Conv2d | None:
-    """The convolution that makes an image ViT's patches, where it is a single one."""
+    """The convolution of an image ViT's patch embedding; None if it is not a single one."""
     found = [module for module in stem.modules() if isinstance(module, nn.Conv2d)]
     return found[0] if len(found) == 1 else None
 

@@ -1,8 +1,9 @@
-"""How the products in blocks are computed: as the library does, or by ways that give the same but for rounding.
+"""How blocks are computed: as by the library, or in faster ways whose results differ only by rounding.
 
-``library``: bit for bit the library's. ``lean``: the last block for the class token alone, where pooling reads no other
-(:func:`first_token`). ``fast``: that, and large float32 products on a CPU as 1x1 convolutions, which torch gives to
-oneDNN; its matrix products go to a library that leaves half of some processors' width unused.
+``library``: exactly the library's computation. ``lean``: the last block is computed only for the class token, if
+pooling reads no other token (:func:`first_token`). ``fast``: as ``lean``, and large float32 products on a CPU are
+computed as 1x1 convolutions. torch computes these with oneDNN, but matrix products with a library that uses only half
+of some CPUs' vector width.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-PAYS = 1.3  # how many times faster than the library ``fast`` must be to be chosen
-NARROWEST, FEWEST = 64, 64  # channels and tokens of a product below which the library is never slower
-LONGEST = 2560  # input channels of a product: longer sums leave the cache, a tenth slower at 5120
-LARGEST = 2**23  # scores of the attention held at a time: as many as a last-level cache holds
+PAYS = 1.3  # ``fast`` is chosen if it is at least this many times faster than the library
+NARROWEST, FEWEST = 64, 64  # smallest channels and tokens of a product for which ``fast`` can be faster
+LONGEST = 2560  # input channels of a product; longer sums do not fit the cache (5120: a tenth slower)
+LARGEST = 2**23  # attention scores that are computed at a time, to fit a last-level cache
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc
-SMALLEST = 2**18  # tokens times width of a model for which the choice is worth measuring, and no matter of chance
+SMALLEST = 2**18  # tokens times width; for smaller models a measurement would be noise
 
 
 def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]:
-    """The function ``call``, a block's, with its products computed as ``kernels`` says."""
+    """A block's function ``call``, computed with ``kernels``."""
     if kernels != "fast":
         return call
 
@@ -43,16 +44,16 @@ def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]
 
 
 class Fast(TorchFunctionMode):
-    """Inside, :func:`linear` and :func:`attention` replace torch's own functions, in every module and library."""
+    """Inside this context, :func:`linear` and :func:`attention` replace torch's functions in all modules."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``; a large one as a 1x1 convolution over a view: input (B, N, I), weight (O, I) -> (B, N, O).
+    """``F.linear``, computed as a 1x1 convolution if it is large: input (B, N, I), weight (O, I) -> (B, N, O).
 
-    Without gradients, which would need copies, many input channels are summed in parts.
+    Without gradients, many input channels are summed in parts. (With gradients this would need copies.)
     """
     if input.dim() != 3 or input.shape[:-1].numel() < FEWEST or min(weight.shape) < NARROWEST or not _exact(input):
         return F.linear(input, weight, bias)
@@ -69,7 +70,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **how: Any) -> Tensor:
     """``F.scaled_dot_product_attention`` of (B, H, N, d); without gradients by convolutions with a group for each head.
 
-    With gradients that would keep all scores, and be no faster.
+    With gradients this would not be faster, and would keep all scores.
     """
     plain = attn_mask is None and not how.get("dropout_p") and not how.keys() - {"dropout_p", "is_causal"}
     small = query.dim() != 4 or key.shape != query.shape or query.shape[0] * query.shape[2] < FEWEST
@@ -94,9 +95,9 @@ def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _convolved(input: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
-    """(B, N, G*I) by weights (G*O, I) -> (B, N, G*O): a 1x1 convolution over N pixels, channels last, so no copies.
+    """(B, N, G*I) by weights (G*O, I) -> (B, N, G*O): a 1x1 convolution over N pixels, channels last, without copies.
 
-    A dilation of 2 changes nothing in a kernel of one pixel, but on one thread torch gives no other 1x1 to oneDNN.
+    A dilation of 2 does not change a kernel of one pixel, but on one thread only then torch uses oneDNN.
     """
     pixels = input.transpose(1, 2).unsqueeze(2)  # (B, G*I, 1, N)
     return F.conv2d(pixels, weight[:, :, None, None], bias, dilation=2, groups=groups).squeeze(2).transpose(1, 2)
@@ -112,9 +113,9 @@ REPLACED: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_pro
 
 @torch.no_grad()
 def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
-    """``fast`` where a block on float32 tokens h (B, N, D) is clearly faster so on this machine, else ``lean``.
+    """``fast`` if it computes a block on float32 tokens h (B, N, D) clearly faster on this machine, else ``lean``.
 
-    What counts is the time of the processor on one thread: others who use the machine do not change it.
+    CPU time on one thread is measured, because other processes do not change it.
     """
     if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
         return "lean"
@@ -127,7 +128,7 @@ def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
 
 
 def measure_in_turns(calls: Mapping[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of three runs of each call after a first one, in turns: other work on the machine slows all of them."""
+    """Seconds of three runs of each call, after a first one. Calls take turns, so that other work slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(4):
         for name, call in calls.items():
@@ -138,10 +139,10 @@ def measure_in_turns(calls: Mapping[str, Callable[[], Any]], clock: Callable[[],
 
 
 def keep_freed_memory() -> None:
-    """Have the process keep the memory that it frees, for the next layer.
+    """Make glibc keep freed memory for the next layer.
 
-    glibc gives large buffers back to the system at once, and takes the next ones anew, page by page: as slow as a third
-    of the products themselves.
+    By default it returns large buffers to the system at once, and new ones are allocated page by page. This takes a
+    third of the time of the products.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
@@ -149,15 +150,15 @@ def keep_freed_memory() -> None:
 
 
 def pools_first(tail: Any) -> bool:
-    """Whether a tail reads the first token and no other."""
+    """Whether a tail reads only the first token."""
     token = getattr(tail, "global_pool", None) == "token" or getattr(tail, "pool_type", None) == "tok"
     return token and tail.attn_pool is None and not hasattr(tail, "head_dist")
 
 
 def knows_first_token(block: Any) -> bool:
-    """Whether :func:`first_token` knows how a block computes."""
+    """Whether :func:`first_token` supports a block."""
     if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in block.modules()):
-        return False  # it would draw for fewer tokens, and so otherwise
+        return False  # random numbers would differ for fewer tokens
     if type(block).__name__ == "ResidualAttentionBlock":  # open_clip's
         return True
     known = type(block) in (Block, EvaBlock) and type(block.attn) in (Attention, AttentionRope, EvaAttention)
@@ -165,7 +166,7 @@ def knows_first_token(block: Any) -> bool:
 
 
 def first_token(block: Any, h: Tensor, **context: Tensor) -> Tensor:
-    """What a block that :func:`knows_first_token` makes of the first of all tokens h (B, N, D): (B, 1, D)."""
+    """The output (B, 1, D) of a block for the first of tokens h (B, N, D); see :func:`knows_first_token`."""
     first = h[:, :1]
     if hasattr(block, "ln_1"):
         x = block.ln_1(h)
@@ -184,10 +185,10 @@ def _scaled(block: Any, part: int, x: Tensor) -> Tensor:
 
 
 def _attended_first(attn: Any, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
-    """What attention gives the first token of x (B, N, D): (B, 1, D)."""
+    """The output (B, 1, D) of attention for the first token of x (B, N, D)."""
     q, k, v = (each.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for each in _projected(attn, x))
     q, k = attn.q_norm(q), attn.k_norm(k)  # (B, H, 1, d) and (B, H, N, d)
-    if rope is not None:  # prefix tokens, the first among them, are not turned
+    if rope is not None:  # prefix tokens, such as the first, are not rotated
         prefix, turned = k.split((attn.num_prefix_tokens, k.shape[2] - attn.num_prefix_tokens), dim=2)
         k = torch.cat([prefix, apply_rot_embed_cat(turned, rope, half=attn.rotate_half)], dim=2).type_as(v)
         q = q.type_as(v)
@@ -205,7 +206,7 @@ def _projected(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
         return attn.q_proj(first), attn.k_proj(x), attn.v_proj(x)
     own = getattr(attn, "q_bias", None) is not None  # EVA: keys have no bias
     bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)) if own else None
-    if type(attn.qkv) is not nn.Linear:  # an adapter around it
+    if type(attn.qkv) is not nn.Linear:  # it has an adapter
         q, k, v = (attn.qkv(x) if bias is None else attn.qkv(x) + bias).chunk(3, dim=-1)
         return q[:, :1], k, v
     width = len(attn.qkv.weight) // 3

@@ -1,7 +1,8 @@
-"""A model as a directory: written whole or not at all, refused when a tensor is missing, unexpected or does not fit.
+"""Saves and loads models as directories. A directory is written completely or not at all; on loading, every tensor is
+checked.
 
-A delta holds what the public backbone lacks (tubes, gate, trained blocks, norm, heads) and the sha256 of the base
-weights that it needs. Backbone tensors carry the library's own names.
+A delta has the tensors that differ from the public backbone (tubes, gate, trained blocks, norm, heads), and the sha256
+of the base weights that it needs. Backbone tensors have the library's names.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ from scaleup.model import adapter
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.trunk import Trunk
 
-NO_BASE = "this model does not know a backbone by its sha256, so it has no delta; allowed is --to full"
+NO_BASE = "this model has no sha256 of its backbone, so it has no delta; allowed is --to full"
 
 
 class Pretrained(nn.Module):
-    """How a model is saved and loaded; ``base`` has the sha256 of each tensor of its public backbone, if it has one."""
+    """Saving and loading of a model. ``base`` has the sha256 of each tensor of its public backbone, if it has one."""
 
     config: ModelConfig
     depth: int
@@ -60,17 +61,17 @@ class Pretrained(nn.Module):
 
     @classmethod
     def assemble(cls, config: ModelConfig, backbone: Backbone, seed: int = 0) -> Self:
-        """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
+        """A model of ``config`` on a backbone; tubes, heads and adapters are new."""
         raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, source: str | Path, base: str | None = None, placement: str = "device") -> Self:
-        """A model directory, or a hub id, -> the model in eval mode.
+        """Load a model directory or a hub id; the model is in eval mode.
 
         Args:
-            base: where the base weights of a delta are now, if not where they were.
-            placement: ``"disk"`` leaves the frozen blocks in the file of a full directory, or of the base of a delta,
-                one read at a time.
+            base: where the base weights of a delta are now, if they have moved.
+            placement: ``"disk"`` leaves the frozen blocks in the file of a full directory or of a delta's base; they
+                are read one at a time.
 
         Raises:
             UserError: a file is missing or damaged, the base has another sha256, or a tensor is missing, unexpected or
@@ -95,24 +96,24 @@ class Pretrained(nn.Module):
     def from_config(cls, config: ModelConfig, weights: str | None, on_disk: int = 0) -> Self:
         """A model whose backbone has the weights that ``weights`` names (see :func:`scaleup.backbones.build.build`)."""
         backbone = _backbone(config, weights, on_disk)
-        base = {} if weights == "meta" else _base(config, backbone)  # before adapters are put into its blocks
-        with torch.device("meta"):  # what is not the backbone's comes from the file
+        base = {} if weights == "meta" else _base(config, backbone)  # before its blocks get adapters
+        with torch.device("meta"):  # all other tensors come from the file
             model = cls.assemble(config, backbone)
         model.base = base
         return model
 
     def save_pretrained(self, directory: str | Path, kind: str | None = None, overwrite: bool = False) -> Path:
-        """Write a model directory, whole or not at all.
+        """Write a model directory, completely or not at all.
 
         Args:
-            kind: ``"delta"`` or ``"full"``; by default a delta where blocks are frozen and the base is known.
+            kind: ``"delta"`` or ``"full"``; by default a delta if blocks are frozen and the base is known.
         """
         kind = kind or ("delta" if self.frozen_depth and self.base else "full")
         content = self.stored_tensors()
         if kind == "full" and (lost := self.base.keys() - content.keys()):
             raise UserError(
-                f"{len(lost)} tensors of the frozen blocks are in no float32 memory, so {directory} cannot be written "
-                "in full; write a delta, and export that with --to full"
+                f"{len(lost)} tensors of the frozen blocks are not in memory in float32, so {directory} cannot be "
+                "written in full; write a delta, and export it with --to full"
             )
         adapted = {name: content.pop(name) for name in list(content) if name.startswith(ADAPTER_PREFIX)}
         if kind == "delta":
@@ -128,17 +129,17 @@ class Pretrained(nn.Module):
                 if adapted:
                     assert self.config.adapter is not None
                     adapter.write(new / ADAPTER, self.arm.blocks, self.block_prefix, self.config.adapter, adapted)
-                save_file(content, weights, {"config": text})  # one key: with two, their order is chance
+                save_file(content, weights, {"config": text})  # one key, because the order of two would be random
             except SafetensorError as error:
                 raise UserError(f"{directory} could not be written ({error}); nothing was left behind") from error
-            make_readable(weights)  # safetensors writes for the owner alone
+            make_readable(weights)  # safetensors writes files that only the owner may read
         return Path(directory)
 
     def push_to_hub(self, repo_id: str, private: bool = False, message: str = "scaleup", **options: Any) -> str:
-        """Upload to the Hugging Face hub, as ``owner/name``; returns the address of the commit.
+        """Upload to the Hugging Face hub as ``owner/name``; return the address of the commit.
 
         Args:
-            options: of :meth:`save_pretrained`.
+            options: options of :meth:`save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as temporary:
             directory = self.save_pretrained(Path(temporary) / "model", **options)
@@ -154,7 +155,7 @@ class Pretrained(nn.Module):
         return {public_name(name, self.block_prefix): tensor for name, tensor in self.state_dict().items()}
 
     def stored_tensors(self) -> dict[str, Tensor]:
-        """All tensors under their names on disk, but those of frozen blocks that only the public backbone still has."""
+        """All tensors under their names on disk, except those of frozen blocks that are only in the public backbone."""
         stored = {name: self._stored(name, tensor) for name, tensor in self.state_dict().items()}
         return {
             public_name(name, self.block_prefix): tensor.detach().cpu().contiguous()
@@ -163,7 +164,7 @@ class Pretrained(nn.Module):
         }
 
     def _stored(self, name: str, tensor: Tensor) -> Tensor | None:
-        """The float32 content of a tensor of the model; None where only the public backbone has it."""
+        """The float32 content of a tensor of the model; None if only the public backbone has it."""
         trunk = self.trunk
         if trunk is None or not name.startswith("trunk.blocks."):
             return tensor
@@ -172,7 +173,7 @@ class Pretrained(nn.Module):
         original = trunk.originals.get(name.removeprefix("trunk."))
         if original is not None or self.base:
             return original
-        assert trunk.file is not None  # blocks that wait in a full directory
+        assert trunk.file is not None  # blocks stay in a full directory
         index, own_name = name.removeprefix("trunk.blocks.").split(".", 1)
         return trunk.file.read(int(index), own_name)
 
@@ -185,7 +186,7 @@ class Pretrained(nn.Module):
         return {name for name, digest in digests.items() if digest == self.base.get(public_name(name, prefix))}
 
     def _assign(self, content: Mapping[str, Tensor]) -> None:
-        """Take tensors in without a copy, parameters staying frozen or trainable as they were."""
+        """Assign tensors without a copy; frozen parameters stay frozen, others trainable."""
         names = {name: public_name(name, self.block_prefix) for name in self.state_dict()}
         state = {name: content[public] for name, public in names.items() if public in content}
         self.load_state_dict(state, strict=False, assign=True)
@@ -193,14 +194,15 @@ class Pretrained(nn.Module):
             self.trunk.requires_grad_(False)
 
     def _beyond_base(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What of the model's tensors the public backbone does not have."""
+        """The tensors that differ from the public backbone."""
         if not self.base:
             raise UserError(NO_BASE)
         digests = tensors.hashes({name: content[name] for name in self.base if name in content})
         return {name: tensor for name, tensor in content.items() if digests.get(name) != self.base.get(name, "")}
 
     def _wait_in(self, path: Path) -> set[str]:
-        """Have the frozen blocks read from a full file whenever they are needed; returns their tensors' names there."""
+        """Leave the frozen blocks in a full file, and read them when they are needed. Returns their names in the
+        file."""
         assert self.trunk is not None
         blocks = self.trunk.blocks.state_dict()
         names = {name: public_name(f"trunk.blocks.{name}", self.block_prefix) for name in blocks}
@@ -218,7 +220,7 @@ def base_of(config: ModelConfig, base: str | None = None) -> dict[str, str]:
 def _backbone(config: ModelConfig, weights: str | None, on_disk: int = 0) -> Backbone:
     entry = config.backbone
     if weights is not None and is_path(weights) and not tensors.split(weights)[0].is_file():
-        raise UserError(f"the base weights of {entry.name} are not at {weights}; say where they are with base")
+        raise UserError(f"the base weights of {entry.name} are not at {weights}; give their place as base")
     height, width = config.input.size
     return build(entry.name, entry.kwargs, (height, width), weights, entry.seed, on_disk)
 
@@ -229,6 +231,6 @@ def _base(config: ModelConfig, backbone: Backbone) -> dict[str, str]:
     if entry.sha256 not in (None, sha256):
         raise UserError(
             f"the base weights of {entry.name} have sha256 {sha256[:16]}..., but the model was made from "
-            f"{entry.sha256[:16]}...; give the very weights it was made from"
+            f"{entry.sha256[:16]}...; give the same weights that it was made from"
         )
     return digests

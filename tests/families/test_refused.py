@@ -18,8 +18,8 @@ REASONS = {
     "its attention works on windows of a grid, with a table": ["vision_transformer_sam"],
     "not images": ["naflexvit"],
     "its patches come from a convolutional network": ["vision_transformer_hybrid", "vitamin"],
-    "its class token meets the patches in the last blocks alone": ["cait"],
-    "how far patches are apart": ["convit"],
+    "its class token only joins in the last blocks": ["cait"],
+    "distances in a grid of patches": ["convit"],
     "patches of two sizes": ["crossvit"],
     "the pixels inside each patch": ["tnt"],
     "its first blocks attend within windows": ["volo"],
@@ -45,7 +45,7 @@ def test_every_model_of_a_family_is_refused_with_the_reason(module: str, reason:
 
 @pytest.mark.parametrize("name", POST_NORM)
 def test_blocks_that_normalise_what_they_add_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"'{name}' .* \(post-norm\), so tubes and gate would meet tokens of another"):
+    with pytest.raises(UserError, match=rf"'{name}' .* \(post-norm\), so tubes and gate would get tokens of another"):
         build(name, {}, None, "meta")
 
 

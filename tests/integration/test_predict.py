@@ -123,7 +123,7 @@ def test_an_overlay_is_written(model: Path, folder: Path, tmp_path: Path) -> Non
         (["a.png", "--top", "0"], "--top 0 is not above 0"),
         (["a.png", "--head", "motoin"], "there is no head 'motoin'; this model has 'motion'; nearest: 'motion'"),
         (["a.png", "short.mp4", "--overlay", "x.mp4"], "--overlay takes one image or video, but there are 2 sources"),
-        (["a.png", "--overlay", "x.gif"], "an overlay is written as .mp4 or .png, not 'x.gif'"),
+        (["a.png", "--overlay", "x.gif"], "an overlay must be .mp4 or .png, not 'x.gif'"),
         (["a.png", "--overlay", "none/x.mp4"], "'none/x.mp4' cannot be written: there is no directory 'none'"),
     ],
 )
@@ -138,7 +138,7 @@ def test_mistakes_are_a_sentence(
 
 
 def test_a_pattern_without_media_is_a_mistake(folder: Path) -> None:
-    with pytest.raises(UserError, match="holds no image and no video; known are files ending in png"):
+    with pytest.raises(UserError, match="has no image and no video; allowed are files ending in png"):
         expanded([str(folder / "*.txt")])
 
 

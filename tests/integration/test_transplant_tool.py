@@ -169,6 +169,6 @@ def test_a_clip_too_short_for_a_tube_is_refused(small: Path, large: Path, tmp_pa
 def test_a_backbone_of_other_weights_is_refused(small: Path, large: Path, tmp_path: Path) -> None:
     other = build("timm:vit_tiny_patch16_224", TINY, (32, 32)).source.state_dict()
     save_file(other, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="does not hold the weights of this model"):
+    with pytest.raises(UserError, match="does not have the weights of this model"):
         transplant(str(small), str(large), tmp_path / "out", Options(weights=str(tmp_path / "other.safetensors")))
     assert not (tmp_path / "out").exists()

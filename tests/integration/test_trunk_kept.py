@@ -182,7 +182,7 @@ def test_blocks_of_a_full_directory_wait_in_it(tiny_path: Path, moved: Path, tmp
 
 def test_what_cannot_wait_on_disk_is_said(parents: tuple[str, str], moved: Path, tmp_path: Path) -> None:
     torch.save(load_file(tmp_path / "large/model.safetensors"), tmp_path / "large.pt")
-    with pytest.raises(UserError, match="blocks cannot wait in .*large.pt; allowed is a .safetensors file"):
+    with pytest.raises(UserError, match="blocks cannot stay in .*large.pt; allowed is a .safetensors file"):
         load(moved, base=str(tmp_path / "large.pt"), placement="disk")
     with pytest.raises(UserError, match="drawn at random, not in a file"):
         transplant(parents[0], "vit_ti", tmp_path / "out", Options(weights=None, placement="disk", size=(32, 32)))

@@ -347,5 +347,5 @@ def test_an_adapter_needs_blocks_that_are_known() -> None:
     with pytest.raises(UserError, match="no block above the trunk for a lora adapter; choose a smaller frozen_depth"):
         template.with_arm(4, False, {}, adapt=Adapt("lora"))
     vit.blocks[3].__class__ = type("Layer", (type(vit.blocks[3]),), {})
-    with pytest.raises(UserError, match="which layers of a Layer take a ia3 adapter; adapters fit Block, "):
+    with pytest.raises(UserError, match="a ia3 adapter does not fit blocks of class Layer; adapters fit Block, "):
         template.with_arm(3, False, {}, adapt=Adapt("ia3"))

@@ -137,7 +137,7 @@ def test_a_delta_whose_base_moved_is_told_where_it_is(base: Path, tmp_path: Path
     model = made(base)
     model.save_pretrained(tmp_path / "out")
     moved = base.rename(tmp_path / "moved.safetensors")
-    with pytest.raises(UserError, match=f"are not at {base}; say where they are with base"):
+    with pytest.raises(UserError, match=f"are not at {base}; give their place as base"):
         load(tmp_path / "out")
     assert_same(load(tmp_path / "out", base=str(moved)), model)
 
@@ -163,8 +163,8 @@ def edit(path: Path, **changes: Tensor | None) -> None:
         ("delta", {"tubes.long.weight": None}, "missing tubes.long.weight"),
         ("delta", {"tubes.lang.weight": torch.zeros(2)}, "unexpected tubes.lang.weight; nearest: 'tubes.long.weight'"),
         ("delta", {"blocks.4.norm1.bias": torch.zeros(24)}, "unexpected blocks.4.norm1.bias"),
-        ("delta", {"norm.bias": torch.zeros(25)}, r"norm.bias is \(25,\) torch.float32 where \(24,\)"),
-        ("delta", {"norm.bias": torch.zeros(24).half()}, r"norm.bias is \(24,\) torch.float16 where"),
+        ("delta", {"norm.bias": torch.zeros(25)}, r"norm.bias is \(25,\) torch.float32, but must be \(24,\)"),
+        ("delta", {"norm.bias": torch.zeros(24).half()}, r"norm.bias is \(24,\) torch.float16, but must be"),
         ("full", {"blocks.0.norm1.bias": None}, "missing blocks.0.norm1.bias"),
         ("full", {"pos_embed": None, "cls_token": None}, r"missing cls_token; missing pos_embed \(2 faults in all\)"),
         ("full", {"extra": torch.zeros(2)}, "unexpected extra"),
@@ -236,7 +236,7 @@ def test_a_directory_that_lacks_a_file_is_refused(missing: str, tmp_path: Path) 
 @pytest.mark.parametrize("source", ["no/such/thing", "nothing", "", "/none/at/all"])
 def test_what_is_no_directory_is_refused(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no model directory"):
+    with pytest.raises(UserError, match="not a model directory"):
         load(source)
 
 

@@ -64,7 +64,7 @@ def test_an_inflated_tube_reads_the_patches_of_its_central_frame(
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"tubes": {}}, "model.inflate: True, but model.tubes has none"),
+        ({"tubes": {}}, "model.inflate is True, but model.tubes is empty"),
         (
             {"tubes": {"dense": Tube([2, 4, 8], [2, 8, 8])}},
             r"'dense' has kernel \[2, 4, 8\] .* allowed are .*\[t, 8, 8\]",
@@ -140,5 +140,5 @@ def test_fresh_blocks_and_inflated_tubes_come_back(images: tuple[Backbone, TubeV
 def test_blocks_that_share_no_positions_take_no_fresh_ones() -> None:
     kwargs = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
     backbone = Backbone("timm:vit_small_patch16_rope_mixed_224", kwargs, fresh_blocks=1)
-    with pytest.raises(UserError, match="takes no fresh blocks: rope.* has an entry for each of its blocks"):
+    with pytest.raises(UserError, match="cannot get fresh blocks: rope.* has an entry for each of its blocks"):
         fresh(Model(backbone=backbone, positions=schema.Positions("backbone")), HEADS, 0)

@@ -217,12 +217,14 @@ def test_mistakes_are_sentences(model: TubeViT, splits: tuple[Path, Path], tmp_p
         return Path(write_shards(samples, tmp_path / name, "video", CLASSES["video"] | (classes or {})).path)
 
     renamed = ["arc", *CLASSES["video"]["shape"][1:]]
-    with pytest.raises(UserError, match="'shape' has other classes in .*renamed.*'arc' is in one"):
+    with pytest.raises(UserError, match="'shape' has other classes in .*renamed.*'arc' is only in one"):
         probe(model, train, other("renamed", made, {"shape": renamed}))
     with pytest.raises(UserError, match="'shape' has other classes in .*turned.*another order"):
         probe(model, train, other("turned", made, {"shape": CLASSES["video"]["shape"][::-1]}))
     alike = [Sample(s.key, s.extension, s.media, s.labels | {"motion": 2}) for s in made]
-    with pytest.raises(UserError, match=f"'motion' of .*alike.*class '{CLASSES['video']['motion'][2]}' alone"):
+    with pytest.raises(
+        UserError, match=f"'motion' of .*alike.*only samples of class '{CLASSES['video']['motion'][2]}'"
+    ):
         probe(model, other("alike", alike), test)
     with pytest.raises(UserError, match="'shape' of .*empty.*has no samples"):
         probe(model, train, other("empty", []))

@@ -91,5 +91,5 @@ def test_an_overlay_is_red_where_it_looks_and_says_what_it_sees(tmp_path: Path) 
     overlay.write([pictures, pictures], tmp_path / "seen.png", 8)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "seen.png")), pictures[4])
     assert {path.name for path in tmp_path.iterdir()} == {"seen.mp4", "seen.png"}
-    with pytest.raises(UserError, match=r"written as \.mp4 or \.png, not 'seen\.gif'"):
+    with pytest.raises(UserError, match=r"must be \.mp4 or \.png, not 'seen\.gif'"):
         overlay.write([pictures], "seen.gif", 8)

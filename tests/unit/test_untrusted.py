@@ -144,7 +144,7 @@ def test_a_delta_that_asks_for_all_memory_is_refused_before_it_is_given_any(
 
 
 def test_a_model_at_random_that_no_memory_holds_is_refused() -> None:
-    with pytest.raises(UserError, match=r"at random takes \d+ GiB in float32, this machine has"):
+    with pytest.raises(UserError, match=r"needs \d+ GiB in float32, but this machine has"):
         build("timm:vit_giant_patch14_224", {"embed_dim": 16384, "num_heads": 16, "mlp_ratio": 8}, (224, 224))
 
 

@@ -174,7 +174,7 @@ def test_a_bare_file_of_an_aliased_model_names_it_itself(tmp_path: Path, monkeyp
         ("vit_hh", {}, "unknown backbone 'vit_hh'; allowed are vit_ti.*nearest: 'vit_h'"),
         ("timm:vit_hugee_patch14_224", {}, "unknown timm model .*nearest: 'vit_huge_patch14_224"),
         ("timm:resnet18", {}, "is a ResNet, not a plain ViT"),
-        ("timm:vit_base_patch16_rpn_224", {}, "its blocks normalise what they add"),
+        ("timm:vit_base_patch16_rpn_224", {}, "its blocks normalise their output"),
         ("timm:beit_base_patch16_224", {}, "a table with an entry for each pair of patches"),
         ("timm:swin_tiny_patch4_window7_224", {}, "its windows are cut from a grid"),
         ("timm:vit_base_r26_s32_224", {}, "its patches come from a convolutional network"),
@@ -197,9 +197,9 @@ def test_what_cannot_be_built_is_refused(name: str, kwargs: dict, words: str) ->
         ({"norm.weight": None}, "model: it lacks norm.weight$"),
         ({"blocks.2.norm1.weight": torch.zeros(24)}, "model: it has besides blocks.2.norm1.weight$"),
         ({"blocks.0.attn.qkv.weight": torch.zeros(72, 25)}, r"differs in .* \(72, 25\) where \(72, 24\) belongs"),
-        ({"pos_embed": torch.zeros(3)}, "does not hold the weights of this model"),
-        ({"patch_embed.proj.weight": torch.zeros(7)}, "does not hold the weights of this model"),
-        ({"encoder": torch.zeros(7)}, "does not hold the weights of this model"),
+        ({"pos_embed": torch.zeros(3)}, "does not have the weights of this model"),
+        ({"patch_embed.proj.weight": torch.zeros(7)}, "does not have the weights of this model"),
+        ({"encoder": torch.zeros(7)}, "does not have the weights of this model"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(change: dict, words: str, tmp_path: Path) -> None:
@@ -225,5 +225,5 @@ def test_our_own_directories(tmp_path: Path) -> None:
     assert held.keys() == left | backbone.state_dict().keys()
     assert all(torch.equal(tensor, held[name]) for name, tensor in backbone.state_dict().items())
     (tmp_path / "own" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds none of model.safetensors.*--to full"):
+    with pytest.raises(UserError, match="has none of model.safetensors.*--to full"):
         build(str(tmp_path / "own"), {}, None, "pretrained")

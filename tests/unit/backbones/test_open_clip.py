@@ -214,7 +214,7 @@ def test_what_cannot_be_built_is_refused(name: str, kwargs: dict, size: Any, wor
 
 
 def test_weights_without_a_tag_are_refused_with_the_tags() -> None:
-    with pytest.raises(UserError, match="does not say which weights; give open_clip:ViT-H-14/TAG: laion2b_s32b_b79k, "):
+    with pytest.raises(UserError, match="does not name weights; give open_clip:ViT-H-14/TAG: laion2b_s32b_b79k, "):
         build("open_clip:ViT-H-14", {}, None, "pretrained")
 
 
@@ -225,7 +225,7 @@ def test_a_file_of_another_model_is_refused_with_both_sides(files: dict[str, Pat
         build("open_clip:tiny-clipa", {}, None, str(files["clip"]))
     with pytest.raises(UserError, match=r"it differs in .*\(32,\) where \(48,\) belongs,.* belongs and \d+ more"):
         build("open_clip:tiny-clip", {"width": 48}, None, str(files["clip"]))
-    with pytest.raises(UserError, match="it lacks .*; it has besides|does not hold the weights of this model"):
+    with pytest.raises(UserError, match="it lacks .*; it has besides|does not have the weights of this model"):
         build("open_clip:tiny-clip", {}, None, str(files["token"]))
 
 

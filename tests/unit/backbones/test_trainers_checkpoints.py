@@ -155,7 +155,7 @@ def test_a_model_of_a_file_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (
             {"optimizer": {"state": {0: {"exp_avg": torch.ones(9)}}, "param_groups": [{"lr": 0.1}]}},
-            "does not hold the w",
+            "does not have the w",
         ),
         ({"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}], "name": "x" * 64}, "holds no tensors by name"),
         ({"ema": {"shadow_params": [torch.ones(9)]}, "decay": 0.999, "name": "x" * 64}, "holds no tensors by name"),

@@ -263,7 +263,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(hub: Hub, monkeypatch: pytest.
         ("timm:vit_giant_patch14_224", "pretrained", "no public weights of 'vit_giant_patch14_224'; nearest: "),
         ("timm:test_vit", "nowhere.bin", "there is no file nowhere.bin"),
         ("local-dir:nowhere", "pretrained", "there is no file nowhere"),
-        ("hf-hub:a/b/c", "pretrained", "'a/b/c' is no hub id; allowed is owner/name"),
+        ("hf-hub:a/b/c", "pretrained", "'a/b/c' is not a hub id; allowed is owner/name"),
         (
             "timm:vit_base_patch16_224",
             {"size": (224, 230)},
@@ -291,13 +291,13 @@ def test_a_size_that_is_the_models_own_is_taken_whatever_its_patches() -> None:
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     save_for_hf(trained("test_vit"), tmp_path / "vit", safe_serialization=True)
     (tmp_path / "vit" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds none of model.safetensors, pytorch_model.bin"):
+    with pytest.raises(UserError, match="has none of model.safetensors, pytorch_model.bin"):
         build(str(tmp_path / "vit"), {}, None, "pretrained")
 
 
 def test_a_directory_of_another_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"]}')
-    with pytest.raises(UserError, match="describes no model that is known here"):
+    with pytest.raises(UserError, match="describes an unknown model"):
         build(str(tmp_path), {}, None, "pretrained")
 
 

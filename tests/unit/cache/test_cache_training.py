@@ -164,5 +164,5 @@ def test_shards_of_videos_are_no_cache(cached: Frozen, tmp_path: Path) -> None:
     videos = Path(cached().data.train["videos"].shards)
     shutil.copytree(videos, tmp_path / "none/videos")
     recipe = cached(f"trunk.cache={tmp_path / 'none'}", "data.train.images.shards=" + str(videos))
-    with pytest.raises(UserError, match="none/videos' holds videos, not taps of a trunk; make those"):
+    with pytest.raises(UserError, match="none/videos' has videos, and is not a token cache; make one"):
         cached_sets(recipe.data, str(tmp_path / "none"))

@@ -159,7 +159,7 @@ def test_one_flipped_bit_is_found_by_reading_and_by_verify(shards):
         Shards.open(shards.path).read(4)
     assert Shards.open(shards.path).read(3).key != key
     problems = verify(shards.path, processes=1).problems
-    assert f"{file}: sample '{key}': .png has other bytes than were written" in problems
+    assert f"{file}: sample '{key}': .png has changed since it was written" in problems
     assert not any(other in problem for problem in problems for other in shards.keys if other != key)
 
 
@@ -234,7 +234,7 @@ def test_verify_finds_a_changed_byte_that_no_sample_reads(shards):
     tar = shards.path / "000002.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     first, second = verify(shards.path, processes=1).problems
-    assert first == "000002.tar: its sha256 is not the index's"
+    assert first == "000002.tar: its sha256 is not that of the index"
     assert second.startswith("000002.tar: cut off or damaged at byte")
 
 

@@ -167,7 +167,7 @@ def test_sources_that_are_none_are_one_sentence(tmp_path, monkeypatch):
         "pipe": "is a pipe",
         "a.mp4": "is one file",
         "a.tar": "is one file",
-        "a.zip": "is an archive of another kind",
+        "a.zip": "is an archive that is not a tar",
     }
     for name, sentence in said.items():
         with pytest.raises(UserError, match=sentence):

@@ -145,7 +145,9 @@ def test_shards_are_checked_from_afar(shards, server, processes, monkeypatch):
     tar.write_bytes(whole[:-600] + b"x" + whole[-599:])
     (shards.path / "000002.tar").unlink()
     first, second, third = verify(server.address, processes=processes).problems
-    assert first == "000001.tar: its sha256 is not the index's" and second.startswith("000001.tar: cut off or damaged")
+    assert first == "000001.tar: its sha256 is not that of the index" and second.startswith(
+        "000001.tar: cut off or damaged"
+    )
     assert third == "000002.tar: missing"
 
 

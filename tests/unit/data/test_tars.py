@@ -113,13 +113,17 @@ BAD = {
     "duplicate": ([("a.jpg", picture(0)), ("a.jpg", picture(1)), ("a.cls", b"0")], "0.tar: a", "has two members .jpg"),
     "other case": ([("a.jpg", picture(0)), ("a.JPG", picture(1)), ("a.cls", b"0")], "0.tar: a", "has two members .JPG"),
     "dotted": ([("a.b.jpg", picture(0)), ("a.b.cls", b"0")], "0.tar: a", "has a dot in its name"),
-    "pickle": ([("a.jpg", picture(0)), ("a.cls", b"0"), ("a.pyd", b"cos\nsystem\n")], "0.tar: a", "has a pickle, .pyd"),
-    "up": ([("../a.jpg", picture(0)), ("../a.cls", b"0")], "0.tar: ../a.jpg", "its name leaves the tar"),
-    "root": ([("/etc/a.jpg", picture(0))], "0.tar: /etc/a.jpg", "its name leaves the tar"),
+    "pickle": (
+        [("a.jpg", picture(0)), ("a.cls", b"0"), ("a.pyd", b"cos\nsystem\n")],
+        "0.tar: a",
+        "has a pickle (.pyd)",
+    ),
+    "up": ([("../a.jpg", picture(0)), ("../a.cls", b"0")], "0.tar: ../a.jpg", "its name is outside the tar"),
+    "root": ([("/etc/a.jpg", picture(0))], "0.tar: /etc/a.jpg", "its name is outside the tar"),
     "link": (
         [("a.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})],
         "0.tar: a.jpg",
-        "is no file but a link",
+        "is not a file but a link",
     ),
     "no ending": ([("README", b"x")], "0.tar: README", "its name is not KEY.ENDING"),
     "no key": ([(".jpg", picture(0))], "0.tar: .jpg", "its name is not KEY.ENDING"),
@@ -252,7 +256,7 @@ def test_names_with_colons_braces_and_capitals_and_long_ones(tmp_path):
 )
 def test_compressed_tars_are_named_beside_others_and_alone(tmp_path, name, command):
     (tmp_path / name).write_bytes(b"x")
-    said = f"is a compressed tar, in which nothing can be read in place; decompress it first: {command} '{name}'"
+    said = f"is a compressed tar, which cannot be read in place; decompress it first: {command} '{name}'"
     for source in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match=f"{name}' {said}"):
             index_tars(source, processes=1) if kind_of(source) == "tars" else None
@@ -264,7 +268,9 @@ def test_a_tar_that_is_compressed_in_spite_of_its_name_is_named(tmp_path):
     write_tar(tmp_path / "a.tar", GOOD)
     (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
     (failure,) = index_tars(tmp_path, processes=1).failures
-    said = "is compressed, whatever its name says; decompress it first: mv 'b.tar' 'b.tar.gz'; gunzip 'b.tar.gz'"
+    said = (
+        "is compressed, although its name ends in .tar; decompress it first: mv 'b.tar' 'b.tar.gz'; gunzip 'b.tar.gz'"
+    )
     assert failure == Failure("b.tar", said)
 
 
@@ -293,6 +299,6 @@ def test_class_folders_beside_tars_are_pointed_at(tmp_path):
     write_tar(tmp_path / "all.tar", [("run/a.jpg", picture(0))])
     write_tar(tmp_path / "run/a.jpg", [])
     with pytest.raises(
-        UserError, match="the first: has no label.*it has folders too, such as 'run': --kind folder packs those"
+        UserError, match="the first: has no label.*it also has folders, such as 'run'; to pack these use --kind folder"
     ):
         index_tars(tmp_path, processes=1)
