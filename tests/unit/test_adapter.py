@@ -281,7 +281,7 @@ def test_a_tensor_is_stored_once(tmp_path: Path) -> None:
         ({"blocks.2.attn.qkv.lora_A.weight": None}, r"missing base_model.model.blocks.2.attn.qkv.lora_A.weight \(1 f"),
         ({"blocks.2.attn.qkw.lora_A.weight": torch.zeros(3, 24)}, r"unexpected .*qkw.*nearest: '.*blocks.2.attn.qkv"),
         ({"blocks.1.attn.qkv.lora_A.weight": torch.zeros(3, 24)}, "unexpected base_model.model.blocks.1.attn.qkv"),
-        ({"blocks.2.attn.qkv.lora_A.weight": torch.zeros(4, 24)}, r"lora_A.weight is \(4, 24\) .* where \(3, 24\)"),
+        ({"blocks.2.attn.qkv.lora_A.weight": torch.zeros(4, 24)}, r"lora_A.weight is \(4, 24\) .* must be \(3, 24\)"),
         (None, "missing base_model.model.blocks.2.attn.proj.lora_A.weight"),
     ],
 )
