@@ -31,14 +31,8 @@ from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
 SCORED = 1000  # training samples for train_accuracy; a fixed number, so that memory does not grow
-PROBED = (
-    "backbone",
-    "input",
-    "frames",
-    "tubes",
-    "interpolate",
-    "positions",
-)  # keys that determine tokens
+# Keys of config.json that determine the tokens.
+PROBED = ("backbone", "input", "frames", "tubes", "interpolate", "positions")
 
 Features = dict[int, Tensor]  # depth -> (B, F)
 Scored = tuple[Features, dict[str, Tensor]]  # features, and label -> (B,)
