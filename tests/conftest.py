@@ -1,22 +1,23 @@
-"""What tests of whole runs share: tiny shards of moving shapes, and a tiny recipe on them."""
+"""What tests of whole runs share: tiny shards of moving shapes, and a tiny recipe on them.
 
+Torch is imported inside functions: the process that only hands tests to workers does without.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
 from collections.abc import Callable
-from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on shared cores: threads would only wait for each other
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 
-from scaleup import recipe
-from scaleup.config.schema import Recipe
-from scaleup.data.shapes import make_shapes
+if TYPE_CHECKING:
+    from scaleup.config.schema import Recipe
 
-torch.cuda.is_available = cache(torch.cuda.is_available)  # which asks the driver before every operation that is traced
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models on shared cores: threads would only wait for each other
 
 TINY = """
 seed: 1
@@ -50,6 +51,20 @@ FAMILIES = {  # those of tests/families that make test tries, of each library an
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):  # the workers do the work
+        return
+    import_module("support.quick")
+    if hasattr(config, "workerinput"):
+        import_module("support.tools").fork_server()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: garbage is looked for among the rest alone."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -61,6 +76,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe file of three arms on a model of width 24, on a dozen videos and images."""
+    from scaleup.data.shapes import make_shapes
+
     directory = tmp_path_factory.mktemp("tiny")
     make_shapes(directory / "shapes", {"train": 12}, {"train": 12}, frames=8, processes=1)
     path = directory / "tiny.yaml"
@@ -71,12 +88,16 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """``tiny("train.steps=2", ...)``: the recipe with changes; it writes to ``tmp_path / "out"``."""
+    from scaleup import recipe
+
     return lambda *changes: recipe.load(tiny_path, [f"out={tmp_path / 'out'}", *changes])
 
 
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """The shapes of the weights of every convolution from now on."""
+    import torch.nn.functional as F
+
     seen: list[tuple] = []
     original = F.conv2d
 

@@ -3,6 +3,7 @@
 What only a fresh start can show is seen by the tests that start Python: of the tutorial, of launchers, of mistakes.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -14,9 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
+from importlib import import_module
+from itertools import pairwise
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
@@ -145,6 +149,28 @@ def process(
     made = forked.Process(target=_begin, args=(function, args, dict(environment), failure, ignored))
     made.start()
     return made
+
+
+def fork_server() -> None:
+    """Let tools be forked from a process that is itself forked from this one, and imports nothing a second time."""
+    import_module("support.preload")
+    resource_tracker.ensure_running()
+    with mock.patch.object(util, "spawnv_passfds", _serve):
+        forkserver.ensure_running()
+
+
+def _serve(_: str, args: list, files: Sequence[int]) -> int:
+    """Do in a forked process what Python would do if it were started with these arguments; returns its id."""
+    if pid := os.fork():
+        return pid
+    try:
+        faulthandler.disable()
+        for first, last in pairwise([2, *sorted(files), os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(first + 1, last)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: PTH123, SIM115
+        exec(args[-1], {})
+    finally:
+        os._exit(0)
 
 
 def free_port() -> str:
