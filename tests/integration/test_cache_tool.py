@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from support.tools import tool
+from support.tools import AT_ONCE, tool
 
 
 def test_a_sweep_trains_from_the_cache_that_its_recipe_makes(tiny_path: Path, tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_sweep_trains_from_the_cache_that_its_recipe_makes(tiny_path: Path, tm
     made = json.loads(done.stdout)
     assert made["depths"] == [1, 3] and {each["samples"] for each in made["datasets"].values()} == {12}
     assert made["bytes"] == sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
-    trained = tool("sweep", recipe, f"out={tmp_path / 'run'}")
+    trained = tool("sweep", recipe, f"out={tmp_path / 'run'}", before=AT_ONCE)
     assert trained.returncode == 0, trained.stderr
     assert "last: frozen depth 3" in trained.stdout and (tmp_path / "run/gated/config.json").is_file()
 

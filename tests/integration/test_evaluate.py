@@ -1,7 +1,6 @@
 """Promise 7: every sample is evaluated exactly once, whatever the number of ranks and workers."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from support import tools
 from support.marks import at_length
+from support.runs import copied
 
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
@@ -20,8 +20,10 @@ from scaleup.data.shards import Sample, Shards
 from scaleup.errors import UserError
 from scaleup.evaluate import evaluate, view_features
 from scaleup.model.build import fresh, load, load_run
+from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import run_records
 from scaleup.outputs.conversion import export
+from scaleup.recipe import load as load_recipe
 from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 
@@ -37,18 +39,33 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(samples, tmp_path_factory.mktemp("data") / "test", "video", CLASSES["video"], per_shard=5).path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def made(tiny_path: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and a sweep of three arms that start from it."""
+    place = tmp_path_factory.mktemp("evaluate")
+    recipe = load_recipe(tiny_path, ["train.steps=2", f"out={place / 'sweep'}"])
+    recipe.model.load = str(confident(recipe, shards).save_pretrained(place / "model"))
+    run(recipe, sweep_arms(recipe))
+    return place
+
+
 @torch.no_grad()
-def model(tiny: Callable[..., Recipe], shards: Path, tmp_path: Path) -> Path:
+def confident(recipe: Recipe, shards: Path) -> TubeViT:
     """An untrained model that is sure of itself, and whose views of one clip disagree."""
-    made, opened = fresh(tiny().model, CLASSES["video"], seed=2).eval(), Shards.open(shards)
+    made, opened = fresh(recipe.model, CLASSES["video"], seed=2).eval(), Shards.open(shards)
     media = [opened.read(index).media for index in range(COUNT) if index != DAMAGED]
     views = torch.cat([eval_views(each, "video", made.config.input, 2, 2) for each in media])
     features = made.forward_features(made.preprocess(views))  # (samples * V, D)
     for head in made.arm.heads.values():
         head.weight *= SURE
         head.bias.copy_(-head.weight @ features.mean(0))
-    return made.save_pretrained(tmp_path / "model")
+    return made
+
+
+@pytest.fixture
+def model(made: Path, tmp_path: Path) -> Path:
+    """That model, where a test may change it; the sweep stands beside it."""
+    return copied(made, tmp_path) / "model"
 
 
 @torch.no_grad()
@@ -101,12 +118,8 @@ def test_probabilities_are_averaged_and_not_logits(model: Path, shards: Path) ->
 
 
 @pytest.fixture
-def swept(tiny: Callable[..., Recipe], tiny_path: Path, model: Path, tmp_path: Path) -> Path:
-    """A sweep of three arms that start from a model directory."""
-    recipe = tiny("train.steps=2", f"out={tmp_path / 'sweep'}")
-    recipe.model.load = str(model)
-    run(recipe, sweep_arms(recipe))
-    return tmp_path / "sweep"
+def swept(model: Path) -> Path:
+    return model.with_name("sweep")
 
 
 def test_arms_in_one_pass_give_what_each_gives_alone(swept: Path, shards: Path) -> None:

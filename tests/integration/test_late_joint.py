@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.runs import metrics, weights
-from support.tools import tool
+from support.tools import AT_ONCE, tool
 
 import scaleup
 from scaleup.config import schema
@@ -59,7 +59,7 @@ def changes(prepared: Path, out: Path, late: str, *more: str) -> list[str]:
 def joint(prepared: Path) -> Path:
     """A sweep of late blocks on both."""
     out = prepared / "joint"
-    done = tool("sweep", RECIPE, *changes(prepared, out, "joint"))
+    done = tool("sweep", RECIPE, *changes(prepared, out, "joint"), before=AT_ONCE)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -13,19 +13,25 @@ from pathlib import Path
 import pytest
 from support.marks import at_length
 from support.runs import bits
-from support.tools import start, tool
+from support.tools import AT_ONCE, SECONDS, start, tool
 from support.warm import warm_python
 
 from scaleup import recipe
 from scaleup.config.schema import Recipe
 from scaleup.errors import UserError
 from scaleup.recipe import sweep_arms
-from scaleup.sweeps import machines
+from scaleup.sweeps import costs, machines
 from scaleup.sweeps.machines import spread
 from scaleup.sweeps.parts import split_arms, sweep
 from scaleup.training.run import run
 
 TWO = ["arms.full=null"]  # arms are left, a job each
+SLOWLY = f"""{AT_ONCE}
+import time
+from scaleup.training.log import Metrics
+log = Metrics.log
+Metrics.log = lambda *args: (time.sleep(0.3), log(*args))
+"""
 
 
 def taken(out: Path) -> list[int]:
@@ -42,28 +48,47 @@ def whole(path: Path, out: Path, *changes: str) -> dict[str, bytes]:
 @pytest.fixture
 def warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The Python that jobs are started with: they are forked."""
-    with warm_python(tmp_path / "warm") as python:
+    with warm_python(tmp_path / "warm", AT_ONCE) as python:
         monkeypatch.setattr(sys, "executable", str(python))
         yield python
 
 
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Path]:
+    """The same, of jobs that wait at each step, so that none is over when they are interrupted."""
+    with warm_python(tmp_path / "slow", SLOWLY) as python:
+        yield python
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes on here is not planned again."""
+    monkeypatch.setattr(costs, "waves", lambda _, arms, *__: [arms])
+
+
 @pytest.mark.parametrize("where", ["here", *at_length("on both")])
 def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
-    warm: Path, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture, where: str
+    slow: Path,
+    at_once: None,
+    tiny: Callable[..., Recipe],
+    tiny_path: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    where: str,
 ) -> None:
     """With Ctrl-C in a terminal, which every process of the group hears; they go on there, or on one machine."""
-    out, changes = tmp_path / "out", [*TWO, "train.steps=100", "train.save_every=0"]
+    out, changes = tmp_path / "out", [*TWO, "train.steps=30", "train.save_every=0"]
     command = ["sweep", tiny_path, *changes, f"out={out}", "--where=local", "--machines=2"]
-    running, end = start(*command, failure=f"import sys; sys.executable = {str(warm)!r}"), time.monotonic() + 120
+    running, end = start(*command, before=f"import sys; sys.executable = {str(slow)!r}"), time.monotonic() + SECONDS
     while len(taken(out)) < 2 or min(taken(out)) < 2:
         assert running.alive and time.monotonic() < end, running.wait().stderr
         time.sleep(0.05)
     running.send(signal.SIGINT)
-    asked = running.wait(100)
+    asked = running.wait()
     assert asked.returncode == 130, asked.stderr
     assert "the same command goes on" in asked.stdout and not list(Path(f"{out}.jobs").glob("*.pkl"))
     saved = [int(path.name[-8:]) for path in out.glob("parts/*/checkpoints/step-*")]
-    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 100
+    assert len(saved) == 2 and sorted(saved) == sorted(taken(out)) and max(saved) < 30
 
     if where == "here":
         read = tiny(*changes)
@@ -72,10 +97,10 @@ def test_two_machines_are_interrupted_and_go_on_to_the_same_bytes(
         done = tool(*command, "--json")
         assert done.returncode == 0, done.stderr
         result, said = json.loads(done.stdout), "".join(p.read_text() for p in Path(f"{out}.jobs").glob("*.err"))
-    assert all(f"resuming at step {step} of 100" in said for step in saved)
+    assert all(f"resuming at step {step} of 30" in said for step in saved)
     depths = [[result["arms"][name]["frozen_depth"] for name in part] for part in result["parts"]]
     assert len(depths) == 2 and sum(depths, []) == sorted(sum(depths, []))
-    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=100")
+    assert bits(out) == whole(tiny_path, tmp_path / "whole", "train.steps=30")
 
 
 @pytest.fixture
@@ -85,7 +110,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_job_that_fails_is_named_and_the_others_stay(
-    warm: Path, apart: None, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
+    warm: Path, at_once: None, apart: None, tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path
 ) -> None:
     read, out = tiny(*TWO, "train.steps=2"), tmp_path / "out"
     arms = sweep_arms(read)
@@ -156,7 +181,7 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(
     read, out = tiny(*TWO, "train.steps=4000", "train.save_every=0"), tmp_path / "out"
     made = machines.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
     job = made.submit(machines.Job(read, sweep_arms(read), None, None, None))
-    end = time.monotonic() + 120
+    end = time.monotonic() + SECONDS
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 2:
         assert time.monotonic() < end, job.stderr()
         time.sleep(0.05)

@@ -71,7 +71,7 @@ torch.save(outputs, sys.argv[1])
 assert not any(name.startswith("scaleup") for name in sys.modules)"""
     pixels = {"image": samples(5, 32, 32), "video": samples(5, 8, 32, 32)}
     torch.save(pixels, tmp_path / "clips.pt")
-    subprocess.run([sys.executable, "-c", code, "clips.pt"], check=True, timeout=240, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", code, "clips.pt"], check=True, timeout=tools.SECONDS, cwd=tmp_path)
     for found, clips in zip(torch.load(tmp_path / "clips.pt"), pixels.values(), strict=True):
         for head, logits in expected(saved, clips).items():
             torch.testing.assert_close(found[head], logits, rtol=1e-5, atol=1e-6)

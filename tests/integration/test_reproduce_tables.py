@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tools import start
+from support.tools import SECONDS, start
 
 from reproduce import page, publish, reproduce, tasks, work
 from reproduce.desk import Desk
@@ -29,7 +29,7 @@ def finished_runs(out):
 
 def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
-    first, end = start("reproduce", *command(tmp_path / "out")[1:]), time.monotonic() + 240
+    first, end = start("reproduce", *command(tmp_path / "out")[1:]), time.monotonic() + SECONDS
     while not finished_runs(tmp_path / "out") and first.alive and time.monotonic() < end:
         time.sleep(0.02)
     first.send(signal.SIGKILL)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from support.killed import killed
+from support.marks import at_length
 from support.runs import bits, losses, steps
-from support.tools import LAUNCHER, TOOLS, Running, start, tool
+from support.tools import AT_ONCE, LAUNCHER, SECONDS, TOOLS, Running, start, tool
 
 from scaleup.config.schema import Recipe
 from scaleup.evaluate import evaluate
@@ -30,7 +31,7 @@ def ends_with_the_same_bytes(
 ) -> list[int]:
     """With dropout, drop path, mixup, and validation, after which arms end at different steps; of several ranks one is
     killed, and the others end by themselves. Returns the steps at which the run resumed."""
-    count, every, last = (120, 9, 50) if len(points) > 5 else (18, 2, 6)
+    count, every, last = (120, 9, 50) if len(points) > 5 else (18, 2, 6) if len(points) > 1 else (12, 2, 6)
     changes = [f"train.steps={count}", f"train.valid_every={every}", f"arms.last.steps={last}", "train.save_every=2"]
     changes += [f"train.zero_stage={stage}", f"data.valid.shards={path.parent}/shapes/videos-train", *ENDS]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -48,7 +49,10 @@ def ends_with_the_same_bytes(
     return resumed
 
 
-@pytest.mark.parametrize(("ranks", "tool", "stage", "points"), [(1, "sweep", 0, [0, 3, 9]), (2, "train", 2, [6])])
+@pytest.mark.parametrize(
+    ("ranks", "tool", "stage", "points"),
+    [(2, "sweep", 2, [3]), *at_length((1, "sweep", 0, [0, 3, 9]), (2, "train", 2, [6]))],
+)
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     tiny_path: Path, tmp_path: Path, ranks: int, tool: str, stage: int, points: list[int | None]
 ) -> None:
@@ -67,7 +71,7 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bytes(
 
 def begun(name: str, *args: object, out: Path, at_step: int, ranks: int = 1) -> Running:
     """A tool that has taken so many steps."""
-    running, end = start(name, *args, f"out={out}", ranks=ranks), time.monotonic() + 60
+    running, end = start(name, *args, f"out={out}", ranks=ranks), time.monotonic() + SECONDS
     while not (out / "metrics.jsonl").exists() or len(steps(out)) < at_step:
         assert running.alive and time.monotonic() < end, running.wait().stderr
         time.sleep(0.01)
@@ -136,7 +140,7 @@ def test_two_ranks_validate_every_sample_once_and_lose_the_same_arm(tiny_path: P
     shards, out = tiny_path.parent / "shapes" / "videos-train", tmp_path / "out"
     changes = ["train.steps=6", "train.valid_every=1", f"data.valid.shards={shards}", "arms.full.lr=1e30", *ENDS]
     changes += ["arms.full.clip=0", "arms.last.steps=3"]
-    done = tool("sweep", tiny_path, *changes, "--json", f"out={out}", ranks=2)
+    done = tool("sweep", tiny_path, *changes, "--json", f"out={out}", ranks=2, before=AT_ONCE)
     assert done.returncode == 1, done.stderr
     arms = json.loads((out / "result.json").read_text())["arms"]
     assert done.stderr.count("arm 'full' diverged") == 1 and arms["full"]["diverged"] is not None
@@ -156,7 +160,7 @@ def launched(*command: object, out: Path, at_step: int) -> subprocess.Popen:
     """A command in a process group of its own, nothing forked, that has taken so many steps."""
     call = list(map(str, (sys.executable, *command, f"out={out}")))
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + SECONDS
     while at_step and (not (out / "metrics.jsonl").exists() or len(steps(out)) < at_step):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.01)

@@ -12,7 +12,7 @@ import torch
 from support import tools
 from support.marks import at_length
 from support.runs import losses
-from support.tools import LAUNCHER, TOOLS
+from support.tools import LAUNCHER, SECONDS, TOOLS
 from support.warm import warm_python
 
 import scaleup
@@ -67,7 +67,7 @@ def launched(python: Path, *args: object) -> subprocess.CompletedProcess:
     """Two ranks by torch's launcher."""
     command = [*map(str, (python, *LAUNCHER, TOOLS / "train.py", *args))]
     environment = os.environ | {"PYTHON_EXEC": str(python)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, env=environment)
 
 
 @pytest.mark.parametrize(

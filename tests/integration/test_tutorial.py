@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from support.marks import at_length
+from support.tools import AT_ONCE
 from support.warm import warm_python
 from timm.models import save_for_hf
 
@@ -56,7 +58,7 @@ def script() -> str:
     return text
 
 
-@pytest.mark.parametrize("python", [warm_python, *at_length(nullcontext)])
+@pytest.mark.parametrize("python", [partial(warm_python, before=AT_ONCE), *at_length(nullcontext)])
 def test_every_command_of_the_tutorial_runs(place: Path, python: Callable[[Path], AbstractContextManager]) -> None:
     """And leaves what the page says that it leaves."""
     with python(place / "warm"):

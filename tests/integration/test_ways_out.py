@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.marks import at_length
-from support.tools import LAUNCHER, TOOLS, left, start
+from support.tools import AT_ONCE, LAUNCHER, SECONDS, TOOLS, left, start
 
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
 from scaleup.model.build import fresh
-
-SECONDS = 240  # far more than any of them takes, also on a busy machine: what has not ended then, hangs
 
 
 class End(NamedTuple):
@@ -28,7 +26,7 @@ class End(NamedTuple):
 
 def broken(failure: str, name: str, *args: object) -> End:
     """A tool in which ``failure``, a line of Python, comes to pass before it begins."""
-    running = start(name, *args, failure=failure)
+    running = start(name, *args, before=f"{failure}; {AT_ONCE}")
     (code,) = running.codes(SECONDS)
     (pid,) = running.pids
     return End(code, "".join(file.read_text() for file in running.files[1:] if file.exists()), left(pid))
@@ -150,7 +148,7 @@ RANK_1 = (
 
 @pytest.mark.parametrize("tool", ["train", *at_length("evaluate")])
 def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]]) -> None:
-    running = start(tool, *args[tool], ranks=2, failure=HERE + RANK_1)
+    running = start(tool, *args[tool], ranks=2, before=HERE + RANK_1)
     codes = running.codes(SECONDS)
     said = "".join(file.read_text() for file in running.files[1:])
     assert codes[1] == 2 and codes[0] not in (None, 0) and not any(map(left, running.pids)), (codes, said)

@@ -25,7 +25,8 @@ from unittest import mock
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")  # of two ranks, in fresh processes
-SECONDS = 240
+SECONDS = 600  # far more than anything takes, also on a busy machine: what has not ended then, hangs
+AT_ONCE = "from scaleup.sweeps import costs; costs.waves = lambda recipe, arms, *_: [arms]"  # a plan takes seconds
 
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(["support.preload"])
@@ -39,7 +40,7 @@ class Running:
         command: list[str],
         ranks: int = 1,
         stdin: bytes = b"",
-        failure: str = "",
+        before: str = "",
         place: str | Path | None = None,
         environment: Mapping[str, str] | None = None,
         ignored: Sequence[int] = (),
@@ -54,7 +55,7 @@ class Running:
                 (command, self.files, str(place or Path.cwd())),
                 dict(os.environ if environment is None else environment)
                 | (together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
-                failure,
+                before,
                 ignored,
             )
             for rank in range(ranks)
@@ -92,18 +93,18 @@ class Running:
         return [each.exitcode for each in self.processes]
 
 
-def start(name: str, *args: object, ranks: int = 1, stdin: bytes = b"", failure: str = "") -> Running:
+def start(name: str, *args: object, ranks: int = 1, stdin: bytes = b"", before: str = "") -> Running:
     """Begin ``tools/NAME.py ARGS`` in this directory, with this environment.
 
     Args:
-        failure: a line of Python that is executed before, which makes something fail.
+        before: lines of Python that are executed first, which make something fail, or take less time.
     """
-    return Running([str(TOOLS / f"{name}.py"), *map(str, args)], ranks, stdin, failure)
+    return Running([str(TOOLS / f"{name}.py"), *map(str, args)], ranks, stdin, before)
 
 
-def tool(name: str, *args: object, ranks: int = 1, stdin: bytes = b"") -> subprocess.CompletedProcess:
+def tool(name: str, *args: object, ranks: int = 1, stdin: bytes = b"", before: str = "") -> subprocess.CompletedProcess:
     """``tools/NAME.py ARGS`` in this directory, with this environment."""
-    return start(name, *args, ranks=ranks, stdin=stdin).wait()
+    return start(name, *args, ranks=ranks, stdin=stdin, before=before).wait()
 
 
 def script(code: str, *args: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
@@ -136,7 +137,7 @@ def process(
     function: Callable,
     args: tuple,
     environment: Mapping[str, str],
-    failure: str = "",
+    before: str = "",
     ignored: Sequence[int] = (),
 ) -> ForkServerProcess:
     """A process forked from the one that has imported everything; it begins with signals ignored, as by its parent."""
@@ -146,14 +147,15 @@ def process(
         forkserver.ensure_running()
     finally:
         os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
-    made = forked.Process(target=_begin, args=(function, args, dict(environment), failure, ignored))
+    made = forked.Process(target=_begin, args=(function, args, dict(environment), before, ignored))
     made.start()
     return made
 
 
 def fork_server() -> None:
     """Let tools be forked from a process that is itself forked from this one, and imports nothing a second time."""
-    import_module("support.preload")
+    for name in ("support.preload", "peft", "matplotlib.pyplot"):
+        import_module(name)
     resource_tracker.ensure_running()
     with mock.patch.object(util, "spawnv_passfds", _serve):
         forkserver.ensure_running()
@@ -179,7 +181,7 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _begin(function: Callable, args: tuple, environment: dict[str, str], failure: str, ignored: Sequence[int]) -> None:
+def _begin(function: Callable, args: tuple, environment: dict[str, str], before: str, ignored: Sequence[int]) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     for number in ignored:
@@ -187,7 +189,7 @@ def _begin(function: Callable, args: tuple, environment: dict[str, str], failure
     multiprocessing.set_start_method(None, force=True)  # as where no test has begun the tool
     os.environ.clear()
     os.environ.update(environment)
-    exec(failure, {})
+    exec(before, {})
     function(*args)
 
 

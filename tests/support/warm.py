@@ -58,8 +58,9 @@ exec '{python}' -I -S '{client}' '{address}' "$@"
 
 
 @contextmanager
-def warm_python(directory: Path) -> Iterator[Path]:
-    """Put ``python`` into a directory; it serves as long as the block lasts."""
+def warm_python(directory: Path, before: str = "") -> Iterator[Path]:
+    """Put ``python`` into a directory; it serves as long as the block lasts, and executes ``before`` first in all that
+    it forks."""
     directory.mkdir()
     client, address, python = (directory / name for name in ("client.py", "socket", "python"))
     client.write_text(CLIENT)
@@ -68,23 +69,23 @@ def warm_python(directory: Path) -> Iterator[Path]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen()
-        Thread(target=_serve, args=(listener,), daemon=True).start()
+        Thread(target=_serve, args=(listener, before), daemon=True).start()
         yield python
 
 
-def _serve(listener: socket.socket) -> None:
+def _serve(listener: socket.socket, before: str) -> None:
     while True:
         try:
             connection, _ = listener.accept()
         except OSError:  # it is closed
             return
-        Thread(target=_answer, args=(connection,), daemon=True).start()
+        Thread(target=_answer, args=(connection, before), daemon=True).start()
 
 
-def _answer(connection: socket.socket) -> None:
+def _answer(connection: socket.socket, before: str) -> None:
     with connection, connection.makefile("rw") as asked:
         command, place, environment, ignored = json.loads(asked.readline())
-        running = Running(command, place=place, environment=environment, ignored=ignored)
+        running = Running(command, before=before, place=place, environment=environment, ignored=ignored)
         with suppress(BrokenPipeError):
             _tell(asked, running.pids)
             over = Event()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.marks import at_length
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.errors import UserError
@@ -167,18 +168,19 @@ def test_zero_shares_the_optimizer_among_ranks(tiny: Tiny) -> None:
     assert costs.memory(recipe, {"arm": Arm()}, ranks=4)["optimizer"] == 3 * trains // 4
 
 
-def test_a_backbone_of_seven_billion_parameters_is_planned_without_memory(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny(VIDEOS)
-    recipe.model.backbone.name, recipe.model.backbone.kwargs = "timm:vit_7b_patch16_dinov3", {}
+@pytest.mark.parametrize(("depth", "frozen"), [(3, 2), *at_length((40, 38))])
+def test_a_backbone_of_seven_billion_parameters_is_planned_without_memory(tiny: Tiny, depth: int, frozen: int) -> None:
+    """Of 40 blocks, or the first few of them."""
+    recipe, block = tiny(VIDEOS), 6.7e9 / 40
+    recipe.model.backbone.name, recipe.model.backbone.kwargs = "timm:vit_7b_patch16_dinov3", {"depth": depth}
     recipe.model.input.size, recipe.model.positions.kind = [224, 224], "backbone"
-    arm = Arm(frozen_depth=38, gate=True)
-    planned = costs.plan(recipe, {"arm": arm}, available=24 * 2**30, gflops=1000)
+    arms = {"arm": Arm(frozen_depth=frozen, gate=True)}
+    assert all(tensor.is_meta for tensor in Sketch(recipe, arms).models["arm"].parameters())
+    planned = costs.plan(recipe, arms, available=int(3 * depth * block), gflops=1000)
     counts = planned.arms["arm"]
-    assert 6.6e9 < counts.frozen_parameters + counts.trained_parameters < 6.9e9
+    assert 0.98 * depth * block < counts.frozen_parameters + counts.trained_parameters < 1.03 * depth * block
     # A block's products take two operations a weight and token; attention comes on top of it.
-    weights, count = 38 / 40 * 6.7e9, planned.tokens.video
+    weights, count = frozen * block, planned.tokens.video
     assert 1 < planned.flops["video"].trunk / (2 * weights * count) < 1.1
     assert not planned.fits and planned.largest_batch == 0 and planned.waves == []
 

@@ -13,17 +13,24 @@ SLEEPS = "GOMP_SPINCOUNT = '0'"  # threads go round so many times before they sl
 OWN = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "GOMP_"))}
 
 
-def read_by_openmp(code: str) -> str:
-    """What OpenMP says that it read when torch was loaded by ``code``."""
+def read_by_openmp(code: str) -> subprocess.CompletedProcess:
+    """What OpenMP says that it read when torch was loaded by ``code``: in stderr."""
     env = OWN | {"OMP_DISPLAY_ENV": "verbose"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stderr
+    return done
 
 
-def test_threads_sleep_where_scaleup_is_imported_first():
-    assert SLEEPS in read_by_openmp("import scaleup, torch")
-    assert SLEEPS not in read_by_openmp("import torch")
+def test_threads_sleep_where_scaleup_is_imported_first_and_libraries_wait_until_they_are_asked_for():
+    code = "import sys, scaleup, scaleup.training.engine; from scaleup.backbones.build import build; "
+    code += "build('timm:test_vit', {}, None, 'meta'); print(sys.modules.keys() & {'deepspeed', 'open_clip'})"
+    done = read_by_openmp(code)
+    assert SLEEPS in done.stderr and done.stdout == "set()\n"
+
+
+@pytest.mark.all
+def test_threads_do_not_sleep_by_themselves():
+    assert SLEEPS not in read_by_openmp("import torch").stderr
 
 
 @pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "1000"}, {"KMP_BLOCKTIME": "200"}])

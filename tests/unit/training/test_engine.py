@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.marks import at_length
-from support.tools import LAUNCHER, forked
+from support.tools import LAUNCHER, SECONDS, forked
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World, join
@@ -187,7 +187,7 @@ def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
     ranks = [forked.Process(target=meet, args=(rank, str(tmp_path / "meeting"), told)) for rank in range(2)]
     for process in ranks:
         process.start()
-    found = dict(told.get(timeout=120) for _ in ranks)
+    found = dict(told.get(timeout=SECONDS) for _ in ranks)
     for process in ranks:
         process.join()
     assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"]]
