@@ -78,8 +78,8 @@ class AtChance:
         return (
             f"is still at chance after {self.steps} steps: it is right for {self.accuracy:.1%} of the last "
             f"{self.samples:,} samples, and the most frequent class is that of {self.chance:.1%}; look at its labels "
-            "and at what augmentation does to them, try another learning rate or more steps, and of a frozen model let "
-            "more blocks train"
+            "and at what augmentation does to them, try another learning rate or more steps, and of a frozen model "
+            "read all tokens (arm.pool=attentive) or let more blocks train"
         )
 
 
