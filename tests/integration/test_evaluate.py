@@ -151,7 +151,7 @@ def test_a_run_whose_start_has_changed_since_is_refused(swept: Path, model: Path
     changed = load(model)
     changed.blocks[0].attn.qkv.weight.data += 0.1  # type: ignore[union-attr,operator]
     changed.save_pretrained(model, overwrite=True)
-    with pytest.raises(UserError, match="another trunk"):
+    with pytest.raises(UserError, match="has changed since; load this directory by itself"):
         load_run(swept)
 
 

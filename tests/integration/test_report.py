@@ -120,7 +120,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe],
     assert result.runs == {"out": "unfinished: 1 of 40 steps so far"}
     page = (tmp_path / "page.html").read_text()
     assert '<meta http-equiv="refresh" content="30">' in page and page.count("step 1 of 40") == 3
-    assert "No arm was validated" in page and "Not drawn: " in page and "holds no trained arms yet" in page
+    assert "No arm was validated" in page and "Not drawn: " in page and "has no trained arms yet" in page
 
 
 def test_confusions_add_up_to_what_evaluation_says(swept: Path) -> None:

@@ -184,7 +184,7 @@ def test_what_cannot_wait_on_disk_is_said(parents: tuple[str, str], moved: Path,
     torch.save(load_file(tmp_path / "large/model.safetensors"), tmp_path / "large.pt")
     with pytest.raises(UserError, match="blocks cannot stay in .*large.pt; allowed is a .safetensors file"):
         load(moved, base=str(tmp_path / "large.pt"), placement="disk")
-    with pytest.raises(UserError, match="drawn at random, not in a file"):
+    with pytest.raises(UserError, match="its weights are random, not in a file"):
         transplant(parents[0], "vit_ti", tmp_path / "out", Options(weights=None, placement="disk", size=(32, 32)))
 
 

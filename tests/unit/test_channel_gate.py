@@ -43,7 +43,7 @@ def test_closed_it_is_no_gate_and_each_channel_opens_alone(x: Tensor, tiny: Call
     assert torch.equal(model(x), wanted)
     alpha[5] = 0.5
     assert not torch.allclose(model(x), wanted)
-    z0, h, _ = model.arm_inputs(x)
+    z0, h, *_ = model.arm_inputs(x)
     opened = h.clone()
     opened[..., 5] += torch.tensor(0.5).tanh() * z0[..., 5]
     torch.testing.assert_close(model.arm.gate(h, z0), opened)

@@ -55,9 +55,9 @@ def test_a_hub_that_refuses_is_a_sentence(
         raise HFValidationError("Repo id must be in the form 'repo_name' or 'namespace/repo_name'\nand so on")
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
-    with pytest.raises(UserError, match="'a/b/c' is not uploaded: Repo id must be in the form .*name'$"):
+    with pytest.raises(UserError, match="'a/b/c' was not uploaded: Repo id must be in the form .*name'$"):
         model.push_to_hub("a/b/c")
     monkeypatch.undo()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'me/tubes' is not uploaded: .*[Oo]ffline"):
+    with pytest.raises(UserError, match="'me/tubes' was not uploaded: .*[Oo]ffline"):
         model.push_to_hub("me/tubes")

@@ -187,8 +187,8 @@ def test_the_activation_is_the_configurations_or_the_weights(files: dict[str, Pa
         ("ViTamin-S", {}, None, "'open_clip:ViTamin-S' is a .*: its patches come from a convolutional network"),
         ("MobileCLIP-S1", {}, None, "'open_clip:MobileCLIP-S1' is a FastVit, not a plain ViT: its blocks"),
         ("EVA02-E-14", {}, None, "'open_clip:EVA02-E-14' is an Eva, not a plain ViT: .*post-norm"),
-        ("tiny-clip", {"pos_embed": "none"}, None, "'open_clip:tiny-clip' adds positions of its own"),
-        ("tiny-clip", {"layer": 3}, None, "takes no 'layer'; allowed are layers, .*nearest: 'layers'"),
+        ("tiny-clip", {"pos_embed": "none"}, None, "'open_clip:tiny-clip' always adds its own positions"),
+        ("tiny-clip", {"layer": 3}, None, "has no setting 'layer'; allowed are layers, .*nearest: 'layers'"),
         ("tiny-clip", {"head_width": 10}, None, "cannot build 'open_clip:tiny-clip' with .*divi"),
         ("tiny-clip", {"pool_type": "none"}, None, "pools to a sequence"),
         (
