@@ -27,7 +27,7 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     """UserError if ``out`` exists and ``overwrite`` is not set. It is called before any work is done."""
     if out.exists() and not overwrite:
         raise UserError(
-            f"'{out}' exists and cannot be continued; name another directory, or overwrite it on purpose (--overwrite)"
+            f"'{out}' exists, and going on with it is not possible; name another, or overwrite it (--overwrite)"
         )
 
 
