@@ -35,11 +35,11 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
     chosen = model.arm(inputs._replace(h=h, lower=lower), head).log_softmax(-1)[0, target]
     gradients = torch.autograd.grad(chosen, [h, *lower.values()])
     prefix = model.tokenizer.num_prefix_tokens
-    relevance = torch.zeros(h.shape[1] - prefix)
+    relevance = []
     for each, gradient in zip((h, *lower.values()), gradients, strict=True):
         tokens = each[0, prefix:].detach()  # (N, D)
-        relevance += (gradient[0, prefix:] * (tokens - tokens.mean(0))).sum(-1)
-    return relevance.clamp(min=0)
+        relevance.append((gradient[0, prefix:] * (tokens - tokens.mean(0))).sum(-1))
+    return torch.stack(relevance).sum(0).clamp(min=0)
 
 
 def paint_relevance(relevance: Tensor, specs: list[TubeSpec], size: Size) -> Tensor:

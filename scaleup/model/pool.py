@@ -73,7 +73,7 @@ class AttentivePool(MeanPool):
         """Cross-attention: (B, N, D) -> (B, Q, D).
 
         The few queries go through the weights of the keys, and the means of tokens through those of the values: the
-        same numbers but for rounding, without a product for each token. The bias of the keys changes no softmax.
+        same numbers but for rounding, without a product for each token.
         """
         heads, width = self.num_heads, x.shape[-1]
         q = self.q(self.queries).unflatten(1, (heads, -1)) * (width // heads) ** -0.5  # (Q, H, d)
