@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scaleup.checkpoint.model_directory import Pool
+    from scaleup.common.errors import UserError
+    from scaleup.config.recipe import load as load_recipe
+    from scaleup.config.recipe import sweep_arms
     from scaleup.config.schema import Arm, Recipe, Tube
-    from scaleup.errors import UserError
+    from scaleup.evaluation.accuracy import evaluate
     from scaleup.evaluation.depth_profile import probe
     from scaleup.evaluation.predictor import predict
     from scaleup.model.build import load, load_run
     from scaleup.outputs.conversion import export
-    from scaleup.recipe import load as load_recipe
-    from scaleup.recipe import sweep_arms
     from scaleup.sweeps.costs import plan
     from scaleup.sweeps.parts import sweep
     from scaleup.training.run import run as train
@@ -39,17 +40,18 @@ SOURCES = {  # public name -> module:name; imported at first use, because torch 
     "Pool": "scaleup.checkpoint.model_directory:Pool",
     "Recipe": "scaleup.config.schema:Recipe",
     "Tube": "scaleup.config.schema:Tube",
-    "UserError": "scaleup.errors:UserError",
+    "UserError": "scaleup.common.errors:UserError",
     "adapt": "scaleup.transplants.adapted_model:adapt",
+    "evaluate": "scaleup.evaluation.accuracy:evaluate",
     "export": "scaleup.outputs.conversion:export",
     "load": "scaleup.model.build:load",
-    "load_recipe": "scaleup.recipe:load",
+    "load_recipe": "scaleup.config.recipe:load",
     "load_run": "scaleup.model.build:load_run",
     "plan": "scaleup.sweeps.costs:plan",
     "predict": "scaleup.evaluation.predictor:predict",
     "probe": "scaleup.evaluation.depth_profile:probe",
     "sweep": "scaleup.sweeps.parts:sweep",
-    "sweep_arms": "scaleup.recipe:sweep_arms",
+    "sweep_arms": "scaleup.config.recipe:sweep_arms",
     "train": "scaleup.training.run:run",
     "transplant": "scaleup.transplants.adapted_model:transplant",
 }

@@ -88,7 +88,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_path: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """``tiny("train.steps=2", ...)``: the recipe with changes; it writes to ``tmp_path / "out"``."""
-    from scaleup import recipe
+    from scaleup.config import recipe
 
     return lambda *changes: recipe.load(tiny_path, [f"out={tmp_path / 'out'}", *changes])
 

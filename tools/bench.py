@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from scaleup.cli import tool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 STEPS = "steps timed in each process (default 2)"
 QUICK = "measure tiny models once, to test the bench"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scaleup.cli import tool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TRAINS, FROZEN, PLAIN = "#f6c38c", "#c3d5e8", "#f2f2f2"

@@ -25,8 +25,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Positions
-from scaleup.errors import UserError
 
 ALIASES = {
     "vit_ti": "timm:vit_tiny_patch16_224",

@@ -16,11 +16,11 @@ from scaleup.backbones.backbone import ALIASES, Backbone, Kwargs, Located, resol
 from scaleup.backbones.weights import SkipInit, convert, load
 from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
 from scaleup.checkpoint.model_directory import FORMAT, ModelConfig
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.common.model_choice import report_choice
 from scaleup.common.tensors import File, split
 from scaleup.common.text import join_words
-from scaleup.errors import UserError, nearest
 
 LIBRARIES: dict[str, ModuleType] = {"timm": timm, "open_clip": open_clip}
 CONFIGS = ("config.json", "open_clip_config.json")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scaleup.backbones import timm, weights
 from scaleup.backbones.backbone import STAGES, Backbone, Kwargs, Located, refuse_size
 from scaleup.checkpoint import hub
-from scaleup.errors import UserError, first_line, nearest
+from scaleup.common.errors import UserError, first_line, nearest
 
 STEM = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 TAIL = ("attn_pool", "ln_post")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scaleup.backbones import weights
 from scaleup.backbones.backbone import MASKED, Backbone, Kwargs, Located, refuse_size, refuse_unless_plain
 from scaleup.checkpoint import hub
-from scaleup.errors import UserError, first_line, nearest
+from scaleup.common.errors import UserError, first_line, nearest
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
 HAVE_WEIGHT_INIT = ("timm.models.vision_transformer", "timm.models.deit")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from scaleup.common.errors import UserError, first_line
 from scaleup.common.tensors import File
-from scaleup.errors import UserError, first_line
 
 TOWERS = ("vision_model", "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "model.vision_model")
 TOWER = re.compile(rf"(?P<tower>(?:(?:{'|'.join(map(re.escape, TOWERS))})[.])?)embeddings[.]patch_embeddings?[.]")

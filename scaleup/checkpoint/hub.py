@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
 )
 from torch.hub import download_url_to_file, get_dir
 
+from scaleup.common.errors import UserError, first_line
 from scaleup.common.tensors import INDEX_ENDING, read_index, split
-from scaleup.errors import UserError, first_line
 
 TIMM = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")

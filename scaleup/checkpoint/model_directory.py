@@ -12,10 +12,10 @@ from torch import Tensor
 
 from scaleup.checkpoint.hub import HUB, find
 from scaleup.common import tensors
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.config import schema
 from scaleup.config.rules import Count, Gate, Index, Lengths, PoolDepth, Positive, check
-from scaleup.errors import UserError, nearest
 
 FORMAT = "scaleup/1"
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import scaleup
 from scaleup.cli import tool
-from scaleup.errors import nearest
+from scaleup.common.errors import nearest
 
 VERBS = (  # in the order in which users need them
     *("make_shards", "check_shards", "train", "backbones", "transplant", "plan", "cache", "sweep"),

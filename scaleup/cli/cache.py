@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from scaleup import recipe
 from scaleup.cli import tool
+from scaleup.common.errors import UserError
 from scaleup.common.text import parse_bytes
-from scaleup.config import schema
-from scaleup.errors import UserError
+from scaleup.config import recipe, schema
 
 if TYPE_CHECKING:
     from scaleup.training.token_cache import TokenCache

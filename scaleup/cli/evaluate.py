@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
+from scaleup.common.errors import UserError
 from scaleup.common.timing import is_first_rank
 from scaleup.config.schema import Trunk
-from scaleup.errors import UserError
 
 if TYPE_CHECKING:
-    from scaleup.evaluate import Evaluation
+    from scaleup.evaluation.accuracy import Evaluation
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation
         raise UserError(f"--record writes into the model's directory, but '{args.model}' is not a directory here")
     heads = dict(map(split_pair, args.heads)) if args.heads else None
     strides = {tube: read_numbers(text) for tube, text in map(split_pair, args.strides or ())}
-    from scaleup.evaluate import evaluate, record
+    from scaleup.evaluation.accuracy import evaluate, record
     from scaleup.model.build import load, load_run, trunk_of  # takes seconds; wrong arguments are refused before
 
     is_run = (Path(args.model) / "recipe.yaml").is_file()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.cli import tool
+from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
 from scaleup.data.pack import pack
@@ -22,7 +23,6 @@ from scaleup.data.shards import Shards
 from scaleup.data.sources import KINDS, kind_of, read_source
 from scaleup.data.storage import count_by_reason
 from scaleup.data.tars import index_tars, tars_of
-from scaleup.errors import UserError
 
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:

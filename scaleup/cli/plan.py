@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from scaleup import recipe
 from scaleup.cli import tool
 from scaleup.common.text import parse_bytes
+from scaleup.config import recipe
 
 if TYPE_CHECKING:
     from scaleup.sweeps.costs import Plan

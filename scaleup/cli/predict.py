@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 if TYPE_CHECKING:
     from scaleup.evaluation.predictor import Predictions
@@ -44,7 +44,7 @@ def read_sources(args: argparse.Namespace) -> list[str]:
     Raises:
         UserError: an argument is wrong.
     """
-    from scaleup.media import STDIN, expanded
+    from scaleup.data.media import STDIN, expanded
 
     for option in ("top", "hop", "batch"):
         if (value := getattr(args, option)) is not None and value <= 0:

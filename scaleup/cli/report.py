@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 if TYPE_CHECKING:
     from scaleup.outputs.report_page import Page

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from scaleup import recipe
 from scaleup.cli import train
 from scaleup.cli.train import seconds, show
+from scaleup.common.errors import UserError
 from scaleup.common.text import parse_bytes
-from scaleup.errors import UserError
+from scaleup.config import recipe
 
 if TYPE_CHECKING:
     from scaleup.cli.train import Result

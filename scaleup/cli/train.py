@@ -6,9 +6,9 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
-from scaleup import recipe
 from scaleup.cli import tool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 
 if TYPE_CHECKING:
     from scaleup.sweeps.costs import Plan

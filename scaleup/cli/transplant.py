@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 if TYPE_CHECKING:
     from scaleup.transplants.transplant_report import TransplantPlan

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # timeout of collective operations

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 LAST = {".json", ".yaml"}  # moved last: index, config, manifest or recipe show that a directory is complete
 UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # not supported by a file system

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.text import join_words
 from scaleup.common.timing import is_first_rank
-from scaleup.errors import UserError, nearest
 
 Place = tuple[str, ...]
 

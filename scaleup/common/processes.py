@@ -24,7 +24,7 @@ from multiprocessing.util import Finalize
 from typing import NoReturn, TypeVar
 from weakref import WeakSet
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 _known: WeakSet[BaseProcess] = WeakSet()  # child processes that are killed when Python ends
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scaleup.common import pickles
+from scaleup.common.errors import UserError
 from scaleup.common.files import read_json
 from scaleup.common.model_choice import choose
 from scaleup.common.text import join_words
-from scaleup.errors import UserError
 
 T = TypeVar("T")
 INDEX_ENDING = ".index.json"

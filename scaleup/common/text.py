@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 
 def columns(rows: Sequence[Sequence[str]], to_left: Collection[int] = (0,)) -> list[str]:

@@ -27,7 +27,7 @@ from omegaconf.basecontainer import get_yaml_loader  # type: ignore[attr-defined
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from scaleup.errors import UserError, nearest
+from scaleup.common.errors import UserError, nearest
 
 IsText = Callable[[Sequence[str]], bool]  # whether the setting at a key path is text
 

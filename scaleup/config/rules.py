@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import is_typeddict
 
-from scaleup.errors import nearest
+from scaleup.common.errors import nearest
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Augment, Input
 from scaleup.data.decode import decode_clip, decode_clips, decode_image
 from scaleup.data.pictures import Cut
-from scaleup.errors import UserError
 
 
 class TrainTransform:

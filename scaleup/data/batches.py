@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scaleup.common import processes
+from scaleup.common.errors import UserError
 from scaleup.common.processes import end_with_python, follow
 from scaleup.common.text import format_bytes
 from scaleup.config.schema import Input
 from scaleup.data.storage import Failure
-from scaleup.errors import UserError
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 PREFETCH = 2  # finished batches that each worker keeps ready

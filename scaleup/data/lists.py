@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
-from scaleup.errors import UserError, nearest
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # spreadsheets save "Unicode text" so
 

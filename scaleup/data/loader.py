@@ -18,13 +18,13 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scaleup.common.errors import UserError, nearest
 from scaleup.config import schema
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
-from scaleup.errors import UserError, nearest
 
 Joined = Callable[[list[Failure]], list[Failure]]  # failures of this rank in a step -> failures of all ranks
 

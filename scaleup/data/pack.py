@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from scaleup.common.errors import UserError
 from scaleup.common.files import locked, new_directory, read_json, refuse_existing, remove, swap_in
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample
@@ -27,7 +28,6 @@ from scaleup.data.encode import Encoding, encoded
 from scaleup.data.shards import DAMAGE, Index, Note, Sample, SampleEntry, Shards, TarEntry, file_sha256, write_index
 from scaleup.data.sources import Listing, extension_of
 from scaleup.data.storage import NO_FILE, Failure, Item, failure
-from scaleup.errors import UserError
 
 PATIENCE = 5.0  # seconds to wait for a lock; processes of a killed run end about a second after it
 MTIME = 2 * 10**9  # nanoseconds; some file systems store modification times only to two seconds

@@ -23,11 +23,11 @@ import av
 import numpy as np
 from PIL import Image
 
+from scaleup.common.errors import UserError
 from scaleup.common.files import new_directory
 from scaleup.common.processes import parallel
 from scaleup.data.pack import write_shards
 from scaleup.data.shards import Sample, Shards
-from scaleup.errors import UserError
 
 FPS = 15
 CHUNK = 100  # samples that a process sends together

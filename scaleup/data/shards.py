@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from scaleup.common.errors import UserError
 from scaleup.common.files import write_text
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.storage import Directory, Failure, Storage, storage
-from scaleup.errors import UserError
 
 FORMAT = "scaleup-shards-1"
 OPTIONAL = {"notes", "in_place", "made"}  # keys of an index that stand in it where they say something

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.lists import (
@@ -24,7 +25,6 @@ from scaleup.data.lists import (
 )
 from scaleup.data.storage import Item, count_by_reason, failure, hidden, printable, walk
 from scaleup.data.tars import is_tar, packed_as
-from scaleup.errors import UserError, nearest
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample, check
@@ -20,7 +21,6 @@ from scaleup.data.lists import class_name, class_names, read_classes, unknown
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Index, Note, SampleEntry, Shards, TarEntry, file_sha256, write_index
 from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unreadable, failure, hidden, printable
-from scaleup.errors import UserError, nearest
 
 COMMANDS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
 SHORT = {"tgz": "gz", "taz": "gz", "tbz": "bz2", "tbz2": "bz2", "txz": "xz", "tzst": "zst"}

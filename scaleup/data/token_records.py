@@ -20,12 +20,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.batches import Batch
 from scaleup.data.decode import BadSample
 from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # precisions of stored tokens
 KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}  # safetensors' names

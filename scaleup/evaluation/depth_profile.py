@@ -19,13 +19,13 @@ from torch.nn.functional import one_hot
 from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import new_directory, write_json
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
 from scaleup.config.schema import Trunk
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError, nearest
-from scaleup.evaluate import Coverage, Once
+from scaleup.evaluation.accuracy import Coverage, Once
 from scaleup.model.build import PreparedTrunk, prepare_trunks
 from scaleup.model.tubevit import TubeViT
 

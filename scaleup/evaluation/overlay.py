@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model.tokenizer import size_of
 from scaleup.model.trunk import Taps
 from scaleup.model.tubes import Size, TubeSpec

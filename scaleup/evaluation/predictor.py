@@ -1,4 +1,4 @@
-"""Predicts labels of image and video files (:mod:`scaleup.media`)."""
+"""Predicts labels of image and video files (:mod:`scaleup.data.media`)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
+from scaleup.data.media import STDIN, content, expanded, kind
 from scaleup.data.playback import Noted, ignore
 from scaleup.data.storage import Failure
 from scaleup.data.stream import clips
-from scaleup.errors import UserError
 from scaleup.evaluation import overlay
-from scaleup.media import STDIN, content, expanded, kind
 from scaleup.model.tubevit import TubeViT
 
 

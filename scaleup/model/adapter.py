@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scaleup.checkpoint.model_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
+from scaleup.common.errors import UserError
 from scaleup.common.files import make_readable
-from scaleup.errors import UserError
 from scaleup.model.arm import generator_of
 
 KINDS: tuple[str, ...] = get_args(get_type_hints(Adapter)["kind"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model.kernels import computed, first_token, knows_first_token, pools_first
 from scaleup.model.tokenizer import Tokenizer, size_of
 from scaleup.model.trunk import Taps

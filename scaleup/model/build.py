@@ -26,9 +26,9 @@ from scaleup.checkpoint.model_directory import (
     refuse_misfits,
 )
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.config.schema import Model
-from scaleup.errors import UserError
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
 from scaleup.model.kernels import choose, keep_freed_memory

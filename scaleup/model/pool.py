@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from scaleup.checkpoint.model_directory import Pool
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 
 class MeanPool(nn.Module):

@@ -38,8 +38,8 @@ from scaleup.checkpoint.model_directory import (
     refuse_misfits,
 )
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.common.files import make_readable, new_directory, write_json
-from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.trunk import Trunk

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.checkpoint.model_directory import ModelConfig
+from scaleup.common.errors import UserError, nearest
 from scaleup.config.schema import Input, Positions
-from scaleup.errors import UserError, nearest
 from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, cached
 
 KINDS: tuple[str, ...] = get_args(get_type_hints(Positions)["kind"])

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from scaleup.backbones.backbone import BlockFile
+from scaleup.common.errors import UserError
 from scaleup.common.timing import now
-from scaleup.errors import UserError
 from scaleup.model.kernels import computed, measure_in_turns
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 
 AXES = ("t", "h", "w")
 Size = tuple[int, int, int]

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from scaleup.backbones.backbone import Backbone, BlockFile
 from scaleup.checkpoint.model_directory import ModelConfig, Pool, is_of_adapter
-from scaleup.errors import UserError, nearest
+from scaleup.common.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Arm, Gate, Heads, generator_of, init_head

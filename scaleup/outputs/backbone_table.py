@@ -14,9 +14,9 @@ import timm
 from scaleup.backbones import open_clip
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.text import columns
 from scaleup.common.text import markdown as markdown_lines
-from scaleup.errors import UserError, nearest
 from scaleup.model.tubes import Folds, folds_to
 
 # Channels that a kernel emits at each place: folded tubes, and unfolded ones of small models of width 192, 384 and 768.

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from scaleup.common.distributed import join
+from scaleup.common.errors import UserError
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError
-from scaleup.evaluate import Coverage, Once, matched, view_features
+from scaleup.evaluation.accuracy import Coverage, Once, matched, view_features
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import html, svg_plots
 

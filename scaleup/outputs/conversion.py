@@ -16,8 +16,8 @@ from scaleup.backbones.backbone import resolve
 from scaleup.backbones.timm import create
 from scaleup.checkpoint.model_directory import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from scaleup.common import tensors
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import make_readable, new_directory, refuse_existing, write_json
-from scaleup.errors import UserError, nearest
 from scaleup.model import adapter, pretrained
 from scaleup.model.build import load
 from scaleup.model.tokenizer import natural_clip, normalise

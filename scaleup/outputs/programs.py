@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scaleup.common.errors import UserError
 from scaleup.common.files import write_json
-from scaleup.errors import UserError
 from scaleup.model.tokenizer import natural_clip
 from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT

@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from scaleup.checkpoint.model_directory import local
+from scaleup.common.errors import UserError
 from scaleup.common.files import read_json, write_text
 from scaleup.common.processes import environment
 from scaleup.config.rules import check
-from scaleup.errors import UserError
 from scaleup.evaluation.depth_profile import DepthCurve, DepthProfile
 from scaleup.model.build import load_run
 from scaleup.model.tubevit import TubeViT

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scaleup.checkpoint.model_directory import read_report
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import load, sweep_arms, to_yaml
 from scaleup.config.schema import Arm, Recipe, schedule
-from scaleup.errors import UserError
-from scaleup.recipe import load, sweep_arms, to_yaml
 from scaleup.training.arm_trainer import ArmResult
 from scaleup.training.log import read_lines
 from scaleup.training.run_directory import RESULT, RunResult, read_result

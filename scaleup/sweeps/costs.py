@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from scaleup.common.errors import UserError
 from scaleup.common.text import columns, format_duration, format_gib
 from scaleup.common.timing import now
+from scaleup.config.recipe import all_arms
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
-from scaleup.recipe import all_arms
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes

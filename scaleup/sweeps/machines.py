@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.common.processes import explain
 from scaleup.common.timing import progress
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
 from scaleup.sweeps.costs import own_memory
 from scaleup.sweeps.parts import PARTS, Part, collect, group_arms, is_begun, split_arms, summary, sweep
 from scaleup.training import run_directory

@@ -16,9 +16,9 @@ from typing import NamedTuple, cast
 import torch
 from omegaconf import OmegaConf
 
-from scaleup import recipe as recipes
 from scaleup.common.distributed import join
 from scaleup.common.files import move, new_directory
+from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
 from scaleup.sweeps.sketch import Sketch

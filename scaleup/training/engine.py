@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Train
-from scaleup.errors import UserError
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}

@@ -18,12 +18,12 @@ from torch import Tensor
 from scaleup.checkpoint.model_directory import public_name
 from scaleup.common import tensors
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe, Train
 from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
 from scaleup.data.shards import index_bytes
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
-from scaleup.errors import UserError
 from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, arm_inputs, taps_of
 from scaleup.model.tubevit import TubeViT, depths_of

@@ -13,10 +13,10 @@ from types import FrameType
 from typing import Any
 
 from scaleup.common.distributed import World, join
+from scaleup.common.errors import UserError
 from scaleup.common.processes import environment
 from scaleup.common.timing import now, progress
 from scaleup.config.schema import Arm, Recipe, Trunk
-from scaleup.errors import UserError
 from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.tubevit import depths_of
 from scaleup.training import run_directory, run_inputs

@@ -19,12 +19,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from yaml import YAMLError
 
-from scaleup import recipe as recipes
+from scaleup.common.errors import UserError
 from scaleup.common.files import locked, new_directory, read_json, sync, write_json
+from scaleup.config import recipe as recipes
 from scaleup.config.rules import check
 from scaleup.config.schema import Recipe
 from scaleup.data.shards import file_sha256
-from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmResult
 from scaleup.training.log import AtChance

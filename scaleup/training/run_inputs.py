@@ -14,11 +14,11 @@ import torch
 
 from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import Pool, local
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Recipe
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.shards import Shards, index_bytes, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
-from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Heads
 from scaleup.model.build import fresh, load, load_on_meta

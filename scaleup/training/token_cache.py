@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scaleup.common.distributed import World, own_device
+from scaleup.common.errors import UserError
 from scaleup.common.files import refuse_existing
 from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
@@ -27,7 +28,6 @@ from scaleup.data.pack import GrowingShards, clear_directory, partial_directory,
 from scaleup.data.shards import Index, Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
-from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.tokenizer import natural_clip, normalise

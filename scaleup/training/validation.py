@@ -8,12 +8,12 @@ import sys
 from collections.abc import Collection, Mapping
 
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe, Valid
 from scaleup.data.batches import BadSamples, input_bytes, refuse_small_shared
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
-from scaleup.errors import UserError
-from scaleup.evaluate import Evaluation, Once, matched, scores
+from scaleup.evaluation.accuracy import Evaluation, Once, matched, scores
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.log import Entry

@@ -17,13 +17,13 @@ from scaleup.backbones.backbone import Backbone, refuse_unless_plain
 from scaleup.backbones.build import build
 from scaleup.checkpoint.model_directory import ModelConfig, Pool
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import peak_bytes
 from scaleup.common.ridge import Affine
 from scaleup.config.schema import Frames, Input, Positions, Tube
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError
 from scaleup.model.build import describe
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT

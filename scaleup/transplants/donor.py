@@ -14,9 +14,9 @@ from torch import Tensor
 
 from scaleup.checkpoint.model_directory import FULL, ModelConfig, read_config, read_report, trained_on, without_part
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.common.model_choice import report_choice
 from scaleup.config.schema import Frames, Input, Model
-from scaleup.errors import UserError
 from scaleup.model.tubes import TubeSpec, resize_kernel
 
 # The public Lightning reimplementation fixes the paper's main tubes and shares one 8x8x8 kernel between them.

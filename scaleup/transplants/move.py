@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup.backbones.backbone import Backbone
+from scaleup.common.errors import UserError
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.config.schema import Input
-from scaleup.errors import UserError
 from scaleup.model.tokenizer import normalise
 from scaleup.model.tubes import Size
 from scaleup.model.tubevit import TubeViT

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from scaleup.backbones.backbone import Backbone
+from scaleup.common.errors import UserError, nearest
 from scaleup.config.schema import Positions, Tube
-from scaleup.errors import UserError, nearest
 from scaleup.model.tokenizer import KINDS
 from scaleup.model.tubes import Size, TubeSpec, folds_to
 from scaleup.transplants.donor import Donor, Kernel

@@ -5,7 +5,7 @@ import timm
 from support.marks import at_length
 
 from scaleup.backbones.build import build
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.outputs.backbone_table import table
 
 REASONS = {

@@ -12,19 +12,19 @@ from support import tools
 from support.marks import at_length
 from support.runs import copied
 
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import load as load_recipe
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards
-from scaleup.errors import UserError
-from scaleup.evaluate import evaluate, view_features
+from scaleup.evaluation.accuracy import evaluate, view_features
 from scaleup.model.build import fresh, load, load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import run_records
 from scaleup.outputs.conversion import export
-from scaleup.recipe import load as load_recipe
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 
 COUNT, DAMAGED, VIEWS, SURE = 13, 4, "2x2", 50  # 13 samples in batches of 3: no number of ranks or workers divides them

@@ -12,9 +12,9 @@ from support import tools
 from support.runs import copied
 
 import scaleup
-from scaleup import recipe
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 from scaleup.data.shapes import CLASSES
-from scaleup.errors import UserError
 from scaleup.model import adapter
 from scaleup.model.adapter import KINDS, Adapt
 from scaleup.model.build import fresh, load

@@ -11,10 +11,10 @@ from support.tools import AT_ONCE, tool
 
 import scaleup
 from scaleup.config import schema
+from scaleup.config.recipe import load, sweep_arms
 from scaleup.data.shapes import make_shapes
-from scaleup.evaluate import evaluate
+from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import fresh
-from scaleup.recipe import load, sweep_arms
 from scaleup.training.run import run
 from scaleup.training.token_cache import make
 from scaleup.transplants.adapted_model import transplant

@@ -16,10 +16,10 @@ from support.runs import bits
 from support.tools import AT_ONCE, SECONDS, start, tool
 from support.warm import warm_python
 
-from scaleup import recipe
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.errors import UserError
-from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs, machines
 from scaleup.sweeps.machines import spread
 from scaleup.sweeps.parts import split_arms, sweep

@@ -32,7 +32,8 @@ WITHOUT_TORCH = """
 import importlib, json, os, runpy, sys
 
 sys.modules["torch"] = None
-from scaleup import cli, recipe
+from scaleup import cli
+from scaleup.config import recipe
 
 for verb in cli.VERBS:
     importlib.import_module(f"scaleup.cli.{verb}")

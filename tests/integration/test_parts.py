@@ -12,11 +12,11 @@ from support.killed import killed
 from support.marks import at_length
 from support.runs import bits
 
-from scaleup import recipe
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
 from scaleup.model.build import load_run
-from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
 from scaleup.training.run import Run, run

@@ -17,13 +17,13 @@ from PIL import Image
 from support import tools
 
 import scaleup
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
+from scaleup.data.media import expanded
 from scaleup.data.pictures import Pictures, whole_view
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
-from scaleup.errors import UserError
-from scaleup.media import expanded
 from scaleup.model.build import fresh
 
 predicted = partial(tools.tool, "predict")

@@ -17,10 +17,10 @@ from support.marks import at_length
 from support.runs import copied
 
 import scaleup
-from scaleup import recipe
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 from scaleup.config.schema import Recipe
 from scaleup.data.shapes import CLASSES
-from scaleup.errors import UserError
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import fresh, load
 from scaleup.outputs import programs

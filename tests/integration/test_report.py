@@ -17,16 +17,16 @@ import pytest
 from support.runs import copied
 from support.tools import tool
 
-from scaleup import recipe as recipes
+from scaleup.common.errors import UserError
+from scaleup.config import recipe as recipes
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
-from scaleup.evaluate import Coverage, evaluate
+from scaleup.evaluation.accuracy import Coverage, evaluate
 from scaleup.evaluation.depth_profile import DepthAccuracy, DepthCurve, DepthProfile
 from scaleup.model.build import PreparedTrunk, load_run
 from scaleup.outputs import class_report, report_page, run_records, svg_plots
 from scaleup.outputs.class_report import confused, confusions, recall
 from scaleup.outputs.html import document
-from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
 from scaleup.training.run import run

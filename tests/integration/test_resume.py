@@ -17,7 +17,7 @@ from support.runs import bits, losses, steps
 from support.tools import AT_ONCE, LAUNCHER, SECONDS, TOOLS, Running, start, tool
 
 from scaleup.config.schema import Recipe
-from scaleup.evaluate import evaluate
+from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import load
 from scaleup.training.run import run
 

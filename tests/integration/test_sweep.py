@@ -9,10 +9,10 @@ from support.marks import at_length
 from support.runs import weights
 from support.tools import tool
 
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.errors import UserError
 from scaleup.model.build import load, load_run
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 from scaleup.training.run_inputs import build_models
 

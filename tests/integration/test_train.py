@@ -16,7 +16,7 @@ from support.tools import LAUNCHER, SECONDS, TOOLS
 from support.warm import warm_python
 
 import scaleup
-from scaleup import recipe
+from scaleup.config import recipe
 from scaleup.config.schema import Recipe
 from scaleup.data.loader import classes_of
 from scaleup.training.run import run

@@ -12,8 +12,8 @@ from support import tools
 
 import scaleup
 from scaleup.backbones.build import build
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.build import fresh
 from scaleup.transplants.adapted_model import plan, transplant
 from scaleup.transplants.transplant_plan import Options

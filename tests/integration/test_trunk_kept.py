@@ -13,15 +13,15 @@ from support.runs import copied
 from support.tools import tool
 
 import scaleup
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import load as load_recipe
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe, Trunk
-from scaleup.errors import UserError
-from scaleup.evaluate import evaluate
+from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import fresh, load, load_run
 from scaleup.model.trunk import is_on_meta
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export
-from scaleup.recipe import load as load_recipe
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 from scaleup.training.run_directory import RunResult
 from scaleup.transplants.adapted_model import transplant

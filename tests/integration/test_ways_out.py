@@ -72,20 +72,20 @@ def args(tiny: Callable[..., Recipe], tiny_path: Path, tmp_path: Path) -> dict[s
 
 MACHINE, DEVICE = "the machine has no memory left", "the device has no memory left"
 HERE = (
-    "import signal; from test_ways_out import fails, signals; from scaleup import evaluate; "
+    "import signal; from test_ways_out import fails, signals; from scaleup.evaluation import accuracy; "
     "from scaleup.cli import tool; from scaleup.data import batches, loader; "
     "from scaleup.evaluation import depth_profile as probe; from scaleup.training import token_cache; "
 )
 IN_TRAINING = "from scaleup.training import log; log.Metrics.log = "
 WAYS = {
-    "device": ("evaluate", "evaluate.arm_inputs = fails(RuntimeError('CUDA out of memory (put in)'))", 2, DEVICE),
+    "device": ("evaluate", "accuracy.arm_inputs = fails(RuntimeError('CUDA out of memory (put in)'))", 2, DEVICE),
     "host": ("probe", "probe.Reader.__call__ = fails(MemoryError())", 2, MACHINE),
     "unknown": ("cache", "token_cache.named = fails(KeyError('put in'))", 1, "KeyError"),
     "disk": ("train", IN_TRAINING + "fails(OSError(28, 'put in'))", 2, "the disk is full"),
     "killed": ("sweep", IN_TRAINING + "signals(signal.SIGKILL, True)", 2, "was killed, most likely because"),
     "no bus": ("train", IN_TRAINING + "signals(signal.SIGBUS, True)", 2, "shared memory (/dev/shm) is too small"),
-    "Ctrl-C": ("evaluate", "evaluate.arm_inputs = signals(signal.SIGINT, False)", 130, "interrupted"),
-    "SIGTERM": ("evaluate", "evaluate.arm_inputs = signals(signal.SIGTERM, False)", -signal.SIGTERM, ""),
+    "Ctrl-C": ("evaluate", "accuracy.arm_inputs = signals(signal.SIGINT, False)", 130, "interrupted"),
+    "SIGTERM": ("evaluate", "accuracy.arm_inputs = signals(signal.SIGTERM, False)", -signal.SIGTERM, ""),
     "SIGKILL": ("probe", "probe.Reader.__call__ = signals(signal.SIGKILL, False)", -signal.SIGKILL, ""),
     "loader": ("evaluate", "loader.eval_views = fails(KeyError('put in'))", 1, "KeyError: 'put in'"),
     "loader, known": ("evaluate", "loader.eval_views = fails(PermissionError(13, 'no', 'a.tar'))", 2, "'a.tar': Per"),
@@ -95,7 +95,7 @@ WAYS = {
         2,
         "cannot send a batch: Too many open",
     ),
-    "while printing": ("evaluate", "tool._explain = evaluate.arm_inputs = fails(ValueError())", 1, ""),
+    "while printing": ("evaluate", "tool._explain = accuracy.arm_inputs = fails(ValueError())", 1, ""),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_script_that_fails_ends(before: str, tmp_path: Path) -> None:
 RANK_1 = (
     "import os; from scaleup.training.arm_trainer import ArmTrainer\n"
     "if os.environ['RANK'] == '1':\n"
-    "    evaluate.arm_inputs = ArmTrainer.step = fails(RuntimeError('CUDA out of memory (put in)'))\n"
+    "    accuracy.arm_inputs = ArmTrainer.step = fails(RuntimeError('CUDA out of memory (put in)'))\n"
 )
 
 
@@ -157,14 +157,14 @@ def test_where_a_rank_fails_all_end(tool: str, args: dict[str, list[Any]]) -> No
 
 RANKS = """
 import os, runpy, sys
-from scaleup import evaluate
+from scaleup.evaluation import accuracy
 from scaleup.training import arm_trainer
 
 def failing(*_, **__):
     raise RuntimeError("CUDA out of memory (put in)")
 
 if os.environ["RANK"] == "1":
-    evaluate.arm_inputs = arm_trainer.ArmTrainer.step = failing
+    accuracy.arm_inputs = arm_trainer.ArmTrainer.step = failing
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

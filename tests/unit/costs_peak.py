@@ -12,9 +12,9 @@ import peft  # noqa: F401  # what would be imported on the way counts before
 import torch
 import torchao.quantization  # noqa: F401
 
-from scaleup import recipe
 from scaleup.common.distributed import join
-from scaleup.recipe import Recipe
+from scaleup.config import recipe
+from scaleup.config.recipe import Recipe
 from scaleup.training import engine
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import build_models

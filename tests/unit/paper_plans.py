@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scaleup import recipe
 from scaleup.backbones.build import build
-from scaleup.config import schema
+from scaleup.config import recipe, schema
 from scaleup.config.compose import combinations
 from scaleup.config.schema import Recipe
 from scaleup.data.pack import write_shards

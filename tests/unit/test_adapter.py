@@ -17,8 +17,8 @@ import scaleup
 from scaleup.backbones.build import build
 from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.adapter import KINDS, Adapt, adapted_layers
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT

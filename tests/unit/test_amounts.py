@@ -1,7 +1,7 @@
 import pytest
 
+from scaleup.common.errors import UserError
 from scaleup.common.text import parse_bytes
-from scaleup.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from support.tools import TOOLS, script, tool
 
 from bench.measure import alternate, compare, goal, run_in_process, run_python
 from bench.tokenizer import FOLDED, SIZE, UNFOLDED, tokenizer
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 
 def test_turns_alternate_and_the_first_does_not_count() -> None:
@@ -76,7 +76,7 @@ import os, runpy, signal, sys
 sys.path.insert(0, {tools!r})
 import bench
 from bench.measure import rotate
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 def figure(**_):
     sides = dict(one=lambda: 1.0, two=lambda: dict(step_seconds=2.0, name="two"), three=lambda: {stop})

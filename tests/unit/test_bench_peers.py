@@ -14,7 +14,7 @@ from bench.measure import Side, cost, gflops, run_in_process
 from bench.ours import tubevit
 from bench.peers import CACHED, LIVE, losses, peers, ratio_to_fastest, row
 from bench.sides import CLASSES, PEERS, TINY
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 pytest.importorskip("transformers")
 TOOL = Path(__file__).parents[2] / "tools" / "bench.py"

@@ -4,8 +4,8 @@ import pickle
 import pytest
 from safetensors import SafetensorError
 
+from scaleup.common.errors import UserError
 from scaleup.common.processes import explain
-from scaleup.errors import UserError
 
 LOADER = "DataLoader worker (pid 17) is killed by signal: "
 ENDED = RuntimeError("DataLoader worker (pid(s) 17, 18) exited unexpectedly")

@@ -10,12 +10,12 @@ from support.runs import metrics
 from torch import Tensor
 
 import scaleup
+from scaleup.common.errors import UserError
 from scaleup.config import schema
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.errors import UserError
 from scaleup.model.build import fresh, load_run
 from scaleup.model.tubevit import TubeViT
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import run
 
 WIDTH = 24

@@ -18,8 +18,8 @@ from scaleup.backbones.build import build
 from scaleup.checkpoint import model_directory
 from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model import pretrained
 from scaleup.model.build import describe, load
 from scaleup.model.tubevit import TubeViT

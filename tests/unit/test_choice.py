@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from scaleup.common.errors import UserError
 from scaleup.common.model_choice import choose
-from scaleup.errors import UserError
 
 VIT = ("patch_embed.proj.weight", "cls_token", "blocks.0.attn.qkv.weight")
 FILE = Path("runs/big.pt")

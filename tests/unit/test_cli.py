@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scaleup import cli, recipe
-from scaleup.errors import UserError
+from scaleup import cli
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"
 INSTRUMENTS = {"bench", "demo", "reproduce"}  # of the authors; they stay in the repository

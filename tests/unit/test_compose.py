@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from scaleup import recipe
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 from scaleup.config.compose import combinations
 from scaleup.config.schema import Recipe
-from scaleup.errors import UserError
 
 BASE = """
 model:

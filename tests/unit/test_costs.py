@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.marks import at_length
 
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
 from scaleup.model.build import fresh
 from scaleup.model.tokenizer import natural_clip, normalise
-from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.sweeps.memory import by_part
 from scaleup.sweeps.sketch import Sketch

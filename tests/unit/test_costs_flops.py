@@ -8,7 +8,7 @@ import torch
 from support.marks import at_length
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaleup import recipe
+from scaleup.config import recipe
 from scaleup.config.schema import Recipe
 from scaleup.sweeps import costs
 from scaleup.sweeps.trace import counter

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.tools import Running
 
-from scaleup import recipe
+from scaleup.config import recipe
 from scaleup.sweeps import costs
 
 PEAK = Path(__file__).with_name("costs_peak.py")

@@ -12,8 +12,8 @@ from typing import NoReturn
 import pytest
 
 from scaleup.common import files
+from scaleup.common.errors import UserError
 from scaleup.common.files import locked, new_directory, sync
-from scaleup.errors import UserError
 
 
 def names(directory: Path) -> list[str]:

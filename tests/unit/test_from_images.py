@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scaleup import recipe
-from scaleup.config import schema
+from scaleup.common.errors import UserError
+from scaleup.config import recipe, schema
 from scaleup.config.schema import Backbone, Model, Tube
-from scaleup.errors import UserError
 from scaleup.model.build import fresh, load
 from scaleup.model.tubevit import TubeViT
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from scaleup import recipe
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 from scaleup.config.rules import is_name
 from scaleup.config.schema import Arm, Recipe, expand
-from scaleup.errors import UserError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = (  # each may import from those before it; scaleup is its __init__.py, the face of the library
-    *("errors", "common", "config", "recipe", "data", "media", "checkpoint", "backbones", "model", "transplants"),
-    *("evaluate", "evaluation", "training", "sweeps", "outputs", "scaleup", "cli"),
+    *("common", "config", "data", "checkpoint", "backbones", "model", "transplants", "evaluation", "training"),
+    *("sweeps", "outputs", "scaleup", "cli"),
 )
 STAYS = [ROOT / top for top in ("tests", "tools")]  # in the repository
 OUTSIDE = {"install", "tests", "tools", *(path.stem for top in STAYS for path in top.iterdir())}

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 import scaleup
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Backbone, Input, Model, Tube
-from scaleup.errors import UserError
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT
 

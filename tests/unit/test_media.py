@@ -1,8 +1,8 @@
 import pytest
 
+from scaleup.common.errors import UserError
 from scaleup.data.decode import BadSample
-from scaleup.errors import UserError
-from scaleup.media import content, expanded
+from scaleup.data.media import content, expanded
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.backbones.build import build
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.arm import Gate
 from scaleup.model.build import describe
 from scaleup.model.tokenizer import Preprocess

@@ -12,8 +12,7 @@ import paper_plans as paper
 import pytest
 from support.marks import at_length
 
-from scaleup import recipe
-from scaleup.config import compose, schema
+from scaleup.config import compose, recipe, schema
 from scaleup.config.schema import Recipe
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps import costs

@@ -15,12 +15,12 @@ from support.runs import bytes_of, weights
 from test_model import IMAGES, VARIANTS, VIDEOS, adapted
 from torch import Tensor, nn
 
-from scaleup import recipe
 from scaleup.backbones.build import build
 from scaleup.checkpoint.model_directory import Pool
 from scaleup.cli.cache import frozen_depths
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
 from scaleup.evaluation.overlay import token_relevance
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import load, load_run

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.shards import Sample, Shards
-from scaleup.errors import UserError
 from scaleup.evaluation import depth_profile as measuring
 from scaleup.evaluation.depth_profile import DepthAccuracy, DepthProfile, Reader, probe, suggest_depths
 from scaleup.model.build import fresh

@@ -5,12 +5,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from scaleup import recipe
 from scaleup.checkpoint.model_directory import ModelConfig
+from scaleup.common.errors import UserError
+from scaleup.config import recipe
 from scaleup.config.compose import combinations, compose
 from scaleup.config.rules import check
 from scaleup.config.schema import Arm, Recipe
-from scaleup.errors import UserError
 
 OF_ALL = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in OF_ALL.rglob("*.yaml") if "paper" not in path.parts)  # those: test_paper_recipes.py

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Backbone, Input, Model, Tube
 from scaleup.data.stream import frames
-from scaleup.errors import UserError
 from scaleup.evaluation import overlay
 from scaleup.evaluation.overlay import paint_relevance, token_boxes, token_relevance
 from scaleup.model.build import fresh

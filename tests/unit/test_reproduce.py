@@ -14,8 +14,8 @@ from reproduce.page import claims, document, judge
 from reproduce.runs import arm_name, identity
 from reproduce.tables import RANDOM, STAGES, TABLES, TRANSPLANTS, Claim, Row, Source, Table
 from reproduce.tasks import Remaining, Speed
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Backbone, Model, Recipe, Train, Tube
-from scaleup.errors import UserError
 
 
 def seeds(*values):

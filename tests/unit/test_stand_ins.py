@@ -30,7 +30,7 @@ import torch
 from omegaconf import OmegaConf
 
 from scaleup.common import tensors
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 

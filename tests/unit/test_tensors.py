@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scaleup.common import tensors
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 STATE = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.tensor([1, 2, 3], dtype=torch.bfloat16)}
 

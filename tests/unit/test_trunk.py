@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scaleup.backbones.backbone import BlockFile
 from scaleup.backbones.build import build
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model import trunk as frozen
 from scaleup.model.tokenizer import Relative
 from scaleup.model.trunk import (

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model.tubes import TubeSpec, TubeTokenizer, resize_kernel
 
 PAPER = [  # the paper's main tubes, and its image tokenizer

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from scaleup.backbones.build import build
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.build import describe, load
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.adapted_model import plan

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from scaleup.common import tensors
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 STATE = {
     name: torch.full((5,), float(n)) for n, name in enumerate(["patch_embed.proj.weight", "norm.bias", "norm.weight"])

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.measure import Figures, alternate, compare, goal, machine, measured, run_python
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 2.5  # busy seconds / idle seconds, with two busy processes on two cores

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from scaleup.common.errors import UserError
 from scaleup.common.processes import peak_bytes
 from scaleup.common.timing import progress
-from scaleup.errors import UserError
 from scaleup.sweeps.trace import counter
 
 T = TypeVar("T")

@@ -10,8 +10,8 @@ from bench.measure import Side
 from bench.sides import Size, random_clips
 from bench.tokenizer import FOLDED, SIZE
 from scaleup.common.distributed import join
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
-from scaleup.errors import UserError
 from scaleup.model.build import fresh, set_kernels
 from scaleup.model.trunk import Inputs, arm_inputs
 from scaleup.model.tubes import TubeSpec

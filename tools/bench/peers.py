@@ -14,8 +14,8 @@ from bench import peers_page, plots
 from bench.measure import Figures, Side, cost, goal, machine, measured, medians, rotate_processes, run_in_process
 from bench.ours import Training, tubevit
 from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm
-from scaleup.errors import UserError
 
 MODELING = tuple(
     f"transformers.models.{name}.modeling_{name}" for name in ("videomae", "timesformer", "vivit", "vjepa2")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.measure import GIB, Figures
+from scaleup.common.errors import UserError
 from scaleup.common.files import write_text
 from scaleup.common.text import markdown
-from scaleup.errors import UserError
 
 BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"
 COLUMNS = {  # key of a row -> the title of its column, and the unit

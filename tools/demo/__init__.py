@@ -17,17 +17,16 @@ from typing import NamedTuple
 import torch
 
 from demo.report import Best, Report, Row, plot, readme
-from scaleup import recipe
+from scaleup.common.errors import UserError
 from scaleup.common.files import refuse_existing, write_json
 from scaleup.common.timing import progress
-from scaleup.config import schema
+from scaleup.config import recipe, schema
+from scaleup.config.recipe import sweep_arms
 from scaleup.data.shapes import MOTIONS, SHAPES, make_shapes
-from scaleup.errors import UserError
-from scaleup.evaluate import Evaluation, evaluate, record
+from scaleup.evaluation.accuracy import Evaluation, evaluate, record
 from scaleup.model.build import load, load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export, parity
-from scaleup.recipe import sweep_arms
 from scaleup.sweeps import costs
 from scaleup.training.run import run as train
 from scaleup.training.run_directory import RunResult, StoppedRun

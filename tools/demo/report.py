@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaleup.common.text import markdown
-from scaleup.evaluate import Evaluation
+from scaleup.evaluation.accuracy import Evaluation
 
 
 @dataclass

@@ -16,8 +16,8 @@ from reproduce.page import document
 from reproduce.tables import TABLES
 from reproduce.tasks import Remaining
 from reproduce.work import Work
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import write_text
-from scaleup.errors import UserError, nearest
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from reproduce.runs import find_arm, trained
 from reproduce.tables import STAGES, TRANSPLANTS, Source
-from scaleup import recipe
+from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
+from scaleup.config import recipe
 from scaleup.config.compose import compose
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shapes import make_shapes
-from scaleup.errors import UserError
-from scaleup.recipe import sweep_arms
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 

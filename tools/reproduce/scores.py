@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scaleup.common.files import read_json, write_text
 from scaleup.data.shards import Shards
-from scaleup.evaluate import evaluate
+from scaleup.evaluation.accuracy import evaluate
 from scaleup.evaluation.depth_profile import probe
 from scaleup.model.build import load, load_run
 

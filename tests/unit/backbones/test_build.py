@@ -12,8 +12,8 @@ from torch import nn
 from scaleup.backbones.backbone import ALIASES, Backbone, resolve
 from scaleup.backbones.build import add_blocks, build
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.build import fresh
 
 NAME = "timm:vit_tiny_patch16_224"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 COMMON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 THEIRS = COMMON | {"intermediate_size": 64}

@@ -14,8 +14,8 @@ from torch import Tensor
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import build
 from scaleup.common import tensors
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.build import fresh, load
 
 NAMES = [*clips.TOWERS, *clips.TIMM]

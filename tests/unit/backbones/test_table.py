@@ -9,7 +9,7 @@ import torch
 from support.tools import tool
 
 from scaleup.backbones.weights import SkipInit
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model.tubes import folds_to
 from scaleup.outputs import backbone_table
 from scaleup.outputs.backbone_table import CHANNELS, FAMILIES, as_json, names, table

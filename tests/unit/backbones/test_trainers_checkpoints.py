@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scaleup.backbones.build import build
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.build import load
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options

@@ -18,8 +18,8 @@ from torch import nn
 
 from scaleup.backbones.build import build
 from scaleup.checkpoint import hub as weight_files
+from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.errors import UserError
 from scaleup.model.build import fresh
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaleup import recipe
+from scaleup.config import recipe
 from scaleup.config.schema import Recipe
 from scaleup.training.token_cache import make
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from scaleup import recipe as recipes
+from scaleup.config import recipe as recipes
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
 from scaleup.model.build import fresh, load
 from scaleup.model.trunk import is_on_meta
 from scaleup.outputs.conversion import export
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import Run, run
 from scaleup.training.token_cache import make
 from scaleup.transplants.adapted_model import transplant

@@ -9,12 +9,12 @@ import pytest
 import torch
 from support.runs import files
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe
 from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, dequantise, quantise
 from scaleup.data.verify import verify
-from scaleup.errors import UserError
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import token_cache as making
 from scaleup.training.run_inputs import build_models

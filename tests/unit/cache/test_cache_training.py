@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Input, Recipe
 from scaleup.data.loader import train_loader
 from scaleup.data.pack import write_shards
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import cached_loader, cached_sets
-from scaleup.errors import UserError
 from scaleup.model.trunk import Trunk
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import Run, run
 from scaleup.training.token_cache import make
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from videos import moving, numbered, numbers
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Augment, Input
 from scaleup.data.augment import TrainTransform, _random_box, eval_views, parse_views, spatial_views
-from scaleup.errors import UserError
 
 SMALL = Input(frames=4, size=[24, 24], fps=10)
 

@@ -14,6 +14,7 @@ from support.marks import at_length
 from test_tars import downloaded, write_tar
 from videos import moving
 
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.decode import BadSample, check, decode_clip, decode_image
 from scaleup.data.loader import train_loader
@@ -22,7 +23,6 @@ from scaleup.data.pictures import whole_view
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
-from scaleup.errors import UserError
 
 
 @pytest.fixture(params=[40, *at_length(200)])

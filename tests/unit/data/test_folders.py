@@ -3,11 +3,11 @@ import socket
 
 import pytest
 
+from scaleup.common.errors import UserError
 from scaleup.data.encode import Encoding
 from scaleup.data.pack import pack
 from scaleup.data.sources import kind_of, read_source
 from scaleup.data.storage import walk
-from scaleup.errors import UserError
 
 
 def touched(root, *names):

@@ -7,12 +7,12 @@ from itertools import islice
 import pytest
 import torch
 
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.loader import check_heads, classes_of, eval_loader, train_loader
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample
-from scaleup.errors import UserError
 
 INPUT = schema.Input(frames=4, size=[16, 16], fps=15)
 HEADS = {"what": "shape", "how": "motion"}

@@ -14,6 +14,7 @@ from support.runs import files
 from support.tools import left, start, tool
 from videos import numbered, numbers
 
+from scaleup.common.errors import UserError
 from scaleup.data import pack as packing
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
@@ -21,7 +22,6 @@ from scaleup.data.pack import pack
 from scaleup.data.shards import Shards
 from scaleup.data.sources import read_source
 from scaleup.data.verify import verify
-from scaleup.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 

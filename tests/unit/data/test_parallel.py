@@ -9,7 +9,7 @@ SCRIPT = """
 import os, signal, sys, time
 from multiprocessing.connection import Connection
 from scaleup.common import processes as parallel
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 
 parallel.PATIENCE = 0.2
 

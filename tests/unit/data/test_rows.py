@@ -1,8 +1,8 @@
 import pytest
 
+from scaleup.common.errors import UserError
 from scaleup.data.lists import Row, read_classes, read_rows
 from scaleup.data.sources import read_source
-from scaleup.errors import UserError
 
 ROWS = {  # lists, and the pairs of path and label in them
     "spaces": ("my clip.mp4 3\nb.mp4 12 \n", [("my clip.mp4", "3"), ("b.mp4", "12")]),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Backbone, Frames, Input, Model, Positions, Tube
 from scaleup.data import shapes
 from scaleup.data.decode import decode_clip, decode_image
@@ -19,7 +20,6 @@ from scaleup.data.shapes import (
     sample_scene,
 )
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError
 from scaleup.model.build import fresh
 
 

@@ -7,13 +7,13 @@ import pytest
 import webdataset
 from support.runs import files
 
+from scaleup.common.errors import UserError
 from scaleup.data.decode import BadSample
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import make_shapes
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.verify import verify
-from scaleup.errors import UserError
 
 CLASSES = {"label": ["no", "yes"]}
 

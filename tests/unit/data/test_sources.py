@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from scaleup.common.errors import UserError
 from scaleup.data.lists import read_classes
 from scaleup.data.sources import kind_of, read_source
-from scaleup.errors import UserError
 
 
 def touched(root, *names):

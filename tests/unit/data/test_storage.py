@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.tools import tool
 
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data import storage as storages
 from scaleup.data import verify as verifying
@@ -18,7 +19,6 @@ from scaleup.data.pack import write_shards
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Directory, storage
 from scaleup.data.verify import verify
-from scaleup.errors import UserError
 
 
 @pytest.fixture

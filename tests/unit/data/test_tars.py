@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from videos import numbered
 
+from scaleup.common.errors import UserError
 from scaleup.data.shards import Shards
 from scaleup.data.sources import kind_of
 from scaleup.data.storage import Failure
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify
-from scaleup.errors import UserError
 
 VIDEO = numbered(3)
 

@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import Dataset
 
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Valid
 from scaleup.data import batches
 from scaleup.data.batches import in_workers, stack_shared
 from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError
 from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
 

@@ -11,11 +11,11 @@ import pytest
 from support.marks import at_length
 from support.runs import bytes_of, metrics
 
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import CLASSES, make_sample
-from scaleup.errors import UserError
-from scaleup.evaluate import evaluate
+from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import load, load_run
 from scaleup.training import arm_trainer
 from scaleup.training.arm_trainer import ArmState

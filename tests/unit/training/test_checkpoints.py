@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.training.run_directory import Checkpoints
 
 

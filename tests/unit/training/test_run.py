@@ -11,12 +11,12 @@ from support.runs import bytes_of, metrics
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from scaleup import recipe as recipes
+from scaleup.common.errors import UserError
+from scaleup.config import recipe as recipes
 from scaleup.config import schema
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.errors import UserError
 from scaleup.model.trunk import Taps
-from scaleup.recipe import sweep_arms
 from scaleup.training import engine
 from scaleup.training.run import Run, run
 from scaleup.training.run_directory import StoppedRun, lock_run

@@ -8,8 +8,8 @@ import pytest
 
 import scaleup
 from scaleup.common.tensors import hashes
+from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.recipe import sweep_arms
 from scaleup.training.run import Run, run
 
 Tiny = Callable[..., Recipe]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scaleup.common.errors import UserError
+from scaleup.config.recipe import load
 from scaleup.config.schema import Model, Recipe
 from scaleup.data.shards import Index, read_index, write_index
-from scaleup.errors import UserError
-from scaleup.recipe import load
 from scaleup.training import run_inputs
 from scaleup.training.run import run
 

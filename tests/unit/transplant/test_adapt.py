@@ -7,8 +7,8 @@ import timm
 import torch
 
 import scaleup
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Tube
-from scaleup.errors import UserError
 from scaleup.transplants.adapted_model import adapt
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}

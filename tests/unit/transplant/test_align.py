@@ -13,9 +13,9 @@ from torch import Tensor
 
 import scaleup
 from scaleup.backbones.build import build
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
-from scaleup.errors import UserError
 from scaleup.model.tubes import TubeSpec
 from scaleup.outputs import svg_plots
 from scaleup.outputs.conversion import export

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model.tubes import TubeSpec
 from scaleup.transplants.donor import Kernel
 from scaleup.transplants.transplant_plan import plan_channels, preferred_folds

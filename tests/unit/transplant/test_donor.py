@@ -8,7 +8,7 @@ from donors import TUBES, small_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scaleup.errors import UserError
+from scaleup.common.errors import UserError
 from scaleup.model.tubes import TubeSpec, resize_kernel
 from scaleup.transplants.donor import LIGHTNING_TUBES, Donor, read
 

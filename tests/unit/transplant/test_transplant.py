@@ -15,9 +15,9 @@ from support.slow_tubes import slow_tokens
 from torch import Tensor, nn
 
 import scaleup
+from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
-from scaleup.errors import UserError
 from scaleup.transplants.adapted_model import plan, transplant
 from scaleup.transplants.move import scale_tubes
 from scaleup.transplants.transplant_plan import Options

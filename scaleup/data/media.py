@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from scaleup.common.errors import UserError
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.storage import OF_SYSTEMS, Item, count_by_reason, failure, hidden, storage, walk
-from scaleup.errors import UserError
 
 STDIN = "-"
 KINDS = {ending: modality for modality, endings in EXTENSIONS.items() for ending in endings}

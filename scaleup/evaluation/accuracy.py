@@ -15,13 +15,13 @@ from torch import Tensor
 from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL, read_report
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import write_json, write_text
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
-from scaleup.errors import UserError, nearest
 from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT, depths_of

@@ -10,15 +10,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import write_text
 from scaleup.config.compose import compose
 from scaleup.config.contradictions import contradictions
 from scaleup.config.rules import check, is_text
 from scaleup.config.schema import Arm, Input, Recipe, expand
-from scaleup.errors import UserError, nearest
 
-HERE = Path(__file__).parent
-OWN = next((path for path in (HERE / "recipes", HERE.parent / "recipes") if path.is_dir()), HERE)  # wheel, checkout
+PACKAGE = Path(__file__).parents[1]
+HOMES = (PACKAGE / "recipes", PACKAGE.parent / "recipes")  # in the wheel, in a checkout
+OWN = next((path for path in HOMES if path.is_dir()), PACKAGE)
 __all__ = ["Input", "Recipe", "all_arms", "load", "resolved", "save", "sweep_arms", "to_yaml"]
 
 
