@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> Result:
     limit = seconds(args.stop_after)
     read = recipe.load(args.recipe, args.changes)
     from scaleup.sweeps import costs  # takes seconds; wrong arguments are refused before
-    from scaleup.training import run as training
+    from scaleup.training.run import train
 
-    return costs.plan(read, {"model": read.arm}) if args.plan else training.run(read, None, args.overwrite, limit)
+    return costs.plan(read, {"model": read.arm}) if args.plan else train(read, None, args.overwrite, limit)
 
 
 def seconds(text: str | None) -> float | None:

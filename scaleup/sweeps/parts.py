@@ -23,7 +23,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_directory
-from scaleup.training.run import run
+from scaleup.training.run import train
 from scaleup.training.run_directory import RESULT, RunResult, StoppedRun, is_complete, read_result
 
 PARTS = "parts"
@@ -47,14 +47,14 @@ def sweep(
     stop_after: float | None = None,
     memory: int | None = None,
 ) -> RunResult | StoppedRun:
-    """Train arms as :func:`scaleup.training.run.run` does, in as few parts as fit, one after another.
+    """Train arms as :func:`scaleup.training.run.train` does, in as few parts as fit, one after another.
 
     A part is the run ``recipe.out/parts/01``; when it is complete its models are moved up into ``recipe.out``. Parts
     that were begun stay as they are when the sweep goes on; where nothing was saved, they are planned anew.
 
     Args:
         arms: by name; by default all that the recipe describes.
-        overwrite, stop_after: see :func:`scaleup.training.run.run`.
+        overwrite, stop_after: see :func:`scaleup.training.run.train`.
         memory: bytes that a run may fill on each device; by default all that it has.
 
     Returns:
@@ -70,7 +70,7 @@ def sweep(
     with world.together(), ExitStack() as stack:
         parts = world.first(split_arms(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
         if not parts:
-            return run(recipe, arms, overwrite, stop_after)
+            return train(recipe, arms, overwrite, stop_after)
         if leads:
             stack.enter_context(run_directory.lock_run(out))
         for number, part in enumerate(parts, 1):

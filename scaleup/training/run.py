@@ -28,7 +28,7 @@ from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
 
 
-def run(
+def train(
     recipe: Recipe, arms: dict[str, Arm] | None = None, overwrite: bool = False, stop_after: float | None = None
 ) -> RunResult | StoppedRun:
     """Train arms together on the recipe's data and write the run directory ``recipe.out``.

@@ -25,7 +25,7 @@ from scaleup.model.build import fresh, load, load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import run_records
 from scaleup.outputs.conversion import export
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 COUNT, DAMAGED, VIEWS, SURE = 13, 4, "2x2", 50  # 13 samples in batches of 3: no number of ranks or workers divides them
 
@@ -45,7 +45,7 @@ def made(tiny_path: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory
     place = tmp_path_factory.mktemp("evaluate")
     recipe = load_recipe(tiny_path, ["train.steps=2", f"out={place / 'sweep'}"])
     recipe.model.load = str(confident(recipe, shards).save_pretrained(place / "model"))
-    run(recipe, sweep_arms(recipe))
+    train(recipe, sweep_arms(recipe))
     return place
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.runs import losses
 
 from scaleup.config.schema import Recipe
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 HOSTS = {"10.77.0.1": "scaleup1", "10.77.0.2": "scaleup2"}
@@ -57,7 +57,7 @@ def test_two_hosts_train_as_one_does(
 ) -> None:
     changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
     one, out, hostfile = tiny(*changes), tmp_path / "two", tmp_path / "hosts"
-    run(one, {"model": one.arm})
+    train(one, {"model": one.arm})
     hostfile.write_text("".join(f"{address} slots=1\n" for address in HOSTS))
     processes = []
     for rank, name in enumerate(HOSTS.values()):

@@ -15,7 +15,7 @@ from scaleup.config.recipe import load, sweep_arms
 from scaleup.data.shapes import make_shapes
 from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import fresh
-from scaleup.training.run import run
+from scaleup.training.run import train
 from scaleup.training.token_cache import make
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
@@ -82,7 +82,7 @@ def test_images_change_what_late_blocks_learn_and_frozen_blocks_stay(
     prepared: Path, joint: Path, tmp_path: Path
 ) -> None:
     read = load(RECIPE, changes(prepared, tmp_path / "videos", "videos"))
-    run(read, sweep_arms(read))
+    train(read, sweep_arms(read))
     both, videos = (weights(out / "last2") for out in (joint, tmp_path / "videos"))
     assert {name for name in both if name.startswith("blocks.")} == {n for n in videos if n.startswith("blocks.")}
     assert all(name.split(".")[1] in ("4", "5") for name in both if name.startswith("blocks."))
@@ -98,7 +98,7 @@ def test_a_cache_of_both_trains_as_they_do_live(prepared: Path, joint: Path, tmp
     read = load(RECIPE, changes(prepared, tmp_path / "live", "joint"))
     make(read, [4, 6], tmp_path / "cache", views=1, precision="float32")
     cached = load(RECIPE, changes(prepared, tmp_path / "cached", "joint", f"trunk.cache={tmp_path / 'cache'}"))
-    run(cached, sweep_arms(cached))
+    train(cached, sweep_arms(cached))
     assert {line["dataset"] for line in metrics(tmp_path / "cached")} == set(HEADS)
     for arm in ARMS:
         live, again = (load_file(out / arm / "delta.safetensors") for out in (joint, tmp_path / "cached"))

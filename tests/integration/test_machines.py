@@ -23,7 +23,7 @@ from scaleup.config.schema import Recipe
 from scaleup.sweeps import costs, machines
 from scaleup.sweeps.machines import spread
 from scaleup.sweeps.parts import split_arms, sweep
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 TWO = ["arms.full=null"]  # arms are left, a job each
 SLOWLY = f"""{AT_ONCE}
@@ -41,7 +41,7 @@ def taken(out: Path) -> list[int]:
 def whole(path: Path, out: Path, *changes: str) -> dict[str, bytes]:
     """The weights of all arms, trained in one run."""
     read = recipe.load(path, [*TWO, *changes, f"out={out}"])
-    run(read, sweep_arms(read))
+    train(read, sweep_arms(read))
     return bits(out)
 
 

@@ -19,7 +19,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.model.build import load_run
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 from scaleup.training.run_directory import StoppedRun
 
 Tiny = Callable[..., Recipe]
@@ -43,7 +43,7 @@ def whole(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """The weights of all arms, trained in one run of two steps."""
     out = tmp_path_factory.mktemp("whole") / "out"
     read = recipe.load(tiny_path, [*GRID, "train.steps=2", f"out={out}"])
-    run(read, sweep_arms(read))
+    train(read, sweep_arms(read))
     return bits(out)
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_over_lets_its_memory_go(tiny: Tiny, monkeypatch: pytest.M
 
     monkeypatch.setattr(Run, "train", watched)
     read = tiny("train.steps=2", f"train.zero_stage={stage}")
-    run(read, sweep_arms(read))
+    train(read, sweep_arms(read))
     gc.collect()
     assert len(held) == 9 and not any(reference() for reference in held)
 
@@ -179,7 +179,7 @@ def test_a_sweep_in_parts_killed_eight_times_ends_with_the_same_bytes(tiny_path:
     read = recipe.load(tiny_path, [*changes, f"out={tmp_path / 'whole'}"])
     arms, out = sweep_arms(read), tmp_path / "cut"
     memory = costs.memory(read, {name: arms[name] for name in ("full", "last")})["total"]
-    run(read, arms)
+    train(read, arms)
     resumed = killed([None] * 8, 1, out, "sweep", tiny_path, *changes, f"--memory={memory}", before="")
     assert len(resumed) >= 4
     assert len(list((out / "parts").iterdir())) > 1 and bits(out) == bits(tmp_path / "whole")

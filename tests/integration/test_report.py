@@ -29,7 +29,7 @@ from scaleup.outputs.class_report import confused, confusions, recall
 from scaleup.outputs.html import document
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -40,7 +40,7 @@ def made(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "out"
     shards = tiny_path.parent / "shapes" / "videos-train"
     recipe = recipes.load(tiny_path, [f"data.valid.shards={shards}", "train.valid_every=2", f"out={out}"])
-    run(recipe, sweep_arms(recipe))
+    train(recipe, sweep_arms(recipe))
     return out
 
 
@@ -113,7 +113,7 @@ def test_a_browser_shows_every_plot_and_complains_of_nothing(swept: Path, tmp_pa
 
 def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny("train.steps=40", "train.save_every=2")
-    run(recipe, sweep_arms(recipe), stop_after=0)
+    train(recipe, sweep_arms(recipe), stop_after=0)
     with (tmp_path / "out" / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 1, "ar')  # a line that is being written
     result = report_page.write([tmp_path / "out"], tmp_path / "page.html", refresh=30)

@@ -19,7 +19,7 @@ from support.tools import AT_ONCE, LAUNCHER, SECONDS, TOOLS, Running, start, too
 from scaleup.config.schema import Recipe
 from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import load
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 FILES = ("recipe.yaml", "metrics.jsonl", "tensorboard", "result.json")
 ARMS = {"sweep": ("full", "last", "gated"), "train": ("model",)}
@@ -96,8 +96,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
     assert late.returncode == 0 and f"resuming at step {done} of 40" in late.stderr, late.stderr
     assert json.loads(late.stdout) == {"out": str(out), "steps": 40, "stopped": done + 1, "exit": 0, "part": None}
 
-    last = run(tiny("train.steps=40", "train.save_every=0", f"out={out}"), {"model": whole.arm})
-    run(whole, {"model": whole.arm})
+    last = train(tiny("train.steps=40", "train.save_every=0", f"out={out}"), {"model": whole.arm})
+    train(whole, {"model": whole.arm})
     assert bits(out, "model") == bits(tmp_path / "whole", "model")
     assert steps(out) == list(range(40)) and last.steps == 40
 
@@ -116,9 +116,9 @@ def test_two_ranks_stop_at_the_same_step_and_one_goes_on(
     (saved,) = (out / "checkpoints").iterdir()
     done = int(saved.name[-8:])
     whole = tiny(*changes, f"out={tmp_path / 'whole'}")
-    run(whole, {"model": whole.arm})
+    train(whole, {"model": whole.arm})
     capsys.readouterr()
-    run(tiny(*changes, f"out={out}"), {"model": whole.arm})
+    train(tiny(*changes, f"out={out}"), {"model": whole.arm})
     said = f"resuming at step {done} of 40; ranks: 1 instead of 2, so within rounding, not bit for bit"
     assert said in capsys.readouterr().err
     assert steps(out) == list(range(40))

@@ -13,7 +13,7 @@ from scaleup.common.errors import UserError
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
 from scaleup.model.build import load, load_run
-from scaleup.training.run import run
+from scaleup.training.run import train
 from scaleup.training.run_inputs import build_models
 
 
@@ -23,10 +23,10 @@ def test_an_arm_of_a_sweep_ends_as_the_same_arm_alone(tiny: Callable[..., Recipe
     """Bit for bit, with dropout, drop path, mixup and cutmix, whatever trains beside it."""
     recipe = tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / 'together'}")
     arms = sweep_arms(recipe)
-    run(recipe, arms)
+    train(recipe, arms)
     heads = []
     for name, arm in arms.items():
-        run(tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arm})
+        train(tiny("train.cutmix=1", f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arm})
         trained = weights(tmp_path / name / "alone")
         assert trained == weights(tmp_path / "together" / name), name
         heads.append(trained["heads.motion.weight"])
@@ -42,7 +42,7 @@ def test_adapters_train_side_by_side_on_weights_that_stay(
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none")}
     arms |= {"full": recipe.arm, "wide": replace(late, adapt="lora", lora_rank=5, frozen_depth=0, gate=False)}
     begun = {name: model.named_tensors() for name, model in build_models(recipe, arms).items()}
-    run(recipe, arms)
+    train(recipe, arms)
     for name in ("lora", "dora", "ia3", "wide"):
         trained = weights(tmp_path / "together" / name)
         kept = {key for key, tensor in begun[name].items() if trained[key] == tensor.detach().numpy().tobytes()}
@@ -51,7 +51,7 @@ def test_adapters_train_side_by_side_on_weights_that_stay(
         if name != "wide":
             assert kept == {key for key in trained if not key.startswith(("base_model.", "heads.", "norm.", "gate."))}
         if name in ("lora", "wide"):
-            run(tiny(f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arms[name]})
+            train(tiny(f"train.zero_stage={stage}", f"out={tmp_path / name}"), {"alone": arms[name]})
             assert trained == weights(tmp_path / name / "alone")
 
 
@@ -59,7 +59,7 @@ def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., 
     """Blocks of an arm that stay frozen compute what the trunk's do: without drop path, without dropout."""
     recipe = tiny("train.kernels=library")  # lean ones round the arm's last block otherwise
     arms = {"none": replace(recipe.arm, frozen_depth=1, adapt="none"), "last": replace(recipe.arm, frozen_depth=3)}
-    result = run(recipe, arms).arms
+    result = train(recipe, arms).arms
     assert weights(tmp_path / "out" / "none") == weights(tmp_path / "out" / "last")
     heads, norm = sum((24 + 1) * classes for classes in (8, 6, 8)), 2 * 24
     assert result["none"].trained_parameters == result["last"].trained_parameters == heads + norm
@@ -69,12 +69,12 @@ def test_heads_alone_learn_what_they_learn_above_all_blocks(tiny: Callable[..., 
 def test_the_arms_of_a_sweep_load_together_as_each_does_alone(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     """On a model that is loaded, the adapters' frozen weights are the trunk's own."""
     began = tiny(f"out={tmp_path / 'small'}", "train.steps=1")
-    run(began, {"model": began.arm})
+    train(began, {"model": began.arm})
     recipe = tiny(f"out={tmp_path / 'sweep'}")
     recipe.model.load = str(tmp_path / "small" / "model")
     late = replace(recipe.arm, frozen_depth=1, gate=True)
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "ia3", "none")} | {"full": late}
-    run(recipe, arms)
+    train(recipe, arms)
     clip = torch.rand(1, 3, 8, 32, 32)
     together = load_run(tmp_path / "sweep")
     for name, model in together.items():
@@ -90,7 +90,7 @@ def test_the_arms_of_a_sweep_load_together_as_each_does_alone(tiny: Callable[...
 
     recipe = tiny(f"out={tmp_path / 'later'}")  # an adapter trains on
     recipe.model.load = str(tmp_path / "sweep" / "lora")
-    run(recipe, {"model": arms["lora"]})
+    train(recipe, {"model": arms["lora"]})
     first, later = weights(tmp_path / "sweep" / "lora"), weights(tmp_path / "later" / "model")
     assert {key for key in first if first[key] == later[key]} == {
         key for key in first if not key.startswith(("base_model.", "heads.", "norm.", "gate."))

@@ -19,7 +19,6 @@ import scaleup
 from scaleup.config import recipe
 from scaleup.config.schema import Recipe
 from scaleup.data.loader import classes_of
-from scaleup.training.run import run
 
 train = partial(tools.tool, "train")
 
@@ -82,7 +81,7 @@ def test_two_processes_train_as_one_does(
     changes = ["train.mixup=0", "model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
     changes += [f"train.zero_stage={stage}", f"arm.adapt={adapt}"]
     one = tiny(*changes)
-    run(one, {"model": one.arm})
+    scaleup.train(one, {"model": one.arm})
     args = [tiny_path, f"out={tmp_path / 'two'}", *changes, "--json"]
     with python(tmp_path / "python") if python else nullcontext() as launches:
         done = launched(launches, *args) if launches else train(*args, ranks=2)

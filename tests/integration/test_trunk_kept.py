@@ -22,7 +22,7 @@ from scaleup.model.build import fresh, load, load_run
 from scaleup.model.trunk import is_on_meta
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export
-from scaleup.training.run import run
+from scaleup.training.run import train
 from scaleup.training.run_directory import RunResult
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
@@ -61,7 +61,7 @@ def sweep(tiny_path: Path, moved: Path, out: Path, *changes: str) -> RunResult:
     path = moved.parent / "sweep.yaml"
     path.write_text(text.replace("  full: {}\n", "").replace("last: {frozen_depth: 3}", "last: {frozen_depth: 2}"))
     recipe = load_recipe(path, [f"out={out}", "train.steps=2", *changes])
-    return run(recipe, sweep_arms(recipe))
+    return train(recipe, sweep_arms(recipe))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_what_cannot_wait_on_disk_is_said(parents: tuple[str, str], moved: Path,
 def test_without_a_base_nothing_is_lost(tiny: Tiny, tmp_path: Path) -> None:
     """A fresh model knows no public backbone: what is cast keeps its float32 content beside."""
     recipe = tiny("arms={last: {frozen_depth: 3}}", "train.steps=1", "trunk.precision=bfloat16")
-    run(recipe, sweep_arms(recipe))
+    train(recipe, sweep_arms(recipe))
     wanted: TubeViT = fresh(recipe.model, {}, recipe.seed)
     found = load(tmp_path / "out/last")
     for one, other in zip(found.blocks, wanted.blocks, strict=True):

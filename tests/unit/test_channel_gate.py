@@ -16,7 +16,7 @@ from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
 from scaleup.model.build import fresh, load_run
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 WIDTH = 24
 IMAGES, VIDEOS = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 8, 32, 32)
@@ -70,7 +70,7 @@ def test_it_goes_on_from_one_alpha_and_not_back_to_one(tiny: Callable[..., Recip
 
 def test_it_trains_is_logged_and_comes_back(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(*CHANGES)
-    found = run(recipe, sweep_arms(recipe)).arms["channel"]
+    found = train(recipe, sweep_arms(recipe)).arms["channel"]
     lines = metrics(tmp_path / "out")
     model = scaleup.load(tmp_path / "out/channel")
     alpha = model.arm.gate.alpha
@@ -84,8 +84,8 @@ def test_it_trains_is_logged_and_comes_back(tiny: Callable[..., Recipe], tmp_pat
 def test_gates_of_both_kinds_train_side_by_side_as_alone(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny("train.steps=3")
     arms = {kind: replace(recipe.arm, frozen_depth=1, gate=gate) for kind, gate in (("one", True), ("each", "channel"))}
-    run(recipe, arms)
-    run(tiny("train.steps=3", f"out={tmp_path / 'alone'}"), {"each": arms["each"]})
+    train(recipe, arms)
+    train(tiny("train.steps=3", f"out={tmp_path / 'alone'}"), {"each": arms["each"]})
     together, alone = (scaleup.load(tmp_path / at / "each").state_dict() for at in ("out", "alone"))
     assert all(torch.equal(together[name], alone[name]) for name in together)
 
@@ -95,7 +95,7 @@ def test_gates_of_both_kinds_on_one_trunk_come_back_together(tiny: Callable[...,
     recipe = tiny("train.steps=2")
     recipe.model = schema.Model(load=str(tmp_path / "began"))
     arms = {kind: replace(recipe.arm, frozen_depth=1, gate=gate) for kind, gate in (("one", True), ("each", "channel"))}
-    run(recipe, arms)
+    train(recipe, arms)
     for name, model in load_run(tmp_path / "out").items():
         assert torch.equal(model.arm.gate.alpha, scaleup.load(tmp_path / "out" / name).arm.gate.alpha)
         assert len(model.arm.gate.alpha) == {"one": 1, "each": WIDTH}[name]
@@ -103,11 +103,11 @@ def test_gates_of_both_kinds_on_one_trunk_come_back_together(tiny: Callable[...,
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(*CHANGES)
-    stopped = run(recipe, sweep_arms(recipe), stop_after=0)
+    stopped = train(recipe, sweep_arms(recipe), stop_after=0)
     assert stopped.stopped == 1 and stopped.exit == 0
-    run(recipe, sweep_arms(recipe))
+    train(recipe, sweep_arms(recipe))
     whole = tiny(*CHANGES, f"out={tmp_path / 'whole'}")
-    run(whole, sweep_arms(whole))
+    train(whole, sweep_arms(whole))
     parts, once = (scaleup.load(tmp_path / at / "channel").state_dict() for at in ("out", "whole"))
     assert all(torch.equal(parts[name], once[name]) for name in parts)
 

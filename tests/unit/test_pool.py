@@ -29,7 +29,7 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export
 from scaleup.sweeps import costs
 from scaleup.sweeps.trace import counter
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 from scaleup.training.token_cache import make
 
 ATTENTIVE = Pool("attentive", queries=3, heads=4, depth=1)
@@ -202,7 +202,7 @@ def runs(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pools")
     together = ARMS | {"mean": Arm(frozen_depth=2, adapt="none", pool="mean")}
     for out, each in {"together": together, **{name: {name: arm} for name, arm in ARMS.items()}}.items():
-        run(recipe.load(tiny_path, [f"out={directory / out}", "train.steps=4", "train.mixup=0", "arms={}"]), each)
+        train(recipe.load(tiny_path, [f"out={directory / out}", "train.steps=4", "train.mixup=0", "arms={}"]), each)
     return directory
 
 
@@ -219,7 +219,7 @@ def test_an_arm_learns_from_a_token_cache_what_it_learns_live(name: str, runs: P
     read = recipe.load(runs / name / "recipe.yaml", [f"out={tmp_path / 'out'}"])
     make(read, [3, *ARMS[name].taps], tmp_path / "cache", precision="float32")
     read.trunk.cache = str(tmp_path / "cache")
-    run(read, {name: ARMS[name]})
+    train(read, {name: ARMS[name]})
     live, cached = (load_file(path / name / "model.safetensors") for path in (runs / name, tmp_path / "out"))
     for key, tensor in live.items():
         torch.testing.assert_close(cached[key], tensor, rtol=1e-5, atol=1e-6)

@@ -28,7 +28,7 @@ from scaleup.model.build import load, load_run
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.conversion import export, parity
 from scaleup.sweeps import costs
-from scaleup.training.run import run as train
+from scaleup.training.run import train
 from scaleup.training.run_directory import RunResult, StoppedRun
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options

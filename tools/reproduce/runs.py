@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaleup.config.schema import Arm, Recipe
-from scaleup.training.run import run
+from scaleup.training.run import train
 from scaleup.training.run_directory import StoppedRun, is_complete
 
 SAVE_EVERY = 200  # steps; a run that is killed loses at most these
@@ -60,7 +60,7 @@ def trained(recipe: Recipe, arms: Mapping[str, Arm], root: Path) -> dict[str, Pa
     if missing:
         out = home / _digest(list(missing))
         together: dict[str, dict[str, Any]] = {name: asdict(arm) for name, arm in missing.items()}
-        result = run(_settled(recipe, out, together), missing)
+        result = train(_settled(recipe, out, together), missing)
         gc.collect()  # training engines are in reference cycles
         if isinstance(result, StoppedRun):
             raise KeyboardInterrupt

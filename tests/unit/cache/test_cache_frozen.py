@@ -12,7 +12,7 @@ from scaleup.config.schema import Recipe
 from scaleup.model.build import fresh, load
 from scaleup.model.trunk import is_on_meta
 from scaleup.outputs.conversion import export
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 from scaleup.training.token_cache import make
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
@@ -44,12 +44,12 @@ def test_frozen_blocks_stay_in_their_file_and_what_is_saved_is_whole(
     loaded: Callable[..., Recipe], kind: str, tmp_path: Path
 ) -> None:
     live, made = loaded(kind, f"out={tmp_path / 'live'}"), tmp_path / "cache"
-    run(live, sweep_arms(live))
+    train(live, sweep_arms(live))
     make(loaded(kind), [1, 2], made, precision="float32")
     recipe = loaded(kind, f"out={tmp_path / 'cached'}", f"trunk.cache={made}")
     training = Run(recipe, sweep_arms(recipe))
     assert all(is_on_meta(block) for model in training.models.values() for block in model.trunk.blocks)  # type: ignore
-    run(recipe, sweep_arms(recipe))
+    train(recipe, sweep_arms(recipe))
     file = "delta.safetensors" if kind == "delta" else "model.safetensors"
     for arm in ("last", "gated"):
         wanted, found = (load_file(tmp_path / name / arm / file) for name in ("live", "cached"))
@@ -64,5 +64,5 @@ def test_another_seed_trains_from_the_same_views(loaded: Callable[..., Recipe], 
     ends = []
     for seed in (2, 3):
         recipe = loaded("delta", f"seed={seed}", f"out={tmp_path / str(seed)}", f"trunk.cache={tmp_path / 'cache'}")
-        ends.append(run(recipe, sweep_arms(recipe)).arms["last"].loss)
+        ends.append(train(recipe, sweep_arms(recipe)).arms["last"].loss)
     assert ends[0] != ends[1]

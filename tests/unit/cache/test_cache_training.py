@@ -17,7 +17,7 @@ from scaleup.data.pack import write_shards
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import cached_loader, cached_sets
 from scaleup.model.trunk import Trunk
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 from scaleup.training.token_cache import make
 
 Frozen = Callable[..., Recipe]
@@ -25,7 +25,7 @@ ARMS = ["last", "gated"]
 
 
 def trained(recipe: Recipe) -> dict[str, dict[str, torch.Tensor]]:
-    run(recipe, sweep_arms(recipe))
+    train(recipe, sweep_arms(recipe))
     return {arm: load_file(Path(recipe.out) / arm / "model.safetensors") for arm in ARMS}
 
 
@@ -52,7 +52,7 @@ def test_a_run_from_a_cache_in_pieces_ends_with_the_same_bytes(cached: Frozen, t
     whole = trained(cached(f"out={tmp_path / 'whole'}"))
     pieces = cached(f"out={tmp_path / 'pieces'}")
     for step in (1, 2, 3):
-        assert run(pieces, sweep_arms(pieces), stop_after=0).stopped == step
+        assert train(pieces, sweep_arms(pieces), stop_after=0).stopped == step
     for arm, tensors in trained(pieces).items():
         assert all(torch.equal(tensor, whole[arm][name]) for name, tensor in tensors.items())
 
@@ -120,10 +120,10 @@ def test_no_video_is_decoded_and_no_frozen_block_computes(
 def test_validation_of_a_run_from_a_cache_is_live(cached: Frozen, frozen: Frozen, tmp_path: Path) -> None:
     changes = ["train.valid_every=2", "trunk.precision=bfloat16"]
     changes.append(f"data.valid={{shards: {frozen().data.train['videos'].shards}}}")
-    live = run(frozen(*changes, f"out={tmp_path / 'live'}"), sweep_arms(frozen()))
+    live = train(frozen(*changes, f"out={tmp_path / 'live'}"), sweep_arms(frozen()))
     make(frozen(*changes), [1, 3], tmp_path / "low", precision="bfloat16")
     recipe = cached(*changes, f"trunk.cache={tmp_path / 'low'}")
-    found = run(recipe, sweep_arms(recipe))
+    found = train(recipe, sweep_arms(recipe))
     assert found.trunk["precision"] == "bfloat16" and found.trunk["drift"].keys() == {1, 3}
     assert found.trunk["cache"]["views"] == 1
     assert {arm: each.valid_accuracy is not None for arm, each in found.arms.items()} == dict.fromkeys(ARMS, True)
@@ -157,7 +157,7 @@ def test_another_cache_is_refused_with_what_differs(cached: Frozen, changes: lis
     images = cached().data.train["images"].shards
     with pytest.raises(UserError, match=said):
         recipe = cached(*(change.replace("IMAGES", images) for change in changes))
-        run(recipe, sweep_arms(recipe))
+        train(recipe, sweep_arms(recipe))
 
 
 def test_shards_of_videos_are_no_cache(cached: Frozen, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scaleup.config.schema import Recipe
-from scaleup.training.run import run
+from scaleup.training.run import train
 from scaleup.training.token_cache import make
 
 KEYS = ("steps", "ended", "best_step", "valid_accuracy")
@@ -23,9 +23,9 @@ def test_validation_beside_a_cache_is_validation_live(
     arm = replace(frozen().arm, frozen_depth=1, gate=True)
     arms = {"deep": replace(arm, frozen_depth=3, steps=2), "idle": replace(arm, lr=1e-12, gate_lr=1e-12, patience=2)}
     arms["gated"] = arm
-    live = run(frozen(*changes), arms).arms
+    live = train(frozen(*changes), arms).arms
     make(frozen(*changes), [1, 3], tmp_path / "cache", precision="float32")
-    cached = run(frozen(*changes, f"trunk.cache={tmp_path / 'cache'}", f"out={tmp_path / 'cached'}"), arms).arms
+    cached = train(frozen(*changes, f"trunk.cache={tmp_path / 'cache'}", f"out={tmp_path / 'cached'}"), arms).arms
     assert {name: [getattr(arm, key) for key in KEYS] for name, arm in cached.items()} == {
         name: [getattr(arm, key) for key in KEYS] for name, arm in live.items()
     }

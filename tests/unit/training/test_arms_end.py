@@ -20,7 +20,7 @@ from scaleup.model.build import load, load_run
 from scaleup.training import arm_trainer
 from scaleup.training.arm_trainer import ArmState
 from scaleup.training.engine import weights
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 from scaleup.training.run_directory import RunResult
 from scaleup.training.validation import Validation
 
@@ -81,9 +81,9 @@ def test_an_arm_of_a_mixed_sweep_ends_as_the_same_arm_alone(tiny: Tiny, valid: s
     changes = [*MIXED, valid, f"train.zero_stage={stage}"]
     recipe = tiny(*changes, f"out={tmp_path / 'together'}")
     arms = mixed(recipe.arm)
-    together = run(recipe, arms | {"wild": replace(recipe.arm, **WILD)}).arms
+    together = train(recipe, arms | {"wild": replace(recipe.arm, **WILD)}).arms
     for name, arm in arms.items():
-        alone = run(tiny(*changes, f"out={tmp_path / name}"), {"alone": arm}).arms["alone"]
+        alone = train(tiny(*changes, f"out={tmp_path / name}"), {"alone": arm}).arms["alone"]
         assert written(tmp_path / name / "alone") == written(tmp_path / "together" / name), name
         for key in ("steps", "ended", "best_step", "valid_accuracy", "loss"):
             assert getattr(together[name], key) == getattr(alone, key), (name, key)
@@ -102,10 +102,10 @@ def test_a_mixed_run_in_pieces_ends_with_the_same_bytes(
     changes = [*MIXED, valid, f"train.zero_stage={stage}", f"train.offload={offload}"]
     whole, pieces = (tiny(*changes, f"out={tmp_path / name}") for name in ("whole", "pieces"))
     arms = mixed(whole.arm) | {"wild": replace(whole.arm, **WILD)}
-    expected = run(whole, arms)
+    expected = train(whole, arms)
     for number in range(1, 4):
-        assert run(pieces, arms, stop_after=0).stopped == number
-    result = run(pieces, arms)
+        assert train(pieces, arms, stop_after=0).stopped == number
+    result = train(pieces, arms)
     assert result.exit == expected.exit == 1
     for name in arms:
         assert written(tmp_path / "pieces" / name) == written(tmp_path / "whole" / name), name
@@ -128,16 +128,16 @@ def test_a_run_that_was_killed_while_it_wrote_its_models_writes_them_all(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("scaleup.training.run_directory.write", killed)
-        run(recipe, arms)
+        train(recipe, arms)
     taken = metrics(tmp_path / "out")
-    result = run(recipe, arms)
+    result = train(recipe, arms)
     assert metrics(tmp_path / "out") == taken and len(taken) == 2  # all had ended early: no step was left
     assert result.arms["one"].directory and result.exit == 1 and (tmp_path / "out/one/config.json").exists()
 
 
 def test_a_run_that_is_stopped_at_its_last_step_is_complete(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny()
-    assert isinstance(run(recipe, {"one": replace(recipe.arm, steps=1)}, stop_after=0), RunResult)
+    assert isinstance(train(recipe, {"one": replace(recipe.arm, steps=1)}, stop_after=0), RunResult)
     assert (tmp_path / "out/one/config.json").exists() and (tmp_path / "out/result.json").exists()
 
 
@@ -168,7 +168,7 @@ def test_what_has_ended_costs_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
 
 def test_the_cosine_of_an_arm_runs_over_its_own_steps(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny("train.steps=6", "train.warmup=0")
-    run(recipe, {"short": replace(recipe.arm, steps=4, warmup=2), "long": recipe.arm})
+    train(recipe, {"short": replace(recipe.arm, steps=4, warmup=2), "long": recipe.arm})
     taken = [line["arms"] for line in metrics(tmp_path / "out")]
     assert [arms["short"]["lr"] for arms in taken[:4]] == pytest.approx([0.005, 0.01, 0.01, 0.005])
     assert [arms["long"]["lr"] for arms in taken] == pytest.approx(
@@ -183,7 +183,7 @@ def test_the_best_weights_are_what_is_written(
     """The first of equal ones; the gate that is reported is the one that is written."""
     recipe = tiny("train.steps=5", "train.valid_every=1", valid)
     seen = scripted(0.1, 0.6, 0.3, 0.6, 0.2)
-    arm = run(recipe, {"model": replace(recipe.arm, frozen_depth=1, gate=True)}).arms["model"]
+    arm = train(recipe, {"model": replace(recipe.arm, frozen_depth=1, gate=True)}).arms["model"]
     model = load(tmp_path / "out" / "model")
     assert bits(model) == seen[2] != seen[5]
     assert (arm.best_step, arm.valid_accuracy, arm.steps, arm.ended) == (2, 0.6, 5, "complete")
@@ -205,7 +205,7 @@ def test_an_arm_ends_where_its_patience_does(
 ) -> None:
     scripted(*accuracies)
     recipe = tiny("train.steps=6", "train.valid_every=1", valid)
-    result = run(recipe, {"model": replace(recipe.arm, patience=2)})
+    result = train(recipe, {"model": replace(recipe.arm, patience=2)})
     assert (result.arms["model"].steps, result.arms["model"].ended) == (steps, ended)
     assert result.exit == 0
 
@@ -215,8 +215,8 @@ def test_validation_changes_no_bit(tiny: Tiny, valid: str, tmp_path: Path, monke
     monkeypatch.setattr(ArmState, "validated", lambda *_: True)
     plain, watched = tiny(f"out={tmp_path / 'plain'}"), tiny("train.valid_every=1", valid)
     arms = {"gated": replace(plain.arm, frozen_depth=1, gate=True, steps=3), "full": plain.arm}
-    run(plain, arms)
-    run(watched, arms)
+    train(plain, arms)
+    train(watched, arms)
     for name in arms:
         assert written(tmp_path / "out" / name) == written(tmp_path / "plain" / name)
 
@@ -225,7 +225,7 @@ def test_validation_is_an_evaluation(tiny: Tiny, valid: str, tmp_path: Path, cap
     """At every second step, and where an arm ends."""
     recipe = tiny("train.steps=5", "train.valid_every=2", "data.valid.heads={motion: motion}", valid)
     arms = {"gated": replace(recipe.arm, frozen_depth=1, gate=True, steps=3), "full": recipe.arm}
-    result = run(recipe, arms).arms
+    result = train(recipe, arms).arms
     found = {line["step"] + 1: line["arms"] for line in metrics(tmp_path / "out")}
     validated = {name: [number for number in found if "valid" in found[number].get(name, {})] for name in arms}
     assert validated == {"gated": [2, 3], "full": [2, 4, 5]}
@@ -245,8 +245,8 @@ def test_unreadable_samples_of_validation_are_counted(tiny: Tiny, tmp_path: Path
     shards = write_shards(samples, tmp_path / "valid", "video", CLASSES["video"])
     recipe = tiny("train.valid_every=2", f"data.valid.shards={shards.path}", "data.max_bad=0.2")
     with pytest.raises(UserError, match="1 of the 4 samples of data.valid cannot be read, more than data.max_bad 0.2"):
-        run(recipe, {"model": recipe.arm})
-    run(
+        train(recipe, {"model": recipe.arm})
+    train(
         tiny("train.valid_every=4", f"data.valid.shards={shards.path}", "data.max_bad=0.25"),
         {"model": recipe.arm},
         True,
@@ -258,7 +258,7 @@ def test_a_set_that_does_not_fit_is_refused_before_training(tiny: Tiny, valid: s
     recipe = tiny("train.valid_every=2", valid)
     recipe.data.valid.heads = {"motoin": "motion"}
     with pytest.raises(UserError, match="no head 'motoin'.*nearest: 'motion'"):
-        run(recipe, {"model": recipe.arm})
+        train(recipe, {"model": recipe.arm})
     assert not (tmp_path / "out").exists()
 
 
@@ -268,7 +268,7 @@ def test_an_arm_that_diverges_is_lost_alone(
 ) -> None:
     recipe = tiny(f"train.zero_stage={stage}", f"train.accumulate={accumulate}")
     kept = replace(recipe.arm, frozen_depth=1, gate=True)
-    result = run(recipe, {"wild": replace(kept, **WILD), "kept": kept})
+    result = train(recipe, {"wild": replace(kept, **WILD), "kept": kept})
     at = result.arms["wild"].diverged
     assert result.exit == 1 and at in (0, 1, 2) and result.arms["kept"].diverged is None
     said = capsys.readouterr().err
@@ -279,14 +279,14 @@ def test_an_arm_that_diverges_is_lost_alone(
     ]
     assert load_run(tmp_path / "out").keys() == {"kept"}
     with pytest.raises(UserError, match="its run is complete"):
-        run(recipe, {"wild": replace(kept, **WILD), "kept": kept})
+        train(recipe, {"wild": replace(kept, **WILD), "kept": kept})
 
 
 def test_arms_that_all_diverge_leave_a_result(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first step already: a gradient that is no number is seen before it becomes a model."""
     monkeypatch.setattr(arm_trainer.Engine, "step", lambda *_: float("nan"))
     recipe = tiny()
-    result = run(recipe, {"one": recipe.arm, "other": recipe.arm})
+    result = train(recipe, {"one": recipe.arm, "other": recipe.arm})
     assert [arm.diverged for arm in result.arms.values()] == [0, 0] and result.exit == 1
     assert result.arms["one"].loss is None and len(metrics(tmp_path / "out")) == 1
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == asdict(result)

@@ -18,7 +18,7 @@ from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
 from scaleup.model.trunk import Taps
 from scaleup.training import engine
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 from scaleup.training.run_directory import StoppedRun, lock_run
 
 Tiny = Callable[..., Recipe]
@@ -115,7 +115,7 @@ FILES = ("recipe.yaml", "metrics.jsonl", "tensorboard", "result.json")
 
 def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny()
-    result = run(recipe, sweep_arms(recipe))
+    result = train(recipe, sweep_arms(recipe))
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {*FILES, *recipe.arms}
     assert json.loads((out / "result.json").read_text()) == asdict(result)
@@ -138,15 +138,15 @@ def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) ->
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="exists"):
-        run(recipe, arms)
+        train(recipe, arms)
     with pytest.raises(UserError, match="not the directory of a run"):
-        run(recipe, arms, overwrite=True)
+        train(recipe, arms, overwrite=True)
     assert (out / "thesis.tex").read_text() == "mine"
     (out / "thesis.tex").rename(out / "recipe.yaml")
     with pytest.raises(UserError, match="frozen_depth 7"):
-        run(recipe, {"model": schema.Arm(frozen_depth=7)}, overwrite=True)
+        train(recipe, {"model": schema.Arm(frozen_depth=7)}, overwrite=True)
     assert (out / "recipe.yaml").read_text() == "mine"  # a run that cannot start replaces nothing
-    run(recipe, arms, overwrite=True)
+    train(recipe, arms, overwrite=True)
     assert recipes.load(out / "recipe.yaml") == recipe
 
 
@@ -164,7 +164,7 @@ def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) ->
 def test_what_cannot_work_is_said(tiny: Tiny, changes: list[str], said: str) -> None:
     recipe = replace(tiny(), out="") if changes == ["out="] else tiny(*changes)
     with pytest.raises(UserError, match=said):
-        run(recipe, {"model": recipe.arm})
+        train(recipe, {"model": recipe.arm})
 
 
 KINDS = ("full", "dora", "ia3")
@@ -224,10 +224,10 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
     late = replace(whole.arm, frozen_depth=1, gate=True, lora_rank=2)
     arms = {kind: replace(late, adapt=kind) for kind in ("lora", "dora", "ia3", "none", "full")}
     arms |= {"all": whole.arm, "low": replace(late, precision="bfloat16")}
-    expected = run(whole, arms)
+    expected = train(whole, arms)
     for step in range(1, 3):
-        assert run(pieces, arms, stop_after=0) == StoppedRun(pieces.out, 3, stopped=step, exit=0)
-    result = run(pieces, arms)
+        assert train(pieces, arms, stop_after=0) == StoppedRun(pieces.out, 3, stopped=step, exit=0)
+    result = train(pieces, arms)
     assert tensors(tmp_path / "pieces", arms) == tensors(tmp_path / "whole", arms)
     for name in arms:
         assert result.arms[name].loss == expected.arms[name].loss
@@ -241,41 +241,41 @@ def test_a_resumed_trunk_keeps_the_precision_that_was_measured(tiny: Tiny, monke
     recipe, fastest = tiny("trunk.precision=auto"), iter(["bfloat16", "float32"])
     monkeypatch.setattr("scaleup.model.build.fastest", lambda *_: (next(fastest), {}))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
-    run(recipe, arms, stop_after=0)
-    assert run(recipe, arms).trunk["precision"] == "bfloat16"
+    train(recipe, arms, stop_after=0)
+    assert train(recipe, arms).trunk["precision"] == "bfloat16"
 
 
 def test_another_recipe_does_not_go_on(tiny: Tiny) -> None:
     recipe = tiny()
     arms = {"model": recipe.arm}
-    run(recipe, arms, stop_after=0)
+    train(recipe, arms, stop_after=0)
     with pytest.raises(UserError, match="another recipe: train.steps is 4 there and 5 here, arm.lr is 0.01 there and"):
-        run(tiny("train.steps=5", "arm.lr=0.02"), arms)
+        train(tiny("train.steps=5", "arm.lr=0.02"), arms)
     with pytest.raises(UserError, match="is of other arms"):
-        run(recipe, {"model": replace(recipe.arm, lr=0.02)})
+        train(recipe, {"model": replace(recipe.arm, lr=0.02)})
     harmless = tiny("data.workers=1", "train.save_every=1", "train.keep=1")
-    assert run(harmless, arms, stop_after=0).stopped == 2
-    assert run(tiny("train.steps=5"), arms, overwrite=True, stop_after=0).stopped == 1
-    run(tiny("train.steps=5"), arms)
+    assert train(harmless, arms, stop_after=0).stopped == 2
+    assert train(tiny("train.steps=5"), arms, overwrite=True, stop_after=0).stopped == 1
+    train(tiny("train.steps=5"), arms)
     with pytest.raises(UserError, match="exists, and its run is complete"):
-        run(tiny("train.steps=5"), arms)
+        train(tiny("train.steps=5"), arms)
 
 
 def test_a_run_goes_on_that_is_older_than_some_settings(tiny: Tiny, tmp_path: Path) -> None:
     recipe, path = tiny(), tmp_path / "out" / "recipe.yaml"
     arms = {"model": recipe.arm}
-    run(recipe, arms, stop_after=0)
+    train(recipe, arms, stop_after=0)
     younger = ("fresh_blocks: 0", "summed: false", "inflate: false")
     lines = path.read_text().splitlines(keepends=True)
     older = "".join(line for line in lines if not line.strip().startswith(younger))
     assert len(older.splitlines()) == len(lines) - len(younger)
     path.write_text(older)
     with pytest.raises(UserError, match="another recipe: .*, model.inflate is False there and True here; name"):
-        run(tiny("model.inflate=true", "model.backbone.weights=meta"), arms)
-    assert run(recipe, arms).steps == 4
+        train(tiny("model.inflate=true", "model.backbone.weights=meta"), arms)
+    assert train(recipe, arms).steps == 4
     path.write_text(older + "unknown: 3\n")
     with pytest.raises(UserError, match="its recipe.yaml cannot be read .unknown: unknown key") as error:
-        run(recipe, arms)
+        train(recipe, arms)
     assert "\n" not in str(error.value)
 
 
@@ -287,7 +287,7 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
 
     monkeypatch.setattr("scaleup.training.run_directory.file_sha256", full)
     recipe = tiny("train.save_every=2")
-    run(recipe, {"model": recipe.arm})
+    train(recipe, {"model": recipe.arm})
     assert (tmp_path / "out" / "model" / "config.json").exists()
     assert capsys.readouterr().err.count("cannot be written: No space left on device") == 2
 
@@ -304,7 +304,7 @@ STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_p
 
 
 def lines_of(recipe: Recipe, arms: dict[str, schema.Arm]) -> list[dict]:
-    run(recipe, arms, overwrite=True)
+    train(recipe, arms, overwrite=True)
     return metrics(Path(recipe.out))
 
 
@@ -344,7 +344,7 @@ def test_micro_batches_draw_their_own_dropout(tiny: Tiny, monkeypatch: pytest.Mo
 def test_a_batch_that_cannot_be_divided_is_refused(tiny: Tiny) -> None:
     recipe = tiny("train.accumulate=3")
     with pytest.raises(UserError, match="batch 4 cannot be divided evenly by 1 ranks times train.accumulate 3"):
-        run(recipe, {"model": recipe.arm})
+        train(recipe, {"model": recipe.arm})
 
 
 @zero((1, True))
@@ -358,20 +358,20 @@ def test_checkpointed_activations_change_no_bit(
     late = replace(tiny().arm, frozen_depth=1, gate=True)
     arms = {"full": tiny().arm, "lora": replace(late, adapt="lora"), "low": replace(late, precision="bfloat16")}
     again = {name: replace(arm, grad_checkpointing=True) for name, arm in arms.items()}
-    run(tiny(*changes, f"out={tmp_path / 'kept'}"), arms)
+    train(tiny(*changes, f"out={tmp_path / 'kept'}"), arms)
     assert not calls
-    run(tiny(*changes, f"out={tmp_path / 'again'}"), again)
+    train(tiny(*changes, f"out={tmp_path / 'again'}"), again)
     assert len(calls) == 4 * (3 + 2 + 2)
     assert tensors(tmp_path / "kept", arms) == tensors(tmp_path / "again", arms)
 
 
 def test_two_processes_do_not_write_one_run(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny()
-    run(recipe, {"model": recipe.arm}, stop_after=0)
+    train(recipe, {"model": recipe.arm}, stop_after=0)
     with (
         lock_run(tmp_path / "out"),
         pytest.raises(UserError, match="another process is at work on the run in"),
         lock_run(tmp_path / "out", patience=0.2),
     ):
         raise AssertionError
-    assert run(recipe, {"model": recipe.arm}, stop_after=0).stopped == 2  # the lock went with the run
+    assert train(recipe, {"model": recipe.arm}, stop_after=0).stopped == 2  # the lock went with the run

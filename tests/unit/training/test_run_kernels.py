@@ -10,7 +10,7 @@ import scaleup
 from scaleup.common.tensors import hashes
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.training.run import Run, run
+from scaleup.training.run import Run, train
 
 Tiny = Callable[..., Recipe]
 
@@ -42,15 +42,15 @@ def test_a_resumed_run_keeps_the_kernels_that_were_chosen(tiny: Tiny, monkeypatc
     recipe, chosen = tiny(), iter(["fast", "lean"])
     monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(chosen))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
-    run(recipe, arms, stop_after=0)
-    assert run(recipe, arms).kernels == "fast"
+    train(recipe, arms, stop_after=0)
+    assert train(recipe, arms).kernels == "fast"
 
 
 def test_fast_arms_learn_alike_together_and_alone(tiny: Tiny, tmp_path: Path, convolutions: list[tuple]) -> None:
     recipe = tiny("train.kernels=fast", "train.steps=2")
     arms, weights = sweep_arms(recipe), {}
     for names in (list(arms), list(arms)[-1:]):
-        run(recipe, {name: arms[name] for name in names}, overwrite=True)
+        train(recipe, {name: arms[name] for name in names}, overwrite=True)
         weights[len(names)] = hashes(scaleup.load(tmp_path / "out" / names[-1]).state_dict())
     assert weights[1] == weights[len(arms)]
     assert any(shape[2:] == (1, 1) for shape in convolutions)
@@ -58,6 +58,6 @@ def test_fast_arms_learn_alike_together_and_alone(tiny: Tiny, tmp_path: Path, co
 
 def test_what_was_trained_fast_is_loaded_as_the_librarys(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny("train.kernels=fast", "train.steps=1")
-    run(recipe, {"model": replace(recipe.arm, frozen_depth=2)})
+    train(recipe, {"model": replace(recipe.arm, frozen_depth=2)})
     model = scaleup.load(tmp_path / "out" / "model")
     assert model.arm.kernels == "library" and model.trunk is not None and model.trunk.kernels == "library"

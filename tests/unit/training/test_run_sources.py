@@ -10,7 +10,7 @@ from scaleup.config.recipe import load
 from scaleup.config.schema import Model, Recipe
 from scaleup.data.shards import Index, read_index, write_index
 from scaleup.training import run_inputs
-from scaleup.training.run import run
+from scaleup.training.run import train
 
 Tiny = Callable[..., Recipe]
 
@@ -26,31 +26,31 @@ def own(tiny_path: Path, tmp_path: Path) -> Tiny:
 def test_a_run_does_not_go_on_with_other_shards(own: Tiny, tmp_path: Path) -> None:
     recipe, images = own(), tmp_path / "shapes" / "images-train"
     arms = {"model": recipe.arm}
-    assert run(recipe, arms, stop_after=0).stopped == 1
+    assert train(recipe, arms, stop_after=0).stopped == 1
     index, whole = Index.of(read_index(images)[0]), (images / "index.json").read_bytes()
     index.shards[0].sha256 = "0" * 64
     write_index(images, index)
     with pytest.raises(UserError, match="has changed since its checkpoint: data.train.images.shards; put it back"):
-        run(recipe, arms, stop_after=0)
+        train(recipe, arms, stop_after=0)
     (images / "index.json").write_bytes(whole)
-    assert run(recipe, arms, stop_after=0).stopped == 2
+    assert train(recipe, arms, stop_after=0).stopped == 2
 
 
 def test_a_run_does_not_go_on_from_another_model(own: Tiny, tmp_path: Path) -> None:
     """Another seed drew it: the same settings and sizes, other weights."""
     for seed in (1, 2):
         recipe = own(f"seed={seed}", f"out={tmp_path / f'seed{seed}'}", "train.steps=1", "train.warmup=0")
-        run(recipe, {"model": recipe.arm})
+        train(recipe, {"model": recipe.arm})
     place = tmp_path / "loaded"
     shutil.copytree(tmp_path / "seed1" / "model", place)
     recipe = replace(own(), model=Model(load=str(place)))
     arms = {"model": recipe.arm}
-    assert run(recipe, arms, stop_after=0).stopped == 1
+    assert train(recipe, arms, stop_after=0).stopped == 1
     (place / "README.md").write_text("other words")
-    assert run(recipe, arms, stop_after=0).stopped == 2
+    assert train(recipe, arms, stop_after=0).stopped == 2
     shutil.copy(tmp_path / "seed2" / "model" / "model.safetensors", place)
     with pytest.raises(UserError, match="has changed since its checkpoint: model.load; put it back"):
-        run(recipe, arms, stop_after=0)
+        train(recipe, arms, stop_after=0)
 
 
 def test_large_files_are_read_in_pieces_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
