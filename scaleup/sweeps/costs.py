@@ -1,7 +1,7 @@
-"""What a run costs before anything of it is built: tokens, parameters, FLOPs, memory and time.
+"""The cost of a run before it begins: tokens, parameters, FLOPs, memory and time.
 
-The modules themselves are run on tensors without content (:mod:`scaleup.sweeps.trace`), so that what is counted is what
-is computed: blocks that are frozen, adapted, checkpointed, or computed for the class token alone.
+The run's own modules are called with tensors without content (:mod:`scaleup.sweeps.trace`), and their operations are
+counted. So the counts are right for blocks that are frozen, adapted, checkpointed or computed for the class token alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, w
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes
 
-SIDE, TURNS = 1536, 5  # of the matrices that are multiplied
+SIDE, TURNS = 1536, 5  # side of the two square matrices; how often they are multiplied
 
 
 @torch.no_grad()
 def measured() -> float:
-    """GFLOP that the device does in a second, by its fastest product of two float32 matrices in a few."""
+    """GFLOP/s of the device, measured: the fastest of a few products of two float32 matrices."""
     one, other = (torch.randn(SIDE, SIDE, device=device()) for _ in range(2))
     fastest = float("inf")
     for _ in range(TURNS):
@@ -36,7 +36,7 @@ def measured() -> float:
 
 
 def mean_of_sample(sketch: Sketch, flops: dict[str, int]) -> float:
-    """Of a training sample, from those of each modality: the mean over the datasets by their weights."""
+    """The mean FLOPs of a training sample over the datasets, by their weights; ``flops`` are by modality."""
     weights = {name: sketch.recipe.data.train[name].weight for name in sketch.datasets}
     total = sum(weights[name] * flops[shards.modality] for name, shards in sketch.datasets.items())
     return total / sum(weights.values())
@@ -44,7 +44,7 @@ def mean_of_sample(sketch: Sketch, flops: dict[str, int]) -> float:
 
 @dataclass
 class Tokens:
-    """Tokens of an input, the prefix among them."""
+    """Tokens of an input, including the prefix tokens."""
 
     image: int
     video: int
@@ -62,7 +62,7 @@ class ArmFlops:
 
 @dataclass
 class ArmCost:
-    """What one arm takes."""
+    """The cost of one arm."""
 
     frozen_depth: int
     frozen_parameters: int
@@ -83,19 +83,19 @@ class SampleFlops:
 
 @dataclass
 class Time:
-    """Seconds, if reading the data takes no time."""
+    """Seconds without reading the data."""
 
     gflops: float  # 10^9 operations of a device in a second
-    measured: bool  # here, by a product of matrices
+    measured: bool  # on this machine, by products of matrices
     step: float
     epoch: float  # every sample of every dataset once
-    cached_epoch: float | None  # from a token cache, of the arms alone; None where an arm freezes nothing
+    cached_epoch: float | None  # of the arms alone, with a token cache; None if an arm freezes nothing
     run: float
 
 
 @dataclass
 class Plan:
-    """All that is known of a run before it begins."""
+    """The cost of a run, known before it begins."""
 
     steps: int
     batch: int
@@ -103,19 +103,19 @@ class Plan:
     tokens: Tokens
     arms: dict[str, ArmCost]
     flops: dict[str, SampleFlops]  # by modality
-    memory: dict[str, int]  # bytes of a device by part, see memory()
+    memory: dict[str, int]  # bytes on a device by part, see memory()
     available: int  # bytes of a device
     fits: bool
-    largest_batch: int  # that fits; 0 where not one sample does
-    waves: list[list[str]]  # names of the arms that fit together; empty where one does not fit alone
-    cache: CacheSize | None  # None where an arm freezes nothing
+    largest_batch: int  # the largest that fits; 0 if one sample does not fit
+    waves: list[list[str]]  # groups of arms that fit together, by name; empty if an arm does not fit alone
+    cache: CacheSize | None  # None if an arm freezes nothing
     time: Time
     warnings: list[str]
-    machines: list[list[str]] = field(default_factory=list)  # names of the arms of each, of a sweep on several
+    machines: list[list[str]] = field(default_factory=list)  # for a sweep on several machines: the arms of each
 
 
 def seconds(sketch: Sketch, flops: dict[str, SampleFlops], gflops: float, measured: bool, ranks: int) -> Time:
-    """At ``gflops`` of each of so many devices."""
+    """The time of a run on ``ranks`` devices of ``gflops`` each."""
     data, recipe, rate = sketch.datasets, sketch.recipe, gflops * 1e9 * ranks
     step = recipe.data.batch * mean_of_sample(sketch, {kind: each.step for kind, each in flops.items()}) / rate
     epoch = sum(len(shards) * flops[shards.modality].step for shards in data.values())
@@ -133,14 +133,14 @@ def plan(
     gflops: float | None = None,
     views: int = 1,
 ) -> Plan:
-    """All that is known of a run before it begins.
+    """The cost of a run, before it begins.
 
     Args:
-        arms: by name; by default all of a sweep, or the recipe's one arm as ``model``.
+        arms: by name; by default all arms of a sweep, or the recipe's one arm as ``model``.
         ranks: devices that train together.
-        available: bytes of each device; None for what this machine's has.
-        gflops: 10^9 operations that each device does in a second; None to measure a matrix product here.
-        views: of each sample in a token cache.
+        available: bytes of each device; None for the memory of this machine's device.
+        gflops: 10^9 operations a second of each device; None to measure products of matrices on this machine.
+        views: views of each sample in a token cache.
     """
     arms = arms or all_arms(recipe)
     sketch = Sketch(recipe, arms)
@@ -171,20 +171,21 @@ def plan(
 
 
 def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
-    """Operations of a step of each arm by itself, with the trunk below it: of ``data.batch`` samples, the mean over the
-    datasets by their weights."""
+    """FLOPs of a step of each arm alone, with its trunk: ``data.batch`` samples, the mean over the datasets by weight."""
     sketch = Sketch(recipe, arms)
     return {name: recipe.data.batch * mean_of_sample(sketch, _of_sample(sketch, name)) for name in arms}
 
 
 def memory(recipe: Recipe, arms: dict[str, Arm], ranks: int = 1) -> dict[str, int]:
-    """Bytes on each device at the fullest moment of a step, by part: trunk, arms, optimizer, gradients, activations,
-    batch, and their ``total``; see :mod:`scaleup.sweeps.memory` for what is not counted."""
+    """Bytes on each device when a step needs most memory, by part, and their ``total``.
+
+    Parts are trunk, arms, optimizer, gradients, activations and batch. :mod:`scaleup.sweeps.memory` says what is not
+    counted."""
     return by_part(Sketch(recipe, arms), arms, ranks=ranks)
 
 
 def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) -> list[dict[str, Arm]]:
-    """Arms in as few groups as fit into ``available`` bytes of a device, in order of frozen depth, deepest first.
+    """Arms in as few groups as possible, each of which fits into ``available`` bytes of a device; deepest arms first.
 
     Raises:
         UserError: an arm does not fit alone.
@@ -244,7 +245,7 @@ def _too_large(needed: int, available: int, largest: int, batch: int) -> str:
 
 
 def describe(plan: Plan) -> str:
-    """The whole plan, a thing a line, in columns."""
+    """The plan as text, in columns."""
     return "\n".join(_lines(plan)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A sweep on several machines at once: each part of it a job, with a trunk as shallow as its arms allow."""
+"""A sweep on several machines: each part is a job, whose trunk is only as deep as its arms need."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class FailedPart:
 
     part: str  # its directory
     arms: list[str]  # their names
-    error: str  # why, in a sentence
-    log: str  # what the job printed
+    error: str  # the reason, a sentence
+    log: str  # the file with the job's output
 
 
 @dataclass
 class FailedSweep:
-    """A sweep some of whose jobs failed. What the others trained stays, and the same call goes on."""
+    """A sweep with jobs that failed. The models of the other jobs stay, and the same call resumes the sweep."""
 
     out: str  # its directory
     steps: int
@@ -63,8 +63,8 @@ def spread(
 
     All machines see the output.
 
-    Parts that were begun go on as they are, ``machines`` of them at a time. Logs, and the pickles by which submitit
-    hands over jobs, are in a directory beside the output: ``OUT.jobs``.
+    Parts that were begun are resumed unchanged, ``machines`` of them at a time. Logs of the jobs, and submitit's
+    pickles, are in a directory beside the output: ``OUT.jobs``.
 
     Args:
         where: ``"local"``: processes of this machine, one for each GPU if it has some; ``"slurm"``: jobs of SLURM.
@@ -76,7 +76,7 @@ def spread(
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"--where {where} starts jobs of its own; start it without torchrun or deepspeed")
-    run_directory.check_resumable(recipe, overwrite)  # what is wrong with the output is said before a job is thought of
+    run_directory.check_resumable(recipe, overwrite)  # check the output before a job is submitted
     out = Path(recipe.out)
     launcher = Launcher(where, out.with_name(out.name + ".jobs"), slurm or {})
     parts = split_arms(recipe, arms, overwrite, lambda: group_arms(recipe, arms, machines), least=1)
@@ -94,15 +94,15 @@ def spread(
 
 
 class Fleet:
-    """Jobs that train parts of a sweep, at most so many at a time; ``results`` are of those that ended without fault,
-    ``failed`` the others."""
+    """Jobs that train parts of a sweep, a limited number at a time; ``results`` are those of jobs that ended well,
+    ``failed`` the other jobs."""
 
     def __init__(
         self, launcher: Launcher, recipe: Recipe, machines: int, stop_after: float | None, memory: int | None
     ) -> None:
         self.launcher, self.recipe, self.machines, self.stop_after = launcher, recipe, machines, stop_after
         self.devices, self.memory = list[str](), memory
-        if launcher.where == "local":  # jobs share what this machine has
+        if launcher.where == "local":  # jobs share this machine's GPUs
             visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
             self.devices = visible.split(",") if visible else []
             self.memory = memory or own_memory() // math.ceil(machines / max(1, len(self.devices)))
@@ -110,7 +110,7 @@ class Fleet:
         self.failed: list[FailedPart] = []
 
     def train(self, parts: list[Part]) -> int:
-        """Train parts until they have ended; returns for which signal they were asked to end, if for one."""
+        """Train parts until all have ended. Returns the signal that ended them early, or 0."""
         waiting, running, reason = list(parts), dict[int, tuple[Part, Any]](), 0
         total = self.recipe.train.steps * sum(len(part.arms) for part in parts)
         with Stop(World(0, 1, torch.device("cpu")), None) as stop, progress("steps of arms", total) as advance:
@@ -139,7 +139,7 @@ class Fleet:
         return job
 
     def _note(self, part: Part, job: Any) -> None:
-        """What a job that has ended came to."""
+        """Store the result of a job that has ended."""
         result = self.launcher.result(job)
         if isinstance(result, str):
             self.failed.append(FailedPart(str(part.out), list(part.arms), result, str(job.paths.stderr)))
@@ -152,7 +152,7 @@ class Fleet:
 
 
 def _incomplete(recipe: Recipe, fleet: Fleet, reason: int) -> StoppedRun | FailedSweep:
-    """What came of a sweep that is not complete; a job that was asked to end before it trained has no result."""
+    """The result of a sweep that is not complete. A job that was ended before it trained has no result."""
     if fleet.failed and not reason:
         return FailedSweep(recipe.out, recipe.train.steps, fleet.failed)
     stopped = min((result.stopped for result in fleet.results if isinstance(result, StoppedRun)), default=0)
@@ -160,34 +160,34 @@ def _incomplete(recipe: Recipe, fleet: Fleet, reason: int) -> StoppedRun | Faile
     return StoppedRun(recipe.out, recipe.train.steps, stopped, code)
 
 
-TAIL = 1 << 20  # bytes at the end of metrics in which their last line is looked for
+TAIL = 1 << 20  # bytes at the end of metrics.jsonl, which contain its last line
 
 
 def _count_steps(out: Path) -> int:
-    """Steps that the arms of a part have taken so far, or of its own parts."""
+    """Steps that the arms of a part, or of its own parts, have trained so far."""
     try:
         entries = [_last_line(path) for path in (*out.glob("metrics.jsonl"), *out.glob(f"{PARTS}/*/metrics.jsonl"))]
         return sum((entry["step"] + 1) * len(entry["arms"]) for entry in entries if entry)
-    except OSError:  # a job puts its directory there at this moment
+    except OSError:  # a job creates its directory at this moment
         return 0
 
 
 def _last_line(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        lines = file.read().split(b"\n")  # the last is empty, or being written
+        lines = file.read().split(b"\n")  # the last one is empty or incomplete
     return json.loads(lines[-2]) if len(lines) > 1 else {}
 
 
 @dataclass
 class Job:
-    """A sweep, called where it runs; its tasks, if there are several, are the ranks of one run."""
+    """A sweep as a job, which submitit calls. If the job has several tasks, they are the ranks of one run."""
 
     recipe: Recipe
     arms: dict[str, Arm]
     stop_after: float | None  # seconds
     memory: int | None  # bytes of a device
-    device: str | None  # the one to use, of several that the jobs of one machine share
+    device: str | None  # the job's GPU, if jobs on one machine share several
 
     def __call__(self) -> RunResult | StoppedRun | str:
         """The result of the sweep, or a sentence that says why it failed."""
@@ -207,28 +207,28 @@ class Job:
                 raise
             return sentence
         if result.exit == 128 + signal.SIGUSR2:
-            signal.raise_signal(signal.SIGUSR2)  # all is saved: submitit queues the job again
+            signal.raise_signal(signal.SIGUSR2)  # everything is saved: submitit queues the job again
         return result
 
     def checkpoint(self) -> Any:
-        """What submitit queues again when time is up: the same, which goes on from what it saved."""
+        """The job that submitit queues when the time is over: the same one, which resumes from its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-YEAR = 365 * 24 * 60  # minutes; local jobs end after two of them where submitit is not told otherwise
-AGAIN = 1000  # times that a job whose time is up is queued again
+YEAR = 365 * 24 * 60  # minutes; by default submitit ends local jobs after two minutes
+AGAIN = 1000  # how often a job is queued again when its time is over
 
 
 class Launcher:
-    """Submits jobs, whose logs and pickles are in ``folder``; no job reads a pickle that was there before.
+    """Submits jobs. Their logs and pickles are in ``folder``, from which older pickles are deleted first.
 
     Args:
-        slurm: options of ``sbatch`` with '_' for '-'; ``time`` must be there, in minutes.
+        slurm: options of ``sbatch`` with '_' for '-'; ``time`` (minutes) is required.
 
     Raises:
-        UserError: submitit is not installed, SLURM is not here, or it has no time.
+        UserError: submitit or SLURM is not installed, or ``time`` is missing.
     """
 
     def __init__(self, where: str, folder: Path, slurm: Mapping[str, str]) -> None:
@@ -246,21 +246,21 @@ class Launcher:
             self.executor = _slurm_executor(submitit, folder, slurm)
 
     def submit(self, job: Job) -> Any:
-        """Returns submitit's job. A local one does not hear the terminal's Ctrl-C until it trains, and can save.
+        """Submit a job; returns submitit's job. A local one ignores the terminal's Ctrl-C until it can save.
 
         Raises:
-            UserError: it is refused.
+            UserError: the job is refused.
         """
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job inherits this
         try:
             return self.executor.submit(job)
-        except (OSError, RuntimeError) as error:  # submitit's own are RuntimeErrors
+        except (OSError, RuntimeError) as error:  # errors of submitit are RuntimeErrors
             raise UserError(f"{self.where} takes no job: {' '.join(str(error).split())}") from error
         finally:
             signal.signal(signal.SIGINT, handler)
 
     def result(self, job: Any) -> RunResult | StoppedRun | str:
-        """What a job that is done returned (see :meth:`Job.__call__`); its pickles go."""
+        """The result of a job that has ended (see :meth:`Job.__call__`). Its pickles are deleted."""
         result = "it ended without a result" if job.exception() else job.results()[0]
         for pickle in job.paths.folder.glob(f"{job.job_id}_*.pkl"):
             pickle.unlink()
@@ -272,7 +272,7 @@ class Launcher:
             job.cancel(check=False)
         else:
             with suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's own way leaves a second, too little to save
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit would leave it one second, too little to save
 
 
 def _slurm_executor(submitit: ModuleType, folder: Path, options: Mapping[str, str]) -> Any:

@@ -1,10 +1,11 @@
-"""Bytes on a device at the fullest moment of a step.
+"""Bytes on a device at the moment of a step that needs most memory.
 
-Counted are tensors: weights, moments of the optimizer, gradients and the copies of them that DeepSpeed sends to other
-ranks, pixels, and every tensor that lives between two operations of a pass. Not counted: Python, the libraries and the
-context of an accelerator, scratch memory inside one operation, batches that loader processes have ready, and what an
-allocator keeps of freed memory: on a CPU, where training has glibc keep all of it, holes between tensors in which the
-next does not fit.
+Counted: weights, the optimizer's moments, gradients and the copies of them that DeepSpeed sends to other ranks, pixels,
+and every tensor that exists between two operations of a pass.
+
+Not counted: Python, libraries, the context of an accelerator, memory that one operation uses inside, batches that wait
+in loader processes, and freed memory that the allocator keeps. On a CPU, training makes glibc keep all freed memory;
+gaps remain between tensors, into which the next tensor does not fit.
 """
 
 from __future__ import annotations
@@ -26,27 +27,30 @@ from scaleup.model.tubes import Size
 from scaleup.sweeps.sketch import Sketch, device, tensors
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
-MOST = 2**16  # samples of a micro-batch that are tried
-MOMENTS, MASTER = 2, 1  # of Adam; under ZeRO also a copy of what trains
+MOST = 2**16  # the largest micro-batch that is tried
+MOMENTS, MASTER = 2, 1  # copies of the trained weights: two moments of Adam; with ZeRO also master weights
 
 
 def own_memory() -> int:
-    """Bytes that the device has."""
+    """Bytes of memory of the device."""
     if device().type == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return torch.get_device_module(device()).mem_get_info()[1]
 
 
 class Moment(NamedTuple):
-    """What is held at one moment of a step beside weights, optimizer and batch."""
+    """Bytes at one moment of a step, without weights, optimizer and batch."""
 
     gradients: int
     activations: int
 
 
 def by_part(sketch: Sketch, names: Collection[str], batch: int | None = None, ranks: int = 1) -> dict[str, int]:
-    """Bytes on each device for arms trained together, ``batch`` samples a step over all ranks (None: as many as the
-    recipe says), videos if there are."""
+    """Bytes on each device by part, for arms that train together.
+
+    Args:
+        batch: samples of a step, over all ranks; None for the recipe's. They are videos if the run has videos.
+    """
     batch = sketch.recipe.data.batch if batch is None else batch
     fullest = max(_moments(sketch, names, batch, ranks), key=sum)
     parts = {
@@ -61,7 +65,7 @@ def by_part(sketch: Sketch, names: Collection[str], batch: int | None = None, ra
 
 
 def largest_batch(sketch: Sketch, names: Collection[str], available: int, ranks: int = 1) -> int:
-    """Samples of a step, over all ranks, that fit into so many bytes of each device; 0 where not one does."""
+    """The largest number of samples of a step, over all ranks, that fit into ``available`` bytes of each device."""
     unit = ranks * sketch.recipe.train.accumulate
 
     def total(micro: int) -> int:
@@ -71,17 +75,17 @@ def largest_batch(sketch: Sketch, names: Collection[str], available: int, ranks:
 
 
 def _pixels(size: Size) -> int:
-    """Bytes of a sample as it is read, and normalised."""
+    """Bytes of a sample, as uint8 pixels and as normalised float32."""
     return 3 * math.prod(size) * (1 + 4)
 
 
 def trained(sketch: Sketch, name: str) -> int:
-    """Bytes of an arm's parameters that train, and of their gradients."""
+    """Bytes of an arm's trained parameters. Their gradients have as many."""
     return sum(parameter.nbytes for parameter in sketch.models[name].arm.parameters() if parameter.requires_grad)
 
 
 def trunk_bytes(sketch: Sketch, names: Collection[str]) -> int:
-    """Weights of the tokenizer and the frozen blocks; of those that wait elsewhere two at a time are on the device."""
+    """Bytes of the tokenizer and the frozen blocks. Of blocks that wait elsewhere, two at a time are on the device."""
     trunk, settings = sketch.deepest(names).trunk, sketch.recipe.trunk
     if trunk is None:
         return 0
@@ -93,12 +97,12 @@ def trunk_bytes(sketch: Sketch, names: Collection[str]) -> int:
 
 
 def _known(sketch: Sketch) -> bool:
-    """Whether a file has the float32 content of frozen blocks; else it is kept for saving when they are cast."""
+    """Whether a file has the float32 content of frozen blocks. If not, cast blocks keep it in memory, for saving."""
     return (Path(sketch.recipe.model.load or "") / DELTA).exists()
 
 
 def _frozen(block: nn.Module, precision: str) -> int:
-    """Bytes of a frozen block: int8 keeps matrices so, with a scale for each row, and all else in bfloat16."""
+    """Bytes of a frozen block. With int8, matrices have one scale for each row, and other tensors are bfloat16."""
     if precision != "int8":
         return sum(t.numel() for t in tensors([block]).values()) * COMPUTED_IN.get(precision, torch.float32).itemsize
     matrices = [layer.weight for layer in block.modules() if isinstance(layer, nn.Linear)]
@@ -110,8 +114,7 @@ def _bytes(modules: Collection[nn.Module]) -> int:
 
 
 def weights_of_arms(sketch: Sketch, names: Collection[str]) -> int:
-    """Weights of arms, those that adapters leave frozen once for all that share them, and not where the trunk has the
-    very same."""
+    """Bytes of the weights of arms. Tensors that arms share, or that the trunk holds too, are counted once."""
     weights = tensors([sketch.models[name].arm for name in names])
     trunk, settings = sketch.deepest(names).trunk, sketch.recipe.trunk
     if trunk is not None and (settings.precision, settings.placement) == ("float32", "device"):
@@ -120,14 +123,14 @@ def weights_of_arms(sketch: Sketch, names: Collection[str]) -> int:
 
 
 def _optimizer(weights: int, train: Train, ranks: int) -> int:
-    """Bytes on a device of the moments of what trains, under ZeRO of a rank's part and the copy that is updated."""
+    """Bytes of the optimizer on a device: moments; with ZeRO, a rank's part of the moments and the master weights."""
     if train.zero_stage == 0:
         return MOMENTS * weights
     return 0 if train.offload and device().type != "cpu" else (MOMENTS + MASTER) * weights // ranks
 
 
 def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> Iterator[Moment]:
-    """Moments of a step that may be the fullest: in the trunk, in each arm's passes, at each arm's update."""
+    """The moments of a step that may need most memory: in the trunk, in each arm's passes, at each arm's update."""
     train = sketch.recipe.train
     micro = batch // ranks // train.accumulate
     trunk = sketch.trunk(names, sketch.largest, micro)
@@ -136,7 +139,7 @@ def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> 
     yield Moment(waiting, int(trunk.alive.max()) + (sketch.scores() if trunk.flops else 0))
     for name in names:
         arm, own = sketch.arm(name, sketch.largest, micro), trained(sketch, name)
-        if train.zero_stage:  # gradients go to a bucket one by one, and from there to their rank
+        if train.zero_stage:  # gradients are collected in a bucket, which is then sent to their rank
             bucket = min(own, BUCKET) if device().type == "cpu" else BUCKET
             yield Moment(waiting + bucket, trunk.kept + int((arm.alive - arm.gradients).max()))
             yield Moment(waiting + 2 * own // ranks, trunk.kept)

@@ -1,4 +1,4 @@
-"""A sweep of any number of arms: one run where memory holds them all, else in parts, each of them a run."""
+"""A sweep of any number of arms: one run if memory holds them all, else several parts, each of which is a run."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def sweep(
 ) -> RunResult | StoppedRun:
     """Train arms as :func:`scaleup.training.run.train` does, in as few parts as fit, one after another.
 
-    A part is the run ``recipe.out/parts/01``; when it is complete its models are moved up into ``recipe.out``. Parts
-    that were begun stay as they are when the sweep goes on; where nothing was saved, they are planned anew.
+    A part is the run ``recipe.out/parts/01``. When it is complete, its models are moved to ``recipe.out``. When a sweep
+    is resumed, parts that were begun keep their arms; if nothing was saved, the parts are planned again.
 
     Args:
-        arms: by name; by default all that the recipe describes.
+        arms: by name; by default all arms of the recipe.
         overwrite, stop_after: see :func:`scaleup.training.run.train`.
-        memory: bytes that a run may fill on each device; by default all that it has.
+        memory: bytes that a run may use on each device; by default all memory of the device.
 
     Returns:
-        What :func:`run` does; of several parts one result, with ``parts``.
+        The result as of :func:`scaleup.training.run.train`; several parts give one result, with ``parts``.
 
     Raises:
-        UserError: as :func:`run`, or an arm does not fit alone.
+        UserError: as :func:`scaleup.training.run.train`, or an arm does not fit alone.
     """
     end = None if stop_after is None else time.monotonic() + stop_after
     arms = arms or recipes.sweep_arms(recipe)
@@ -88,18 +88,19 @@ def sweep(
 
 
 def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
-    """Arms that fit together, for this number of ranks."""
+    """Groups of arms that fit together, for this number of ranks."""
     return costs.waves(recipe, arms, memory or costs.own_memory(), join().size)
 
 
 def split_arms(
     recipe: Recipe, arms: dict[str, Arm], overwrite: bool, split: Callable[[], Groups], least: int = 2
 ) -> list[Part]:
-    """The parts of a sweep that goes on, or that begins and is ``split`` into ``least`` or more; else none: it is a
-    single run.
+    """The parts of a sweep that is resumed, or of a new one that ``split`` divides into ``least`` groups or more.
+
+    An empty list means that the sweep is a single run.
 
     Raises:
-        UserError: what stands in the output is not for this recipe to replace or to go on with.
+        UserError: the output exists and this recipe can neither replace nor resume it.
     """
     out = Path(recipe.out)
     with run_directory.lock_run(out):
@@ -114,7 +115,7 @@ def split_arms(
 
 
 def group_arms(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict[str, Arm]]:
-    """Arms of neighbouring depths for each machine, so that the busiest has as few FLOPs a step as it can."""
+    """A group of arms of similar depths for each machine; the largest FLOPs a step of a group are minimised."""
     sketch = Sketch(recipe, arms)
     names = sorted(arms, key=lambda name: arms[name].frozen_depth)
     trunk = [sketch.trunk([name], "video", 1).flops for name in names]
@@ -123,17 +124,17 @@ def group_arms(recipe: Recipe, arms: dict[str, Arm], machines: int) -> list[dict
 
 
 def balance(trunk: Sequence[float], arms: Sequence[float], count: int) -> tuple[int, ...]:
-    """Where each of ``count`` groups of neighbours ends, so that the dearest is as cheap as it can be.
+    """Split arms, in their order, into ``count`` groups whose largest cost is smallest; returns the end of each group.
 
     Args:
-        trunk: what a pass down to each arm costs, in rising order; a group pays for its last.
-        arms: what a step of each costs beside that.
+        trunk: the cost of a trunk pass to the depth of each arm, in rising order; a group pays for its deepest.
+        arms: the cost of a step of each arm alone.
     """
     before = [0, *accumulate(arms)]
 
     @cache
     def best(begin: int, count: int) -> tuple[float, tuple[int, ...]]:
-        """The cost of the dearest of so many groups from ``begin`` on, and their ends."""
+        """The largest cost of ``count`` groups of the arms from ``begin`` on, and the ends of the groups."""
         if count == 0:
             return 0.0, ()
         lasts = range(begin + 1, len(arms) - count + 2) if count > 1 else [len(arms)]
@@ -145,7 +146,7 @@ def balance(trunk: Sequence[float], arms: Sequence[float], count: int) -> tuple[
 
 
 def is_begun(out: Path) -> bool:
-    """Whether something would be lost if the run in ``out`` began anew."""
+    """Whether the run in ``out`` has anything that a new start would lose."""
     return any((out / name).exists() for name in ("checkpoints", PARTS, RESULT))
 
 
@@ -161,18 +162,18 @@ def _begin(recipe: Recipe, arms_of_parts: Groups) -> list[Part]:
 
 
 def collect(part: Part, out: Path) -> None:
-    """Move the models of a complete part up into the directory of the sweep."""
+    """Move the models of a complete part to the directory of the sweep."""
     for name in part.arms:
         if (part.out / name).exists():
             move(part.out / name, out / name)
 
 
 def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> RunResult:
-    """The results of all parts as one, which is written down and says that the sweep is complete."""
+    """Combine the results of all parts and write them as the result of the sweep, which is then complete."""
     results = [result for part in parts if (result := read_result(part.out)) is not None]
     by_arm = {name: arm for result in results for name, arm in result.arms.items()}
     for name, arm in by_arm.items():
-        arm.directory = arm.directory and str(Path(recipe.out) / name)  # None where it diverged
+        arm.directory = arm.directory and str(Path(recipe.out) / name)  # None if it diverged
     trunks = [result.trunk for result in results if result.trunk]
     drift = {depth: moved for trunk in trunks for depth, moved in trunk.get("drift", {}).items()}
     combined = replace(
@@ -190,7 +191,7 @@ def summary(recipe: Recipe, arms: dict[str, Arm], parts: list[Part]) -> RunResul
 
 
 def _free() -> None:
-    """Give back what a part held on the device: engines refer to themselves."""
+    """Free the memory of a part on the device. Engines refer to themselves, so the garbage collector must run."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

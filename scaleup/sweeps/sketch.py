@@ -1,4 +1,4 @@
-"""The models of a run without their weights, and what a pass of the trunk and a step of each arm take."""
+"""The models of a run without weights, and the cost of a trunk pass and of a step of each arm."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from scaleup.training.arm_trainer import Classifier
 from scaleup.training.run_inputs import data_of, models_on_meta
 from scaleup.training.token_cache import blank_record, cache_bytes
 
-SETTINGS = (  # that change a pass
+SETTINGS = (  # settings of an arm that change the cost of its step
     *("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing"),
     *("pool", "pool_queries", "pool_heads", "pool_depth", "taps"),
 )
 
 
 def device() -> torch.device:
-    """What the run would train on, on this machine."""
+    """The device of this machine on which the run would train."""
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return here or torch.device("cpu")
 
 
 @dataclass
 class CacheSize:
-    """How large a token cache for all arms is."""
+    """The size of a token cache for all arms."""
 
     views: int  # of each sample
-    bytes: dict[str, int]  # by the precision of its tokens
+    bytes: dict[str, int]  # by the precision of the tokens
 
 
 class Sketch:
-    """Passes are found by running the modules themselves on tensors without content, once for arms that are alike."""
+    """Measures passes by calling the run's modules with tensors without content, once for arms with equal settings."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
         self.recipe, self.arms, self.models = recipe, arms, models_on_meta(recipe, arms)
@@ -53,12 +53,11 @@ class Sketch:
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
         self.largest = self.modalities[-1]  # a video is larger than an image
         exact = recipe.train.kernels == "library"
-        self.kernels = "library" if exact else "lean"  # fast takes as many operations; see :meth:`scores`
+        self.kernels = "library" if exact else "lean"  # fast has the same operations; see :meth:`scores`
         self._passes: dict[Any, Callable[[int], Pass]] = {}
 
     def scores(self) -> int:
-        """Bytes of the attention's scores that the trunk holds at a time where products may be ``fast``, before and
-        after softmax."""
+        """Bytes of attention scores, before and after softmax, that the trunk holds at a time with ``fast`` kernels."""
         model = next(iter(self.models.values()))
         count = model.count_tokens(model.preprocess.frames)
         small = self.recipe.train.kernels == "auto" and count * model.tokenizer.embed_dim < SMALLEST
@@ -69,7 +68,7 @@ class Sketch:
         return 2 * 4 * count**2 * min(heads, max(1, LARGEST // count**2))
 
     def deepest(self, names: Collection[str]) -> TubeViT:
-        """The model whose trunk serves all of ``names``."""
+        """The model with the deepest trunk of all ``names``."""
         return max((self.models[name] for name in names), key=lambda model: model.frozen_depth)
 
     def size(self, modality: str) -> Size:
@@ -78,7 +77,7 @@ class Sketch:
         return (preprocess.frames if modality == "video" else 1, *preprocess.size)
 
     def trunk(self, names: Collection[str], modality: str, batch: int) -> Pass:
-        """One pass of the trunk that serves arms; what it keeps is what arms read. Nothing where nothing is frozen."""
+        """One pass of the trunk that arms share. ``kept`` is what the arms read. Zero if nothing is frozen."""
         model, depths = self.deepest(names), depths_of([self.models[name] for name in names])
         if model.trunk is None or self.recipe.trunk.cache is not None:
             count = 4 * model.count_tokens(self.size(modality)[0]) * model.tokenizer.embed_dim
@@ -92,7 +91,7 @@ class Sketch:
         return self._passes[key](batch)
 
     def arm(self, name: str, modality: str, batch: int) -> Pass:
-        """Forward and backward of an arm from what the trunk gives."""
+        """Forward and backward of an arm, which reads the output of the trunk."""
         settings, model = self.arms[name], self.models[name]
         key = (modality, *(str(getattr(settings, setting)) for setting in SETTINGS))
         if key not in self._passes:
@@ -101,7 +100,7 @@ class Sketch:
         return self._passes[key](batch)
 
     def cache_bytes(self, views: int) -> CacheSize | None:
-        """None where an arm freezes nothing."""
+        """The size of a token cache; None if an arm freezes nothing."""
         if any(model.trunk is None for model in self.models.values()):
             return None
         depths = depths_of(self.models.values())
@@ -119,7 +118,7 @@ def _pixels(size: Size, batch: int) -> torch.Tensor:
 
 
 def _cast(trunk: Trunk, precision: str) -> Trunk:
-    """The trunk as it computes in a precision; int8 weights are computed with as bfloat16."""
+    """The trunk in the precision in which it computes; with int8 weights, that is bfloat16."""
     cast = copy.deepcopy(trunk)
     if precision != "auto":
         cast.precision = precision
@@ -161,7 +160,7 @@ def _inputs(model: TubeViT, size: Size, batch: int) -> torch.Tensor | Taps:
 
 @contextmanager
 def _apart():
-    """Inside, attention of torch's own layers is computed by operations that can be counted, as it is in training."""
+    """Inside, torch's own attention layers use operations that can be counted, as they do in training."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Real modules run on tensors without content: FLOPs are counted, and bytes held at each moment."""
+"""Calls modules with tensors without content, and counts FLOPs and the bytes that exist at each moment."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 def counter() -> FlopCounterMode:
-    """Counts what runs inside; a multiplication and an addition are two."""
+    """Counts the FLOPs of everything that runs inside. A multiplication and an addition are two FLOPs."""
     return FlopCounterMode(display=False, custom_mapping=ATTENTION)
 
 
 def forward(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Scores, and values weighted by them. Shapes are (B, heads, N, D)."""
+    """FLOPs of the scores, and of the sums of values weighted by them. Shapes are (B, heads, N, D)."""
     return _product(query, key) * (query[3] + value[3])
 
 
 def backward(
     grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    """Scores once more; gradients of queries, keys, scores and values."""
+    """FLOPs of the scores, which are computed again, and of the gradients of queries, keys, scores and values."""
     return _product(query, key) * (3 * query[3] + 2 * value[3])
 
 
 def _product(query: Sequence[int], key: Sequence[int]) -> int:
-    """FLOPs of queries by keys for each channel."""
+    """FLOPs of the product of queries and keys, for one channel."""
     return 2 * query[0] * query[1] * query[2] * key[2]
 
 
@@ -51,16 +51,16 @@ ATTENTION = {
     operation: flops
     for kind in KINDS
     for end, flops in (("", forward), ("_backward", backward))
-    if (operation := getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}", None))  # some lack some
+    if (operation := getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}", None))  # not every operation exists in every release
 }
 
 
 M = TypeVar("M", bound=nn.Module)
-BATCHES = (2, 3)  # what is measured at two batch sizes is known at all; at 1 some copies are views
+BATCHES = (2, 3)  # figures at two batch sizes give those at all others; at 1, some copies would be views
 
 
 class _FakeTensorMode(FakeTensorMode):
-    """Asks once whether there is a GPU. Torch asks the driver before every operation, a third of the time."""
+    """Asks only once whether there is a GPU. Torch asks before every operation, which takes a third of the time."""
 
     @cached_property
     def avoid_device_init(self) -> bool:  # type: ignore[override]
@@ -71,11 +71,13 @@ EMPTY = _FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def empty(module: M) -> M:
-    """A copy of a module on the meta device whose tensors have no content and count as the CPU's, so that attention is
-    fused and autocast works."""
-    made = copy.deepcopy(module)
+    """A copy of a module whose tensors have no content.
+
+    For torch they are on the CPU, so that attention is fused and autocast works.
+    """
+    copied = copy.deepcopy(module)
     with EMPTY:
-        return made.to_empty(device="cpu")
+        return copied.to_empty(device="cpu")
 
 
 def empty_tensor(*shape: int) -> Tensor:
@@ -86,9 +88,9 @@ def empty_tensor(*shape: int) -> Tensor:
 class Trace(TorchDispatchMode):
     """Counts FLOPs as :func:`scaleup.sweeps.trace.counter` does, operation by operation.
 
-    ``alive`` holds, after each allocation, the bytes of all tensors made inside and not yet freed: what autograd keeps
-    for the backward pass, gradients, and what an operation gives before the next takes it. ``gradients`` holds how many
-    of them are gradients of parameters.
+    ``alive`` has, after each allocation, the bytes of all tensors that were made inside and are not freed: tensors that
+    autograd keeps for the backward pass, gradients, and outputs of operations. ``gradients`` has how many of these
+    bytes are gradients of parameters.
     """
 
     def __init__(self) -> None:
@@ -122,7 +124,7 @@ class Trace(TorchDispatchMode):
         self.held -= size
 
     def watch(self, parameter: Tensor) -> None:
-        """Count the gradient of a parameter among ``gradients`` once it is there."""
+        """From when the gradient of a parameter exists, count it among ``gradients``."""
 
         def arrived(parameter: Tensor) -> None:
             assert parameter.grad is not None
@@ -132,13 +134,13 @@ class Trace(TorchDispatchMode):
 
 
 def _tensors(nested: Any) -> list[Tensor]:
-    """Those without content; the few with, such as where tubes lie, are small, and some are made only once."""
+    """The tensors without content. The few that have content, such as the places of tubes, are small."""
     return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, FakeTensor)]
 
 
 class Pass(NamedTuple):
-    """What a pass takes for a batch: FLOPs of its forward and of all of it; bytes held at each moment and at the end;
-    how many of them are gradients."""
+    """The cost of a pass for a batch: FLOPs of its forward and of the whole pass; bytes at each moment (``alive``), how
+    many of these are gradients, and bytes at the end (``kept``)."""
 
     forward_flops: int
     flops: int
@@ -148,9 +150,9 @@ class Pass(NamedTuple):
 
 
 def affine(run: Callable[[int], Pass]) -> Callable[[int], Pass]:
-    """What ``run(batch)`` finds, for every batch, from two of them: each figure is one per sample and a rest."""
+    """The result of ``run(batch)`` for any batch, from two calls: each figure is a constant plus a figure per sample."""
     first, second = (run(batch) for batch in BATCHES)
-    assert len(first.alive) == len(second.alive), "a batch is computed in other steps than another"
+    assert len(first.alive) == len(second.alive), "the operations of a pass depend on the batch size"
 
     def at(batch: int) -> Pass:
         pairs: Any = zip(first, second, strict=True)

@@ -1,4 +1,4 @@
-"""Adapted models: a transplant, from two parents to a directory; and a timm model that the caller has built."""
+"""Makes adapted models: a transplant of a small model into a backbone, or tubes for a timm model of the caller."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from scaleup.transplants.transplant_report import (
     remarks,
 )
 
-IMAGES = 512  # to fit a map on; up to twice as many are read
-CLIPS = 8  # to measure scales on
+IMAGES = 512  # a map is fitted on at least this many, if there are so many, and on at most twice as many
+CLIPS = 8  # scales are measured on this many
 
 
 def plan(small: str | Path, backbone: str, options: Options, images: Path | Tensor | None = None) -> TransplantPlan:
-    """What :func:`transplant` would make; no weights of the backbone are built or read."""
+    """Plan what :func:`transplant` makes. No weights of the backbone are built or read."""
     options.check(images is not None)
     return _planned(small, backbone, options)[-1]
 
@@ -75,12 +75,13 @@ def transplant(
         backbone: the large image ViT: ``vit_h``, ``timm:NAME``, ``open_clip:NAME/TAG``, a directory, a file, ...
         out: the directory to write.
         options: None for the paper's choices.
-        clips: what scales are measured on: video shards, or pixels in [0, 1] (B, 3, T, H, W); None for a made-up clip.
-        images: what tokens are aligned on: shards of images or videos, or pixels in [0, 1] (B, 3, H, W); None for
+        clips: scales are measured on these: video shards, or pixels in [0, 1] (B, 3, T, H, W); None for a synthetic
+            clip.
+        images: tokens are aligned on these: shards of images or videos, or pixels in [0, 1] (B, 3, H, W); None for
             frames of ``clips``.
 
     Raises:
-        UserError: a parent cannot be read or is not plain, options do not go together, or ``out`` is there already.
+        UserError: a parent cannot be read or is not plain, options contradict each other, or ``out`` exists.
     """
     started, options, out = time.perf_counter(), options or Options(), Path(out)
     options.check(images is not None)
@@ -95,7 +96,7 @@ def transplant(
     placed, input = positions(large, options, donor.config.positions.amplitude), donor.config.input
     arm = {"frozen_depth": frozen_depth, "gate": True}
     config = adapted_config(large, options.seed, input, donor.config.frames, tubes, placed, **arm)
-    ModelConfig.from_json(config.to_json(), str(out))  # what is written can be loaded
+    ModelConfig.from_json(config.to_json(), str(out))  # check that the config that will be written can be read
     model, map, align = _assembled(config, large), None, None
     if options.match == "align":
         assert donor.patch is not None and pixels is not None
@@ -120,10 +121,10 @@ def _report(
     options: Options,
     map: Affine | None,
 ) -> TransplantReport:
-    """Measure the model on a clip in [0, 1] (B, 3, T, H, W); tubes that need another scale get it first."""
+    """Measure the model on a clip in [0, 1] (B, 3, T, H, W), after its tubes have got the scale that options ask for."""
     tubes = _measured_tubes(planned, model, donor, clip, options, map)
     image = normalise(clip[:1], model.config.input)[:, :, 0]
-    inputs = model.arm_inputs(image)  # one pass of the trunk serves all that is asked of the arm
+    inputs = model.arm_inputs(image)  # one pass of the trunk, for all measurements of the arm
     difference = measure.image_max_abs_diff(model, large, image, inputs)
     closed, gradient = measure.closed_max_abs_diff(model, inputs), measure.alpha_grad(model, inputs)
     return TransplantReport(
@@ -167,7 +168,7 @@ def adapt(
         gate: True for one alpha, ``"channel"`` for one each channel, False for none.
         heads: name -> its classes.
         frames, fps: length of a clip in frames, and frames a second.
-        frame_stride: every so many frames of a clip one passes through the ViT's own patches.
+        frame_stride: of this many frames of a clip, the first goes through the ViT's own patches.
         kwargs: changes that were made to timm's architecture when ``vit`` was built (``depth=6``); a saved model is
             rebuilt with them.
         pool: how tokens become features, ``scaleup.Pool("attentive")`` or ``"mean"``; None: the ViT's own way.
@@ -177,7 +178,8 @@ def adapt(
         and std.
 
     Raises:
-        UserError: the ViT is not plain, is another than its timm name and ``kwargs`` give, or the depth does not fit.
+        UserError: the ViT is not plain, is not the model that its timm name and ``kwargs`` make, or the depth does not
+            fit.
     """
     backbone = _taken_apart(vit, dict(kwargs or {}))
     placed = positions(backbone, Options())
@@ -187,7 +189,7 @@ def adapt(
 
 
 def _taken_apart(vit: nn.Module, kwargs: dict[str, Any]) -> Backbone:
-    """A timm model without its classifier, which the caller's keeps."""
+    """The parts of a timm model, without its classifier. The caller's model keeps its classifier."""
     name: str = vit.pretrained_cfg["architecture"]  # type: ignore[index, assignment]
     refuse_unless_plain(vit, f"timm:{name}")
     bare = copy.copy(vit)
@@ -214,9 +216,10 @@ def adapted_config(
     positions: Positions,
     **arm: Any,
 ) -> ModelConfig:
-    """The ``config.json`` of a backbone with tubes, for clips as long and as fast as ``clips``, of the backbone's size.
+    """The ``config.json`` of a backbone with tubes.
 
     Args:
+        clips: gives the number of frames and the frames a second; the size is the backbone's.
         arm: ``frozen_depth`` and ``gate``.
     """
     input = Input(clips.frames, list(backbone.size), clips.fps, list(backbone.mean), list(backbone.std))
@@ -224,7 +227,7 @@ def adapted_config(
 
 
 def _assembled(config: ModelConfig, backbone: Backbone) -> TubeViT:
-    """In eval mode; tubes are drawn from the seed of the configuration."""
+    """The model in eval mode; tubes are drawn from the seed of the configuration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.backbone.seed)
         return TubeViT.assemble(config, backbone, config.backbone.seed).eval()
@@ -239,7 +242,7 @@ def _parents(donor: Donor, config: ModelConfig) -> dict[str, Parent]:
 def _measured_tubes(
     planned: TransplantPlan, model: TubeViT, donor: Donor, clip: Tensor, options: Options, map: Affine | None
 ) -> dict[str, TubeReport]:
-    """What is measured on tubes; applies what depends on it: matching of scales, the random control."""
+    """Measure the tubes, and apply the options that need these measurements: the same scale, random kernels."""
     tokens = {name: measure.tube_tokens(model, name, clip) for name in planned.tubes}
     sources = {name: measure.rms(each) for name, each in tokens.items()}
     backbone_rms = measure.backbone_rms(model, clip)
@@ -250,7 +253,7 @@ def _measured_tubes(
         differences[name] = measure.token_max_abs_diff(kernel, donor, spec, tokens[name][:1], clip[:1], map)
     if options.random_tubes:
         randomise_tubes(model, options.seed + 1)
-        differences = dict.fromkeys(differences)  # nothing of the small model is left to compare with
+        differences = dict.fromkeys(differences)  # random kernels are not compared with the small model
     if options.random_tubes or options.match_scale:
         targets = dict.fromkeys(sources, backbone_rms) if options.match_scale else sources
         scale_tubes(model, {n: rms / measure.rms(measure.tube_tokens(model, n, clip)) for n, rms in targets.items()})
@@ -268,7 +271,7 @@ def _measured_tubes(
 
 
 def _clip(clips: Path | Tensor | None, input: Input) -> Tensor:
-    """Pixels in [0, 1] (B, 3, T, H, W) of the adapted model's size: given, read from video shards, or made up."""
+    """Pixels in [0, 1] (B, 3, T, H, W): those of the caller, or read from video shards, or a synthetic clip."""
     if isinstance(clips, Tensor):
         return clips
     if clips is None:
@@ -280,9 +283,9 @@ def _clip(clips: Path | Tensor | None, input: Input) -> Tensor:
 
 
 def _images(pixels: Path | Tensor, input: Input) -> Iterator[Tensor]:
-    """Images in [0, 1] (B, 3, H, W) of the adapted model's size, from all over the shards; of a video its middle frame.
+    """Batches of images in [0, 1] (B, 3, H, W), evenly spread over the shards; of a video its middle frame.
 
-    Those that cannot be read are left out, and named on stderr.
+    Images that cannot be read are left out, and named on stderr.
     """
     if isinstance(pixels, Tensor):
         yield _stills(pixels)
@@ -295,5 +298,5 @@ def _images(pixels: Path | Tensor, input: Input) -> Iterator[Tensor]:
 
 
 def _stills(pixels: Tensor) -> Tensor:
-    """Images (B, 3, H, W) as they are, of videos (B, 3, T, H, W) the middle frame."""
+    """Images (B, 3, H, W) unchanged; of videos (B, 3, T, H, W) the middle frame."""
     return pixels if pixels.dim() == 4 else pixels[:, :, pixels.shape[2] // 2]

@@ -1,4 +1,4 @@
-"""The small model of a transplant, reduced to what moves: the kernel of each tube and how its input was normalised."""
+"""The small model of a transplant: the kernels of its tubes, and how its input was normalised."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from scaleup.common.model_choice import report_choice
 from scaleup.config.schema import Frames, Input, Model
 from scaleup.model.tubes import TubeSpec, resize_kernel
 
-# The public Lightning reimplementation fixes the paper's main tubes and shares one 8x8x8 kernel between them.
+# The public Lightning reimplementation has the paper's main tubes. They share one 8x8x8 kernel.
 LIGHTNING = "sparse_tubes_tokenizer.conv_proj_weight", "sparse_tubes_tokenizer.conv_proj_bias"
 LIGHTNING_TUBES = (
     TubeSpec("tube8x8x8", (8, 8, 8), (16, 32, 32)),
     TubeSpec("tube16x4x4", (16, 4, 4), (6, 32, 32), (4, 8, 8)),
     TubeSpec("tube4x12x12", (4, 12, 12), (16, 32, 32), (0, 16, 16)),
 )
-PATCHES = ("patch_embed.proj", "conv1")  # what timm and open_clip call a patch embedding
+PATCHES = ("patch_embed.proj", "conv1")  # names of a patch embedding in timm and in open_clip
 LIGHTNING_CONFIG = Model(input=Input(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]), frames=Frames(32))
 
 
 @dataclass
 class Kernel:
-    """A tube as the small model has it: weight (c, 3, t, h, w), bias (c,)."""
+    """A tube of the small model: weight (c, 3, t, h, w), bias (c,)."""
 
     spec: TubeSpec
     weight: Tensor
     bias: Tensor
-    parents: tuple[str, ...]  # names of the tensors it was made from
+    parents: tuple[str, ...]  # names of its tensors in the file
 
 
 @dataclass
 class Donor:
-    """What a transplant takes from the small model; ``patch`` is the kernel of its image tokens, where it has one."""
+    """What a transplant takes from the small model. ``patch`` is the kernel of its image tokens, or None."""
 
     name: str
     kernels: list[Kernel]
     patch: Kernel | None
-    config: ModelConfig | Model  # of it input, frames, tubes and positions
+    config: ModelConfig | Model  # its input, frames, tubes and positions are read
     tensors: dict[str, Tensor]
     sha256: str
-    data: list[Mapping[str, Any]]  # what it was trained on, where that is known
+    data: list[Mapping[str, Any]]  # what it was trained on, if that is known
 
 
 def read(path: str | Path) -> Donor:
@@ -81,7 +81,7 @@ def read(path: str | Path) -> Donor:
 
 
 def _config_beside(file: Path, beside: Mapping[str, Any]) -> ModelConfig:
-    """Where a bare checkpoint's tubes are applied: from its metadata, or the config.json in its directory."""
+    """The config of a checkpoint file: from its metadata, or from the config.json in its directory."""
     config = beside.get("config")
     if isinstance(config, str):
         try:
@@ -117,7 +117,7 @@ def _kernel(spec: TubeSpec, own: Mapping[str, Tensor], file: Path) -> Kernel:
 
 
 def _patch(own: Mapping[str, Tensor]) -> Kernel | None:
-    """The patch embedding as a tube of one frame; None where it is not one convolution and no more."""
+    """The patch embedding as a tube of one frame, or None if it is more than one convolution."""
     name = next((name for name in PATCHES if f"{name}.weight" in own), None)
     if name is None or own[f"{name}.weight"].dim() != 4 or "patch_embed.norm.weight" in own:
         return None
@@ -132,8 +132,10 @@ def _of_one_frame(weight: Tensor, bias: Tensor) -> Kernel:
 
 
 def _lightning(own: Mapping[str, Tensor]) -> tuple[list[Kernel], Kernel | None]:
-    """The tubes, and the patches, which are the fourth; plain interpolation, without our correction of the gain: what
-    that model computes."""
+    """The three tubes, and the patches, which have the fourth bias.
+
+    That model resizes its kernel by plain interpolation, without our correction of the gain.
+    """
     weight, biases = (own.get(name, torch.zeros(0)).float() for name in LIGHTNING)
     if weight.shape[1:] != (3, 8, 8, 8) or biases.shape != (len(LIGHTNING_TUBES) + 1, len(weight)):
         raise UserError(

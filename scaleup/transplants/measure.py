@@ -1,4 +1,4 @@
-"""Checks on an adapted model: what a transplant claims, measured."""
+"""Measurements on an adapted model, which show that a transplant is right."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from scaleup.transplants.donor import Donor, Kernel
 
 @torch.no_grad()
 def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, inputs: Any) -> float:
-    """Pooled features of the adapted model, gate closed, against the image model's own.
+    """The largest difference of pooled features between the adapted model with a closed gate and the image model.
 
     Args:
         images: (B, 3, H, W), normalised for the backbone.
-        inputs: of the adapted model's arm for them.
+        inputs: what the adapted model's arm reads for these images.
     """
     with fill_on_call(large.blocks, large.block_file()):
         if large.positions is None:
             features = large.features(images)
-        else:  # one of our own models, which adds positions of its own
+        else:  # one of scaleup's own models, which adds its own positions
             config = replace(model.config, tubes={}, positions=large.positions, frozen_depth=0, gate=False, heads={})
             features = TubeViT.assemble(config, large).eval().forward_features(images)
     return (model.arm.features(inputs) - features).abs().max().item()
@@ -40,7 +40,7 @@ def image_max_abs_diff(model: TubeViT, large: Backbone, images: Tensor, inputs: 
 
 @torch.no_grad()
 def closed_max_abs_diff(model: TubeViT, inputs: Any) -> float:
-    """Pooled features with the gate closed against the same arm without a gate."""
+    """The largest difference of pooled features between an arm with a closed gate and the same arm without a gate."""
     gate, arm = model.arm.gate, model.arm
     closed = arm.features(inputs)
     arm.gate = None
@@ -70,7 +70,7 @@ def alpha_grad(model: TubeViT, inputs: Any) -> float:
 
 @torch.no_grad()
 def position_rms(large: Backbone) -> float:
-    """RMS that sines in time should have: that of the backbone's grid, or a quarter of its patches'."""
+    """The RMS for sines in time: that of the backbone's position grid, or else a quarter of that of its patches."""
     if large.absolute:
         return rms(large.stem.position_grid())
     clip = natural_clip(1, large.size)
@@ -88,8 +88,14 @@ def tube_tokens(model: TubeViT, name: str, clip: Tensor) -> Tensor:
 def token_max_abs_diff(
     kernel: Kernel, donor: Donor, spec: TubeSpec, tokens: Tensor, clip: Tensor, map: Affine | None
 ) -> float:
-    """A tube's tokens (B, N, D), channel block by channel block, against the small model's kernel at each place; or,
-    where there is a ``map``, against what it makes of these."""
+    """The largest difference of a tube's tokens from those of the small model's kernel.
+
+    Each block of channels is compared with the kernel at one place. With a ``map``, tokens are compared with mapped
+    tokens of the small model.
+
+    Args:
+        tokens: (B, N, D).
+    """
     x = normalise(clip, donor.config.input)
     blocks = [_at(kernel, x, place) for place in _places(spec, clip)]
     expected = torch.stack(blocks, dim=1).unflatten(1, (-1, spec.places_per_token)).flatten(2)  # (B, N, f*c)
@@ -98,7 +104,7 @@ def token_max_abs_diff(
 
 
 def _places(spec: TubeSpec, clip: Tensor) -> Iterator[tuple[int, ...]]:
-    """Where the kernel is applied, token by token, and within a token in the order t, h, w."""
+    """The places (t, h, w) of the kernel, token after token; within a token in the order t, h, w."""
     axes = [starts.tolist() for starts in spec.places(clip.shape[2:])]  # type: ignore[arg-type]
     for token in itertools.product(*axes):
         yield from itertools.product(*token)
@@ -113,7 +119,7 @@ def _at(kernel: Kernel, x: Tensor, place: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def backbone_rms(model: TubeViT, clip: Tensor) -> float:
-    """RMS of the backbone's own patch tokens, positions taken off, over the frames that it sees."""
+    """RMS of the backbone's own patch tokens of a frame, without positions."""
     frame = normalise(clip, model.config.input)[:, :, model.config.frames.offset]
     stem = model.tokenizer.stem
     tokens = stem(frame)[:, model.tokenizer.num_prefix_tokens :] - stem.position_grid().flatten(0, 1)  # type: ignore[operator]

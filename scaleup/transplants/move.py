@@ -1,8 +1,8 @@
-"""Kernels on their way: re-expressed for another normalisation and another width, scaled, or replaced for a control.
+"""Moves kernels into an adapted model: for another normalisation and another width, scaled, or random for a control.
 
-A map takes the small model's tokens to the backbone's width, as an alternative to folds (not in the paper). Both models
-turn the same images into tokens. The map that takes one's to the other's, by ridge regression, takes the small model's
-tubes to where the backbone's own patches live.
+A linear map of tokens is an alternative to folds (not in the paper). Both models turn the same images into tokens. A
+ridge regression fits a map from the tokens of the small model to those of the backbone. This map is then applied to the
+small model's tubes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.measure import rms
 from scaleup.transplants.transplant_report import Alignment
 
-HELD_OUT = 8  # every so manyth image is left out of the fit, and the map measured on it
+HELD_OUT = 8  # one image of this many is left out of the fit; the map is measured on these images
 
 
 def move(donor: Donor, model: TubeViT, map: Affine | None) -> None:
-    """Copy the small model's kernels into the tubes of the adapted model, through ``map`` or as they are."""
+    """Copy the small model's kernels into the tubes of the adapted model, through ``map`` if there is one."""
     with torch.no_grad():
         for kernel in donor.kernels:
             weight, bias = refold(kernel, donor.config.input, model.config.input)
@@ -41,7 +41,7 @@ def move(donor: Donor, model: TubeViT, map: Affine | None) -> None:
 
 
 def refold(kernel: Kernel, source: Input, target: Input) -> tuple[Tensor, Tensor]:
-    """The kernel and bias that give from input normalised as ``target`` what the small model gives from ``source``.
+    """The kernel and bias for input normalised as ``target``, with the output that the small model has for ``source``.
 
     W' = W * S/s for each input channel and b' = b + sum of W * (M - m)/s; exact for valid convolutions.
     """
@@ -55,8 +55,11 @@ def refold(kernel: Kernel, source: Input, target: Input) -> tuple[Tensor, Tensor
 
 
 def align_kernels(weight: Tensor, bias: Tensor, map: Affine, places: int) -> tuple[Tensor, Tensor]:
-    """A kernel (c, 3, t, h, w) and its bias (c,), applied at ``places`` whose channels are concatenated and then
-    mapped, as kernels that are summed: (D, places*3, t, h, w) and (D,). Exact: both are linear."""
+    """Include a map in a kernel (c, 3, t, h, w) and its bias (c,): (D, places*3, t, h, w) and (D,).
+
+    Before: the kernel is applied at each of ``places``, the outputs are concatenated and then mapped. After: one kernel
+    for each place, whose outputs are summed. Both are linear and equal.
+    """
     dropped = places * len(bias) - len(map.weight)  # channels of the last place that the small model does not keep
     rows = F.pad(map.weight, (0, 0, 0, dropped)).unflatten(0, (places, -1))  # (places, c, D)
     kernels = torch.einsum("pcd,cithw->dpithw", rows, weight.double()).flatten(1, 2)
@@ -66,12 +69,13 @@ def align_kernels(weight: Tensor, bias: Tensor, map: Affine, places: int) -> tup
 def fit(
     patch: Kernel, source: Input, large: Backbone, images: Iterable[Tensor], fold: Size
 ) -> tuple[Affine, Alignment]:
-    """Fit the map (places * d) -> D on images (B, 3, H, W) in [0, 1], its penalty chosen by generalized cross
-    validation.
+    """Fit the map (places * d) -> D by ridge regression; generalized cross validation chooses the penalty.
 
     Args:
-        patch: the small model's patch embedding, which reads images normalised as ``source`` says.
-        fold: how many patches (1, h, w) of the small model side by side become one token of the backbone.
+        patch: the small model's patch embedding.
+        source: how the small model's images are normalised.
+        images: batches (B, 3, H, W) in [0, 1].
+        fold: this many neighbouring patches (1, h, w) of the small model are mapped to one token of the backbone.
 
     Raises:
         UserError: there are too few images.
@@ -103,11 +107,13 @@ def fit(
 
 @torch.no_grad()
 def token_pairs(patch: Kernel, source: Input, large: Backbone, images: Tensor, fold: Size) -> tuple[Tensor, Tensor]:
-    """Tokens of the same places of images (B, 3, H, W), without positions: the small model's (B, N, h*w*d), its places
-    side by side, and the backbone's (B, N, D).
+    """Tokens of both models for the same places of images (B, 3, H, W), without positions.
 
-    A place is what the small model's patch covers, or h x w patches do. The backbone sees it resized to one of its own
-    patches, so that a token of either stands for the same piece of the image.
+    A place is h x w patches of the small model. For the backbone it is resized to one of the backbone's patches, so
+    that both tokens show the same part of the image.
+
+    Returns:
+        The small model's (B, N, h*w*d), the patches of a place concatenated, and the backbone's (B, N, D).
     """
     (ph, pw), (_, fh, fw) = patch.spec.kernel[1:], fold
     rows, columns = images.shape[2] // (fh * ph), images.shape[3] // (fw * pw)
@@ -127,9 +133,9 @@ def _fed(images: Tensor, input: Input) -> Tensor:
 
 
 def _patch_tokens(large: Backbone, images: Tensor) -> Tensor:
-    """The backbone's tokens of all patches of images of any size: (B, 3, rows*h, columns*w) -> (B, N, D).
+    """The backbone's tokens for all patches of images of any size: (B, 3, rows*h, columns*w) -> (B, N, D).
 
-    The patches are laid out anew as images of the size that the backbone takes; its positions are taken off.
+    The patches are rearranged into images of the backbone's size. Its positions are subtracted.
     """
     h, w = large.patch_size
     patches = images.unflatten(3, (-1, w)).unflatten(2, (-1, h)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
@@ -142,7 +148,7 @@ def _patch_tokens(large: Backbone, images: Tensor) -> Tensor:
 
 
 def scale_tubes(model: TubeViT, factors: Mapping[str, float]) -> None:
-    """Multiply the tokens of each tube, before positions, by a factor folded into its kernel."""
+    """Multiply the kernel and bias of each tube, and so its tokens before positions, by a factor."""
     with torch.no_grad():
         for name, factor in factors.items():
             tube = model.tokenizer.tubes[name]
@@ -151,7 +157,7 @@ def scale_tubes(model: TubeViT, factors: Mapping[str, float]) -> None:
 
 
 def randomise_tubes(model: TubeViT, seed: int) -> None:
-    """Fresh kernels in place of the moved ones: the control of a transplant (scale them to the same RMS)."""
+    """Replace the moved kernels by random ones, as a control. The caller scales them to the same RMS."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in model.tokenizer.tubes:

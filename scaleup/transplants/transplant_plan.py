@@ -1,4 +1,4 @@
-"""The plan of a transplant: its options, the channels of each tube, the depth of the gate. No weight is touched."""
+"""The plan of a transplant: its options, the channels of each tube, the depth of the gate. It changes no weights."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.measure import position_rms
 from scaleup.transplants.transplant_report import GatePlan, Parameters, Parent, TransplantPlan, TubePlan
 
-FITTING = (64, 128, 192, 256, 384, 512, 640, 768, 1024)  # channel counts named to those whose tubes do not fit
-MATCHES = ("fold", "align")  # of widths
+FITTING = (64, 128, 192, 256, 384, 512, 640, 768, 1024)  # an error names those of them that would fit
+MATCHES = ("fold", "align")  # ways to match two widths
 
 
 @dataclass
 class Options:
-    """Choices of a transplant; the defaults are those of the paper where it states any."""
+    """Choices of a transplant. The defaults are those of the paper, if it states any."""
 
     weights: str | None = "pretrained"  # or a file; None: random initialisation
     gate_at: int | None = None  # None: three quarters of the blocks
-    match: str = "fold"  # of widths: "align" maps the small model's tokens to the backbone's, by images
-    fold: tuple[int, int] = (1, 1)  # with align: places (h, w) whose tokens are mapped together
-    exact: bool = False  # refuse widths that the channels do not divide
-    positions: str | None = None  # None: the backbone's own, where it has any
+    match: str = "fold"  # of widths; "align": a map from the small model's tokens to the backbone's, fitted on images
+    fold: tuple[int, int] = (1, 1)  # with align: (h, w) places whose tokens are mapped together
+    exact: bool = False  # refuse tubes whose channels do not divide the width
+    positions: str | None = None  # None: the backbone's own, if it has any
     amplitude: float | None = None  # of the sines in time; None: the RMS of the backbone's own positions
     match_scale: bool = False  # give tube tokens the RMS of the backbone's patch tokens
-    random_tubes: bool = False  # the control: fresh kernels of the same RMS
+    random_tubes: bool = False  # as a control: random kernels, tokens of the same RMS
     size: tuple[int, int] | None = None  # (h, w); None: the backbone's own
     seed: int = 0
     overwrite: bool = False
-    placement: str = "device"  # "disk": frozen blocks stay in the file of the weights, one read at a time
+    placement: str = "device"  # "disk": frozen blocks stay in the file of the weights, and are read one at a time
 
     def check(self, images: bool) -> None:
-        """Refuse options that do not go together; ``images`` were given to align on.
+        """Refuse options that contradict each other. ``images``: whether there are images to align on.
 
         Raises:
             UserError: which, and what is allowed.
@@ -60,12 +60,12 @@ class Options:
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Changes to the backbone's architecture: without its own positions, where others are asked for."""
+        """Changes to the backbone's architecture. If other positions are chosen, the backbone's own are left out."""
         return {} if self.positions in (None, "backbone") else {"pos_embed": "none"}
 
 
 class Plan(NamedTuple):
-    """How the channels of one tube become the backbone's."""
+    """How the channels of one tube are extended to the backbone's width."""
 
     spec: TubeSpec  # as it will be applied
     reported: TubePlan
@@ -82,7 +82,7 @@ def _plan(spec: TubeSpec, channels: int, dropped: int, size: Size) -> Plan:
 
 
 def plan_tubes(donor: Donor, large: Backbone, options: Options) -> list[Plan]:
-    """How the channels of each tube become the backbone's width."""
+    """How the channels of each tube are extended to the backbone's width."""
     size = (donor.config.input.frames, *large.size)
     if options.match != "align":
         return [plan_channels(kernel, large.embed_dim, size, options.exact) for kernel in donor.kernels]
@@ -137,12 +137,11 @@ def preferred_folds(places: int) -> list[Size]:
 
 
 def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: Size) -> Plan:
-    """A tube whose tokens, ``width`` wide in the small model, are mapped to ``embed_dim``; with ``fold`` those of so
-    many places together.
+    """The plan of a tube whose tokens are mapped from ``width`` to ``embed_dim``; with ``fold``, those of several
+    places together.
 
     Raises:
-        UserError: the small model folds the tube itself and another fold is asked for, or the fold does not fit the
-            clip.
+        UserError: the small model itself folds the tube and ``fold`` is another fold, or the fold does not fit the clip.
     """
     spec, channels = kernel.spec, len(kernel.bias)
     replace(spec, channels=channels).channels_of(width)  # refuses what is not a token of the small model
@@ -158,7 +157,7 @@ def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: S
 
 
 def positions(large: Backbone, options: Options, sines: float = 1.0) -> Positions:
-    """The backbone's own grid with sines in time as strong as it, or sines alone, of amplitude ``sines``."""
+    """Positions: the backbone's own grid with sines in time of the same RMS, or only sines with amplitude ``sines``."""
     own = large.absolute or large.rotary
     before = large.positions or Positions("backbone" if own else "cosine")
     kind, amplitude = options.positions or before.kind, options.amplitude
@@ -174,7 +173,7 @@ def positions(large: Backbone, options: Options, sines: float = 1.0) -> Position
 
 
 def gate_depth(large: Backbone, gate_at: int | None) -> int:
-    """Frozen blocks below the gate: as asked for, or three quarters."""
+    """The number of frozen blocks below the gate; by default three quarters of all blocks."""
     depth = large.depth - large.depth // 4 if gate_at is None else gate_at
     if not 1 <= depth <= large.depth:
         raise UserError(f"--gate-at {depth} does not fit {large.name}; allowed are 1 to {large.depth}")
@@ -182,7 +181,7 @@ def gate_depth(large: Backbone, gate_at: int | None) -> int:
 
 
 def describe_plans(donor: Donor, large: Backbone, plans: list[Plan], frozen_depth: int, match: str) -> TransplantPlan:
-    """What is known before any weight is touched."""
+    """The plan of a transplant, in the form of its report."""
     frames = donor.config.frames
     count_frames = len(range(frames.offset, donor.config.input.frames, frames.stride))
     patches = math.prod(side // patch for side, patch in zip(large.size, large.patch_size, strict=True))

@@ -1,4 +1,4 @@
-"""What a transplant reports: its plan, what was measured, the fate of every tensor; and all of that in words."""
+"""The report of a transplant: its plan, the measurements, what became of every tensor; as dataclasses and as text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scaleup.config.schema import Positions
 from scaleup.model.tubevit import TubeViT
 from scaleup.transplants.donor import Donor
 
-FAR = 5  # times as strong as the backbone's own patches, or as weak, from which tokens are remarked on
+FAR = 5  # a remark is made on tokens that are this many times as strong, or as weak, as the backbone's own patches
 
 
 @dataclass
 class TubePlan:
-    """How the channels of a tube become the backbone's width."""
+    """How the channels of a tube are extended to the backbone's width."""
 
-    channels: int  # that the small model's kernel emits at each place
+    channels: int  # of the small model's kernel
     fold: list[int]  # places (t, h, w) of a token
     exact: bool  # no channel is dropped
     dropped_channels: int
@@ -29,10 +29,10 @@ class TubePlan:
 class TubeReport(TubePlan):
     """A tube of the adapted model. RMS are of tokens before positions."""
 
-    token_max_abs_diff: float | None  # from the tokens of the small model's kernel; None where tubes are random
-    rms_source: float  # as the small model's kernel gives them
+    token_max_abs_diff: float | None  # to the tokens of the small model's kernel; None if tubes are random
+    rms_source: float  # of the tokens with the small model's kernel
     rms_backbone: float  # of the backbone's own patches
-    rms_adapted: float  # as they are now
+    rms_adapted: float  # of the tokens in the adapted model
 
 
 @dataclass
@@ -43,7 +43,7 @@ class GatePlan:
 
 @dataclass
 class GateReport(GatePlan):
-    closed_max_abs_diff: float  # of pooled features, from the same arm without a gate
+    closed_max_abs_diff: float  # of pooled features, to the same arm without a gate
     alpha_grad: float  # |d loss / d alpha| while the gate is closed
 
 
@@ -59,23 +59,23 @@ class Parameters:
 
 @dataclass
 class Parent:
-    """The small model, or the backbone; a plan knows their names alone."""
+    """The small model or the backbone; in a plan only the name is known."""
 
     name: str
     sha256: str | None = None
-    weights: str | None = None  # of the backbone: where they are
-    data: list[Mapping[str, Any]] | None = None  # of the small model: what it was trained on
+    weights: str | None = None  # of the backbone: their name or file
+    data: list[Mapping[str, Any]] | None = None  # of the small model: its training data
 
 
 @dataclass
 class Alignment:
-    """A map from the small model's image tokens to the backbone's, and how it does on the images that were left out."""
+    """A map from the small model's image tokens to the backbone's, measured on the images that were left out."""
 
     images: int
     held_out: int
-    rows: int  # tokens of the images that it is fitted on
+    rows: int  # tokens on which the map is fitted
     penalty: float  # for each row
-    r2: float  # share of the variance that it explains
+    r2: float  # share of the variance that the map explains
     rms_mapped: float
     rms_backbone: float
 
@@ -88,15 +88,15 @@ class Count:
 
 @dataclass
 class Accounting:
-    """What became of every tensor of both parents: moved, folded, aligned, kept, new or left."""
+    """What became of every tensor of both parents: moved, folded, aligned, kept, new or left out."""
 
-    summary: dict[str, Count]  # "small: folded" -> how many
+    summary: dict[str, Count]  # by model and fate, such as "small: folded"
     tensors: dict[str, str]  # "small/tubes.long.weight" -> "folded"
 
 
 @dataclass
 class TransplantPlan:
-    """What is known before any weight is touched."""
+    """The plan: it needs no weights."""
 
     match: str  # of widths: fold | align
     embed_dim: int
@@ -110,7 +110,7 @@ class TransplantPlan:
 
 @dataclass
 class TransplantReport(TransplantPlan):
-    """What ``report.json`` of an adapted model holds."""
+    """The content of ``report.json`` of an adapted model."""
 
     tubes: Mapping[str, TubeReport]
     gate: GateReport
@@ -118,15 +118,15 @@ class TransplantReport(TransplantPlan):
     random_tubes: bool
     match_scale: bool
     remarks: list[str]
-    image_max_abs_diff: float  # of an image's pooled features, from those of the source backbone
+    image_max_abs_diff: float  # of an image's pooled features, to those of the source backbone
     accounting: Accounting
     peak_bytes: int
-    align: Alignment | None = None  # where tokens are mapped
+    align: Alignment | None = None  # with match: align
     seconds: float = 0.0
 
 
 def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool, match: str) -> Accounting:
-    """The fate of every tensor of both parents, by numbers and by name."""
+    """What became of every tensor of both parents: numbers, and a list by name."""
     fates: dict[str, str] = {}
     for kernel in () if random_tubes else donor.kernels:
         folded = model.tokenizer.tubes[kernel.spec.name].spec.places_per_token > 1
@@ -148,7 +148,7 @@ def account(model: TubeViT, donor: Donor, large: Backbone, random_tubes: bool, m
 
 
 def remarks(tubes: Mapping[str, TubeReport]) -> list[str]:
-    """What to know of tubes whose tokens are far stronger or far weaker than the backbone's own patches."""
+    """Remarks on tubes whose tokens are far stronger or far weaker than the backbone's own patches."""
     ratios = {name: tube.rms_adapted / tube.rms_backbone for name, tube in tubes.items()}
     strong = [f"{name} ({ratio:.0f} times)" for name, ratio in ratios.items() if ratio > FAR]
     weak = [f"{name} (1/{1 / ratio:.0f})" for name, ratio in ratios.items() if ratio < 1 / FAR]
@@ -168,7 +168,7 @@ def remarks(tubes: Mapping[str, TubeReport]) -> list[str]:
 
 
 def lines(report: TransplantPlan) -> list[str]:
-    """A report, or a plan, for people."""
+    """A report or a plan as text."""
     text = [f"{report.parents['small'].name} -> {report.parents['backbone'].name}: {report.tokens} tokens"]
     text += [f"  tube {name}: {_tube(report, tube)}" for name, tube in report.tubes.items()]
     if isinstance(report, TransplantReport):
