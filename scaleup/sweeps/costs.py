@@ -1,7 +1,7 @@
 """The cost of a run before it begins: tokens, parameters, FLOPs, memory and time.
 
 The run's own modules are called with tensors without content (:mod:`scaleup.sweeps.trace`), and their operations are
-counted. So the counts are right for blocks that are frozen, adapted, checkpointed or computed for the class token alone.
+counted. So the counts are right for blocks that are frozen, adapted, checkpointed, or reduced to the class token.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def plan(
 
 
 def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
-    """FLOPs of a step of each arm alone, with its trunk: ``data.batch`` samples, the mean over the datasets by weight."""
+    """FLOPs of a step of ``data.batch`` samples of each arm alone, with its trunk; the weighted mean of the datasets."""
     sketch = Sketch(recipe, arms)
     return {name: recipe.data.batch * mean_of_sample(sketch, _of_sample(sketch, name)) for name in arms}
 

@@ -51,7 +51,7 @@ ATTENTION = {
     operation: flops
     for kind in KINDS
     for end, flops in (("", forward), ("_backward", backward))
-    if (operation := getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}", None))  # not every operation exists in every release
+    if (operation := getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}", None))  # releases differ
 }
 
 
@@ -150,7 +150,7 @@ class Pass(NamedTuple):
 
 
 def affine(run: Callable[[int], Pass]) -> Callable[[int], Pass]:
-    """The result of ``run(batch)`` for any batch, from two calls: each figure is a constant plus a figure per sample."""
+    """The result of ``run(batch)`` for any batch, from two calls: a constant plus a figure for each sample."""
     first, second = (run(batch) for batch in BATCHES)
     assert len(first.alive) == len(second.alive), "the operations of a pass depend on the batch size"
 

@@ -121,7 +121,7 @@ def _report(
     options: Options,
     map: Affine | None,
 ) -> TransplantReport:
-    """Measure the model on a clip in [0, 1] (B, 3, T, H, W), after its tubes have got the scale that options ask for."""
+    """Scale the tubes as options say, then measure the model on a clip in [0, 1] (B, 3, T, H, W)."""
     tubes = _measured_tubes(planned, model, donor, clip, options, map)
     image = normalise(clip[:1], model.config.input)[:, :, 0]
     inputs = model.arm_inputs(image)  # one pass of the trunk, for all measurements of the arm

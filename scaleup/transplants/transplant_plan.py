@@ -141,7 +141,7 @@ def plan_aligned(kernel: Kernel, width: int, embed_dim: int, size: Size, fold: S
     places together.
 
     Raises:
-        UserError: the small model itself folds the tube and ``fold`` is another fold, or the fold does not fit the clip.
+        UserError: the small model folds the tube and ``fold`` is another fold, or the fold does not fit the clip.
     """
     spec, channels = kernel.spec, len(kernel.bias)
     replace(spec, channels=channels).channels_of(width)  # refuses what is not a token of the small model
