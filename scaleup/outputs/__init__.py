@@ -1,1 +1,1 @@
-"""What leaves the toolkit: exported models, report pages, tables."""
+"""Exported models, report pages, tables."""

@@ -1,4 +1,4 @@
-"""Every plain ViT that the libraries register: its size, its tokens, which tubes fit. As a table in words."""
+"""A table of every plain ViT that timm and open_clip register: sizes, tokens, and which tubes fit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from scaleup.common.text import columns
 from scaleup.common.text import markdown as markdown_lines
 from scaleup.model.tubes import Folds, folds_to
 
-# Channels that a kernel emits at each place: folded tubes, and unfolded ones of small models of width 192, 384 and 768.
+# Channels of kernels: of folded tubes, and of unfolded tubes of small models of width 192, 384 and 768.
 CHANNELS = (64, 128, 256, 192, 384, 768)
-FAMILIES = ("vision_transformer", "eva", "deit")  # modules of timm; what its others hold is not plain
+FAMILIES = ("vision_transformer", "eva", "deit")  # modules of timm; the models in its other modules are not plain
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Row:
     parameters: int  # without a classifier
     license: str
     positions: str  # learned | rotary | learned + rotary | none
-    folds: dict[str, Folds]  # channels of a tube's kernel -> how they become embed_dim
+    folds: dict[str, Folds]  # channels of a tube's kernel -> how they are extended to embed_dim
 
 
 class Table(NamedTuple):
-    """The plain ViTs, and of the others why they are none."""
+    """The plain ViTs, and for each other ViT the reason why it is refused."""
 
     rows: list[Row]
     refused: dict[str, str]
@@ -65,7 +65,7 @@ def names(pattern: str = "*") -> list[str]:
 
 
 def table(names: list[str], advance: Callable[..., None]) -> Table:
-    """Build each of ``names`` on the meta device, and ask it; ``advance(note=name)`` is called after each."""
+    """Build each of ``names`` on the meta device and describe it; ``advance(note=name)`` is called after each."""
     rows, refused = [], {}
     for name in names:
         try:
@@ -77,7 +77,7 @@ def table(names: list[str], advance: Callable[..., None]) -> Table:
 
 
 def row(backbone: Backbone) -> Row:
-    """What is to be known of a backbone before it is chosen."""
+    """The facts by which a backbone is chosen."""
     (height, width), patch = backbone.size, backbone.patch_size
     parts = (backbone.stem, *backbone.blocks, backbone.tail)
     kinds = [kind for kind, has in (("learned", backbone.absolute), ("rotary", backbone.rotary)) if has]
@@ -109,21 +109,21 @@ HEADER += [f"c{channels}" for channels in CHANNELS]
 INTRODUCTION = """# Backbones
 
 The {count} plain ViTs that {versions} register, as `tools/backbones.py --markdown` lists them.
-Each name can be given to `tools/transplant.py`, with a tag of its weights where it has several:
+`tools/transplant.py` takes each name, with a tag if there are several weights:
 `timm:vit_base_patch16_224.mae`, `open_clip:ViT-H-14/laion2b_s32b_b79k`.
-Which families the tests cover, and what they show, is in [families.md](families.md).
+[families.md](families.md) lists the families that are tested, and the tests' results.
 
-- **tokens**: of a frame at the model's own size, without **prefix** tokens (class token and registers).
+- **tokens**: of a frame of the model's own size, without **prefix** tokens (class token and registers).
 - **parameters** are without a classifier; the **licence** is that of the library's first weights of the name.
-- **c64** to **c768**: how tubes whose kernels emit so many channels become as wide as the backbone. `x4`: folded four
-  times, exactly; `x7-64`: folded seven times, the last 64 channels dropped. Unfolded tubes of small models of width
-  192, 384 and 768 emit as many.
+- **c64** to **c768**: how tubes with kernels of so many channels are extended to the backbone's width. `x4`: folded
+  four times, exactly; `x7-64`: folded seven times, the last 64 channels are dropped. Unfolded tubes of small models of
+  width 192, 384 and 768 have that many channels.
 
 """
 
 
 def cells(row: Row) -> list[str]:
-    """A row in words, under HEADER."""
+    """The cells of a row, under HEADER."""
     numbers = [row.embed_dim, row.depth, row.num_heads, _sides(row.patch), _sides(row.size), row.tokens, row.prefix]
     words = [f"{row.parameters / 1e6:,.1f} M", row.license, row.positions]
     return [row.name, *map(str, numbers), *words, *map(_short, row.folds.values())]
@@ -138,7 +138,7 @@ def _short(fold: Folds) -> str:
 
 
 def text(table: Table) -> str:
-    """The table for people, as wide as it is, and what is refused."""
+    """The table for a terminal, and the names that are refused."""
     lines = columns([HEADER, *map(cells, table.rows)], to_left=range(len(HEADER)))
     return "\n".join([*lines, "", *_refused(table)]) + "\n"
 

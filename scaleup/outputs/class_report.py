@@ -1,4 +1,4 @@
-"""Class by class: confusion of the best arm, and what every arm of all runs knows better or worse than the first."""
+"""Results by class: the confusion of the best arm, and by how much each arm differs from the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapted models in the forms that others load; parity is measured before success is said."""
+"""Exports: adapted models in forms that other tools load. Each export is compared with the model."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from scaleup.outputs.programs import Costs, Outputs, difference, largest, median
 
 OWN = ("delta", "full")
 TARGETS = (*OWN, "peft", "timm", *programs.FORMS)
-ROUNDING = 1e-4  # share of its size by which an output may differ where sums are taken in another order
+ROUNDING = 1e-4  # allowed difference, relative to an output's size, if sums have another order
 
 
 @dataclass
 class Export:
-    """What was written.
+    """The result of an export.
 
-    ``differences`` are the largest of pooled features and of every head's logits, for an image, a video and clips of
-    other lengths: absolute, or shares of the largest output where sums are taken in another order (``relative``: merged
-    models, programs).
+    ``differences`` are the largest differences of pooled features and of every head's logits, for an image, a video and
+    clips of other lengths. They are absolute; with ``relative`` (merged models, programs: their sums have another
+    order), they are divided by the largest output.
     """
 
     to: str
@@ -47,7 +47,7 @@ class Export:
     costs: Costs | None  # of programs and timm's model
 
     def figures(self) -> dict[str, Any]:
-        """``{"image_max_abs_diff", "video_max_abs_diff", ...}`` or ``{"image_max_rel_diff", ...}``, and the costs."""
+        """The JSON object: ``image_max_abs_diff``, ... or, if relative, ``image_max_rel_diff``, ...; costs."""
         measure = "rel" if self.relative else "abs"
         costs = asdict(self.costs) if self.costs is not None else {}
         figures = {f"{name}_max_{measure}_diff": value for name, value in self.differences.items()}
@@ -69,14 +69,14 @@ def export(
         to: ``delta`` or ``full`` (our own directories), ``peft`` (the adapter alone), ``timm`` (the image model alone,
             in timm's layout), ``torch`` (torch.export), ``onnx`` or ``aoti`` (compiled for this machine by
             AOTInductor).
-        base: where the backbone's weights are now, if not where they were.
-        frames: other lengths of clips, and spans of lengths (``"32-128"``), that programs are written for; each is
+        base: the backbone's weights, if they have been moved.
+        frames: other lengths of clips, and spans of lengths (``"32-128"``), for which programs are written and
             compared too.
-        merge: fold the model's adapter into the weights of its blocks; programs always do.
+        merge: merge the model's adapter into the weights of its blocks; programs always do.
 
     Raises:
-        UserError: an unknown target, a model that the target cannot hold or that has no adapter to merge, or a result
-            that differs: at all, or where sums are taken in another order by more than ROUNDING.
+        UserError: the target is unknown or cannot hold the model, the model has no adapter to merge, or the result
+            differs: at all, or by more than ROUNDING if sums have another order.
     """
     if to not in TARGETS:
         raise UserError(f"unknown target {to!r}; allowed are {', '.join(TARGETS)}{nearest(to, TARGETS)}")
@@ -112,7 +112,7 @@ def parity(one: TubeViT, other: TubeViT, relative: bool = False) -> dict[str, fl
     """Largest difference of the features and of every head's logits, on an ``image`` and on a ``video``.
 
     Args:
-        relative: in shares of the largest value that each of them has in ``one``.
+        relative: divide each by the largest value that the same output has in ``one``.
     """
     video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config.input)
     inputs = {"image": video[:, :, 0], "video": video}
@@ -125,7 +125,7 @@ def _outputs(model: TubeViT, x: Tensor) -> Outputs:
 
 
 def merge_adapter(model: TubeViT) -> TubeViT:
-    """The model itself, its adapter folded into the weights of its blocks."""
+    """The model, after its adapter is merged into the weights of its blocks."""
     if model.config.adapter is None:
         raise UserError("this model has no adapter to merge; leave out --merge")
     adapter.merge(model.arm.blocks)
@@ -136,7 +136,7 @@ def merge_adapter(model: TubeViT) -> TubeViT:
 def write_own(
     model: TubeViT, source: str | Path, to: str, out: Path, base: str | None, merge: bool
 ) -> dict[str, float]:
-    """Write ``source``, of which ``model`` was read; returns what :func:`parity` says of what was written."""
+    """Write ``source``, from which ``model`` was read; returns the :func:`parity` of the new directory."""
     copy = merge_adapter(load(source, base)) if merge else model
     if to == "delta" and not copy.base:
         copy.base = pretrained.base_of(copy.config, base)
@@ -146,10 +146,11 @@ def write_own(
 
 
 def write_adapter(model: TubeViT, source: str | Path, out: Path, base: str | None) -> dict[str, float]:
-    """Write what ``peft.PeftModel.from_pretrained`` puts on the backbone; tubes, gate and heads are not in it.
+    """Write the adapter for ``peft.PeftModel.from_pretrained``, which puts it on the backbone. Tubes, gate and heads
+    are not in it.
 
     Returns:
-        What :func:`parity` says of the model with the adapter that was written in the place of its own.
+        The :func:`parity` of the model with the adapter that was written.
 
     Raises:
         UserError: the model has no adapter.
@@ -174,13 +175,13 @@ def _of_adapter(model: TubeViT) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def write_timm(model: TubeViT, directory: Path) -> tuple[dict[str, float], Costs]:
-    """Write what ``timm.create_model("local-dir:DIRECTORY")`` loads, without classifier, and load it.
+    """Write a directory for ``timm.create_model("local-dir:DIRECTORY")``, without classifier, and load it.
 
     Returns:
-        The largest difference of the pooled features of an image from the model's, and what an image costs.
+        The largest difference of an image's pooled features, and the cost of an image.
 
     Raises:
-        UserError: timm has no model that computes the same, and why.
+        UserError: no model of timm computes the same; the sentence says why.
     """
     name, size, input = _refuse_what_timm_lacks(model), model.preprocess.size, model.config.input
     vit = create(name, dict(model.config.backbone.kwargs), size)

@@ -1,6 +1,6 @@
-"""One page of HTML that needs no network: plots are SVG inside it, and it reads well on a phone.
+"""One HTML page, without links to other files: plots are SVG inside the page. It can be read on a phone.
 
-The page is page.html beside this file, filled in by jinja2, which escapes all that it is given.
+jinja2 fills in the template page.html beside this file, and escapes all values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GREEN, RED = "22 163 74", "220 38 38"
 
 
 class Change(float):
-    """A difference in points: better is green, worse is red, and the more of it the stronger."""
+    """A difference in points, in colour: green if better, red if worse; the larger, the stronger."""
 
     @property
     def colour(self) -> str:
@@ -23,7 +23,7 @@ class Change(float):
 
     @property
     def strength(self) -> int:
-        """Of the colour, in %."""
+        """The strength of the colour, in %."""
         return round(min(45, 2 * abs(self)))
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class Change(float):
 
 @dataclass
 class Arm:
-    """A name with the colour that it has in plots."""
+    """The name of an arm, with its colour in the plots."""
 
     name: str
     colour: str
@@ -41,19 +41,19 @@ class Arm:
 @dataclass
 class Text:
     words: str
-    tag: str = "p"  # or h3, a heading; pre, as it is
+    tag: str = "p"  # p: paragraph; h3: heading; pre: preformatted
 
 
 @dataclass
 class Tiles:
-    """The few numbers that matter most, large, by their names; None is left out."""
+    """The most important numbers, in large type, by name; None is left out."""
 
     values: Mapping[str, Any]
 
 
 @dataclass
 class Figures:
-    """Plots (SVG) by their captions, as many in a row as fit; what could not be drawn (None) is left out."""
+    """Plots (SVG) by caption, as many in a row as fit; None is left out."""
 
     plots: Mapping[str, str | None]
     small: bool = False
@@ -69,7 +69,7 @@ class Table:
 
 @dataclass
 class Folded:
-    """A block that is shown to those who ask."""
+    """A block that is closed until the reader opens it."""
 
     summary: str
     content: Block
@@ -81,12 +81,12 @@ Block = Text | Tiles | Figures | Table | Folded
 def document(
     title: str, states: Mapping[str, str], sections: Mapping[str, Sequence[Block]], refresh: int | None = None
 ) -> str:
-    """A whole page.
+    """The whole page.
 
     Args:
-        states: of each run, in words that begin with ``complete`` where it is.
-        sections: their titles and contents.
-        refresh: seconds after which a browser reads it anew.
+        states: the state of each run, a text that begins with ``complete`` if the run is complete.
+        sections: titles and contents.
+        refresh: the browser loads the page again after this many seconds.
     """
     page = Environment(loader=PackageLoader("scaleup.outputs", "."), autoescape=True, trim_blocks=True)
     for kind in (Change, Arm, *Block.__args__):

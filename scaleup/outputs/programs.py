@@ -1,4 +1,4 @@
-"""A model as programs that need no code of ours: torch.export, ONNX, and compiled ahead of time (AOTInductor)."""
+"""Models as programs, which run without scaleup: torch.export, ONNX, and compiled ahead of time (AOTInductor)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ Ends = tuple[int, int]  # the shortest and the longest clip; equal where there i
 
 
 def difference(one: Outputs, other: Outputs, relative: bool) -> float:
-    """The largest difference of two sets of outputs, in shares of the largest value that each has in ``one``; absolute
-    where that is 0, as of a head that nobody has trained."""
+    """The largest difference of two sets of outputs, relative to the largest value of the same output in ``one``.
+
+    It is absolute if that value is 0, for example for a head that is not trained."""
     sizes = {name: each.abs().max().item() if relative else 1.0 for name, each in one.items()}
     return largest((one[name] - other[name]).abs().max().item() / (size or 1.0) for name, size in sizes.items())
 
 
 def medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
-    """Seconds of each side, which take turns."""
+    """The seconds of each of two functions, which are called in turns."""
     seconds: list[list[float]] = [[] for _ in sides]
     for side, row in list(zip(sides, seconds, strict=True)) * turns:
         began = time.perf_counter()
@@ -43,15 +44,15 @@ def medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest of some numbers; where one is none (nan), that, which ``max`` may lose."""
+    """The largest of some numbers, or nan if one of them is nan (``max`` may lose it)."""
     return torch.tensor(list(values), dtype=torch.float64).max().item()
 
 
 def programs(model: TubeViT, frames: Sequence[int | str]) -> dict[str, Ends | None]:
-    """The lengths of clips that each program reads, by its name; None of an image.
+    """The lengths of clips that each program reads, by its name; None for images.
 
     Raises:
-        UserError: what was asked is no length and no span, or a tube of the model does not fit into it.
+        UserError: one of ``frames`` is not a length or a span, or a tube of the model does not fit into it.
     """
     own = model.preprocess.frames
     spans = {str(each): _ends(str(each)) for each in frames}
@@ -69,12 +70,13 @@ def programs(model: TubeViT, frames: Sequence[int | str]) -> dict[str, Ends | No
 
 
 def _free_from(spec: TubeSpec) -> int:
-    """The shortest clip of a span: two tokens in time (tracing tells one from many), places apart as stride / fold."""
+    """The shortest clip of a span: each tube has two tokens in time, because torch.export treats one token differently,
+    and their distance is stride / fold."""
     return spec.offset[0] + spec.kernel[0] + max(spec.stride[0], math.ceil(spec.spacing(0) * (spec.fold[0] - 1)))
 
 
 def _ends(text: str) -> Ends:
-    """``64`` or ``32-128`` as the shortest and the longest length."""
+    """Parse ``64`` or ``32-128``: the shortest and the longest length."""
     ends = [int(part) for part in text.split("-")] if re.fullmatch(r"\d+(-\d+)?", text) else []
     if not ends or ends[0] < len(ends) or ends != sorted(set(ends)):  # a clip of one frame would be an image
         raise UserError(f"frames {text!r}; allowed are a length of clips (64) and spans from 2 frames on (32-128)")
@@ -85,7 +87,7 @@ BATCH = torch.export.Dim("batch", min=1, max=4096)
 
 
 class Whole(nn.Module):
-    """From pixels as they are decoded to the logits of every head, or to pooled features where there is none.
+    """Decoded pixels -> the logits of every head; if there is no head, the pooled features.
 
     uint8 (B, 3, T, h, w) or (B, 3, h, w) -> {head: (B, C)} or {"features": (B, D)}
     """
@@ -100,7 +102,7 @@ class Whole(nn.Module):
 
 
 class Form(NamedTuple):
-    """A kind of program: how its file ends, how it is written, and how it is read and run."""
+    """A kind of program: its file extension, how it is written, and how it is loaded and called."""
 
     ending: str
     write: Callable[[torch.export.ExportedProgram, Path, list[str]], None]
@@ -109,7 +111,7 @@ class Form(NamedTuple):
 
 @dataclass
 class Costs:
-    """What an exported model takes, beside the model itself."""
+    """The cost of an exported model beside that of the model itself."""
 
     seconds: dict[str, float]  # of one sample, for each kind of input
     eager_seconds: dict[str, float]  # of the same in the model

@@ -1,4 +1,4 @@
-"""One self-contained page on runs: what was trained, its results, its cost, and where it looks."""
+"""The report page of runs: what was trained, the results, the cost, and which pixels the tubes see."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from scaleup.outputs import html, svg_plots
 from scaleup.outputs.class_report import by_class
 from scaleup.outputs.run_records import Facts, read
 
-PROBE = "probe/probe.json"  # in a model directory, where a report looks for it
+PROBE = "probe/probe.json"  # in a model directory: the report reads the profile here
 
 
 @dataclass
 class Page:
-    """What was written: the state of each run in words, and the size of the page."""
+    """The result of a report: the state of each run as text, and the size of the page."""
 
     out: str
     runs: dict[str, str]
@@ -39,16 +39,16 @@ def write(
     refresh: int | None = None,
     probe: str | Path | None = None,
 ) -> Page:
-    """Write the page on ``runs`` to ``out``, whole or not at all.
+    """Write the page on ``runs`` to ``out``; it appears complete or not at all.
 
     Args:
-        shards: what arms are compared on class by class; a pass over it is made for each run that is complete.
-        refresh: seconds after which a browser reads the page anew.
-        probe: a depth profile (``probe.json`` of tools/probe.py, or its directory), which stands beside the sweep;
-            by default the one in ``probe/`` of the model that the first run began from, where there is one.
+        shards: arms are compared by class on these; each complete run makes a pass over them.
+        refresh: the browser loads the page again after this many seconds.
+        probe: a depth profile to show beside the sweep (``probe.json`` of tools/probe.py, or its directory); by default
+            the one in ``probe/`` of the first run's starting model, if it exists.
 
     Raises:
-        UserError: one of ``runs`` is no run directory, or the profile cannot be read or is of another model.
+        UserError: one of ``runs`` is not a run directory, or the profile cannot be read or is of another model.
     """
     records = [read(run) for run in runs]
     if len({run.name for run in records}) < len(records):
@@ -90,7 +90,7 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
     """Tiles, table and plots of all arms of the runs.
 
     Args:
-        probe: of the model that they began from.
+        probe: the depth profile of their starting model.
     """
     yield html.Tiles(_tiles(runs))
     heads = list(dict.fromkeys(head for run in runs for arm in run.scores.arms.values() for head in arm))
@@ -111,7 +111,7 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
 
 
 def _table(runs: Sequence[Facts], heads: Sequence[str]) -> html.Table:
-    """A row for each arm; the accuracy of each head has a column where there are several."""
+    """A row for each arm; if there are several heads, each has a column for its accuracy."""
     columns = [f"{head} %" for head in heads] if len(heads) > 1 else []
     header = [
         "arm",
@@ -191,7 +191,7 @@ def _about_probe(probe: DepthProfile) -> str:
 
 
 def _curves(run: Facts) -> dict[str, str | None]:
-    """Everything that was logged over steps."""
+    """Plots of everything that was logged for each step."""
 
     def plot(title: str, unit: str, *path: str, smooth: bool = False) -> str | None:
         return svg_plots.lines(f"{run.name} {title}", unit, {arm: run.series(arm, *path) for arm in run.arms}, smooth)
@@ -211,7 +211,7 @@ def _curves(run: Facts) -> dict[str, str | None]:
 
 
 def _models(run: Facts) -> tuple[dict[str, TubeViT], str]:
-    """The trained arms that are there, perhaps those of one part, or why there are none."""
+    """The models of trained arms (perhaps of only one part), or the reason why there are none."""
     place = next((place for place in run.places if any(place.glob("*/config.json"))), run.directory)
     try:
         return load_run(place), ""
@@ -220,7 +220,7 @@ def _models(run: Facts) -> tuple[dict[str, TubeViT], str]:
 
 
 def _looks(models: Mapping[str, TubeViT]) -> list[html.Block]:
-    words = html.Text("How many tokens see each pixel, and below it each frame: the lighter the more.")
+    words = html.Text("How many tokens see each pixel and, below, each frame. Lighter means more tokens.")
     return [words, html.Figures(svg_plots.token_maps(next(iter(models.values()))), small=True)]
 
 
@@ -229,7 +229,7 @@ def _environments(runs: Sequence[Facts]) -> Iterator[html.Block]:
         if run.result is not None:
             yield html.Text(f"Where {run.name} was trained", "h3")
             yield html.Text(_words(run.result.environment), "pre")
-    yield html.Text("Where this page was made", "h3")
+    yield html.Text("The machine on which this page was made", "h3")
     yield html.Text(_words(environment()), "pre")
 
 
@@ -238,7 +238,7 @@ def _words(facts: Mapping[str, Any]) -> str:
 
 
 def _profile(run: Facts, probe: str | Path | None) -> DepthProfile | None:
-    """The profile that is asked for, or that stands beside the model that a run began from."""
+    """The profile of the user's choice, or the one in the directory of the run's starting model."""
     start = run.recipe.model.load
     if probe is None and start and (Path(start) / PROBE).is_file():
         probe = Path(start) / PROBE

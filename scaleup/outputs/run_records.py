@@ -1,4 +1,4 @@
-"""What a run directory says of a run, complete or not, in one part or in many."""
+"""Reads run directories: of complete and unfinished runs, in one or several parts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scaleup.training.run_directory import RESULT, RunResult, read_result
 
 Series = tuple[list[int], list[float]]  # steps and values
 Json = dict[str, Any]
-SINGLE = "model"  # what the arm of a run is called that is no sweep's
+SINGLE = "model"  # name of the arm of a run that is not a sweep
 
 
 class Scores(NamedTuple):
-    """Top-1 by arm and head, as shares of 1, and in words what it was measured on."""
+    """Top-1 by arm and head, as shares of 1; ``words`` says on which samples it was measured."""
 
     words: str
     arms: dict[str, dict[str, float]]
@@ -38,18 +38,18 @@ class Facts:
     places: list[Path]  # its directory and those of its parts
     entries: list[Json]  # the lines of metrics.jsonl of all places
     ended: dict[str, ArmResult]  # arms that have ended
-    result: RunResult | None  # where the run is complete
+    result: RunResult | None  # of a complete run
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
-        """The arms in the order of the recipe, those too that have not begun."""
+        """All arms in the order of the recipe, also those that have not begun."""
         named = sweep_arms(self.recipe) if self.recipe.arms or self.recipe.grid else {}
         single = SINGLE in self.ended or any(SINGLE in entry["arms"] for entry in self.entries)
         return named if named and not (single and SINGLE not in named) else {SINGLE: self.recipe.arm}
 
     @property
     def state(self) -> str:
-        """In words: complete, or how far it has come."""
+        """The state as text: complete, or the steps so far."""
         if self.result is not None:
             return f"complete, {self.result.steps} steps"
         parts = self.places[1:]
@@ -61,7 +61,7 @@ class Facts:
         return f"unfinished: {done} of {len(parts)} parts are complete, {share} so far"
 
     def steps(self, arm: str) -> int:
-        """Steps that an arm has taken so far."""
+        """Steps that an arm has trained so far."""
         return max((entry["step"] + 1 for entry in self.entries if arm in entry["arms"]), default=0)
 
     def planned(self, arm: str) -> int:
@@ -75,30 +75,32 @@ class Facts:
         return f"step {self.steps(arm)} of {self.planned(arm)}" if self.steps(arm) else "not begun"
 
     def series(self, arm: str, *path: str) -> Series:
-        """The value at a path of an arm's entries, where there is one, by step."""
+        """The values at a path of an arm's entries, by step; entries without it are left out."""
         values = [(entry["step"], _at(entry["arms"].get(arm, {}), path)) for entry in self.entries]
         numbers = [(step, value) for step, value in values if isinstance(value, int | float)]
         return [step for step, _ in numbers], [float(value) for _, value in numbers]
 
     def seconds(self, arm: str) -> float | None:
-        """Of a step if the arm were alone: the trunk and the arm, the mean of the later half."""
+        """Seconds of a step of the arm alone, with the trunk: the mean of the second half of the run."""
         entries = [entry for entry in self.entries if arm in entry["arms"]]
         late = [entry["trunk_seconds"] + entry["arms"][arm]["seconds"] for entry in entries[len(entries) // 2 :]]
         return sum(late) / len(late) if late else None
 
     def trained_parameters(self, arm: str) -> int | None:
-        """None of an arm that has not ended."""
+        """None for an arm that has not ended."""
         return self.ended[arm].trained_parameters if arm in self.ended else None
 
     def loss(self, arm: str) -> float | None:
-        """At the end, or at the last step so far."""
+        """The loss at the end, or at the last step so far."""
         losses, result = self.series(arm, "loss")[1], self.ended.get(arm)
         return ((result and result.loss) or losses[-1]) if losses else None
 
     @cached_property
     def scores(self) -> Scores:
-        """Of the evaluation that was recorded for most arms (the latest of several); where that leaves out arms that
-        were validated, of the best validation of each."""
+        """The evaluation that was recorded for most arms, the latest of several such.
+
+        If more arms were validated than evaluated, the best validation of each arm.
+        """
         recorded = {arm: self._evaluations(arm) for arm in self.arms}
         sets = [entry["on"] for entries in recorded.values() for entry in entries]
         valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
@@ -111,7 +113,7 @@ class Facts:
         return Scores(words, {arm: _top1(entries[-1]) for arm, entries in same.items() if entries})
 
     def _evaluations(self, arm: str) -> list[Json]:
-        """What tools/evaluate.py recorded of an arm."""
+        """The evaluations of an arm that tools/evaluate.py recorded."""
         reports = (read_report(place / arm) for place in self.places)
         return next(filter(None, reports), {}).get("evaluations", [])
 
@@ -126,7 +128,7 @@ class Facts:
 
     @property
     def heads(self) -> Iterator[str]:
-        """Every head that was trained, once."""
+        """The names of all heads that were trained."""
         yield from dict.fromkeys(
             head for entry in self.entries for arm in entry["arms"].values() for head in arm.get("heads", ())
         )
@@ -143,10 +145,10 @@ def _at(value: Any, path: Sequence[str]) -> Any:
 
 
 def read(run: str | Path) -> Facts:
-    """The facts of a run directory.
+    """Read a run directory.
 
     Raises:
-        UserError: it is none, or what it holds cannot be read.
+        UserError: it is not a run directory, or its files cannot be read.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():

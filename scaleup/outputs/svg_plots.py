@@ -1,4 +1,4 @@
-"""Plots, and pictures of tubes, as SVG that stands inside a page: it needs no network, no script, and scales."""
+"""Plots and pictures of tubes, as SVG inside a page: without network or scripts, at any size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 SIZE = (4.7, 3.2)  # inches: text keeps its size on a phone
-NAMED = 12  # names that a legend holds; of more arms the table tells the colours
+NAMED = 12  # most names in a legend; if there are more, the table shows their colours
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -51,7 +51,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def svg(name: str, draw: Callable[[Axes], Any], size: tuple[float, float] = SIZE) -> str:
-    """What ``draw`` puts on axes; ``name`` is what a screen reader says, and keeps ids apart."""
+    """The SVG of a plot that ``draw`` makes. ``name`` is read by screen readers and makes ids unique."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
@@ -63,7 +63,7 @@ def svg(name: str, draw: Callable[[Axes], Any], size: tuple[float, float] = SIZE
 
 
 def lines(title: str, unit: str, series: Mapping[str, Series], smooth: bool = False) -> str | None:
-    """A curve for each name over steps; None where there is nothing to draw."""
+    """A curve for each name over steps, or None if there are no values."""
     curves, colour = {name: curve for name, curve in series.items() if curve[0]}, colours(list(series))
 
     def draw(axes: Axes) -> None:
@@ -93,14 +93,14 @@ def _smoothed(values: list[float]) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-Points = Mapping[str, tuple[float | None, float | None]]  # of an arm: where it stands, and its accuracy as a share of 1
+Points = Mapping[str, tuple[float | None, float | None]]  # of an arm: x, and its accuracy as a share of 1
 
 
 def against(title: str, label: str, runs: Mapping[str, Points], probe: DepthCurve | None = None) -> str | None:
-    """Accuracy of every arm of the runs against something else of it.
+    """The accuracy of every arm of the runs against another value of the arm.
 
     Args:
-        probe: what linear classifiers read by depth.
+        probe: the accuracy of linear classifiers by depth.
     """
     if not any(None not in point for points in runs.values() for point in points.values()):
         return None
@@ -131,7 +131,7 @@ def _draw_probe(axes: Axes, curve: DepthCurve) -> None:
 
 
 def matrix(title: str, values: np.ndarray, classes: list[str]) -> str:
-    """Shares in % in a square, with names at its sides where they can be read."""
+    """A square table of shares in %; it has names at its sides if there is space to read them."""
     named = len(classes) <= 40
     side = min(9.0, 1.7 + 0.36 * len(classes)) if named else 6.0
 
@@ -148,11 +148,11 @@ def matrix(title: str, values: np.ndarray, classes: list[str]) -> str:
     return svg(title, draw, (side, side))
 
 
-CHANNELS = 8  # of a kernel that are drawn
+CHANNELS = 8  # channels of a kernel that are drawn
 
 
 def token_maps(model: TubeViT) -> dict[str, str]:
-    """For each tube, and the frames, two pictures in one: how many tokens see each pixel, and each frame."""
+    """A picture for each tube, and for the frames: how many tokens see each pixel, and, in a strip, each frame."""
     size = (model.preprocess.frames, *model.preprocess.size)
     return {spec.name: _token_map(spec, size) for spec in model.tokenizer.specs(size)}
 
@@ -176,8 +176,9 @@ def _token_map(spec: TubeSpec, size: Size) -> str:
 
 @torch.no_grad()
 def kernels(model: TubeViT) -> dict[str, str]:
-    """For the patches and each tube the first channels of its kernel: a row each, its frames side by side; those of
-    places that are summed one after the other."""
+    """Pictures of the first channels of each kernel (patches and tubes): a row for each channel, frames side by side.
+
+    If a kernel has several places whose outputs are summed, these follow one after the other."""
     tubes, patch = model.tokenizer.tubes, patch_of(model.tokenizer.stem)
     weights = {} if patch is None else {"patches": patch.weight[:, :, None]}
     for spec in tubes.specs:
@@ -190,13 +191,13 @@ def _kernel(name: str, weight: Tensor) -> str:
     """The picture of a kernel (c, 3, t, h, w)."""
     channels = len(weight)
     weight = weight[:CHANNELS].cpu()
-    weight = weight[:, :, :: max(1, weight.shape[2] // 8)]  # eight frames say enough
+    weight = weight[:, :, :: max(1, weight.shape[2] // 8)]  # at most eight frames
     span = weight.abs().amax(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-12)
     pictures = (0.5 + 0.5 * weight / span).permute(0, 3, 2, 4, 1)  # (c, h, t, w, 3)
     c, h, t, w, _ = pictures.shape
     framed = torch.ones(c, h + 1, t, w + 1, 3)
     framed[:, :h, :, :w] = pictures
-    if t == 1:  # patches: side by side rather than below each other
+    if t == 1:  # patches: channels side by side
         framed = framed.permute(2, 1, 0, 3, 4)
     rows, columns = framed.shape[0] * framed.shape[1], framed.shape[2] * framed.shape[3]
 

@@ -171,7 +171,7 @@ def plan(
 
 
 def step_flops(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, float]:
-    """FLOPs of a step of ``data.batch`` samples of each arm alone, with its trunk; the weighted mean of the datasets."""
+    """FLOPs of a step of ``data.batch`` samples of each arm alone, with its trunk; a weighted mean of the datasets."""
     sketch = Sketch(recipe, arms)
     return {name: recipe.data.batch * mean_of_sample(sketch, _of_sample(sketch, name)) for name in arms}
 
