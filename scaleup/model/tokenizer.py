@@ -1,7 +1,7 @@
-"""From pixels to the tokens that enter the first block: the backbone's own patches, tubes, and positions.
+"""Turns pixels into the tokens that enter the first block: the backbone's own patches, tubes, and positions.
 
-Positions (paper, Section 3.3 and Table 7a) have coordinates (t, h, w) in frames and pixels; an image lies at t = 0. The
-kinds: ``cosine`` (the paper's: sines at the centre of what a token covers), ``cosine_no_stride`` (sines of a token's
+Positions (paper, Section 3.3 and Table 7a) have coordinates (t, h, w) in frames and pixels; images have t = 0. The
+kinds: ``cosine`` (the paper's: sines of the centre of a token's pixels), ``cosine_no_stride`` (sines of a token's
 index in its grid), ``learned`` (a table), ``relative`` (a bias of the attention), ``none``, and ``backbone`` (the image
 model's own; sines in time for videos).
 """
@@ -27,13 +27,13 @@ BASE = 10_000.0
 
 
 class Context(NamedTuple):
-    """What blocks get of the positions of tokens, beside the tokens."""
+    """What blocks get beside the tokens: relative and rotary positions."""
 
     attn_mask: Tensor | None = None  # bias of the attention (1, heads, P+N, P+N)
     rope: Tensor | None = None  # rotary sines and cosines (N, 2d), or (depth, heads, N, 2d)
 
     def to(self, dtype: torch.dtype) -> Context:
-        """For tokens of another precision: the bias follows them; rotary angles stay exact."""
+        """The context for tokens of another precision: the bias is cast; rotary angles stay exact."""
         return self if self.attn_mask is None else self._replace(attn_mask=self.attn_mask.to(dtype))
 
     def at(self, block: int) -> dict[str, Tensor]:
@@ -70,15 +70,15 @@ def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor
 
 
 def in_patches(centres: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Spatial centres (N, 2) in pixels, counted in patches; the first patch's centre lies at 0."""
+    """Spatial centres (N, 2) in pixels -> in patches; the centre of the first patch is 0."""
     sides = torch.tensor(patch).to(centres)
     return (centres - (sides - 1) / 2) / sides
 
 
 @cached
 def sine_table(spec: TubeSpec, size: Size, dim: int, kind: str) -> Tensor:
-    """Sines (N, dim) of the centres of a tube's tokens, of their indices in its grid (``cosine_no_stride``), or of
-    their time alone (``backbone``)."""
+    """Sines (N, dim) for a tube's tokens: of their centres, of their indices in the tube's grid
+    (``cosine_no_stride``), or of their time only (``backbone``)."""
     if kind == "cosine_no_stride":
         return cosine(torch.cartesian_prod(*(torch.arange(count) for count in spec.grid(size))).reshape(-1, 3), dim)
     centres = spec.centres(size)
@@ -86,7 +86,7 @@ def sine_table(spec: TubeSpec, size: Size, dim: int, kind: str) -> Tensor:
 
 
 class Learned(nn.Module):
-    """A table for each tube, learned at the size of training, resampled (trilinear) at any other."""
+    """A learned table for each tube, of the training size; for other sizes it is resampled (trilinear)."""
 
     def __init__(self, specs: list[TubeSpec], size: Size, embed_dim: int) -> None:
         super().__init__()
@@ -98,23 +98,23 @@ class Learned(nn.Module):
         """Positions of a tube's tokens: (N, D)."""
         table, grid = self.tables[spec.name], spec.grid(size)  # (D, nt, nh, nw)
         if size[0] == 1:
-            table = table[:, :1]  # an image lies where a video's first frame does
+            table = table[:, :1]  # an image has the positions of a video's first frame
         if isinstance(size[0], torch.SymInt) or table.shape[1:] != grid:
             table = F.interpolate(table[None], size=grid, mode="trilinear", align_corners=False)[0]
         return table.flatten(1).T
 
 
 class Relative(nn.Module):
-    """A bias of the attention from the distance of two tokens along each axis, in logarithmic bins, a head each."""
+    """An attention bias for each head, from the distance of two tokens along each axis, in logarithmic bins."""
 
-    BINS = 16  # on either side of zero; two a doubling of the distance
+    BINS = 16  # on each side of zero; each doubling of the distance has two bins
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
         self.tables = nn.Parameter(torch.zeros(3, 2 * self.BINS + 1, num_heads))
 
     def forward(self, centres: Tensor, num_prefix_tokens: int) -> Tensor:
-        """Bias for tokens at centres (N, 3), none for prefix tokens: (1, heads, P+N, P+N)."""
+        """The bias for tokens at centres (N, 3), which is 0 for prefix tokens: (1, heads, P+N, P+N)."""
         distance = centres[None] - centres[:, None]  # (N, N, 3)
         bins = (distance.sign() * 2 * distance.abs().log1p() / torch.log(torch.tensor(2.0))).round().long()
         bins = bins.clamp(-self.BINS, self.BINS) + self.BINS
@@ -124,7 +124,7 @@ class Relative(nn.Module):
 
 
 class Preprocess:
-    """What pixels must have been through: clips of ``frames`` frames at ``fps``, ``size`` (h, w), mean and std."""
+    """The input that a model needs: clips of ``frames`` frames at ``fps``, ``size`` (h, w), mean and std."""
 
     def __init__(self, input: Input) -> None:
         self.frames, self.size, self.fps = input.frames, (input.size[0], input.size[1]), input.fps
@@ -139,7 +139,7 @@ class Preprocess:
 
 
 def natural_clip(frames: int, size: tuple[int, int], count: int = 1) -> Tensor:
-    """A made-up clip in [0, 1] with the falling spectrum of natural video: (count, 3, T, H, W)."""
+    """Random clips in [0, 1] with the spectrum of natural video, which falls with frequency: (count, 3, T, H, W)."""
     generator = torch.Generator().manual_seed(0)
     shape = (frames, *size)
     clip = torch.zeros(count, 3, *shape)
@@ -184,7 +184,7 @@ class Tokenizer(nn.Module):
             self.positions = Relative(backbone.num_heads)
 
     def specs(self, size: Size) -> list[TubeSpec]:
-        """What reads an input of this size: an image (T = 1) takes the image tokenizer alone."""
+        """The tubes that read an input of this size: none for an image (T = 1)."""
         return [self.image] if size[0] == 1 else [self.frames, *self.tubes.specs]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class Tokenizer(nn.Module):
                 self.tubes[name].spec = replace(self.tubes[name].spec, stride=tuple(stride))  # type: ignore[arg-type]
 
     def context(self, size: Size) -> Context:
-        """What every block gets beside z0: relative positions as a bias, the backbone's rotary angles."""
+        """The context of all blocks: relative positions as a bias, the backbone's rotary angles."""
         bias, rope = None, None
         if isinstance(self.positions, Relative):
             centres = torch.cat([spec.centres(size) for spec in self.specs(size)])
@@ -241,13 +241,13 @@ class Tokenizer(nn.Module):
         return torch.cat([prefix, frames, *tubes], dim=1)
 
     def _table(self, spec: TubeSpec, size: Size) -> Tensor | None:
-        """What is added to the tokens of a tube or of the frames: (N, D), or None."""
+        """The positions that are added to the tokens of a tube or of the frames: (N, D), or None."""
         if isinstance(self.positions, Learned):
             return self.positions(spec, size)
         if self.kind in ("none", "relative"):
             return None
         if self.kind == "backbone" and size[0] == 1:
-            return None  # an image keeps what the backbone itself adds
+            return None  # an image has the positions that the backbone itself adds
         table = self.amplitude * sine_table(spec, size, self.embed_dim, self.kind)
         if self.kind != "backbone" or spec is self.frames:
             return table

@@ -1,8 +1,8 @@
-"""Sparse video tubes (paper, Sections 3.2 and 3.4): kernels that read a few places of a video, and their tokens.
+"""Sparse video tubes (paper, Sections 3.2 and 3.4): kernels that are applied at a few places of a video.
 
-With a *fold* (space-to-depth) the kernel is applied at ``f`` neighbouring places for each token and the results are
-concatenated along channels, in the order t, h, w; or each place has a kernel of its own, as wide as the token, and the
-results are *summed*.
+With a *fold* (space-to-depth), the kernel is applied at ``f`` neighbouring places for each token, and the outputs are
+concatenated along channels, in the order t, h, w. Or each place has its own kernel, as wide as the token, and the
+outputs are *summed*.
 Triples are always (t, h, w), in frames and pixels.
 """
 
@@ -35,12 +35,12 @@ class TubeSpec:
     stride: Size
     offset: Size = (0, 0, 0)
     fold: Size = (1, 1, 1)
-    channels: int | None = None  # the kernel emits at each place; None: width / places per token
+    channels: int | None = None  # of the kernel; None: width / places per token
     summed: bool = False  # every place of the fold has a kernel of its own, and they are summed, not concatenated
 
     @classmethod
     def from_config(cls, name: str, tube: schema.Tube) -> TubeSpec:
-        """Read a recipe's or a ``config.json``'s entry."""
+        """From an entry of a recipe or of ``config.json``."""
         kernel, stride, offset, fold = (tuple(triple) for triple in (tube.kernel, tube.stride, tube.offset, tube.fold))
         return cls(name, kernel, stride, offset, fold, tube.channels, tube.summed)  # type: ignore[arg-type]
 
@@ -50,11 +50,11 @@ class TubeSpec:
 
     @property
     def kernels(self) -> int:
-        """How many kernels the tube has: one, or one for each place."""
+        """The number of kernels: one, or one for each place."""
         return self.places_per_token if self.summed else 1
 
     def channels_of(self, embed_dim: int) -> int:
-        """Channels that the kernel emits at each place for tokens of this width."""
+        """The kernel's channels, for tokens of this width."""
         places = 1 if self.summed else self.places_per_token
         if self.channels is None and embed_dim % places == 0:
             return embed_dim // places
@@ -67,7 +67,7 @@ class TubeSpec:
         )
 
     def grid(self, size: Size) -> Size:
-        """Tokens along each axis of a clip of ``size``: a valid convolution after slicing off the offset."""
+        """The number of tokens along each axis of a clip of ``size``, of a valid convolution after the offset."""
         return tuple(self.count(axis, length) for axis, length in enumerate(size))  # type: ignore[return-value]
 
     def count(self, axis: int, length: int) -> int:
@@ -84,11 +84,11 @@ class TubeSpec:
         return math.prod(self.grid(size))
 
     def places(self, size: Size) -> list[Tensor]:
-        """First pixel (frame) of every kernel place along each axis: three integer tensors (tokens, fold).
+        """The first pixel (frame) of every place of the kernel along each axis: three integer tensors (tokens, fold).
 
-        The places of a token are stride / fold apart (the paper's rule), rounded where the fold does not divide the
-        stride, and closer where the clip is too small. A token that would leave the clip is moved back inside, so
-        that the number of tokens never changes.
+        The distance between places of a token is stride / fold (the paper's rule), rounded if the fold does not divide
+        the stride, and smaller if the clip is too small. A token that would leave the clip is moved back inside, so
+        that the number of tokens does not change.
         """
         return [self._places_along(axis, length) for axis, length in enumerate(size)]
 
@@ -99,7 +99,7 @@ class TubeSpec:
         return places - (places[:, -1:] - last).clamp(min=0)
 
     def offsets(self, axis: int, length: int) -> list[int]:
-        """How far the places of a token lie from its first, along one axis."""
+        """The distances of the places of a token from its first place, along one axis."""
         first, fold, last = self.offset[axis], self.fold[axis], length - self.kernel[axis]  # last: inside the clip
         if last - first < fold - 1:
             raise UserError(
@@ -110,11 +110,11 @@ class TubeSpec:
         return [round(index * step) for index in range(fold)]
 
     def spacing(self, axis: int) -> float:
-        """How far the places of a token are apart where the clip is long enough."""
+        """The distance between two places of a token if the clip is long enough."""
         return max(self.stride[axis] / self.fold[axis], 1.0)
 
     def centres(self, size: Size) -> Tensor:
-        """Centre of all that each token covers, fold included: (N, 3) in frames and pixels, pixel 0 at 0."""
+        """The centre of all pixels that a token covers, with its fold: (N, 3) in frames and pixels, from 0."""
         axes = [
             (starts[:, 0] + starts[:, -1] + kernel - 1).double() / 2
             for starts, kernel in zip(self.places(size), self.kernel, strict=True)
@@ -122,7 +122,7 @@ class TubeSpec:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
     def gather(self, x: Tensor) -> Tensor:
-        """Read only the pixels the tube touches: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places), a column a place."""
+        """Read only the pixels of the tube's places: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places)."""
         runs, indices = _reading(self, tuple(x.shape[2:]))
         for dim, (kernel, run) in enumerate(zip(self.kernel, runs, strict=True), start=2):
             first, end, step = run or (0, x.shape[dim], 1)
@@ -133,14 +133,14 @@ class TubeSpec:
         return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
-        """Channels of neighbouring places side by side: (B, c, places) -> (B, N, f*c), place by place in t, h, w."""
+        """Concatenate the channels of a token's places, in the order t, h, w: (B, c, places) -> (B, N, f*c)."""
         split = [length for pair in zip(self.grid(size), self.fold, strict=True) for length in pair]
         places = places.unflatten(2, split)  # (B, c, nt, ft, nh, fh, nw, fw)
         return places.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Cache what a function of a tube and a size returns. Not cached when T is symbolic (torch.export)."""
+    """Cache the results of a function of a tube and a size. Not cached when T is symbolic (torch.export)."""
     remembered = lru_cache(maxsize=256)(function)
 
     @wraps(function)
@@ -151,7 +151,7 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 class Run(NamedTuple):
-    """Pixels (frames) ``first`` to ``end`` along one axis, in which a kernel is applied every ``step``."""
+    """Pixels (frames) from ``first`` to ``end`` along one axis; a kernel is applied every ``step`` of them."""
 
     first: int
     end: int
@@ -160,7 +160,7 @@ class Run(NamedTuple):
 
 @cached
 def _reading(spec: TubeSpec, size: Size) -> tuple[list[Run | None], tuple[Tensor, ...]]:
-    """Runs along each axis that has its places evenly spaced; where one has not, indices that broadcast to a grid."""
+    """A run along each axis whose places are evenly spaced; if an axis has none, indices that broadcast to a grid."""
     runs = [_run(spec, axis, length) for axis, length in enumerate(size)]
     if None not in runs:
         return runs, ()
@@ -170,7 +170,7 @@ def _reading(spec: TubeSpec, size: Size) -> tuple[list[Run | None], tuple[Tensor
 
 
 def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
-    """Places along one axis where they are evenly spaced; a free length may move the last token back, so it is not."""
+    """The places along one axis as a run, if they are evenly spaced; else None, also if T is symbolic."""
     first, stride, fold, count = spec.offset[axis], spec.stride[axis], spec.fold[axis], spec.count(axis, length)
     if fold == 1:
         return Run(first, length, stride)
@@ -183,14 +183,14 @@ def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
 
 
 class Folds(NamedTuple):
-    """How many places of a kernel are laid side by side, and how many channels of the last are dropped."""
+    """The number of places of a token, and the number of channels of the last place that are dropped."""
 
     places: int
     dropped: int
 
 
 def folds_to(channels: int, embed_dim: int) -> Folds:
-    """Fold f = D / c where c divides D (Section 3.6); else ceil(D / c) places, of which the first D channels stay."""
+    """The fold f = D / c if c divides D (Section 3.6); else ceil(D / c) places, of which the first D channels stay."""
     places = math.ceil(embed_dim / channels)
     return Folds(places, places * channels - embed_dim)
 
@@ -198,17 +198,17 @@ def folds_to(channels: int, embed_dim: int) -> Folds:
 def resize_kernel(weight: Tensor, kernel: Size) -> Tensor:
     """A kernel of another size by trilinear interpolation (Section 3.4): (c, C, t, h, w) -> (c, C, *kernel).
 
-    Scaled by the ratio of the volumes, so that a constant input keeps its response.
+    It is scaled by the ratio of the volumes, so that the output for a constant input does not change.
     """
     resized = F.interpolate(weight, size=kernel, mode="trilinear", align_corners=False)
     return resized * (math.prod(weight.shape[2:]) / math.prod(kernel))
 
 
 class Tube(nn.Module):
-    """One tube: a kernel and its bias; ``weight`` is absent where all tubes share one interpolated kernel.
+    """One tube: a kernel and its bias. If all tubes share one interpolated kernel, there is no ``weight``.
 
-    The kernel emits ``channels`` at each place; of the concatenation the first ``embed_dim`` stay. Where places are
-    summed, their kernels lie one after the other along the input channels.
+    The kernel has ``channels`` channels; of the concatenated channels the first ``embed_dim`` stay. If places are
+    summed, their kernels are concatenated along the input channels.
     """
 
     def __init__(self, spec: TubeSpec, embed_dim: int, shared: Sequence[int] | None = None) -> None:
@@ -220,7 +220,7 @@ class Tube(nn.Module):
 
     @property
     def kernel(self) -> nn.Parameter:
-        """The tube's own kernel (c, 3, t, h, w); of f places that are summed (c, f*3, t, h, w)."""
+        """The tube's own kernel (c, 3, t, h, w); if f places are summed, (c, f*3, t, h, w)."""
         assert self.weight is not None, "all tubes share one interpolated kernel"
         return self.weight
 
@@ -231,19 +231,19 @@ class Tube(nn.Module):
         if self.spec.summed:
             columns = self.spec.concatenate(columns, x.shape[2:])  # type: ignore[arg-type]  # (B, N, f*K)
             return F.linear(columns, weight.flatten(1), self.bias)
-        # A 1x1 convolution is a plain matrix product, and the fastest one that torch has on many CPUs.
+        # A 1x1 convolution is a matrix product, and on many CPUs the fastest one of torch.
         places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
         tokens = self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
         return tokens[..., : self.embed_dim]
 
 
 def new_kernel(channels: int, kernel: Sequence[int], count: int = 1) -> Tensor:
-    """Freshly initialised kernels (channels, count * 3, t, h, w), unit gain in variance (fan-in)."""
+    """Random kernels (channels, count * 3, t, h, w), which keep the variance (fan-in)."""
     return torch.randn(channels, count * 3, *kernel) / math.sqrt(count * 3 * math.prod(kernel))
 
 
 def module_name(kind: str, name: str) -> str:
-    """The name of a tube or a head, which torch must allow for a parameter; UserError where it does not."""
+    """Check the name of a tube or a head: torch must allow it for a parameter. Raises UserError if not."""
     in_use = any(hasattr(module, name) for module in (nn.ModuleDict(), nn.ParameterDict()))
     if not name.isidentifier() or in_use or name in ("frames", "shared", "specs"):
         raise UserError(f"{kind} cannot be named {name!r}; allowed are letters, digits and _, but no word in use")
@@ -251,7 +251,7 @@ def module_name(kind: str, name: str) -> str:
 
 
 class TubeTokenizer(nn.ModuleDict):
-    """All tubes of a model by name: a video becomes the tokens of each tube, one tube after the other."""
+    """All tubes of a model, by name. The tokens of a video are those of the first tube, then of the second, ..."""
 
     def __init__(self, specs: Sequence[TubeSpec], embed_dim: int, interpolate: Sequence[int] | None = None) -> None:
         super().__init__({module_name("a tube", spec.name): Tube(spec, embed_dim, interpolate) for spec in specs})

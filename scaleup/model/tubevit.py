@@ -1,4 +1,4 @@
-"""The model: tokenizer, trunk (frozen) and arm (what trains). One class for small joint models and adapted ViTs.
+"""The model: tokenizer, frozen trunk, trained arm. Small joint models and adapted ViTs have the same class.
 
 x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z0, blocks[s:], norm, pool, heads
 """
@@ -26,13 +26,13 @@ from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta, load_block
 
 
 class TubeViT(Pretrained):
-    """An image ViT that understands videos. Frozen below block ``frozen_depth``; what trains is in ``arm``.
+    """An image ViT for images and videos. Blocks below ``frozen_depth`` are frozen; trained parts are in ``arm``.
 
     Args:
-        config: what ``config.json`` says.
-        tokenizer, blocks, tail: the parts; all blocks, frozen or not.
-        block_prefix: what the backbone's library puts before a block's number in the names of its tensors.
-        file: where the weights of those frozen blocks are that are on the meta device.
+        config: the content of ``config.json``.
+        tokenizer, blocks, tail: the parts of the backbone; all blocks, frozen or not.
+        block_prefix: the names of a block's tensors in the backbone's library begin with this and the block's number.
+        file: has the weights of the frozen blocks that are on the meta device.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class TubeViT(Pretrained):
         if above := [depth for depth in (config.pool.taps if config.pool else ()) if depth >= frozen]:
             raise UserError(f"taps {above[0]} is not below frozen_depth, {frozen}")
         self.config, self.depth, self.frozen_depth, self.block_prefix = config, depth, frozen, block_prefix
-        self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, where there is one
-        self.report: dict[str, Any] = {}  # what was measured when the model was made
+        self.base: dict[str, str] = {}  # sha256 of each tensor of the public backbone, if there is one
+        self.report: dict[str, Any] = {}  # measurements of the transplant or the training
         self.preprocess = Preprocess(config.input)
         self.trunk = Trunk(tokenizer, blocks[:frozen], file) if frozen else None
         own_tokenizer = None if frozen else tokenizer
@@ -64,7 +64,7 @@ class TubeViT(Pretrained):
 
     @classmethod
     def assemble(cls, config: ModelConfig, backbone: Backbone, seed: int = 0) -> Self:
-        """A model of ``config`` on a backbone; tubes, heads and adapters are fresh."""
+        """A model with this ``config`` and backbone; tubes, heads and adapters are random."""
         tokenizer, file = Tokenizer(config, backbone), backbone.block_file()
         model = cls(config, tokenizer, backbone.blocks, backbone.tail, backbone.block_prefix, file)
         if model.arm.pool is not None:
@@ -80,7 +80,7 @@ class TubeViT(Pretrained):
         return self.tokenizer(self._checked(x))
 
     def arm_inputs(self, x: Tensor) -> Tensor | Taps:
-        """The input of the arm for x: the trunk's taps, or x itself where nothing is frozen."""
+        """The input of the arm for x: the trunk's taps, or x itself if nothing is frozen."""
         return arm_inputs(self.trunk, x, depths_of([self]))[self.frozen_depth]
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class TubeViT(Pretrained):
         return self.arm.features(self.arm_inputs(self._checked(x)))
 
     def forward(self, x: Tensor, head: str | None = None) -> Tensor:
-        """Logits (B, C) of a head, which may be left out where there is just one."""
+        """Logits (B, C) of a head; ``head`` may be None if there is only one."""
         name = self.head_name(head)
         return self.arm.heads[name](self.forward_features(x))
 
@@ -112,7 +112,7 @@ class TubeViT(Pretrained):
         return head
 
     def count_tokens(self, frames: int) -> int:
-        """Tokens of an input of so many frames; an image is one frame."""
+        """The number of tokens of an input with this number of frames; an image has one frame."""
         size = (frames, *self.preprocess.size)
         return self.tokenizer.num_prefix_tokens + sum(spec.tokens(size) for spec in self.tokenizer.specs(size))
 
@@ -141,18 +141,17 @@ class TubeViT(Pretrained):
         adapt: Adapt = FULL,
         pool: Pool | None = None,
     ) -> TubeViT:
-        """The same model frozen elsewhere; what is frozen is shared with this one (no copy), what trains is its own.
+        """The same model with another frozen depth. It shares the frozen weights of this model, and copies all others.
 
-        Heads that this model has with the same classes and pool are copied, and so are its adapter and its pool; others
-        are drawn from (seed, name) alone, so that an arm starts alike alone and in a sweep. This model is the template,
-        and must not train.
+        Heads with the same classes and pool are copied, and so are the adapter and the pool. Other heads are drawn from
+        (seed, name) only, so that an arm starts with the same weights alone and in a sweep. This model must not train.
 
         Args:
-            pool: how tokens become features; None: the backbone's own way, in its tail. Beside a pool the tail is
+            pool: how tokens become features; None: the backbone's own way, in its tail. With a pool, the tail is
                 frozen.
 
         Raises:
-            UserError: the depth does not fit, or the adapter or the gate, or this model has another one.
+            UserError: the depth, the adapter or the gate does not fit, or this model has another adapter.
         """
         self._refuse_other_adapter(frozen_depth, adapt)
         config = copy.deepcopy(self.config)
@@ -176,7 +175,7 @@ class TubeViT(Pretrained):
         return model
 
     def _begin_as(self, template: TubeViT, seed: int) -> None:
-        """Take over the template's pool, heads and gate where they are of the same kind; draw the rest."""
+        """Copy the template's pool, heads and gate if they are of the same kind; draw the others."""
         same = template.config.pool == self.config.pool
         if self.arm.pool is not None and same:
             self.arm.pool.load_state_dict(template.arm.pool.state_dict())
@@ -200,7 +199,7 @@ class TubeViT(Pretrained):
             )
 
     def _copy_blocks(self, start: int, adapt: Adapt) -> list[nn.Module]:
-        """Copies of the blocks from ``start`` on, in memory; parameters that ``adapt`` leaves frozen are shared."""
+        """Copies of the blocks from ``start`` on, in memory; parameters that stay frozen with ``adapt`` are shared."""
         late = self.blocks[start:]
         for index in range(start, self.frozen_depth):
             if self.trunk is not None and is_on_meta(self.blocks[index]):

@@ -1,4 +1,4 @@
-"""DeepSpeed, and the only place that knows it: one engine for each arm, and the state of its optimizer."""
+"""All use of DeepSpeed: one engine for each arm, and the state of its optimizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def _deepspeed() -> ModuleType:
-    """DeepSpeed, quiet, and without the extension that it would compile for collectives on CPUs (gloo serves)."""
+    """DeepSpeed without messages, and without its compiled extension for collectives on CPUs (gloo is used)."""
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -32,10 +32,10 @@ def _deepspeed() -> ModuleType:
 
 
 def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
-    """What trains, by learning rate and weight decay.
+    """The trained parameters, by learning rate and weight decay.
 
-    The gate has its own rate; the gate, norms, biases and the scales of (IA)^3 do not decay. Parameters that some
-    batches do not use, those of the tokenizer and the heads, are groups of their own, so that they can rest (see
+    The gate has its own rate. The gate, norms, biases and the scales of (IA)^3 have no weight decay. Parameters that
+    some batches do not use (of the tokenizer and the heads) have their own groups, so that they can rest (see
     :class:`Engine`).
     """
     by_setting: dict[tuple, dict[str, Any]] = {}
@@ -53,8 +53,8 @@ def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
 class Engine:
     """One arm under DeepSpeed. ``module`` is called through :meth:`__call__` and has the arm at ``module.arm``.
 
-    A parameter group that had no part in a loss rests: neither momentum nor weight decay moves it. (DeepSpeed alone
-    would give it a gradient of 0, and the optimizer would move it.) All ranks must use the same groups at a step.
+    A parameter group without a gradient in a step rests: momentum and weight decay do not change it. (DeepSpeed alone
+    would give it a gradient of 0, and the optimizer would change it.) In a step all ranks must use the same groups.
     """
 
     def __init__(self, module: nn.Module, settings: Arm, train: Train, batch: int, world: World) -> None:
@@ -71,33 +71,38 @@ class Engine:
             "gradient_clipping": settings.clip if train.zero_stage else 0.0,
             "zero_optimization": {"stage": train.zero_stage} | (OFFLOAD if train.offload else {}),
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's own fused update serves on the host too
+            "zero_force_ds_cpu_optimizer": False,  # torch's own fused update works on the host too
             "steps_per_print": sys.maxsize,
         }
         self.groups = [list(group["params"]) for group in param_groups]
         self.parameters = [parameter for group in self.groups for parameter in group]
         self.used: set[str] = set()
-        used = self.used  # a hook that held the engine would hold it for good (see close)
+        used = self.used  # a hook that refers to the engine would keep it in memory (see close)
         for group in param_groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(lambda _, unit=group["unit"]: used.add(unit))
-        self.clip = 0.0 if train.zero_stage else settings.clip  # by :meth:`step`, which knows the norm
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+        self.clip = 0.0 if train.zero_stage else settings.clip  # clipped by :meth:`step`, which has the norm
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
         self.engine = _deepspeed().initialize(model=module, optimizer=self.optimizer, config=config)[0]
         if world.size == 1 and not train.zero_stage:
-            self.engine.enable_backward_allreduce = False  # it would copy all gradients, twice, to meet no other
+            self.engine.enable_backward_allreduce = False  # it would copy all gradients twice
 
     def __call__(self, *inputs: Any) -> Any:
         return self.engine(*inputs)
 
     def close(self) -> None:
-        """Train no more, and let memory go: torch keeps hooks of parameters, DeepSpeed's too, where Python's garbage
-        collector does not look, so that all they refer to would stay."""
+        """Free the memory; the engine can no longer train.
+
+        torch stores hooks of parameters, also DeepSpeed's, where Python's garbage collector does not look. All that
+        hooks refer to would stay in memory.
+        """
         self.engine.destroy()
 
     def step(self, loss: Tensor, lr_factor: float) -> float:
-        """Backward, and after the last micro-batch of a step one update; returns the norm of the gradient of the
-        micro-batches so far, before it was clipped."""
+        """Backward; after the last micro-batch of a step also the update.
+
+        Returns the norm, before clipping, of the gradient of all micro-batches of this step so far.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
         self.engine.backward(loss)
@@ -112,14 +117,16 @@ class Engine:
         return float(norm if zero_norm is None else zero_norm)
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each parameter, and the tensor that the optimizer updates for it: itself, or under ZeRO this rank's part of
-        the parameters of its group, end to end."""
+        """Each parameter, and the tensor that the optimizer updates for it.
+
+        This is the parameter itself; with ZeRO, this rank's part of the concatenated parameters of its group.
+        """
         flat = getattr(self.engine.optimizer, "single_partition_of_fp32_groups", None)
         for index, group in enumerate(self.groups):
             yield from ((parameter, parameter if flat is None else flat[index]) for parameter in group)
 
     def refresh_holders(self) -> None:
-        """To be called after parameters were changed by hand."""
+        """Copy parameters that were changed outside the optimizer to its master weights."""
         if hasattr(self.engine.optimizer, "refresh_fp32_params"):
             self.engine.optimizer.refresh_fp32_params()
 
@@ -131,7 +138,7 @@ class Engine:
                     parameter.grad = None
 
     def _wake(self, *_: Any) -> None:
-        """Give gradients back: on the host they have buffers for good."""
+        """Give the resting parameters their gradients back; with offload these are permanent buffers on the host."""
         for parameter, gradient in self.resting:
             parameter.grad = gradient
         self.resting.clear()
@@ -141,8 +148,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Piece(NamedTuple):
-    """The part of a parameter's optimizer state that this rank has: places ``here`` of the parameter (flat) are places
-    ``there`` of ``holder``, the tensor that the optimizer updates."""
+    """This rank's part of a parameter: elements ``here`` of the flat parameter are elements ``there`` of ``holder``,
+    the tensor that the optimizer updates."""
 
     holder: Tensor
     here: slice
@@ -150,8 +157,9 @@ class Piece(NamedTuple):
 
 
 def gather(engine: Engine, world: World) -> dict[str, Tensor]:
-    """What trains, and the optimizer's state where it has one: ``arm/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` of
-    the parameter's shape and ``step/NAME``. On the first rank, on the CPU; all ranks must call."""
+    """The trained parameters and the optimizer's state, on the first rank, on the CPU. All ranks must call.
+
+    The names are ``arm/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` (of the parameter's shape) and ``step/NAME``."""
     tensors = {f"arm/{name}": tensor for name, tensor in weights(engine.arm).items()}
     for name, parameter, piece, state in _pieces(engine):
         for key in MOMENTS if state else ():
@@ -164,7 +172,7 @@ def gather(engine: Engine, world: World) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(engine: Engine, tensors: dict[str, Tensor]) -> None:
-    """Put back what :func:`gather` found, on any number of ranks and at any ZeRO stage.
+    """Restore what :func:`gather` returned, with any number of ranks and any ZeRO stage.
 
     Raises:
         UserError: the arm has other tensors than these.
@@ -186,13 +194,13 @@ def restore(engine: Engine, tensors: dict[str, Tensor]) -> None:
 
 
 def weights(arm: nn.Module) -> dict[str, Tensor]:
-    """All that an arm does not share with the trunk."""
+    """The tensors that an arm does not share with the trunk."""
     frozen = {name for name, parameter in arm.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in arm.state_dict().items() if name not in frozen}
 
 
 def _pieces(engine: Engine) -> Iterator[tuple[str, nn.Parameter, Piece, dict[str, Any]]]:
-    """For each parameter that trains: its name, this rank's piece of it, and the optimizer's state of the holder."""
+    """Each trained parameter: its name, this rank's part of it, and the optimizer's state of the holder."""
     names = {parameter: name for name, parameter in engine.arm.named_parameters()}
     for parameter, holder in engine.holders():
         piece = Piece(holder, slice(None), slice(None))
@@ -208,7 +216,7 @@ def _slice(address: Any) -> slice:
 
 
 def _whole(parameter: nn.Parameter, part: Tensor, piece: Piece, world: World) -> Tensor:
-    """Put the pieces of all ranks together, bit for bit: as whole numbers, since 0.0 + -0.0 is 0.0."""
+    """Combine the parts of all ranks, bit for bit: they are summed as integers, because 0.0 + -0.0 is 0.0."""
     if piece.holder is parameter:
         return part
     whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=part.device)

@@ -33,19 +33,19 @@ def train(
 ) -> RunResult | StoppedRun:
     """Train arms together on the recipe's data and write the run directory ``recipe.out``.
 
-    It holds recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/ until the run is complete, and then a directory for
-    each model, named as its arm is. Where the directory holds an unfinished run of the same recipe, that run goes on
-    from its newest whole checkpoint, to the same weights, bit for bit, on the same number of ranks; what it reads must
-    not have changed.
+    The directory has recipe.yaml, metrics.jsonl and tensorboard/; checkpoints/ until the run is complete; then a model
+    directory for each arm, with the arm's name. If it has an unfinished run of the same recipe, this run is resumed
+    from its newest complete checkpoint. With the same number of ranks, it ends with the same weights, bit for bit. The
+    files that it reads must not have changed.
 
     Args:
         arms: by name; by default the recipe's one arm, as ``model``.
-        overwrite: replace the run that stands in the directory.
-        stop_after: seconds after which the run saves a checkpoint and ends early, as it does on SIGTERM and SIGINT.
+        overwrite: replace an existing run.
+        stop_after: after this many seconds the run saves a checkpoint and ends, as it does on SIGTERM and SIGINT.
 
     Raises:
-        UserError: something else stands in the output, an arm does not fit the model, the data does not open, an arm
-            diverges that is no sweep's, or another rank no longer answers.
+        UserError: the output is something else, an arm does not fit the model, the data does not open, the only arm
+            diverges, or another rank no longer answers.
     """
     resumes, out = run_directory.check_resumable(recipe, overwrite), Path(recipe.out)
     arms, world = arms or {"model": recipe.arm}, join()
@@ -55,7 +55,7 @@ def train(
         stack.enter_context(world.together())
         if leads:
             stack.enter_context(run_directory.lock_run(out))
-            resumes = run_directory.check_resumable(recipe, overwrite)  # it may have ended in the meantime
+            resumes = run_directory.check_resumable(recipe, overwrite)  # it may be complete by now
         checkpoint = world.first(saved.newest() if resumes and leads else None)
         training = Run(recipe, arms, checkpoint)
         stack.callback(training.close)
@@ -80,7 +80,7 @@ def train(
 
 
 class Run:
-    """The arms of a run, and what they are fed; ``done`` steps are behind it."""
+    """The arms of a run and their feed, after ``done`` steps."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm], checkpoint: Checkpoint | None = None) -> None:
         self.recipe, self.arms, self.models = recipe, arms, build_models(recipe, arms)
@@ -93,7 +93,7 @@ class Run:
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
         trunk, kernels = recipe.trunk, recipe.train.kernels
-        if checkpoint is not None:  # ``auto`` may choose otherwise when it measures again
+        if checkpoint is not None:  # ``auto`` measures, and may choose differently the next time
             trunk = replace(trunk, precision=checkpoint.state["precision"])
             kernels = checkpoint.state["kernels"]
         self.kernels = set_kernels(self.models.values(), kernels, self.world)
@@ -109,7 +109,7 @@ class Run:
             self._restore(checkpoint)
 
     def _prepare(self, trunk: Trunk, validates: bool) -> dict[str, Any]:
-        """The trunk as it computes; beside a cache it does so for validation alone, from where its blocks are."""
+        """Prepare the trunk. With a token cache, only validation uses it, and its blocks are not moved."""
         made = self.feed.made if isinstance(self.feed, Cached) else None
         if made:
             trunk = replace(trunk, precision=made["trunk"]["precision"], placement="host")
@@ -126,14 +126,14 @@ class Run:
 
     @property
     def running(self) -> dict[str, ArmTrainer]:
-        """The arms that have not ended."""
+        """The arms that still train."""
         return {name: trainer for name, trainer in self.trainers.items() if trainer.standing.ended is None}
 
     def train(self, metrics: Metrics | None = None, saved: Checkpoints | None = None, stop: Stop | None = None) -> int:
-        """Take every step that is left to any arm, with a progress bar and a line of metrics each.
+        """Train until all arms have ended, with a progress bar and a line of metrics for each step.
 
         Returns:
-            0, or the reason of ``stop`` for which the run ended before its last step.
+            0, or the reason of ``stop`` if the run ended before its last step.
         """
         every, feed, reason = self.recipe.train.save_every, iter(self.feed), 0
         with progress("training", self.steps) as advance:
@@ -152,7 +152,7 @@ class Run:
         return reason if self.running else 0
 
     def _judge(self, entries: dict[str, Entry]) -> None:
-        """Validate the arms whose turn it is, into their lines of metrics, and end those that took their last step."""
+        """Validate the arms that are due, add the results to their metrics, and end arms after their last step."""
         validated = self.validation(self.running, self.done) if self.validation else {}
         for name, valid in validated.items():
             entries[name]["valid"] = valid
@@ -161,7 +161,7 @@ class Run:
                 arm.end("complete", self.done)
 
     def save(self, saved: Checkpoints, metrics: Metrics | None) -> None:
-        """Write a checkpoint; where that fails, say so and let the run go on. All ranks must call."""
+        """Write a checkpoint. If that fails, print a sentence; the run continues. All ranks must call."""
         tensors = {name: trainer.gather() for name, trainer in self.trainers.items()}
         if metrics is None:
             return
@@ -173,7 +173,7 @@ class Run:
             print(f"the checkpoint of step {self.done} is not saved, training goes on: {error}", file=sys.stderr)
 
     def _settings(self) -> dict[str, Any]:
-        """What a checkpoint holds beside tensors."""
+        """The content of a checkpoint except tensors."""
         return {
             "arms": {name: asdict(arm) for name, arm in self.arms.items()},
             "precision": self.about_trunk.get("precision", "float32"),
@@ -232,7 +232,7 @@ class Run:
             print(sentence, file=sys.stderr)
 
     def result(self) -> RunResult:
-        """What came of a run whose arms have all ended."""
+        """The result of a run whose arms have all ended."""
         out, trainers = Path(self.recipe.out), self.trainers.items()
         arms = {name: trainer.result(str(out / name), self.recent[name].at_chance) for name, trainer in trainers}
         return RunResult(
@@ -262,15 +262,15 @@ def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:
     print(f"resuming at step {training.done} of {training.steps}{other}", file=sys.stderr)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # the last: of schedulers, before the time is up
-LIMIT = 1  # the reason that is no signal
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # schedulers send SIGUSR2 before the time limit
+LIMIT = 1  # the reason if the time is over
 
 
 class Stop:
-    """Notes SIGTERM, SIGINT and SIGUSR2 while it is entered; a second signal of its kind does what it did before.
+    """Inside this context, SIGTERM, SIGINT and SIGUSR2 are only recorded. A second signal has its usual effect.
 
     Args:
-        after: seconds from now at which to stop, if at all.
+        after: seconds until the run should stop, or None.
     """
 
     def __init__(self, world: World, after: float | None) -> None:
@@ -290,11 +290,11 @@ class Stop:
         signal.signal(number, self.before[signal.Signals(number)])
 
     def reason(self) -> int:
-        """0: go on; :data:`LIMIT`, or 128 + a signal: stop now. The same on all ranks, which must all ask."""
+        """0: continue. :data:`LIMIT`, or 128 + a signal: stop now. All ranks must call, and get the same."""
         late = self.limit is not None and time.monotonic() >= self.limit
         return self.world.largest(max(self.asked, LIMIT if late else 0))
 
 
 def exit_code(reason: int) -> int:
-    """Of a run that ended early: 0 at the limit, as was asked for; 128 + the signal after a signal."""
+    """The exit code of a run that ended early: 0 after the limit of time, 128 + the signal after a signal."""
     return 0 if reason == LIMIT else reason

@@ -1,4 +1,4 @@
-"""The directory of a run: begun with its recipe, continued with the same recipe, completed with its results."""
+"""The directory of a run: created with a recipe, resumed with the same recipe, completed with the results."""
 
 from __future__ import annotations
 
@@ -39,37 +39,36 @@ def is_complete(out: Path) -> bool:
 
 @dataclass
 class RunResult:
-    """What came of a run, or of a sweep, that is complete; result.json holds it."""
+    """The result of a complete run or sweep, the content of result.json."""
 
     out: str  # its directory
-    steps: int  # of the arm that takes most
-    trunk_seconds: float  # a step's pass of the trunk: the mean without the first few; of several parts their sum
-    trunk: dict[str, Any]  # see scaleup.model.build.PreparedTrunk; with "cache" where there was one
-    kernels: str  # how products were computed, see scaleup.model.kernels
+    steps: int  # of the arm with most steps
+    trunk_seconds: float  # of the trunk in a step: the mean without the first few; for several parts their sum
+    trunk: dict[str, Any]  # see scaleup.model.build.PreparedTrunk; "cache" if a token cache was used
+    kernels: str  # see scaleup.model.kernels
     arms: dict[str, ArmResult]
     environment: dict[str, Any]  # see scaleup.common.processes.environment
-    exit: int = 0  # the exit code: 1 where an arm diverged
-    parts: list[list[str]] | None = None  # of a sweep in several parts, the names of the arms of each
+    exit: int = 0  # the exit code: 1 if an arm diverged
+    parts: list[list[str]] | None = None  # for a sweep in several parts: the arms of each part
 
     def write(self) -> None:
-        """Write ``result.json``, which says that the run is complete."""
+        """Write ``result.json``. A run that has this file is complete."""
         write_json(Path(self.out) / RESULT, asdict(self))
 
 
 @dataclass
 class StoppedRun:
-    """A run, or a sweep, that ended before its last step, since a signal or a limit of time asked for it. All of it is
-    saved, and the same call goes on."""
+    """A run or sweep that ended before its last step, after a signal or a limit of time. The same call resumes it."""
 
     out: str  # its directory
     steps: int
-    stopped: int  # steps that were done
+    stopped: int  # steps so far
     exit: int  # the exit code, see scaleup.training.run.exit_code
-    part: str | None = None  # of a sweep in several parts, the one that was stopped: "2 of 3"
+    part: str | None = None  # for a sweep in several parts: the part that was stopped, "2 of 3"
 
 
 def read_result(out: Path) -> RunResult | None:
-    """The result of the run in ``out``; None where it is not complete.
+    """The result of the run in ``out``; None if it is not complete.
 
     Raises:
         UserError: it cannot be read.
@@ -88,10 +87,10 @@ def read_result(out: Path) -> RunResult | None:
 
 
 def write(result: RunResult, models: Mapping[str, TubeViT], data: Mapping[str, Any]) -> None:
-    """Write the models of arms that did not diverge, and then the result, which says that the run is complete.
+    """Write the models of arms that did not diverge, and then the result.
 
     Args:
-        data: what they were trained on, see :func:`scaleup.training.run_inputs.list_inputs`.
+        data: the training sets, see :func:`scaleup.training.run_inputs.list_inputs`.
     """
     trunk = {"seconds": result.trunk_seconds, **result.trunk}
     for name, arm in result.arms.items():
@@ -102,16 +101,16 @@ def write(result: RunResult, models: Mapping[str, TubeViT], data: Mapping[str, A
     result.write()
 
 
-# What may differ when a run goes on, since it changes no weight.
+# Settings that may differ when a run is resumed, because they do not change the weights.
 FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.keep"}
 OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
 
 
 def check_resumable(recipe: Recipe, overwrite: bool) -> bool:
-    """Whether an unfinished run of this recipe stands in ``recipe.out``; False where a new one begins there.
+    """Whether ``recipe.out`` has an unfinished run of this recipe. False: a new run can begin there.
 
     Raises:
-        UserError: no directory is named, or what stands there is not for this recipe to replace or to go on with.
+        UserError: the recipe names no output, or the output exists and this recipe can neither replace nor resume it.
     """
     if not recipe.out:
         raise UserError("the recipe names no directory to write to; set out, for example out=runs/first")
@@ -131,10 +130,10 @@ def check_resumable(recipe: Recipe, overwrite: bool) -> bool:
 
 @contextmanager
 def lock_run(out: Path, patience: float = 15.0) -> Iterator[None]:
-    """Inside, no other process goes on with the run or replaces it.
+    """Inside, no other process resumes or replaces the run.
 
     Raises:
-        UserError: after ``patience`` seconds another process still holds it.
+        UserError: another process still works on the run after ``patience`` seconds.
     """
     with ExitStack() as stack:
         place = out / "recipe.yaml"
@@ -144,20 +143,20 @@ def lock_run(out: Path, patience: float = 15.0) -> Iterator[None]:
 
 
 def begin(recipe: Recipe, overwrite: bool) -> None:
-    """Make the directory with its recipe, in the place of what stands there."""
+    """Make the directory with its recipe; an existing one is replaced."""
     with new_directory(recipe.out, overwrite) as directory:
         recipes.save(with_absolute_paths(recipe), directory / "recipe.yaml")
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe, fit to be read from another directory."""
+    """The recipe with absolute paths, so that it can be read from another directory."""
     if recipe.model.load and Path(recipe.model.load).is_dir():
         return replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
     return recipe
 
 
 def _differing(path: Path, recipe: Recipe) -> str:
-    """The settings in which the recipe at ``path`` is another one, in words."""
+    """The settings that differ from the recipe at ``path``, as text."""
     try:
         stored, mistakes = check(Recipe, OmegaConf.to_container(OmegaConf.load(path)))
     except (YAMLError, OSError, ValueError) as error:
@@ -173,7 +172,7 @@ MANIFEST, STATE = "manifest.json", "state.json"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was found whole: steps done, and what is not a tensor."""
+    """A complete checkpoint: its steps, and its content except tensors."""
 
     directory: Path
     step: int
@@ -193,10 +192,10 @@ class Checkpoints:
         self.directory, self.keep = directory, keep
 
     def save(self, step: int, state: dict[str, Any], arms: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write the checkpoint of ``step`` beside its place, read it back, and only then put it there.
+        """Write the checkpoint of ``step`` under another name, read it back, and then rename it.
 
         Raises:
-            UserError: the disk refuses it; what was there before is as it was.
+            UserError: the disk refuses it. Earlier checkpoints are unchanged.
         """
         with new_directory(self.directory / f"step-{step:08d}", overwrite=True) as half:
             written = [_write(_arm_file(half, name), to_bytes(dict(tensors))) for name, tensors in arms.items()]
@@ -208,10 +207,10 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; every damaged one that is newer is named on stderr.
+        """The newest complete checkpoint. Newer ones that are damaged are named on stderr.
 
         Raises:
-            UserError: there are checkpoints, and none of them is whole.
+            UserError: there are checkpoints, but all are damaged.
         """
         directories = self._directories()
         for directory in directories:
@@ -225,7 +224,7 @@ class Checkpoints:
         return None
 
     def clear(self, after: int) -> None:
-        """Remove what a killed run left half written, and checkpoints after step ``after``, which are damaged."""
+        """Remove incomplete files of a killed run, and the damaged checkpoints after step ``after``."""
         halves = self.directory.glob(".step-*")
         later = [directory for directory in self._directories() if directory.name > f"step-{after:08d}"]
         for directory in [*halves, *later]:
@@ -240,7 +239,7 @@ def _arm_file(directory: Path, arm: str) -> Path:
 
 
 def _write(path: Path, content: bytes) -> tuple[str, str]:
-    """Write to the disk and read back; returns the entry of the manifest."""
+    """Write a file to the disk and read it back; returns its entry in the manifest."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -252,7 +251,7 @@ def _write(path: Path, content: bytes) -> tuple[str, str]:
 
 
 def _sync(directory: Path) -> None:
-    """Put the names in a directory on the disk."""
+    """Write the names in a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         sync(descriptor)
@@ -261,7 +260,7 @@ def _sync(directory: Path) -> None:
 
 
 def _fault(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, in words."""
+    """What is wrong with a checkpoint, as text; None if nothing."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         for name, digest in manifest.items():

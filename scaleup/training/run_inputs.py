@@ -1,4 +1,4 @@
-"""What a run begins from: the models of its arms, and the content of the files that it reads."""
+"""The inputs of a run: the models of its arms, and hashes of the files that it reads."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from scaleup.model.tubevit import TubeViT
 
 
 def build_models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
-    """A model for each arm; frozen tensors are shared, what trains is each arm's own."""
+    """A model for each arm. The arms share frozen tensors; each has its own trained ones."""
     heads = heads_of(recipe)
     return _with_arms(starting_model(recipe, heads), arms, heads, recipe.seed)
 
 
 def heads_of(recipe: Recipe) -> Heads:
-    """Heads and their classes; with a cache nothing of the videos is needed but the index of their shards."""
+    """The heads and their classes. With a token cache, the videos need not exist, only the index of their shards."""
     return classes_of(data_of(recipe))
 
 
 def data_of(recipe: Recipe) -> Data:
-    """The data with the training sets where the run reads them, which may be a token cache."""
+    """The recipe's data, with the training sets that the run reads; with a token cache, those of the cache."""
     cache = recipe.trunk.cache
     return recipe.data if cache is None else in_cache(recipe.data, cache)
 
 
 def starting_model(recipe: Recipe, heads: Heads) -> TubeViT:
-    """The model that all arms begin from. With a cache its frozen blocks stay in their file, where they have one."""
+    """The model from which all arms start. With a token cache, its frozen blocks stay in their file, if possible."""
     if recipe.model.load is None:
         return fresh(recipe.model, heads, recipe.seed)
     if recipe.trunk.cache is not None:
-        with suppress(UserError):  # no file to stay in; what else is wrong is said below
+        with suppress(UserError):  # the blocks have no file; other errors are raised below
             return load(recipe.model.load, placement="disk")
     return load(recipe.model.load, placement=recipe.trunk.placement)
 
 
 def models_on_meta(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
-    """The same models on the meta device: no weight is read, drawn or copied."""
+    """The same models on the meta device: no weights are read, drawn or copied."""
     heads = heads_of(recipe)
     with torch.device("meta"), SkipInit():
         if recipe.model.load is not None:
@@ -85,7 +85,7 @@ def pool_of(arm: Arm) -> Pool | None:
 
 
 def sizes(model: TubeViT) -> dict[str, int]:
-    """How many blocks are frozen, and how many parameters are and are not."""
+    """The number of frozen blocks, of frozen parameters and of trained parameters."""
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {
@@ -95,13 +95,13 @@ def sizes(model: TubeViT) -> dict[str, int]:
     }
 
 
-PIECES, PIECE = 16, 1 << 16  # of a file of weights: what was trained anew differs in each
+PIECES, PIECE = 16, 1 << 16  # of a file of weights: after more training, all pieces differ
 
 
 def hash_inputs(recipe: Recipe) -> dict[str, str]:
-    """sha256 by setting: of the index of each set of shards, which has those of its tars, and of the model's files.
+    """sha256 by setting: of the index of each shard directory, which has the sha256 of the tars, and of model files.
 
-    Of large files pieces are read, evenly spread from the first byte to the last.
+    Of large files, only evenly spread pieces are read.
     """
     data, weights = data_of(recipe), recipe.model.backbone.weights
     sets = {f"data.train.{name}.shards": dataset.shards for name, dataset in data.train.items()}
@@ -116,7 +116,7 @@ def hash_inputs(recipe: Recipe) -> dict[str, str]:
 
 
 def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Of each training set its name, its modality, how many samples it has, and the sha256 of their list."""
+    """The name, modality, number of samples and sha256 of the sample list of each training set."""
     inputs = {}
     for name, dataset in recipe.data.train.items():
         opened = CachedSet(f"{recipe.trunk.cache}/{name}") if recipe.trunk.cache else Shards.open(dataset.shards)
@@ -130,7 +130,7 @@ def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def most_frequent(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Of each training set and head, the share of the class that most samples have."""
+    """The share of the most frequent class, by training set and head."""
     data, shares = data_of(recipe), dict[str, dict[str, float]]()
     for name, shards in open_datasets(data).items():
         labels = {head: shards.labels[label] for head, label in data.train[name].heads.items()}
@@ -139,7 +139,7 @@ def most_frequent(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """UserError naming the settings that no longer name what they did."""
+    """Raise UserError if a file has changed; it names the settings."""
     changed = [name for name, digest in there.items() if here.get(name) != digest]
     if changed:
         raise UserError(
@@ -149,7 +149,7 @@ def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:
 
 
 def _hash_files(path: Path) -> str:
-    """Of a file, or of the configuration and the weights in a directory."""
+    """The sha256 of a file, or of the configuration and weights in a directory."""
     digest = hashlib.sha256()
     inner = [*path.rglob("config.json"), *path.rglob("*.safetensors")] if path.is_dir() else [path]
     for file in sorted(inner):
@@ -163,7 +163,7 @@ def _hash_files(path: Path) -> str:
 
 
 def flatten_keys(nested: dict[str, Any], separator: str = ".") -> dict[str, Any]:
-    """The leaves of nested mappings by key path."""
+    """The values of nested mappings, by key path."""
     leaves: dict[str, Any] = {}
     for key, value in nested.items():
         inner = flatten_keys(value, separator) if isinstance(value, dict) else {}

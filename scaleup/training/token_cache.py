@@ -1,4 +1,4 @@
-"""Token caches: the training sets through the trunk once, for every view; an interrupted cache is completed."""
+"""Makes token caches: the trunk's output for every view of the training sets. Interrupted caches are resumed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _read_views(augmented: Augmented, name: str, views: int, index: int) -> Tens
 
 
 def named(taps: dict[int, Taps]) -> dict[str, Tensor]:
-    """z0 and h at every depth, (B, N, D), as a record calls them."""
+    """z0 and h at every depth, (B, N, D), under their names in a record."""
     return {"z0": next(iter(taps.values())).z0} | {f"h{depth}": each.h for depth, each in sorted(taps.items())}
 
 
@@ -51,7 +51,7 @@ class SetWriter:
     """Writes dataset ``name`` of a recipe to ``directory``.
 
     Args:
-        origin: what the index will say of how the taps came to be.
+        origin: how the taps were computed; the index stores it.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class SetWriter:
         self.numbers = {key: number for number, key in enumerate(shards.keys)}
         self.bad = BadSamples(f"dataset '{name}'", len(shards), recipe.data.max_bad, "; what is finished is kept")
         length, count = samples_of_a_tar(origin["record_bytes"], self.views), len(shards)
-        self.chunks = [range(begin, min(begin + length, count)) for begin in range(0, count, length)]  # a tar each
-        self.batch = max(1, recipe.data.batch // self.views)  # samples that pass the trunk together
+        self.chunks = [range(begin, min(begin + length, count)) for begin in range(0, count, length)]  # of the tars
+        self.batch = max(1, recipe.data.batch // self.views)  # samples that the trunk computes together
 
     def write(self, advance: Callable[[int], None]) -> None:
-        """Write all shards that are not there yet; ``advance`` is called with the number of samples done."""
+        """Write all shards that do not exist yet; ``advance`` is called with the number of samples written."""
         self.tars = GrowingShards(self.directory, self.chunks, self.name)
         advance(self.tars.done)
         self.bad.add(self.tars.failures)
@@ -76,7 +76,7 @@ class SetWriter:
             self.tars.write(number, self._samples(islice(batches, len(parts)), advance))
 
     def conclude(self) -> None:
-        """Write the index, and remove everything but it and the tars that have samples."""
+        """Write the index, and remove all other files except tars that have samples."""
         self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.origin))
 
     def _divide(self, chunk: Sequence[int]) -> list[Sequence[int]]:
@@ -128,15 +128,15 @@ class CachedDataset:
 
 @dataclass
 class TokenCache:
-    """A token cache that was made."""
+    """The result: a complete token cache."""
 
     out: str  # its directory
     bytes: int
-    depths: list[int]  # frozen depths that it serves
+    depths: list[int]  # frozen depths of the arms that can use it
     views: int  # of each sample
     precision: str  # of its tokens
     trunk: dict[str, Any]  # see scaleup.model.build.PreparedTrunk, and its kernels
-    drift: dict[str, float]  # how far z0 and h move by the precision: RMS of the difference over RMS, on a made-up clip
+    drift: dict[str, float]  # error of z0 and h in this precision: RMS of the difference over RMS, on a synthetic clip
     datasets: dict[str, CachedDataset]
     seconds: float
 
@@ -152,17 +152,17 @@ def make(
 ) -> TokenCache:
     """Write the taps of all training sets of ``recipe`` to ``out``, a shard directory for each.
 
-    View v of a sample is what a run with the recipe's seed sees of it in epoch v. Until all of it is there it grows in
-    ``.OUT.partial`` beside ``out``; what is finished in there is verified and kept when the same call is made again.
+    View v of a sample is its view in epoch v of a run with the recipe's seed. The cache is written to ``.OUT.partial``
+    beside ``out``, and renamed when it is complete. The same call resumes it: finished files are verified and kept.
 
     Args:
-        depths: frozen depths at which to tap, each at least 1.
-        precision: in which tokens are kept: float32, bfloat16, or int8 with a scale for each token.
-        limit: bytes that the cache may take; by default what is free, less a margin.
+        depths: frozen depths whose taps are stored, each at least 1.
+        precision: of the stored tokens: float32, bfloat16, or int8 with a scale for each token.
+        limit: most bytes of the cache; by default the free space less a margin.
 
     Raises:
-        UserError: ``out`` exists, it would be too large, a depth does not fit the model, or more than ``data.max_bad``
-            of the samples cannot be read.
+        UserError: ``out`` exists, the cache would be too large, a depth does not fit the model, or more than
+            ``data.max_bad`` of the samples cannot be read.
     """
     began, out = time.perf_counter(), Path(out)
     refuse_existing(out, overwrite)
@@ -201,7 +201,7 @@ def _frozen(recipe: Recipe, depths: list[int]) -> TubeViT:
 
 
 def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: bytes) -> dict[str, Any]:
-    """What the index of a dataset keeps of what its taps were made of, before anything is cast."""
+    """How the taps of a dataset are computed, for its index; to be called before the trunk is cast."""
     return {
         "modality": shards.modality,
         "keys": shards.keys,
@@ -213,7 +213,7 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
 
 
 def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
-    """Put the trunk where the recipe says, in its precision and with its kernels; returns what was chosen."""
+    """Give the trunk the placement, precision and kernels of the recipe; returns what was chosen."""
     world = World(0, 1, device := own_device())
     kernels = set_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
     prepared = prepare_trunks([model], recipe.trunk, world)
@@ -246,14 +246,14 @@ def _described(path: Path) -> CachedDataset:
     return CachedDataset(len(shards) // shards.made["views"], shards.failures, shards.made["record_bytes"])
 
 
-SHARD = 2**29  # bytes of a tar, about, which is what a kill loses at most
-SPARE = 0.05  # of the free disk, which stays free
-BLOCK, END = 512, 10240  # what members of a tar, their headers, and the whole of it are multiples of
-ENTRY = 160  # bytes of a record in the index, about
+SHARD = 2**29  # bytes of a tar, roughly; a killed process loses at most one
+SPARE = 0.05  # share of the free disk that stays free
+BLOCK, END = 512, 10240  # sizes of members, headers and whole tars are multiples of these
+ENTRY = 160  # bytes of a record in the index, roughly
 
 
 def blank_record(model: TubeViT, modality: str, depths: list[int], precision: str) -> bytes:
-    """A record of one view of one sample, z0 and h at every depth, all of them 0: as all records are laid out."""
+    """A record of one view of one sample with zeros: z0 and h at every depth. All records have this layout."""
     count = model.count_tokens(1 if modality == "image" else model.preprocess.frames)
     names = ["z0", *(f"h{depth}" for depth in depths)]
     blank = {name: torch.zeros(1, count, model.tokenizer.embed_dim) for name in names}
@@ -266,7 +266,7 @@ def samples_of_a_tar(record: int, views: int) -> int:
 
 
 def cache_bytes(shards: Shards, record: int, views: int) -> int:
-    """Bytes on the disk of a dataset whose records have ``record`` bytes: tars to the byte, the index roughly."""
+    """Bytes on the disk of a dataset with records of ``record`` bytes: exact for tars, roughly for the index."""
     label = json.dumps({"labels": {name: int(numbers[0]) for name, numbers in shards.labels.items()}})
     sample = views * (2 * BLOCK + _up(record, BLOCK) + _up(len(label), BLOCK))
     length = samples_of_a_tar(record, views)
@@ -280,8 +280,10 @@ def _up(size: int, multiple: int) -> int:
 
 
 def refuse_too_large(size: int, out: Path, limit: int | None) -> None:
-    """UserError where the limit or the free disk does not allow so many bytes at ``out``; what stands there half
-    written counts as done."""
+    """Raise UserError if the limit or the free disk is too small for ``size`` bytes at ``out``.
+
+    Bytes that an interrupted call has written are not needed again.
+    """
     if limit is not None and size > limit:
         raise UserError(f"the cache takes {format_bytes(size)}, more than --limit allows, {format_bytes(limit)}")
     disk = next(parent for parent in out.resolve().parents if parent.exists())
