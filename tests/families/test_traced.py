@@ -12,11 +12,12 @@ from scaleup.outputs.programs import Whole, traced
 
 BY_NAME = {family.name: family for family in FAMILIES}
 LENGTHS = (8, 11, 12)
-CASES = [  # attention that pools and tokens that are turned; and the layers of open_clip
-    ("timm:vit_pe_core_base_patch16_224", LENGTHS),
+CASES = [  # a pool that attends, and rotary positions; the layers of open_clip
+    ("timm:vit_pe_core_base_patch16_224", LENGTHS[:1]),
     ("open_clip:coca_ViT-L-14", LENGTHS[:1]),
 ]
 OTHERS = [
+    "timm:vit_pe_core_base_patch16_224",
     "open_clip:coca_ViT-L-14",
     "timm:vit_small_patch16_dinov3",
     "open_clip:ViT-H-14",
