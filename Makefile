@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
-COMPILE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --all-extras --no-header --no-annotate pyproject.toml
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
+COMPILE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --extra dev --no-header --no-annotate pyproject.toml
 
-.PHONY: demo test test-all test-slow test-lowest test-newest families lint lock clean
+.PHONY: demo test test-all test-slow test-lowest test-newest test-optional families lint lock clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
@@ -37,6 +38,9 @@ test-lowest: .venv-lowest/installed  # with the lowest releases that pyproject.t
 test-newest: .venv-newest/installed  # with the newest; those of today after rm -r .venv-newest
 	.venv-newest/bin/python -m pytest tests/unit -m "not slow and not all" -n $(JOBS) --dist worksteal
 
+test-optional: .venv-optional/installed  # with packages that make does not install: loggers, datasets
+	.venv-optional/bin/python -m pytest tests/optional
+
 .venv/installed: constraints.txt pyproject.toml
 	@$(PYTHON) install.py .venv constraints.txt
 
@@ -46,6 +50,12 @@ test-newest: .venv-newest/installed  # with the newest; those of today after rm 
 
 .venv-newest/installed: pyproject.toml
 	@$(PYTHON) install.py .venv-newest
+
+.venv-optional/installed: .venv/installed  # a small one on top of .venv
+	$(BIN)/python -m venv --clear .venv-optional
+	$(BIN)/python -c "$(SITE)" > "$$(.venv-optional/bin/python -c "$(SITE)")/main.pth"
+	.venv-optional/bin/python -m pip install --quiet --editable ".[optional]"
+	touch $@
 
 .venv-uv/bin/uv:
 	$(PYTHON) -m venv --clear .venv-uv

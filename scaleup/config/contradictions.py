@@ -53,7 +53,7 @@ def _in_training(recipe: Recipe) -> Iterator[str]:
 
 
 def _in_names(recipe: Recipe) -> Iterator[str]:
-    for name in sorted({"tensorboard", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
+    for name in sorted({"tensorboard", "wandb", "checkpoints", "parts", "jobs"} & recipe.arms.keys()):
         yield f"arms.{name}: this name is reserved, because a run keeps its {name} there"
     for key, values in recipe.grid.items():
         repeated = [value for number, value in enumerate(values) if value in values[:number]]

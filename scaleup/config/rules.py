@@ -65,6 +65,13 @@ def _ordered(pair: list[float]) -> list[float]:
     return pair
 
 
+def _listed(names: Any) -> Any:
+    """A list of names from one name, or from ``none``."""
+    if names is None or names == "none":
+        return []
+    return [names] if isinstance(names, str) else names
+
+
 def _without_nulls(entries: Any) -> Any:
     return {key: entry for key, entry in entries.items() if entry is not None} if isinstance(entries, dict) else entries
 
@@ -123,6 +130,7 @@ AREA = "a number between 0.01 and 1"
 Areas = Annotated[list[Area], Pair, Ordered, allowed(f"a list [low, high], each {AREA}, low <= high")]
 Ratios = Annotated[list[Positive], Pair, Ordered, allowed(f"a list [low, high], each {POSITIVE}, low <= high")]
 Gate = Annotated[Literal[False, True, "channel"], BeforeValidator(_no_number)]
+Loggers = Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_listed)]
 Name = Annotated[str, AfterValidator(_name), allowed("a name made of letters, digits, '_' and '-'")]
 Named = Annotated[dict[Name, T], BeforeValidator(_without_nulls)]  # an entry that is null is left out
 Heads = Annotated[dict[Name, str], allowed("a mapping of head names to label names")]

@@ -21,6 +21,7 @@ from scaleup.config.rules import (
     Heads,
     Index,
     Lengths,
+    Loggers,
     Magnitude,
     Mean,
     Named,
@@ -227,7 +228,8 @@ class Train:
     zero_stage: Annotated[Whole, Field(ge=0, le=2), allowed(STAGES)] = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
     accumulate: Count = 1  # gradient accumulation: micro-batches per step
-    log_every: Count = 10
+    log: Loggers = field(default_factory=lambda: ["tensorboard"])  # where metrics go beside metrics.jsonl
+    log_every: Count = 10  # steps between two that loggers get; metrics.jsonl gets all
     save_every: Index = 1000  # steps between checkpoints; 0: only at the end, and when the run is stopped
     keep: Count = 2  # number of checkpoints to keep
     valid_every: Index = 0  # steps between validations on data.valid (also when an arm ends); 0: no validation

@@ -1,46 +1,68 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, the progress line, and heads that stay at chance."""
+"""What a run writes down: metrics.jsonl, its loggers, the progress line, and heads that stay at chance."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from scaleup.common.errors import first_line
 from scaleup.common.files import sync, write_text
+from scaleup.training.loggers import Logger, open_loggers
 from scaleup.training.run_inputs import flatten_keys
 
 Entry = dict[str, Any]  # a line of metrics.jsonl, or the part of one arm
 
 
 class Metrics:
-    """Appends to ``out/metrics.jsonl`` at every step and to ``out/tensorboard`` at every ``log_every``-th, what arms
-    were validated with (``valid``) at any.
+    """Appends to ``out/metrics.jsonl`` at every step, and gives numbers to the loggers ``log`` at every
+    ``log_every``-th, what arms were validated with (``valid``) at any.
 
     Every line is flushed: a run that is killed loses one line at most. What a killed run wrote of steps from ``start``
-    on is taken back; ``kept`` are the lines before.
+    on is taken back; ``kept`` are the lines before. A logger that fails is named and gets no more; the run goes on.
     """
 
-    def __init__(self, out: Path, log_every: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        out: Path,
+        log_every: int,
+        start: int = 0,
+        log: Collection[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.log_every, path = log_every, out / "metrics.jsonl"
-        self.kept = [entry for entry in read_lines(path) if entry["step"] < start]
+        entries = read_lines(path)
+        last = entries[-1]["step"] if entries else -1
+        self.loggers = open_loggers(log, out, start, last, settings or {})
+        self.kept = [entry for entry in entries if entry["step"] < start]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.kept))
         self.lines = path.open("a", buffering=1)
-        self.board = SummaryWriter(out / "tensorboard", purge_step=start)
 
     def log(self, entry: Entry) -> None:
         """``entry`` holds ``step`` and, nested as it likes, numbers; what is not a number goes to the lines alone."""
         self.lines.write(json.dumps(entry) + "\n")
         step, nested = entry["step"], {name: value for name, value in entry.items() if name != "step"}
-        for path, value in flatten_keys(nested, "/").items():
-            if isinstance(value, int | float) and (step % self.log_every == 0 or "/valid/" in path):
-                self.board.add_scalar(path, value, step)
+        numbers = {
+            path: value
+            for path, value in flatten_keys(nested, "/").items()
+            if isinstance(value, int | float) and (step % self.log_every == 0 or "/valid/" in path)
+        }
+        if numbers:
+            self._call(lambda logger: logger.add(step, numbers))
+
+    def _call(self, action: Callable[[Logger], None]) -> None:
+        for name, logger in list(self.loggers.items()):
+            try:
+                action(logger)
+            except Exception as error:  # a full disk, a network, a service: training needs none of them
+                del self.loggers[name]
+                print(f"{name} gets no more metrics, training goes on: {first_line(error)}", file=sys.stderr)
 
     def sync(self) -> None:
         """Put the lines on the disk."""
@@ -48,7 +70,7 @@ class Metrics:
 
     def close(self) -> None:
         self.lines.close()
-        self.board.close()
+        self._call(lambda logger: logger.close())
 
 
 def read_lines(path: Path) -> list[Entry]:

@@ -16,6 +16,7 @@ from scaleup.common.distributed import World, join
 from scaleup.common.errors import UserError
 from scaleup.common.processes import environment
 from scaleup.common.timing import now, progress
+from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.model.tubevit import depths_of
@@ -23,6 +24,7 @@ from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Entry, Metrics, Recent, line
+from scaleup.training.loggers import refuse_missing
 from scaleup.training.run_directory import Checkpoint, Checkpoints, RunResult, StoppedRun
 from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
@@ -33,10 +35,10 @@ def train(
 ) -> RunResult | StoppedRun:
     """Train arms together on the recipe's data and write the run directory ``recipe.out``.
 
-    The directory has recipe.yaml, metrics.jsonl and tensorboard/; checkpoints/ until the run is complete; then a model
-    directory for each arm, with the arm's name. If it has an unfinished run of the same recipe, this run is resumed
-    from its newest complete checkpoint. With the same number of ranks, it ends with the same weights, bit for bit. The
-    files that it reads must not have changed.
+    The directory has recipe.yaml, metrics.jsonl and what ``train.log`` names (tensorboard/); checkpoints/ until the run
+    is complete; then a model directory for each arm, with the arm's name. If it has an unfinished run of the same
+    recipe, this run is resumed from its newest complete checkpoint. With the same number of ranks, it ends with the
+    same weights, bit for bit. The files that it reads must not have changed.
 
     Args:
         arms: by name; by default the recipe's one arm, as ``model``.
@@ -44,9 +46,10 @@ def train(
         stop_after: after this many seconds the run saves a checkpoint and ends, as it does on SIGTERM and SIGINT.
 
     Raises:
-        UserError: the output is something else, an arm does not fit the model, the data does not open, the only arm
-            diverges, or another rank no longer answers.
+        UserError: a logger has no package or does not begin, the output is something else, an arm does not fit the
+            model, the data does not open, the only arm diverges, or another rank no longer answers.
     """
+    refuse_missing(recipe.train.log)
     resumes, out = run_directory.check_resumable(recipe, overwrite), Path(recipe.out)
     arms, world = arms or {"model": recipe.arm}, join()
     leads, stop = world.rank == 0, Stop(world, stop_after)
@@ -65,8 +68,10 @@ def train(
         if leads and resumes:
             saved.clear(training.done)
             _say_resumed(training, checkpoint)
-        metrics = Metrics(out, recipe.train.log_every, training.done) if leads else None
-        if metrics is not None:
+        metrics = None
+        if leads:
+            settings = recipes.resolved(recipe)
+            metrics = Metrics(out, recipe.train.log_every, training.done, recipe.train.log, settings)
             stack.enter_context(closing(metrics))
             training.remember(metrics.kept)
         stack.enter_context(stop)

@@ -102,7 +102,7 @@ def write(result: RunResult, models: Mapping[str, TubeViT], data: Mapping[str, A
 
 
 # Settings that may differ when a run is resumed, because they do not change the weights.
-FREE = {"out", "data.workers", "train.log_every", "train.save_every", "train.keep"}
+FREE = {"out", "data.workers", "train.log", "train.log_every", "train.save_every", "train.keep"}
 OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
 
 

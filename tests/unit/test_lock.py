@@ -15,11 +15,13 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def wanted() -> list[Requirement]:
-    """What pyproject.toml asks for, with all extras."""
+    """What pyproject.toml asks for, with the extra ``dev`` and those that it names."""
     toml: Any = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
     project = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
-    made = [Requirement(each) for each in [*project["dependencies"], *extras]]
+    extras = {name: list(map(Requirement, each)) for name, each in project["optional-dependencies"].items()}
+    (own,) = (each for each in extras["dev"] if each.name == project["name"])
+    made = [*map(Requirement, project["dependencies"]), *extras["dev"]]
+    made += [each for name in own.extras for each in extras[name]]
     return [each for each in made if each.name != project["name"]]
 
 
