@@ -1,9 +1,10 @@
-"""Pack videos or images into WebDataset shards with an index, or generate artificial data (shapes).
+"""Pack videos or images into WebDataset shards with an index, or generate data (shapes, scenes).
 
 SOURCE is one of these: a folder with one subfolder of files per class (ImageNet too); a text file with a path and a
 label in each line; a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the
-folder of HMDB51's split files; a folder of tars, which are used in place; or the word 'shapes' for artificial data.
-If the command is interrupted, run it again: it continues from there.
+folder of HMDB51's split files; a folder of tars, which are used in place; the word 'shapes' for generated data; or the
+word 'scenes' for cut-out objects that move over photographs (--material). If the command is interrupted, run it again:
+it continues from there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from scaleup.cli import tool
 from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
+from scaleup.data.generated import SPLITS, write_splits
 from scaleup.data.pack import pack
-from scaleup.data.shapes import SPLITS, make_shapes
+from scaleup.data.scenes import Material, Scenes
+from scaleup.data.shapes import Shapes
 from scaleup.data.shards import Shards
 from scaleup.data.sources import KINDS, kind_of, read_source
 from scaleup.data.storage import count_by_reason
@@ -26,18 +29,32 @@ from scaleup.data.tars import index_tars, tars_of
 
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:
-    if args.source == "shapes":
-        return {"shards": {name: Written.of(shards) for name, shards in shapes(args).items()}}
+    if args.source in ("shapes", "scenes"):
+        return {"shards": {name: Written.of(shards) for name, shards in generated(args).items()}}
     in_place = (args.kind or kind_of(Path(args.source))) == "tars"
     shards = tars(args) if in_place else packed(args)
     return {"shards": {shards.name: Written.of(shards)}}
 
 
-def shapes(args: argparse.Namespace) -> dict[str, Shards]:
+def generated(args: argparse.Namespace) -> dict[str, Shards]:
     videos, images = counts(args.videos), counts(args.images)
-    with progress("shapes", sum(videos.values()) + sum(images.values())) as advance:
-        form = args.seed, args.size, args.frames, args.overwrite
-        return make_shapes(out_of(args), videos, images, *form, advance=advance, places=args.places)
+    generate = shapes(args) if args.source == "shapes" else scenes(args)
+    with progress(args.source, sum(videos.values()) + sum(images.values())) as advance:
+        form = generate.classes, videos, images, args.overwrite, args.processes
+        return write_splits(out_of(args), generate, *form, advance=advance)
+
+
+def shapes(args: argparse.Namespace) -> Shapes:
+    if args.material:
+        raise UserError("--material is for source 'scenes'; shapes need none")
+    return Shapes(args.seed, args.size or Shapes.size, args.frames, args.places)
+
+
+def scenes(args: argparse.Namespace) -> Scenes:
+    if not args.material or args.places:
+        wrong = "--places is for source 'shapes'" if args.places else "scenes need pictures"
+        raise UserError(f"{wrong}; name a folder with objects/ and photos/ with --material")
+    return Scenes(Material.of(args.material), args.seed, args.size or Scenes.size, args.frames)
 
 
 def tars(args: argparse.Namespace) -> Shards:
@@ -131,14 +148,15 @@ def arguments() -> argparse.ArgumentParser:
     add("--reencode", action="store_true", help="re-encode all files (default: copy them)")
     add("--per-shard", type=tool.at_least(1), default=1000, help="samples per tar (default: %(default)s)")
     add("--processes", type=tool.at_least(1), help="parallel processes (default: one per core)")
-    add = parser.add_argument_group("with source 'shapes'").add_argument
+    add = parser.add_argument_group("with source 'shapes' or 'scenes'").add_argument
     add("--videos", default="train=4000,val=500,test=1000", help="videos of each split (default: %(default)s)")
     add("--images", default="train=4000,val=500,test=1000", help="images of each split (default: %(default)s)")
-    add("--size", type=int, default=32, help="width and height in pixels (default: %(default)s)")
+    add("--size", type=int, help=f"width and height in pixels (default: {Shapes.size}, scenes {Scenes.size})")
     add("--frames", type=int, default=16, help="frames per video (default: %(default)s)")
     add(
         "--places",
         action="store_true",
-        help="harder data: each shape stays in a quarter of the frame; adds the label place_motion",
+        help="harder shapes: each stays in a quarter of the frame; adds the label place_motion",
     )
+    add("--material", metavar="FOLDER", help="for scenes: has objects/ (cut out), photos/ and perhaps films/")
     return parser

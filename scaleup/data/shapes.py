@@ -10,28 +10,17 @@ frame shows only the quarter. The motion looks the same in every quarter.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
-from PIL import Image
 
 from scaleup.common.errors import UserError
-from scaleup.common.files import new_directory
-from scaleup.common.processes import parallel
-from scaleup.data.pack import write_shards
+from scaleup.data.generated import SPLITS, encode_mp4, encode_png, write_splits
 from scaleup.data.shards import Sample, Shards
 
-FPS = 15
-CHUNK = 100  # samples that a process sends together
-SPLITS = ("train", "val", "test")
 SHAPES = ["circle", "ring", "square", "bar", "triangle", "star", "cross", "moon"]
 DOT = len(SHAPES)
 MOTIONS = ["left", "right", "up", "down", "grow", "shrink"]
@@ -149,10 +138,10 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 
 
 def make_sample(
-    modality: str, seed: int, split: int, number: int, size: int, frames: int, places: bool = False
+    modality: str, seed: int, split: str, number: int, size: int, frames: int, places: bool = False
 ) -> Sample:
     """One sample as a file; it depends only on the arguments."""
-    rng = np.random.default_rng([seed, split, modality == "video", number])
+    rng = np.random.default_rng([seed, SPLITS.index(split), modality == "video", number])
     frames = frames if modality == "video" else 1
     place_motion = {}
     if places:
@@ -161,28 +150,42 @@ def make_sample(
     else:
         scene = sample_scene(rng, frames)
         pixels = render(scene, size, rng)
-    key = f"{modality}-{SPLITS[split]}-{seed}-{number:06d}"
+    key = f"{modality}-{split}-{seed}-{number:06d}"
     if modality == "video":
-        return Sample(key, "mp4", _mp4(pixels), {"shape": scene.shape, "motion": scene.motion} | place_motion)
+        return Sample(key, "mp4", encode_mp4(pixels), {"shape": scene.shape, "motion": scene.motion} | place_motion)
     position = int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
     labels = {"shape": scene.shape, "position": position, "size": int(scene.size[0] * 4)}
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[0]).save(buffer, "png", compress_level=1)
-    return Sample(key, "png", buffer.getvalue(), labels)
+    return Sample(key, "png", encode_png(pixels[0]), labels)
 
 
-def _mp4(pixels: np.ndarray) -> bytes:
-    """(T, H, W, 3) as H.264."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "15", "preset": "ultrafast"})
-        stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
-        stream.thread_count = 1
-        for picture in pixels:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class Shapes:
+    """Generates moving shapes.
+
+    Args:
+        size: pixels of a side, even.
+        places: harder scenes, in quarters of the frame; videos also have the label ``place_motion``.
+    """
+
+    seed: int = 0
+    size: int = 32
+    frames: int = 16
+    places: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size % 2 or self.size < 16 or self.frames < 1:
+            raise UserError(
+                f"size {self.size} and frames {self.frames}: size must be an even number from 16, frames at least 1"
+            )
+
+    def __call__(self, modality: str, split: str, number: int) -> Sample:
+        return make_sample(modality, self.seed, split, number, self.size, self.frames, self.places)
+
+    @property
+    def classes(self) -> dict[str, dict[str, list[str]]]:
+        """By modality, the classes of each label."""
+        placed = {"place_motion": PLACE_MOTIONS} if self.places else {}
+        return CLASSES | {"video": CLASSES["video"] | placed}
 
 
 def make_shapes(
@@ -197,38 +200,6 @@ def make_shapes(
     advance: Callable[[], None] = lambda: None,
     places: bool = False,
 ) -> dict[str, Shards]:
-    """Write the shard directories ``out/videos-train``, ``out/images-val`` and so on.
-
-    Splits share no sample, and the bytes do not depend on the number of processes.
-
-    Args:
-        videos, images: split (train, val, test) to number of samples.
-        size: pixels of a side, even.
-        advance: called after every sample.
-        places: harder scenes, in quarters of the frame; videos also have the label ``place_motion``.
-
-    Returns:
-        The shard directories, by name.
-    """
-    if size % 2 or size < 16 or frames < 1:
-        raise UserError(f"size {size} and frames {frames}: size must be an even number from 16, frames at least 1")
-    sets = {f"videos-{split}": ("video", split, count) for split, count in videos.items()}
-    sets |= {f"images-{split}": ("image", split, count) for split, count in images.items()}
-    with new_directory(out, overwrite) as temporary:
-        for name, (modality, split, count) in sets.items():
-            sample = partial(make_sample, modality, seed, SPLITS.index(split), size=size, frames=frames, places=places)
-            chunks = [range(begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)]
-            samples = _count(chain.from_iterable(parallel(partial(_make_all, sample), chunks, processes)), advance)
-            placed = {"place_motion": PLACE_MOTIONS} if places and modality == "video" else {}
-            write_shards(samples, temporary / name, modality, CLASSES[modality] | placed)
-    return {name: Shards.open(Path(out) / name) for name in sets}
-
-
-def _make_all(sample: Callable[[int], Sample], numbers: range) -> list[Sample]:
-    return [sample(number) for number in numbers]
-
-
-def _count(samples: Iterable[Sample], advance: Callable[[], None]) -> Iterator[Sample]:
-    for sample in samples:
-        yield sample
-        advance()
+    """Write shapes, see :class:`Shapes` and :func:`scaleup.data.generated.write_splits`."""
+    shapes = Shapes(seed, size, frames, places)
+    return write_splits(out, shapes, shapes.classes, videos, images, overwrite, processes, advance)

@@ -33,7 +33,7 @@ COUNT, DAMAGED, VIEWS, SURE = 13, 4, "2x2", 50  # 13 samples in batches of 3: no
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips of moving shapes in three shards; one of them cannot be decoded."""
-    samples = [make_sample("video", seed=0, split=2, number=number, size=32, frames=12) for number in range(COUNT)]
+    samples = [make_sample("video", seed=0, split="test", number=number, size=32, frames=12) for number in range(COUNT)]
     whole = samples[DAMAGED]
     samples[DAMAGED] = Sample(whole.key, whole.extension, b"no video", whole.labels)
     return write_shards(samples, tmp_path_factory.mktemp("data") / "test", "video", CLASSES["video"], per_shard=5).path
@@ -163,7 +163,7 @@ def test_heads_that_do_not_fit_are_named(model: Path, shards: Path, tmp_path: Pa
         evaluate(loaded, shards, heads={"motion": "shape"})
     with pytest.raises(UserError, match="label 'moton'.*'motion'"):
         evaluate(loaded, shards, heads={"motion": "moton"})
-    images = [make_sample("image", 0, 2, number, 32, 1) for number in range(2)]
+    images = [make_sample("image", 0, "test", number, 32, 1) for number in range(2)]
     others = write_shards(images, tmp_path / "images", "image", {"size": [], **CLASSES["image"]} | {"shape": ["?"] * 8})
     with pytest.raises(UserError, match="no head of the model .*shape, motion.*--heads HEAD=LABEL"):
         evaluate(loaded, others.path)

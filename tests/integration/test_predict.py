@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     """A video as long as a clip, one of three clips, an image, notes, and a file that is no video."""
     (tmp_path / "media" / "below").mkdir(parents=True)
     for name, length in (("short.mp4", 8), ("below/long.mp4", 20)):
-        (tmp_path / "media" / name).write_bytes(make_sample("video", 0, 0, 1, 32, length).media)
+        (tmp_path / "media" / name).write_bytes(make_sample("video", 0, "train", 1, 32, length).media)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "media/a.png")
     (tmp_path / "media" / "notes.txt").write_text("nothing to see")
     (tmp_path / "media" / "broken.mp4").write_bytes(b"no video")
@@ -176,7 +176,7 @@ def test_addresses_are_read_as_files_are(model: Path, folder: Path, served: str)
 
 
 def test_a_video_without_pictures_and_one_shorter_than_a_clip(model: Path, tmp_path: Path) -> None:
-    short = make_sample("video", 0, 0, 1, 32, 3).media
+    short = make_sample("video", 0, "train", 1, 32, 3).media
     (tmp_path / "short.mp4").write_bytes(short)
     (tmp_path / "sound.mp4").write_bytes(_sound())
     done = predicted(model, tmp_path / "sound.mp4", tmp_path / "short.mp4", "--json")

@@ -40,7 +40,7 @@ def place(tmp_path: Path) -> Path:
             split, name = ("train", "val")[number >= 12], names[number % 2]
             file = tmp_path / folder / split / name / f"{number}.{ending}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(make_sample(modality, 0, 0, number, 64, 16).media)
+            file.write_bytes(make_sample(modality, 0, "train", number, 64, 16).media)
     torch.manual_seed(0)
     save_for_hf(timm.create_model("test_vit"), tmp_path / "backbone", safe_serialization=True)
     return tmp_path

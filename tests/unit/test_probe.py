@@ -26,7 +26,7 @@ LABELS = {"motion": 6, "shape": 8}
 FED = Input(frames=8, size=[32, 32], fps=8)
 
 
-def clips(count: int, split: int) -> list[Sample]:
+def clips(count: int, split: str) -> list[Sample]:
     """Clips labelled by what few samples can teach: how red they are, and how blue. One cannot be decoded."""
     made = [make_sample("video", seed=0, split=split, number=number, size=32, frames=12) for number in range(count)]
     shades = torch.stack([eval_views(each.media, "video", FED, 1, 1).float().mean((0, 2, 3, 4)) for each in made])
@@ -40,8 +40,8 @@ def clips(count: int, split: int) -> list[Sample]:
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     directory, classes = tmp_path_factory.mktemp("data"), CLASSES["video"]
-    train = write_shards(clips(TRAIN, 0), directory / "train", "video", classes, per_shard=20)
-    return Path(train.path), Path(write_shards(clips(TEST, 2), directory / "test", "video", classes).path)
+    train = write_shards(clips(TRAIN, "train"), directory / "train", "video", classes, per_shard=20)
+    return Path(train.path), Path(write_shards(clips(TEST, "test"), directory / "test", "video", classes).path)
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_mistakes_are_sentences(model: TubeViT, splits: tuple[Path, Path], tmp_p
         probe(model, train, test, ["moton"])
     with pytest.raises(UserError, match="depth 4 .*3 blocks; allowed are 0 to 3"):
         probe(model, train, test, depths=[1, 4])
-    made = clips(20, 2)
+    made = clips(20, "test")
 
     def other(name: str, samples: list[Sample], classes: dict[str, list[str]] | None = None) -> Path:
         return Path(write_shards(samples, tmp_path / name, "video", CLASSES["video"] | (classes or {})).path)

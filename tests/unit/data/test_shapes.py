@@ -6,6 +6,7 @@ from scaleup.common.errors import UserError
 from scaleup.config.schema import Backbone, Frames, Input, Model, Positions, Tube
 from scaleup.data import shapes
 from scaleup.data.decode import decode_clip, decode_image
+from scaleup.data.generated import FPS
 from scaleup.data.shapes import (
     DOT,
     MOTIONS,
@@ -105,9 +106,9 @@ def test_figure_and_ground_contrast():
 
 def test_a_sample_is_a_function_of_its_arguments():
     for modality in ("video", "image"):
-        one = make_sample(modality, 0, 0, 5, 32, 4)
-        assert one == make_sample(modality, 0, 0, 5, 32, 4)
-        for other in [(1, 0, 5), (0, 1, 5), (0, 0, 6)]:
+        one = make_sample(modality, 0, "train", 5, 32, 4)
+        assert one == make_sample(modality, 0, "train", 5, 32, 4)
+        for other in [(1, "train", 5), (0, "val", 5), (0, "train", 6)]:
             changed = make_sample(modality, *other, 32, 4)
             assert changed.media != one.media and changed.key != one.key
 
@@ -123,13 +124,13 @@ def test_files_hold_what_was_rendered():
     rng = np.random.default_rng([0, 0, True, 2])
     scene = sample_scene(rng, 16)
     pixels = render(scene, 32, rng)
-    sample = make_sample("video", 0, 0, 2, 32, 16)
+    sample = make_sample("video", 0, "train", 2, 32, 16)
     assert sample.labels == {"shape": scene.shape, "motion": scene.motion}
-    clip = decode_clip(sample.media, 16, shapes.FPS).permute(1, 2, 3, 0)
+    clip = decode_clip(sample.media, 16, FPS).permute(1, 2, 3, 0)
     assert (clip.double() - torch.from_numpy(pixels)).abs().mean() < 8  # of 255; half of the colour is given up
     rng = np.random.default_rng([0, 0, False, 2])
     scene = sample_scene(rng, 1)
-    sample = make_sample("image", 0, 0, 2, 32, 16)
+    sample = make_sample("image", 0, "train", 2, 32, 16)
     assert np.array_equal(decode_image(sample.media).permute(1, 2, 0), render(scene, 32, rng)[0])
     assert sample.labels["position"] == int(scene.row[0] * 4) * 4 + int(scene.column[0] * 4)
 
@@ -168,19 +169,19 @@ def test_a_place_is_a_quarter_of_the_picture():
     rng = np.random.default_rng([4, 0, True, 7])
     sample_places(rng, 6)
     quarters = [render(scene, 16, rng) for scene in scenes]
-    sample = make_sample("video", 4, 0, 7, 32, 6, places=True)
+    sample = make_sample("video", 4, "train", 7, 32, 6, places=True)
     motion = scenes[place].motion
     assert sample.labels == {
         "shape": scenes[place].shape,
         "motion": motion,
         "place_motion": PLACE_MOTIONS.index(f"{MOTIONS[motion]} in the {PLACES[place]}"),
     }
-    clip = decode_clip(sample.media, 6, shapes.FPS).permute(1, 2, 3, 0).double().numpy()
+    clip = decode_clip(sample.media, 6, FPS).permute(1, 2, 3, 0).double().numpy()
     for index, name in enumerate(PLACES):
         rows = slice(0, 16) if "top" in name else slice(16, 32)
         columns = slice(0, 16) if "left" in name else slice(16, 32)
         assert np.abs(clip[:, rows, columns] - quarters[index]).mean() < 12
-    image = make_sample("image", 4, 0, 3, 32, 1, places=True)
+    image = make_sample("image", 4, "train", 3, 32, 1, places=True)
     scenes, place = sample_places(np.random.default_rng([4, 0, False, 3]), 1)
     row, column = (place // 2 + scenes[place].row[0]) / 2, (place % 2 + scenes[place].column[0]) / 2
     assert image.labels["position"] == int(4 * row) * 4 + int(4 * column)

@@ -240,7 +240,7 @@ def test_validation_is_an_evaluation(tiny: Tiny, valid: str, tmp_path: Path, cap
 
 
 def test_unreadable_samples_of_validation_are_counted(tiny: Tiny, tmp_path: Path) -> None:
-    samples = [make_sample("video", seed=0, split=2, number=number, size=32, frames=12) for number in range(4)]
+    samples = [make_sample("video", seed=0, split="test", number=number, size=32, frames=12) for number in range(4)]
     samples[1] = replace(samples[1], media=b"no video")
     shards = write_shards(samples, tmp_path / "valid", "video", CLASSES["video"])
     recipe = tiny("train.valid_every=2", f"data.valid.shards={shards.path}", "data.max_bad=0.2")
