@@ -13,6 +13,7 @@ from scaleup.config import recipe, schema
 from scaleup.config.schema import Backbone, Model, Tube
 from scaleup.model.build import fresh, load
 from scaleup.model.tubevit import TubeViT
+from scaleup.training.run_inputs import models_on_meta
 
 HEADS = {"shape": ["disc", "ring"], "motion": ["left", "right", "up"]}
 BACKBONES = {
@@ -141,3 +142,19 @@ def test_blocks_that_share_no_positions_take_no_fresh_ones() -> None:
     backbone = Backbone("timm:vit_small_patch16_rope_mixed_224", kwargs, fresh_blocks=1)
     with pytest.raises(UserError, match="cannot get fresh blocks: rope.* has an entry for each of its blocks"):
         fresh(Model(backbone=backbone, positions=schema.Positions("backbone")), HEADS, 0)
+
+
+@pytest.mark.parametrize(("start", "embed_dim", "weights"), [("fresh", 320, None), ("public", 192, "pretrained")])
+def test_the_tutorial_starts_fresh_or_from_public_weights(
+    start: str, embed_dim: int, weights: str | None, tiny_path: Path
+) -> None:
+    data = recipe.load(tiny_path).data.train
+    sets = {"train.videos": ("videos", "action", "motion"), "train.images": ("images", "object", "shape")}
+    changes = [
+        f"data.{key}={{shards: {data[name].shards}, heads: {{{head}: {label}}}}}"
+        for key, (name, head, label) in (sets | {"valid": sets["train.videos"]}).items()
+    ]
+    read = recipe.load("tutorial/small", [f"start={start}", *changes])
+    assert (read.model.backbone.weights, read.model.inflate) == (weights, weights is not None)
+    model = models_on_meta(read, {"model": read.arm})["model"]
+    assert model.tokenizer.embed_dim == embed_dim and len(model.blocks) == 12
