@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from scaleup.checkpoint.hub import HUB
 from scaleup.checkpoint.model_directory import ModelConfig, Source, stages, trained_on
+from scaleup.common.metrics import MEASURES
 from scaleup.common.text import markdown
 
 USE = """```python
@@ -34,10 +35,12 @@ class Described:
 
 def card(model: Described) -> str:
     """The text of a model card: the model's parts, training data, accuracy, and how to load it."""
+    measures = _measures(model.report)
     parts = {
         "Trained on": _table(("shards", "samples", "sha256 of the list"), _trained_on(model.report)),
         "Accuracy": _table(
-            ("shards", "views", "head", "top-1 %", "top-5 %", "samples", "list"), _accuracy(model.report)
+            ("shards", "views", "head", *(MEASURES[name].column for name in measures), "samples", "list"),
+            _accuracy(model.report, measures),
         ),
         "Use": USE,
     }
@@ -53,13 +56,14 @@ def _metadata(model: Described) -> str:
             dataset_type=entry["on"]["shards"],
             dataset_name=entry["on"]["shards"],
             dataset_args={key: entry["on"][key] for key in ("views", "list_sha256")},
-            metric_type="accuracy",
-            metric_name=f"{name} of {head}",
-            metric_value=round(100 * score[key], 2),
+            metric_type="accuracy" if name in ("top1", "top5") else name,
+            metric_name=f"{MEASURES[name].title} of {head}",
+            metric_value=round(MEASURES[name].scale * score[name], 2 if MEASURES[name].scale > 1 else 6),
         )
         for entry in model.report.get("evaluations", ())
         for head, score in entry["heads"].items()
-        for key, name in (("top1", "top-1"), ("top5", "top-5"))
+        for name in MEASURES
+        if name in score
     ]
     data = ModelCardData(
         library_name="scaleup",
@@ -85,7 +89,7 @@ def _hub_id(backbone: Source) -> str | None:
 def _facts(model: Described) -> str:
     config, backbone = model.config, model.config.backbone
     tubes = ", ".join(f"`{name}` {'x'.join(map(str, tube.kernel))}" for name, tube in config.tubes.items())
-    heads = ", ".join(f"`{name}` ({len(classes)} classes)" for name, classes in config.heads.items())
+    heads = ", ".join(f"`{name}` ({_learnt(name, config)})" for name in config.heads)
     lines = [f"{config.frozen_depth} of {model.depth} blocks frozen, gate: {_gate(model.alphas)}"]
     if config.adapter:
         lines += [f"a {config.adapter.kind} adapter on the blocks above, in `adapter/`, for peft"]
@@ -100,6 +104,12 @@ def _facts(model: Described) -> str:
     lines += [f"this directory is a **{model.kind}** of {model.size:,} numbers.{needs}"]
     title = f"A TubeViT on `{backbone.name}`: images {config.input.size} and clips of {config.input.frames} frames.\n\n"
     return title + "".join(f"- {line}\n" for line in lines)
+
+
+def _learnt(head: str, config: ModelConfig) -> str:
+    """What a head gives, in words."""
+    words = {"softmax": "{} classes", "sigmoid": "any of {} classes", "l2": "a number", "l1": "a number"}
+    return words[config.loss(head)].format(len(config.heads[head]))
 
 
 def _gate(alphas: Mapping[str, float]) -> str:
@@ -121,12 +131,18 @@ def _trained_on(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield f"{each['shards']} ({each['modality']}s{what})", f"{each['samples']:,}", f"`{each['list_sha256']}`"
 
 
-def _accuracy(report: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def _measures(report: Mapping[str, Any]) -> list[str]:
+    """Those that a head was measured by."""
+    scores = [score for entry in report.get("evaluations", ()) for score in entry["heads"].values()]
+    return [name for name in MEASURES if any(name in score for score in scores)]
+
+
+def _accuracy(report: Mapping[str, Any], measures: list[str]) -> Iterator[tuple[Any, ...]]:
     for entry in report.get("evaluations", ()):
         on = entry["on"]
         for head, score in entry["heads"].items():
-            shares = (f"{100 * score[key]:.2f}" for key in ("top1", "top5"))
-            yield on["shards"], on["views"], head, *shares, f"{entry['samples']:,}", f"`{on['list_sha256']}`"
+            values = (MEASURES[name].text(score[name]) if name in score else "" for name in measures)
+            yield on["shards"], on["views"], head, *values, f"{entry['samples']:,}", f"`{on['list_sha256']}`"
 
 
 def _table(header: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:

@@ -15,7 +15,7 @@ from scaleup.common import tensors
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.config import schema
-from scaleup.config.rules import Count, Gate, Index, Lengths, PoolDepth, Positive, check
+from scaleup.config.rules import Count, Finite, Gate, Index, Lengths, PoolDepth, Positive, check
 
 FORMAT = "scaleup/1"
 
@@ -52,7 +52,17 @@ class Pool:
     taps: list[Count] = field(default_factory=list)  # depths of the trunk whose tokens are read too
 
 
-OPTIONAL = {"pool": None}  # keys that the file leaves out where they have this value
+@dataclass
+class HeadLoss:
+    """What a head learns (:mod:`scaleup.model.objective`). ``mean`` and ``std`` are those of the training labels of a
+    head that learns a number: its output is mean + std * (what its layer gives)."""
+
+    kind: schema.Loss = "softmax"
+    mean: Finite = 0.0
+    std: Positive = 1.0
+
+
+OPTIONAL: dict[str, Any] = {"pool": None, "losses": {}}  # keys that the file leaves out where they have this value
 
 
 @dataclass(kw_only=True)
@@ -68,6 +78,7 @@ class ModelConfig:
     adapter: Adapter | None = None
     pool: Pool | None = None  # None: the backbone's own
     heads: dict[str, list[str]] = field(default_factory=dict)  # head -> names of its classes
+    losses: dict[str, HeadLoss] = field(default_factory=dict)  # of the heads whose loss is not softmax
     input: schema.Input
     frames: schema.Frames
     tubes: dict[str, schema.Tube]
@@ -75,6 +86,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self.order = [item.name for item in fields(self)]  # of the keys in the file
+
+    def loss(self, head: str) -> str:
+        """The kind of a head's loss."""
+        return self.losses[head].kind if head in self.losses else "softmax"
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""

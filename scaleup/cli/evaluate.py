@@ -1,4 +1,5 @@
-"""Measure top-1 and top-5 accuracy with several views of each sample. Every sample counts exactly once."""
+"""Measure top-1, top-5 and mAP, or errors of numbers, with several views of each sample. Every sample counts exactly
+once."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def show(result: Evaluation | dict[str, dict[str, Evaluation]]) -> None:
     arms = result["arms"] if isinstance(result, dict) else {"model": result}
     for name, arm in arms.items():
         for head, score in arm.heads.items():
-            print(f"{name}: {head} top-1 {score.top1:.2%}, top-5 {score.top5:.2%} (chance {score.chance:.2%})")
+            print(f"{name}: {head} {score}")
     first = next(iter(arms.values()))
     print(f"{first.samples} samples, {len(first.failures)} failures, {first.views} views")
     print(f"list {first.list_sha256}")

@@ -1,10 +1,10 @@
 """Pack videos or images into WebDataset shards with an index, or generate data (shapes, scenes).
 
 SOURCE is one of these: a folder with one subfolder of files per class (ImageNet too); a text file with a path and a
-label in each line; a CSV of Kinetics; a JSON split of Something-Something v2; a trainlist or testlist of UCF101; the
-folder of HMDB51's split files; a folder of tars, which are used in place; the word 'shapes' for generated data; or the
-word 'scenes' for cut-out objects that move over photographs (--material). If the command is interrupted, run it again:
-it continues from there.
+label in each line, or a JSON object of these; a CSV of Kinetics or Charades; a JSON split of Something-Something v2; a
+trainlist or testlist of UCF101; the folder of HMDB51's split files; a folder of tars, which are used in place; the word
+'shapes' for generated data; or the word 'scenes' for cut-out objects that move over photographs (--material). If the
+command is interrupted, run it again: it continues from there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
 from scaleup.data.generated import SPLITS, write_splits
+from scaleup.data.labels import KINDS as KINDS_OF_LABELS
+from scaleup.data.labels import ONE
 from scaleup.data.pack import pack
 from scaleup.data.scenes import Material, Scenes
 from scaleup.data.shapes import Shapes
@@ -61,7 +63,8 @@ def tars(args: argparse.Namespace) -> Shards:
     if args.out and Path(args.out).resolve() != Path(args.source).resolve():
         raise UserError(f"tars are used in place, their index belongs in '{args.source}'; leave out --out {args.out}")
     with progress("tars", len(tars_of(Path(args.source)))) as advance:
-        return index_tars(args.source, args.label, args.classes, args.overwrite, args.processes, advance)
+        how = args.overwrite, args.processes, advance, args.labels or ONE
+        return index_tars(args.source, args.label, args.classes, *how)
 
 
 def packed(args: argparse.Namespace) -> Shards:
@@ -70,7 +73,7 @@ def packed(args: argparse.Namespace) -> Shards:
         if Path(out).resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
             raise UserError(f"--out {out} would take the place of '{source}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
-    listing = read_source(args.source, args.kind, args.root, args.split, args.classes)
+    listing = read_source(args.source, args.kind, args.root, args.split, args.classes, args.labels)
     with progress("packing", len(listing.items)) as advance:
         return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
@@ -135,6 +138,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--root", help="folder of the files that a list names (default: the list's folder)")
     add("--split", help="for a Kinetics CSV: only rows of this split; for HMDB51: train1 to test3")
     add("--classes", metavar="FILE", help="file with the class names in order (default: names from the data, sorted)")
+    add("--labels", choices=KINDS_OF_LABELS, help="what a label is: one class, several, or a number (default: one)")
     add("--label", help="for tars: the member (cls, txt) or the field of the .json that has the label")
     add = parser.add_argument_group("how files are written").add_argument
     add("--short", type=tool.at_least(2), metavar="PIXELS", help="re-encode, with a shorter side of at most PIXELS")

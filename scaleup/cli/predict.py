@@ -22,7 +22,8 @@ def arguments() -> argparse.ArgumentParser:
     add("model", help="model directory or hub id")
     add("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
     add("--head", help="head to use (default: the model's only head)")
-    add("--top", type=int, default=5, help="number of most probable classes to print (default 5)")
+    add("--top", type=int, help="number of most probable classes to print (default: 5; all above the threshold)")
+    add("--threshold", type=float, help="probability from which a head with loss sigmoid names a class (default 0.5)")
     add("--hop", type=float, help="seconds from one clip of a long video to the next (default: a clip's length)")
     add("--batch", type=int, default=8, help="batch size in clips (default 8)")
     add("--overlay", metavar="FILE", help="for one source: also write a .mp4 or .png that shows where the model looks")
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> Predictions:
     from scaleup.evaluation.predictor import predict
     from scaleup.model.build import load  # takes seconds; wrong arguments are refused before
 
-    return predict(load(args.model, args.base), sources, args.head, args.top, args.hop, args.batch, args.overlay)
+    how = args.head, args.top, args.hop, args.batch, args.overlay, args.threshold
+    return predict(load(args.model, args.base), sources, *how)
 
 
 def read_sources(args: argparse.Namespace) -> list[str]:
@@ -49,6 +51,8 @@ def read_sources(args: argparse.Namespace) -> list[str]:
     for option in ("top", "hop", "batch"):
         if (value := getattr(args, option)) is not None and value <= 0:
             raise UserError(f"--{option} {value} is not above 0")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold} is not between 0 and 1")
     sources = expanded(args.sources)
     if args.overlay:
         from scaleup.evaluation import overlay  # takes seconds
@@ -62,9 +66,10 @@ def read_sources(args: argparse.Namespace) -> list[str]:
 
 
 def show(result: Predictions) -> None:
+    from scaleup.evaluation.predictor import answer
+
     for file in result.files:
-        answers = ", ".join(f"{guess.class_} {guess.probability:.1%}" for guess in file.top)
-        print(f"{file.source}: {answers}")
+        print(f"{file.source}: {answer(file.top, file.value)}")
         for clip in file.clips if len(file.clips) > 1 else ():
             print(f"  {clip}")
     if result.overlay is not None:

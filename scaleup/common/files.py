@@ -20,6 +20,7 @@ from scaleup.common.errors import UserError
 
 LAST = {".json", ".yaml"}  # moved last: index, config, manifest or recipe show that a directory is complete
 UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # not supported by a file system
+PATIENCE = 5.0  # seconds to wait for a lock; processes of a killed run end about a second after it
 _without_locks: set[int] = set()  # file systems without locks, for which a warning was printed
 
 
@@ -51,6 +52,51 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def partial_directory(out: Path, plan: str) -> Iterator[Path]:
+    """The directory ``.OUT.partial``, locked for this process. It is renamed to ``out`` when the block ends.
+
+    If the block is interrupted, the content stays for the next call with the same ``plan``. With another plan the
+    directory is emptied.
+
+    Args:
+        plan: a text that contains everything that the content depends on.
+
+    Raises:
+        UserError: another process is writing, or the directory cannot be written.
+    """
+    directory = partial_name(out)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "plan").open("a+") as file:
+            if not locked(file, PATIENCE) or not (directory / "plan").exists():  # another process may have finished it
+                raise UserError(f"another process is writing '{out}'")
+            file.seek(0)
+            if (before := file.read()) != plan:
+                if before:
+                    print("the files or options have changed: starting again", file=sys.stderr)
+                clear_directory(directory, {"plan"})
+                file.truncate(0)
+                file.write(plan)
+                file.flush()
+            yield directory
+            (directory / "plan").unlink()
+            swap_in(directory, out)
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+
+
+def partial_name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
+def clear_directory(directory: Path, names: set[str]) -> None:
+    """Remove everything in a directory except ``names``."""
+    for path in directory.iterdir():
+        if path.name not in names:
+            remove(path)
 
 
 def swap_in(temporary: Path, out: Path) -> None:

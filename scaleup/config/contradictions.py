@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from scaleup.common.errors import nearest
 from scaleup.config.schema import Arm, Model, Recipe, Train, Trunk, expand, schedule
 
 
@@ -15,6 +16,7 @@ def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     yield from _in_trunk(recipe.trunk, loaded=recipe.model.load is not None)
     yield from _in_training(recipe)
     yield from _in_names(recipe)
+    yield from _in_heads(recipe)
     for at, arm in _arms(recipe).items():
         yield from _in_arm(at, arm, recipe)
         yield from _in_time(at, arm, recipe.train)
@@ -62,6 +64,13 @@ def _in_names(recipe: Recipe) -> Iterator[str]:
     for name, arm in _changed(recipe.arm, expand(recipe.grid)).items():
         if same := [other for other in listed if other == name or listed[other] == arm]:
             yield f"grid.{name}: is the same arm as arms.{same[0]}"
+
+
+def _in_heads(recipe: Recipe) -> Iterator[str]:
+    learnt = [head for dataset in recipe.data.train.values() for head in dataset.heads]
+    for head in recipe.heads.keys() - set(learnt):
+        known = nearest(head, learnt) or f"; heads: {', '.join(dict.fromkeys(learnt)) or 'none'}"
+        yield f"heads.{head}: no training set has this head{known}"
 
 
 def _arms(recipe: Recipe) -> dict[str, Arm]:

@@ -39,6 +39,7 @@ from scaleup.config.rules import (
     in_order,
 )
 
+Loss = Literal["softmax", "sigmoid", "l2", "l1"]
 SHORT = {"frozen_depth": "depth"}
 
 
@@ -177,6 +178,13 @@ class Data:
 
 
 @dataclass
+class Head:
+    """What a head learns, in every set that it learns from."""
+
+    loss: Loss = "softmax"  # one class; any number of classes; a number (l2, l1)
+
+
+@dataclass
 class Arm:
     """The part that trains. ``frozen_depth`` is the number of frozen blocks; 0 trains everything, tubes included."""
 
@@ -255,6 +263,7 @@ class Recipe:
     seed: Index = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    heads: Named[Head] = field(default_factory=dict)  # head -> what it learns; those not here: one class of each sample
     trunk: Trunk = field(default_factory=Trunk)
     train: Train = field(default_factory=Train)
     arm: Arm = field(default_factory=Arm)

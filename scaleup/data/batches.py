@@ -24,6 +24,7 @@ from scaleup.common.errors import UserError
 from scaleup.common.processes import end_with_python, follow
 from scaleup.common.text import format_bytes
 from scaleup.config.schema import Input
+from scaleup.data.labels import ONE, as_tensor
 from scaleup.data.storage import Failure
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -38,7 +39,7 @@ class Batch:
     dataset: str
     modality: str
     pixels: Tensor  # uint8 (B, 3, T, H, W) for videos, (B, 3, H, W) for images, (B, bytes of a record) for a cache
-    labels: dict[str, Tensor]  # head -> int64 (B,)
+    labels: dict[str, Tensor]  # head -> int64 (B,), float32 (B,) for numbers, multi-hot (B, C) for several classes
     keys: list[str]
     failures: list[Failure] = field(default_factory=list)  # samples that could not be read, by their keys
 
@@ -49,7 +50,9 @@ class Samples(Protocol):
     modality: str
     keys: list[str]
     sizes: list[int]
-    labels: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]  # see scaleup.data.labels.as_array
+    kinds: dict[str, str]  # of labels that are not one class
+    classes: dict[str, list[str]]  # label -> class names
 
     def __len__(self) -> int: ...
 
@@ -97,7 +100,10 @@ def collate(
     """The batch of the samples ``read`` (number, pixels), with the labels for each head."""
     indices = [index for index, _ in read]
     pixels = stack_shared([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
-    labels = {head: torch.from_numpy(shards.labels[label][indices]) for head, label in heads.items()}
+    labels = {
+        head: as_tensor(shards.labels[label][indices], shards.kinds.get(label, ONE), len(shards.classes[label]))
+        for head, label in heads.items()
+    }
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
 
 

@@ -1,17 +1,18 @@
-"""Reads lists of paths and labels, and lists of class names; finds the class of a label."""
+"""Reads lists of paths and labels, and lists of class names."""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scaleup.common.errors import UserError, nearest
+from scaleup.common.errors import UserError
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 
@@ -57,11 +58,6 @@ PATH_FIRST = re.compile(rf"(.+{ENDING}[\"']?)\s+(\S.*)", re.IGNORECASE | re.DOTA
 LABEL_FIRST = re.compile(rf"(\S+)\s+(.+{ENDING}[\"']?)", re.IGNORECASE | re.DOTALL)
 
 NUMBERS = re.compile(r"[-+.\d]+(\s+[-+.\d]+)+")
-MAX_CLASSES = 100_000  # limit for labels that are numbers, if there is no list of class names
-NO_LABEL = {"", "-1", "-1.0", "nan"}
-NO_NUMBER = {"none", "null", "na", "n/a"}  # mean "no label" if labels are numbers; else they are names like any other
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
-SEVERAL = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
 NUMBER_FIRST = re.compile(r"\"?(?P<number>\d+)\"?(?:\s*[,;:\t]\s*|\s+)(?P<name>.+)")
 NUMBER_LAST = re.compile(r"(?P<name>.+?)\s*[,;\t]\s*\"?(?P<number>\d+)\"?")
 CLASS_COLUMNS = {  # names of columns of a list of classes
@@ -83,12 +79,18 @@ class Columns(NamedTuple):
     """The numbers of the path and label columns, and of all columns."""
 
     path: int
-    label: int
+    labels: list[int]
     total: int
+    names: list[str] = []  # of classes, if each label column says with 0 or 1 whether a sample has one
 
 
-def read_rows(source: Path) -> list[Row]:
+def read_rows(source: Path, several: bool = False) -> list[Row]:
     """The rows of a list, without its header and lines that begin with ``#``.
+
+    Args:
+        several: a sample may have several labels. They are in one column, in all columns with the name of a label
+            (``label``, ``label_2``) or, without a header, in all columns but the path's; or each column has the name of
+            a class, and 0 or 1. The label of a row with several columns is a JSON list.
 
     Raises:
         UserError: there are more than two columns, and no header says which are path and label.
@@ -101,15 +103,24 @@ def read_rows(source: Path) -> list[Row]:
     header = _header(texts, separator)
     lines = [(number, line) for number, line in lines[1 if header else 0 :] if not _is_comment(line)]
     split = [_fields(line, separator) for _, line in lines]
-    columns = _columns(source, header, split)
+    columns = _several_columns(header, split) if several else None
+    columns = columns or _columns(source, header, split)
     rows = []
     for (number, line), fields in zip(lines, split, strict=True):
         path = fields[min(columns.path, len(fields) - 1)]
         if reason := _explain_line(line, fields, separator, columns):
             rows.append(Row(path, reason=f"line {number} {reason}"))
         else:
-            rows.append(Row(path, fields[columns.label] if columns.label < len(fields) else ""))
+            rows.append(Row(path, _label(fields, columns)))
     return rows
+
+
+def _label(fields: list[str], columns: Columns) -> str:
+    """The label of a line, or its labels as a JSON list."""
+    cells = [fields[column] if column < len(fields) else "" for column in columns.labels]
+    if columns.names:
+        return json.dumps([name for name, cell in zip(columns.names, cells, strict=True) if cell == "1"])
+    return cells[0] if len(cells) == 1 else json.dumps(list(filter(None, cells)))
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -174,23 +185,40 @@ def _header(lines: Sequence[str], separator: str) -> list[str]:
     return names
 
 
-def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns:
-    count = len(header) or (Counter(map(len, split)).most_common(1)[0][0] if split else 2)
+def _several_columns(header: list[str], split: list[list[str]]) -> Columns | None:
+    """The columns of a list whose labels are in several columns; None if they are in one."""
+    count = len(header) or max(map(len, split), default=2)
+    path = _path_column(header, split, count)
+    others = [column for column in range(count) if column != path]
+    cells = {fields[column] for fields in split for column in others if column < len(fields)}
+    if header and cells <= {"0", "1"}:
+        return Columns(path, others, count, [header[column] for column in others])
+    labels = [column for column in others if not header or re.sub(r"_?\d+$", "", header[column]) in LABELS]
+    return Columns(path, labels, count) if len(labels) > 1 else None
+
+
+def _path_column(header: list[str], split: list[list[str]], count: int) -> int:
     paths = Counter(column for fields in split for column, field in enumerate(fields[:count]) if is_media(field))
     named = [header.index(name) for name in PATHS if name in header] or list(range(count))
-    path = max(named, key=lambda column: paths[column])
+    return max(named, key=lambda column: paths[column])
+
+
+def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns:
+    count = len(header) or (Counter(map(len, split)).most_common(1)[0][0] if split else 2)
+    path = _path_column(header, split, count)
     labels = [header.index(name) for name in LABELS if name in header] or ([1 - path] if count == 2 else [])
     if count > 1 and not labels:
         raise UserError(
             f"'{source}' has {count} columns and no header that says which are path and label; "
             "add a first line with the columns' names, two of them path and label"
         )
-    return Columns(path, labels[0] if labels else 1, max(count, 2))
+    return Columns(path, [labels[0] if labels else 1], max(count, 2))
 
 
 def _explain_line(line: str, fields: list[str], separator: str, columns: Columns) -> str:
     """Why a line cannot be used; empty if it can."""
-    if len(fields) > columns.total or separator == " " and 1 < len(fields) < columns.total:
+    missing = 1 < len(fields) < columns.total and len(columns.labels) == 1
+    if len(fields) > columns.total or separator == " " and missing:
         return f"has {len(fields)} columns, not {columns.total}; put quotes around text that contains a separator"
     if len(fields) > 1:
         return ""
@@ -257,42 +285,3 @@ def _numbered(lines: list[str]) -> list[tuple[str, int]]:
 def _plain(text: str) -> str:
     """``text`` without the quotes of CSV."""
     return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def number_of(label: str) -> int | None:
-    """The class number that a label such as 3, 03 or 3.0 stands for; None if it is not a class number."""
-    match = re.fullmatch(r"\+?(\d+)(?:\.0*)?", label)
-    return int(match[1]) if match else None
-
-
-def class_names(labels: Iterable[str]) -> list[str]:
-    """The class names from the labels: numbers in order, then words. If all are numbers, every number up to the
-    largest.
-
-    Empty text, -1 and nan mean "no label". If all other labels are numbers, none, null and na mean it too.
-    """
-    names = {label for label in labels if label.lower() not in NO_LABEL}
-    words = {label for label in names if not NUMBER.fullmatch(label)}
-    numbers = {number for label in names if (number := number_of(label)) is not None}
-    several = {word for word in words if SEVERAL.fullmatch(word)}
-    if (numbers or several) and all(word.lower() in NO_NUMBER for word in words - several):
-        return [str(number) for number in range(min(max(numbers, default=-1) + 1, MAX_CLASSES))]
-    return sorted(names, key=lambda label: (number_of(label) is None, number_of(label) or 0, label))
-
-
-def class_name(label: str, names: list[str], known: Container[str]) -> str | None:
-    """The class of ``label``: it is one of ``names`` (the set ``known``), or the number of one. None if it is
-    neither."""
-    if label in known:
-        return label
-    number = number_of(label)
-    return names[number] if number is not None and number < len(names) else None
-
-
-def unknown(label: str, names: list[str]) -> str:
-    """A sentence that says why ``label`` is not a class."""
-    if label.lower() in NO_LABEL:
-        return f"label '{label}' means that there is no label"
-    if SEVERAL.fullmatch(label):
-        return f"label '{label[:200]}' is several labels; a sample must have one"
-    return f"label '{label[:200]}' is not one of the {len(names)} classes{nearest(label[:200], names)}"

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby, islice
@@ -21,15 +21,15 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from scaleup.common.errors import UserError
-from scaleup.common.files import locked, new_directory, read_json, refuse_existing, remove, swap_in
+from scaleup.common.files import clear_directory, new_directory, partial_directory, read_json, refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
+from scaleup.data.labels import ONE, Labelling, explain_label
 from scaleup.data.shards import DAMAGE, Index, Note, Sample, SampleEntry, Shards, TarEntry, file_sha256, write_index
 from scaleup.data.sources import Listing, extension_of
 from scaleup.data.storage import NO_FILE, Failure, Item, failure
 
-PATIENCE = 5.0  # seconds to wait for a lock; processes of a killed run end about a second after it
 MTIME = 2 * 10**9  # nanoseconds; some file systems store modification times only to two seconds
 T = TypeVar("T")
 
@@ -41,23 +41,30 @@ def write_shards(
     classes: Mapping[str, list[str]],
     per_shard: int = 1000,
     overwrite: bool = False,
+    kinds: Mapping[str, str] | None = None,
 ) -> Shards:
     """Write ``samples`` to the shard directory ``out``, which appears when it is complete. Bytes depend only on them.
+
+    Args:
+        kinds: labels that are lists (``several``) or numbers (``number``, with the classes ``labels.QUANTITY``).
 
     Raises:
         UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
     """
     keys: set[str] = set()
+    kinds = dict(kinds or {})
     with new_directory(out, overwrite) as temporary:
         tars: list[TarEntry] = []
         for number, chunk in groupby(enumerate(samples), lambda numbered: numbered[0] // per_shard):
-            checked = (_check(sample, modality, classes, keys) for _, sample in chunk)
+            checked = (_check(sample, modality, classes, kinds, keys) for _, sample in chunk)
             tars.append(write_shard(temporary / f"{number:06d}.tar", checked))
-        write_index(temporary, Index(modality, dict(classes), len(keys), [], tars))
+        write_index(temporary, Index(modality, dict(classes), len(keys), [], tars, kinds))
     return Shards.open(out)
 
 
-def _check(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys: set[str]) -> Sample:
+def _check(
+    sample: Sample, modality: str, classes: Mapping[str, list[str]], kinds: Mapping[str, str], keys: set[str]
+) -> Sample:
     """``sample``, if it is valid; its key is added to ``keys``."""
     if not sample.key or "." in sample.key or sample.key in keys:
         raise UserError(f"sample key {sample.key!r} is empty, has a dot or occurs twice")
@@ -65,8 +72,11 @@ def _check(sample: Sample, modality: str, classes: Mapping[str, list[str]], keys
     if sample.extension not in endings:
         raise UserError(f"sample '{sample.key}' is a .{sample.extension}; {modality}: {', '.join(endings)}")
     counts = {name: len(names) for name, names in classes.items()}
-    if sample.labels.keys() != counts.keys() or any(not 0 <= sample.labels[name] < counts[name] for name in counts):
+    if sample.labels.keys() != counts.keys():
         raise UserError(f"sample '{sample.key}' has labels {sample.labels}; class counts are {counts}")
+    for name, label in sample.labels.items():
+        if fault := explain_label(label, kinds.get(name, ONE), counts[name]):
+            raise UserError(f"label '{name}' of sample '{sample.key}' {fault}")
     keys.add(sample.key)
     return sample
 
@@ -79,9 +89,9 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
 
     with path.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
         for sample in samples:
-            labels = json.dumps({"labels": sample.labels}).encode()
+            labels = json.dumps({"labels": dict(sample.labels)}).encode()
             writer.write({"__key__": sample.key, sample.extension: sample.media, "json": labels})
-            entries[sample.key] = SampleEntry(sample.key, sample.labels, {})
+            entries[sample.key] = SampleEntry(sample.key, dict(sample.labels), {})
             crcs[f"{sample.key}.{sample.extension}"] = zlib.crc32(sample.media)
             crcs[f"{sample.key}.json"] = zlib.crc32(labels)
     with tarfile.open(path) as tar:
@@ -89,51 +99,6 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
             key, extension = member.name.split(".")
             entries[key].members[extension] = [member.offset_data, member.size, crcs[member.name]]
     return TarEntry(path.name, path.stat().st_size, file_sha256(path), list(entries.values()))
-
-
-@contextmanager
-def partial_directory(out: Path, plan: str) -> Iterator[Path]:
-    """The directory ``.OUT.partial``, locked for this process. It is renamed to ``out`` when the block ends.
-
-    If the block is interrupted, the content stays for the next call with the same ``plan``. With another plan the
-    directory is emptied.
-
-    Args:
-        plan: a text that contains everything that the content depends on.
-
-    Raises:
-        UserError: another process is writing, or the directory cannot be written.
-    """
-    directory = partial_name(out)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "plan").open("a+") as file:
-            if not locked(file, PATIENCE) or not (directory / "plan").exists():  # another process may have finished it
-                raise UserError(f"another process is writing '{out}'")
-            file.seek(0)
-            if (before := file.read()) != plan:
-                if before:
-                    print("the files or options have changed: starting again", file=sys.stderr)
-                clear_directory(directory, {"plan"})
-                file.truncate(0)
-                file.write(plan)
-                file.flush()
-            yield directory
-            (directory / "plan").unlink()
-            swap_in(directory, out)
-    except OSError as error:
-        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
-
-
-def partial_name(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
-
-
-def clear_directory(directory: Path, names: set[str]) -> None:
-    """Remove everything in a directory except ``names``."""
-    for path in directory.iterdir():
-        if path.name not in names:
-            remove(path)
 
 
 class GrowingShards(Generic[T]):
@@ -194,7 +159,7 @@ class GrowingShards(Generic[T]):
         tar = write_shard(self.directory / f"{number:06d}.tar", samples())
         failures = [other for other in others if isinstance(other, Failure)]
         notes = [other for other in others if isinstance(other, Note)]
-        self.parts[number] = Index("", {}, len(tar.samples), failures, [tar], notes)
+        self.parts[number] = Index("", {}, len(tar.samples), failures, [tar], notes=notes)
         write_index(self.directory, self.parts[number], f"{number:06d}.json")
 
     def conclude(self, index: Index) -> None:
@@ -240,24 +205,24 @@ def pack(
     order = np.random.default_rng(seed).permutation(len(items)).tolist()
     tasks = [(number, items[number]) for number in order]
     read = partial(_read, listing.modality, encoding)
-    numbers = {name: number for number, name in enumerate(listing.classes)}
-    with partial_directory(out, _plan(items, listing.classes, encoding, seed, per_shard)) as directory:
+    labelling = listing.labelling
+    with partial_directory(out, _plan(items, labelling, encoding, seed, per_shard)) as directory:
         shards = GrowingShards(directory, [tasks[i : i + per_shard] for i in range(0, len(tasks), per_shard)])
         advance(len(left_out) + shards.done)
         unread = shards.unfinished
         with closing(parallel(read, (task for chunk in unread.values() for task in chunk), processes)) as results:
             for number, chunk in unread.items():
-                shards.write(number, _results(chunk, results, numbers, advance))
+                shards.write(number, _results(chunk, results, labelling, advance))
         if not any(part.count for part in shards.parts.values()):
             failures = left_out + shards.failures
             shutil.rmtree(directory)
             raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0].reason}")
-        shards.conclude(Index(listing.modality, {"label": listing.classes}, 0, left_out, []))
+        shards.conclude(Index(listing.modality, {"label": labelling.classes}, 0, left_out, [], labelling.kinds))
     return Shards.open(out)
 
 
 def _results(
-    tasks: Sequence[Task], results: Iterator[Read], numbers: dict[str, int], advance: Callable[[int], None]
+    tasks: Sequence[Task], results: Iterator[Read], labelling: Labelling, advance: Callable[[int], None]
 ) -> Iterator[Sample | Failure | Note]:
     """The samples, failures and notes of a tar. ``results`` are the read files of ``tasks``."""
     for (number, item), result in zip(tasks, islice(results, len(tasks)), strict=True):
@@ -268,13 +233,14 @@ def _results(
             yield from (Note(str(item.path), note) for note in notes)
             # The number makes it unique, the stem readable. It has no character with a meaning for tar or WebDataset.
             key = f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', item.path.stem)[:60]}"
-            yield Sample(key, extension, data, {"label": numbers[item.label]})
+            yield Sample(key, extension, data, {"label": labelling.value(item.label)})
         advance(1)
 
 
-def _plan(items: list[Item], classes: list[str], encoding: Encoding, seed: int, per_shard: int) -> str:
+def _plan(items: list[Item], labelling: Labelling, encoding: Encoding, seed: int, per_shard: int) -> str:
     """A hash of everything that the bytes of the shards depend on."""
-    digest = hashlib.sha256(json.dumps([asdict(encoding), seed, per_shard, classes]).encode())
+    settings = [asdict(encoding), seed, per_shard, labelling.classes, *labelling.kinds.values()]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for item in items:
         try:
             file = item.path.stat()

@@ -1,8 +1,8 @@
 """Shards: a directory of tar files in WebDataset's layout, with an index of their members.
 
-``index.json`` holds the format version, the modality, the class names of every label, and for every tar its size,
-its sha256 and its samples: key, labels, and for each member [offset, size, crc32]. With the index, one read fetches any
-sample, and a truncated tar is noticed.
+``index.json`` holds the format version, the modality, the class names of every label, which labels are lists or numbers
+(``kinds``), and for every tar its size, its sha256 and its samples: key, labels, and for each member [offset, size,
+crc32]. With the index, one read fetches any sample, and a truncated tar is noticed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import numpy as np
 from scaleup.common.errors import UserError
 from scaleup.common.files import write_text
 from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.labels import KINDS, ONE, Label, as_array, as_label, explain_label
 from scaleup.data.storage import Directory, Failure, Storage, storage
 
 FORMAT = "scaleup-shards-1"
-OPTIONAL = {"notes", "in_place", "made"}  # keys of an index that stand in it where they say something
+OPTIONAL = {"kinds", "notes", "in_place", "made"}  # keys of an index that stand in it where they say something
 CHANGED = "it has changed since it was written"
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # raised for an invalid index
 # Content of shards: files, or the output of a trunk (scaleup.data.token_records).
@@ -44,7 +45,7 @@ class SampleEntry:
     """A sample's entry in the index."""
 
     key: str
-    labels: dict[str, int]  # label -> class number
+    labels: dict[str, Label]
     members: dict[str, list[int]]  # extension -> [offset in the tar, size, crc32]
 
 
@@ -71,6 +72,7 @@ class Index:
     count: int  # number of samples
     failures: list[Failure]  # files that were left out
     shards: list[TarEntry]
+    kinds: dict[str, str] = field(default_factory=dict)  # label -> several | number; the others are one class
     notes: list[Note] = field(default_factory=list)
     in_place: bool = False  # the tars existed before, and only the index was written
     made: dict[str, Any] = field(default_factory=dict)  # of a token cache: how it was made
@@ -127,12 +129,12 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image or video as a file, or its record in a token cache, and its label numbers."""
+    """One image or video as a file, or its record in a token cache, and its labels."""
 
     key: str  # unique in its shards, without a dot
     extension: str
     media: bytes
-    labels: dict[str, int]
+    labels: Mapping[str, Label]
 
 
 class Shards:
@@ -155,10 +157,22 @@ class Shards:
         self._extensions = np.array([endings.index(ending) for ending in media], dtype=np.uint8)
         places = [(tar, *entry.members[ending]) for (tar, entry), ending in zip(entries, media, strict=True)]
         self._places = np.array(places, dtype=np.int64).reshape(-1, 4)  # shard, offset, size, crc32
+        self.kinds = index.kinds
+        self._refuse_labels([entry for _, entry in entries])
         self.labels: dict[str, np.ndarray] = {
-            name: np.array([entry.labels[name] for _, entry in entries], dtype=np.int64) for name in self.classes
+            name: as_array([entry.labels[name] for _, entry in entries], self.kinds.get(name, ONE))
+            for name in self.classes
         }
         self._refuse_nonsense(np.array([tar.bytes for tar in index.shards], dtype=np.int64))
+
+    def _refuse_labels(self, entries: list[SampleEntry]) -> None:
+        """ValueError with the first label that is a list or a number and is none of its kind."""
+        for name, kind in self.kinds.items():  # the others are checked all at once
+            if kind not in KINDS:
+                raise ValueError(f"label '{name}' is of kind {kind!r}; known: {', '.join(KINDS)}")
+            for entry in entries:
+                if fault := explain_label(entry.labels[name], kind, len(self.classes[name])):
+                    raise ValueError(f"label '{name}' of sample '{entry.key}' {fault}")
 
     def _refuse_nonsense(self, sizes: np.ndarray) -> None:
         """ValueError with the first wrong sample if the index contradicts itself."""
@@ -170,8 +184,8 @@ class Shards:
         shard, offset, size, _ = self._places.T
         for wrong in np.flatnonzero((offset < 0) | (size < 0) | (offset + size > sizes[shard])):
             raise ValueError(f"sample '{self.keys[wrong]}' is not inside {self.files[shard[wrong]]}")
-        for name, labels in self.labels.items():
-            count = len(self.classes[name])
+        for name in self.labels.keys() - self.kinds.keys():
+            labels, count = self.labels[name], len(self.classes[name])
             for wrong in np.flatnonzero((labels < 0) | (labels >= count)):
                 raise ValueError(f"sample '{self.keys[wrong]}' has {name} {labels[wrong]} of {count} classes")
 
@@ -218,7 +232,15 @@ class Shards:
         if zlib.crc32(data) != crc:
             raise BadSample(f"its bytes in {self.files[shard]} have changed since it was written")
         extension = MEDIA[self.modality][self._extensions[i]]
-        return Sample(self.keys[i], extension, data, {name: int(self.labels[name][i]) for name in self.labels})
+        return Sample(self.keys[i], extension, data, self.labels_of(i))
+
+    def kind(self, label: str) -> str:
+        """Of a label: one, several or number."""
+        return self.kinds.get(label, ONE)
+
+    def labels_of(self, i: int) -> dict[str, Label]:
+        """The labels of sample ``i``."""
+        return {name: as_label(labels[i]) for name, labels in self.labels.items()}
 
     @property
     def list_sha256(self) -> str:

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from urllib.parse import unquote
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
-from scaleup.data.lists import (
-    ENDINGS,
-    class_name,
-    class_names,
-    is_media,
-    read_classes,
-    read_lines,
-    read_rows,
-    unknown,
-)
+from scaleup.data.labels import Labelling, split_label
+from scaleup.data.lists import ENDINGS, is_media, read_rows
+from scaleup.data.published import below, charades, hmdb51, kinetics, published_classes, ssv2, ucf101
 from scaleup.data.storage import Item, count_by_reason, failure, hidden, printable, walk
 from scaleup.data.tars import is_tar, packed_as
-
-COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source in its order, the class names in the order of their numbers, and image or video."""
+    """The files of a source in its order, how its labels are read, and image or video."""
 
     items: list[Item]
-    classes: list[str]
+    labelling: Labelling
     modality: str
+
+    @property
+    def classes(self) -> list[str]:
+        return self.labelling.classes
 
 
 def read_source(
@@ -44,15 +41,17 @@ def read_source(
     root: str | Path | None = None,
     split: str | None = None,
     classes: str | Path | None = None,
+    labels: str | None = None,
 ) -> Listing:
-    """List the files of ``source`` with their classes.
+    """List the files of ``source`` with their labels.
 
     Args:
         kind: one of ``KINDS``; by default it is recognised.
         root: the folder of the files; by default the folder of the list.
         split: which rows to use: the value of a column (kinetics), or train1 to test3 (hmdb51).
-        classes: a file of class names (:func:`read_classes`); by default the sorted names in the source, or the numbers
-            if all labels are numbers.
+        classes: a file of class names (:func:`scaleup.data.lists.read_classes`); by default the sorted names in the
+            source, or the numbers if all labels are numbers.
+        labels: ``one`` class of each sample, ``several``, or a ``number``; by default one, and several for charades.
 
     Raises:
         UserError: the source does not have the form of its kind, or names no file.
@@ -61,8 +60,11 @@ def read_source(
     kind = kind or kind_of(source)
     if kind not in KINDS:
         raise UserError(f"kind '{kind}' is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    labels = labels or ("several" if kind == "charades" else "one")
+    reader = partial(path_list, several=labels == "several") if kind == "list" else KINDS[kind]
     try:
-        items = _refuse_doubles(KINDS[kind](source, Path(root) if root else source.parent, split))
+        items = list(reader(source, Path(root) if root else source.parent, split))
+        items = _merge_doubles(items) if labels == "several" else _refuse_doubles(items)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"'{source}' cannot be read as a source of kind '{kind}': {error}") from error
     if not items:
@@ -71,9 +73,8 @@ def read_source(
     modality = modality_of(items, source)
     items = [_refuse_others(item, modality) for item in items]
     usable = (item.label for item in items if not item.reason)
-    names = read_classes(classes) if classes else _published_classes(source, kind) or class_names(usable)
-    known = set(names)
-    return Listing([_name_class(item, names, known) for item in items], names, modality)
+    labelling = Labelling(labels, usable, classes or published_classes(source, kind))
+    return Listing([_refuse_label(item, labelling) for item in items], labelling, modality)
 
 
 def kind_of(source: Path) -> str:
@@ -90,11 +91,14 @@ def kind_of(source: Path) -> str:
     if how := packed_as(source):
         raise UserError(f"source '{source}' is {how}")
     if source.suffix == ".json":
-        return "ssv2"
+        return "ssv2" if isinstance(read_json(source), list) else "json"
     if re.fullmatch(r"(train|test)list\d+\.txt", source.name):
         return "ucf101"
     with source.open(encoding="utf-8-sig", errors="replace") as file:
-        return "kinetics" if "youtube_id" in file.readline(4096) else "list"
+        header = file.readline(4096)
+    if header.startswith("id,subject,scene"):
+        return "charades"
+    return "kinetics" if "youtube_id" in header else "list"
 
 
 def _kind_of_folder(source: Path) -> str:
@@ -131,18 +135,15 @@ def _explain_misplaced(name: str, folders: Collection[str]) -> str:
     return "" if printable(name) == name else "the name of its class is not text in UTF-8"
 
 
-def path_list(source: Path, root: Path, _: str | None) -> Iterator[Item]:
-    """Lines of a path and a label (:mod:`scaleup.data.lists`). The path may be second, and may lack its extension."""
-    for row in read_rows(source):
+def path_list(source: Path, root: Path, _: str | None, several: bool = False) -> Iterator[Item]:
+    """Lines of a path and a label, or ``several`` (:mod:`scaleup.data.lists`). The path may be second, and may lack its
+    extension."""
+    for row in read_rows(source, several):
         path = _find_path(row.path, root)
         base = Path("/") if path.startswith("/") else root  # an absolute path is used as it is
-        reason = (
-            row.reason
-            or _explain_address(path)
-            or ("" if row.label else "has no label")
-            or _explain_absent(root / path)
-        )
-        yield _item(base, path.lstrip("/"), row.label, reason)
+        absent = "" if row.label or several else "has no label"
+        reason = row.reason or _explain_address(path) or absent or _explain_absent(root / path)
+        yield below(base, path.lstrip("/"), row.label, reason)
 
 
 def _find_path(path: str, root: Path) -> str:
@@ -168,55 +169,13 @@ def _explain_address(path: str) -> str:
     return "is an address; a list must name files of this machine" if "://" in path else ""
 
 
-def kinetics(source: Path, root: Path, split: str | None) -> Iterator[Item]:
-    """The CSV of Kinetics; files ID_SSSSSS_EEEEEE.mp4 in ``root`` or in ``root``/LABEL."""
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)  # else an extra quote would hide rows
-        have = rows.fieldnames or []
-        for column in (*COLUMNS, *(["split"] if split else [])):
-            if column not in have:
-                raise UserError(f"'{source}' has no column '{column}': {', '.join(have)}{nearest(column, have)}")
-        yield from (_clip(row, root) for row in rows if split in (None, row["split"]))
-
-
-def _clip(row: dict[str, str], root: Path) -> Item:
-    try:
-        name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
-    except (TypeError, ValueError):
-        reason = f"times {row['time_start']!r} and {row['time_end']!r} are not whole seconds"
-        return Item(root / f"{row['youtube_id']}.mp4", reason=reason)
-    beside = _item(root, name, row["label"], "" if row["label"] else "has no label")
-    below = _item(root, f"{row['label']}/{name}", row["label"])
-    return below if not beside.path.exists() and not below.reason and below.path.exists() else beside
-
-
-def ssv2(source: Path, root: Path, _: str | None) -> Iterator[Item]:
-    """The JSON of a split of Something-Something v2; the class is the template without its brackets."""
+def json_labels(source: Path, root: Path, _: str | None) -> Iterator[Item]:
+    """A JSON object: path -> label, or a list of labels."""
     rows = read_json(source)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
-        raise UserError(f"'{source}' is not a list of entries with an id, as a split of SSv2 is")
-    for row in rows:
-        label = re.sub(r"[\[\]]", "", str(row.get("template", "")))
-        yield _item(root, f"{row['id']}.webm", label, "" if label else "has no label")
-
-
-def ucf101(source: Path, root: Path, _: str | None) -> Iterator[Item]:
-    """trainlist01.txt or testlist01.txt: lines ``CLASS/FILE.avi [NUMBER]``; the class is the folder."""
-    for line in read_lines(source):
-        path = re.sub(r"\s+\d+$", "", line)
-        yield _item(root, path, PurePosixPath(path).parent.name)
-
-
-def hmdb51(source: Path, root: Path, split: str | None) -> Iterator[Item]:
-    """A folder of CLASS_test_splitN.txt: lines ``FILE.avi 1`` (train), 2 (test) or 0; files in ``root``/CLASS."""
-    chosen = re.fullmatch(r"(train|test)([123])", split or "")
-    if not chosen:
-        raise UserError(f"split '{split or ''}' is not one of HMDB51's: train1 to train3, test1 to test3")
-    ending, mark = f"_test_split{chosen[2]}.txt", "1" if chosen[1] == "train" else "2"
-    for file in sorted(source.glob(f"*{ending}")):
-        name = file.name.removesuffix(ending)
-        pairs = [line.rsplit(None, 1) for line in read_lines(file)]
-        yield from (_item(root, f"{name}/{pair[0]}", name) for pair in pairs if pair[-1] == mark)
+    if not isinstance(rows, dict):
+        raise UserError(f'\'{source}\' is not a JSON object of paths and labels, such as {{"clips/a.mp4": ["run"]}}')
+    for path, label in rows.items():
+        yield below(root, path, label if isinstance(label, str) else json.dumps(label, ensure_ascii=False))
 
 
 KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {
@@ -224,6 +183,8 @@ KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {
     "list": path_list,
     "kinetics": kinetics,
     "ssv2": ssv2,
+    "charades": charades,
+    "json": json_labels,
     "ucf101": ucf101,
     "hmdb51": hmdb51,
 }
@@ -254,22 +215,34 @@ def extension_of(path: Path) -> str:
     return {"jpeg": "jpg"}.get(extension := path.suffix.lower().lstrip("."), extension)
 
 
-def _published_classes(source: Path, kind: str) -> list[str] | None:
-    """The class names in a file that the publishers of a dataset supply with its lists."""
-    pattern = {"ucf101": "classInd.txt", "ssv2": "*labels.json"}.get(kind)
-    files = sorted(source.parent.glob(pattern)) if pattern else []
-    return read_classes(files[0]) if len(files) == 1 else None
-
-
 def _refuse_others(item: Item, modality: str) -> Item:
     """Mark an item of another kind (image, video) as left out."""
     fits = extension_of(item.path) in EXTENSIONS[modality]
     return item if fits or item.reason else replace(item, reason=f"is not a file of {modality}s by its extension")
 
 
-def _name_class(item: Item, names: list[str], known: set[str]) -> Item:
-    label = None if item.reason else class_name(item.label, names, known)
-    return Item(item.path, label or "", item.reason or ("" if label else unknown(item.label, names)))
+def _refuse_label(item: Item, labelling: Labelling) -> Item:
+    """The item; without its label and marked as left out if that cannot be read."""
+    if item.reason:
+        return replace(item, label="")
+    try:
+        labelling.value(item.label)
+        return item if labelling.kind != "one" else replace(item, label=labelling.name(item.label))
+    except ValueError as error:
+        return replace(item, label="", reason=str(error))
+
+
+def _merge_doubles(items: list[Item]) -> list[Item]:
+    """The items, each file once, with the labels of all its lines."""
+    paths: dict[Path, list[Item]] = {}
+    for item in items:
+        paths.setdefault(item.path, []).append(item)
+    merged = []
+    for same in paths.values():
+        usable = [item for item in same if not item.reason]
+        labels = [label for item in usable for label in split_label(item.label)]
+        merged.append(replace(usable[0], label=json.dumps(labels, ensure_ascii=False)) if len(usable) > 1 else same[0])
+    return merged
 
 
 def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
@@ -281,9 +254,3 @@ def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
         results.append(replace(item, reason="is listed twice") if twice else item)
         paths.add(item.path)
     return results
-
-
-def _item(root: Path, path: str, label: str, reason: str = "") -> Item:
-    """A file below ``root``."""
-    outside = path.startswith("/") or ".." in PurePosixPath(path).parts
-    return Item(root / path, label, reason or ("its path is outside the folder of the files" if outside else ""))

@@ -17,7 +17,7 @@ from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample, check
-from scaleup.data.lists import class_name, class_names, read_classes, unknown
+from scaleup.data.labels import ONE, Labelling
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Index, Note, SampleEntry, Shards, TarEntry, file_sha256, write_index
 from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unreadable, failure, hidden, printable
@@ -133,6 +133,7 @@ def index_tars(
     overwrite: bool = False,
     processes: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    labels: str = ONE,
 ) -> Shards:
     """Write ``source/index.json`` for the tars in ``source``, which are not changed.
 
@@ -143,6 +144,7 @@ def index_tars(
         label: where labels are: the extension of a member (cls, txt), or a field of the .json member; by default .cls
             if there is one, else the field ``label``.
         classes: a file of class names, as in :func:`scaleup.data.sources.read_source`.
+        labels: ``one`` class of each sample, ``several``, or a ``number``.
 
     Raises:
         UserError: an index exists and ``overwrite`` is not set, or no sample can be used.
@@ -159,14 +161,14 @@ def index_tars(
     for scan in parallel(partial(_scan, modality=modality, label=label), tars, processes):
         scans.append(scan)
         advance(1)
-    names = read_classes(classes) if classes else class_names(label for scan in scans for label in scan.labels)
-    failures = [failure for scan in scans for failure in scan.failures] + _number(scans, names) + unread
+    labelling = Labelling(labels, (label for scan in scans for label in scan.labels), classes)
+    failures = [failure for scan in scans for failure in scan.failures] + _number(scans, labelling) + unread
     count = sum(len(scan.tar.samples) for scan in scans)
     if not count:
         raise UserError(f"no sample in '{source}' can be used; the first: {failures[0].reason}{_hint_folders(source)}")
     notes = [note for scan in scans for note in scan.notes]
-    entries = [scan.tar for scan in scans]
-    write_index(source, Index(modality, {"label": names}, count, failures, entries, notes, in_place=True))
+    entries, names = [scan.tar for scan in scans], {"label": labelling.classes}
+    write_index(source, Index(modality, names, count, failures, entries, labelling.kinds, notes, in_place=True))
     return Shards.open(source)
 
 
@@ -190,21 +192,21 @@ def _hint_folders(source: Path) -> str:
     return f"; it also has folders, such as '{folders[0]}'; to pack these use --kind folder" if folders else ""
 
 
-def _number(scans: list[Scan], names: list[str]) -> list[Failure]:
-    """Replace labels by class numbers. Samples without a class, and samples whose key occurred before, become
-    failures."""
-    numbers, failures = {name: number for number, name in enumerate(names)}, []
+def _number(scans: list[Scan], labelling: Labelling) -> list[Failure]:
+    """Replace labels that are text. Samples without a label, and samples whose key occurred before, become failures."""
+    failures = []
     first: dict[str, str] = {}  # tar by key
     for scan in scans:
         usable = []
         for sample, text in zip(scan.tar.samples, scan.labels, strict=True):
-            tar, name = first.setdefault(sample.key, scan.tar.file), class_name(text, names, numbers.keys())
-            if name is None or tar != scan.tar.file:
-                reason = unknown(text, names) if name is None else f"its key occurs in {tar} already"
-                failures.append(_failure(Path(scan.tar.file), sample.key, reason))
-            else:
-                sample.labels["label"] = numbers[name]
+            tar = first.setdefault(sample.key, scan.tar.file)
+            try:
+                sample.labels["label"] = labelling.value(text)
+                if tar != scan.tar.file:
+                    raise ValueError(f"its key occurs in {tar} already")
                 usable.append(sample)
+            except ValueError as error:
+                failures.append(_failure(Path(scan.tar.file), sample.key, str(error)))
         scan.tar.samples = usable
     return failures
 
@@ -285,7 +287,7 @@ def _field(data: bytes, name: str) -> str:
     except (ValueError, RecursionError):
         raise BadSample("its .json is not JSON") from None
     fields = content if isinstance(content, dict) else {}
-    if type(value := fields.get(name)) in (str, int, float):
-        return str(value).strip()
+    if type(value := fields.get(name)) in (str, int, float, list):
+        return json.dumps(value) if isinstance(value, list) else str(value).strip()
     instead = f" but {json.dumps(value)[:80]}" if name in fields else nearest(name, list(map(str, fields)))
     raise BadSample(f"has no label: no text or number '{name}' in its .json{instead}")

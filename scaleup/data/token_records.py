@@ -102,6 +102,7 @@ class CachedSet:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.shards = path, Shards.open(path)
+        self.kinds, self.classes = self.shards.kinds, self.shards.classes
         if self.shards.modality != "taps":
             raise UserError(
                 f"'{path}' has {self.shards.modality}s, and is not a token cache; make one (tools/cache.py)"

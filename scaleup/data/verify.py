@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from scaleup.common.processes import parallel
 from scaleup.common.timing import progress
 from scaleup.data.decode import BadSample, check
+from scaleup.data.labels import ONE, explain_label
 from scaleup.data.playback import Noted
 from scaleup.data.shards import CHANGED, DAMAGE, MEDIA, Index, SampleEntry, TarEntry, file_sha256, read_index
 from scaleup.data.storage import Failure, storage
@@ -112,9 +113,8 @@ def _unlisted(tar: TarEntry, samples: dict[str, Headers], left_out: set[str]) ->
 
 def _check_sample(file: BinaryIO, entry: SampleEntry, headers: Headers, index: Index, noted: Noted) -> Iterator[str]:
     for name, names in index.classes.items():
-        number = entry.labels.get(name)
-        if not isinstance(number, int) or not 0 <= number < len(names):
-            yield f"label '{name}' is {number}, but there are {len(names)} classes"
+        if fault := explain_label(entry.labels.get(name), index.kinds.get(name, ONE), len(names)):
+            yield f"label '{name}' {fault}"
     for ending, (offset, size, crc) in entry.members.items():
         data = os.pread(file.fileno(), size, offset)
         header = headers.get(ending)

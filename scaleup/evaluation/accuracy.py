@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL, read_report
+from scaleup.checkpoint.model_directory import ADAPTER, ADAPTER_WEIGHTS, DELTA, FULL, HeadLoss, read_report
 from scaleup.common import tensors
 from scaleup.common.distributed import World, join
 from scaleup.common.errors import UserError, nearest
@@ -20,8 +18,10 @@ from scaleup.common.files import write_json, write_text
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch
+from scaleup.data.labels import LOSSES, refuse_loss
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
+from scaleup.evaluation.scores import Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
 from scaleup.model.trunk import arm_inputs
 from scaleup.model.tubevit import TubeViT, depths_of
@@ -41,22 +41,12 @@ class Coverage:
 
 
 @dataclass
-class HeadScore:
-    """The accuracy of a head, as shares of 1."""
-
-    top1: float
-    top5: float
-    loss: float  # mean of -log of the probability of the right class
-    chance: float  # top-1 of random guesses
-
-
-@dataclass
 class Evaluation(Coverage):
     """The accuracy of a model on shards."""
 
     modality: str  # of the samples: image | video
     labels: dict[str, str]  # head -> label of the shards
-    heads: dict[str, HeadScore]
+    heads: dict[str, Score]
     trunk: PreparedTrunk | None = None  # None where nothing is frozen
 
 
@@ -69,7 +59,8 @@ def evaluate(
     workers: int = 1,
     trunk: Trunk | None = None,
 ) -> dict[str, Evaluation]:
-    """Top-1, top-5 and cross entropy of each head of each model, probabilities averaged over the views.
+    """The scores of each head of each model, probabilities averaged over the views: top-1, top-5 and cross entropy;
+    mAP too of a head that names several classes; R2, MAE and RMSE of one that gives a number.
 
     Args:
         models: one model, or the arms of one sweep (:func:`scaleup.model.build.load_run`), which share a trunk
@@ -78,8 +69,8 @@ def evaluate(
         trunk: precision and placement of frozen blocks; None for float32 on the device.
 
     Raises:
-        UserError: a head or label is unknown, a head has other classes than the label, or another rank no longer
-            answers.
+        UserError: a head or label is unknown, a head has other classes than the label or cannot learn it with its
+            loss, or another rank no longer answers.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads, world = matched(first, opened, heads), join()
@@ -139,19 +130,24 @@ class Once:
 def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
     """The accuracy of models, which must be placed and in eval mode, in a pass over shards. All ranks must call
     this."""
-    sums = {name: torch.zeros(len(once.heads), 3, dtype=torch.float64) for name in models}
+    tallies = {
+        name: {head: tally(model.config.losses.get(head, HeadLoss()), count) for head, count in _sizes(once).items()}
+        for name, model in models.items()
+    }
     for batch in once:
-        for name, counts in _counts(models, once.heads, batch):
-            sums[name] += counts
-    coverage = once.summary()
-    chances = [1 / len(once.shards.classes[label]) for label in once.heads.values()]
-    evaluations = {}
+        for name, logits in _logits(models, once.heads, batch.pixels):
+            for head, each in logits.items():
+                tallies[name][head].add(each, batch.labels[head])
+    coverage, evaluations = once.summary(), {}
     for name in models:
-        means = torch.stack(once.world.gather(sums[name])).sum(0) / max(coverage.samples, 1)
-        rows = zip(once.heads, means.tolist(), chances, strict=True)
-        heads = {head: HeadScore(top1, top5, loss, chance) for head, (top1, top5, loss), chance in rows}
+        heads = {head: each.score(once.world) for head, each in tallies[name].items()}
         evaluations[name] = Evaluation(**vars(coverage), modality=once.shards.modality, labels=once.heads, heads=heads)
     return evaluations
+
+
+def _sizes(once: Once) -> dict[str, int]:
+    """Classes of each head."""
+    return {head: len(once.shards.classes[label]) for head, label in once.heads.items()}
 
 
 def _trunk_of(model: TubeViT, prepared: PreparedTrunk | None) -> PreparedTrunk | None:
@@ -170,6 +166,7 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
     own: dict[str, list[str]] = model.config.heads
     if heads is None:
         heads = {head: head for head, classes in own.items() if shards.classes.get(head) == classes}
+        heads = {head: label for head, label in heads.items() if model.config.loss(head) in LOSSES[shards.kind(label)]}
         if not heads:
             raise UserError(
                 f"no head of the model ({', '.join(own) or 'none'}) has the name and classes of a label of "
@@ -180,22 +177,18 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
             raise UserError(f"there is no head {head!r}; this model has {', '.join(own)}{nearest(head, own)}")
         if label in shards.classes and shards.classes[label] != own[head]:
             raise UserError(f"head {head!r} has other classes than label {label!r} of {shards.path}")
+        if label in shards.classes:
+            refuse_loss(head, model.config.loss(head), label, shards.kind(label), str(shards.path))
     return dict(heads)
 
 
 @torch.no_grad()  # not inference mode: its cached tensors could not be used in training
-def _counts(models: Mapping[str, TubeViT], heads: Iterable[str], batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    """By model (H, 3), a row for each head: samples whose class is first, samples whose class is among the first five,
-    and the sum of their losses."""
-    for name, features in view_features(models, batch.pixels).items():  # (B, V, D)
-        logits = {head: models[name].arm.heads[head](features).cpu() for head in heads}  # (B, V, C)
-        yield name, torch.stack([_count(logits[head], batch.labels[head]) for head in heads])
-
-
-def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    best = logits.softmax(-1).mean(1).topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5)
-    loss = F.nll_loss(logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1]), labels, reduction="none")
-    return torch.stack([best[:, 0].double().sum(), best.double().sum(), loss.double().sum()])
+def _logits(
+    models: Mapping[str, TubeViT], heads: Iterable[str], pixels: Tensor
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """By model, the logits (B, V, C) of each head, on the CPU."""
+    for name, features in view_features(models, pixels).items():  # (B, V, D)
+        yield name, {head: models[name].arm.heads[head](features).cpu() for head in heads}
 
 
 def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from scaleup.common.files import new_directory, write_json
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
 from scaleup.config.schema import Trunk
+from scaleup.data.labels import ONE, WORDS
 from scaleup.data.shards import Shards
 from scaleup.evaluation.accuracy import Coverage, Once
 from scaleup.model.build import PreparedTrunk, prepare_trunks
@@ -95,7 +96,7 @@ def probe(
     block s.
 
     Args:
-        labels: labels to classify, all in one pass; by default all labels of the training shards.
+        labels: labels to classify, all in one pass; by default all of the training shards that are one class.
         depths: by default all, 0 to the model's own.
         views: clips x crops of a sample, whose features are averaged.
         trunk: precision and placement of the blocks; None for float32 on the device.
@@ -212,14 +213,17 @@ def _shares(
 
 
 def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
-    """Label -> number of its classes; UserError if the splits have different classes, or only one class."""
-    for label in labels or train.classes:
+    """Label -> number of its classes; UserError if the splits have other or too few classes, or lists or numbers."""
+    labels = labels or [label for label in train.classes if train.kind(label) == ONE] or list(train.classes)
+    for label in labels:
         for shards in (train, test):
             names = shards.classes
             if label not in names:
                 raise UserError(
                     f"'{shards.path}' has no label {label!r}; it has {', '.join(names)}{nearest(label, names)}"
                 )
+            if (kind := shards.kind(label)) != ONE:
+                raise UserError(f"label {label!r} of '{shards.path}' is {WORDS[kind]}; a classifier needs one class")
             present = {names[label][number] for number in shards.labels[label]}
             if len(present) < 2:
                 only = f"only samples of class {present.pop()!r}" if present else "no samples"
@@ -228,7 +232,7 @@ def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[
             differ = sorted(set(train.classes[label]) ^ set(test.classes[label]))
             how = f"{differ[0]!r} is only in one of them" if differ else "they have another order"
             raise UserError(f"label {label!r} has other classes in '{test.path}' than in '{train.path}': {how}")
-    return {label: len(train.classes[label]) for label in labels or train.classes}
+    return {label: len(train.classes[label]) for label in labels}
 
 
 def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:

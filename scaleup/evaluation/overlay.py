@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from scaleup.common.errors import UserError
+from scaleup.model.objective import log_meaning, meaning
 from scaleup.model.tokenizer import size_of
 from scaleup.model.trunk import Taps
 from scaleup.model.tubes import Size, TubeSpec
@@ -22,8 +23,8 @@ from scaleup.model.tubevit import TubeViT
 def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor:
     """How much each input token of the arm supports class ``target`` of one sample: (N,), without prefix tokens.
 
-    This is a first-order estimate: how much the class's log probability would fall if the token were replaced by the
-    mean of all tokens. Rises count as 0. It needs only gradients, so it works for every backbone.
+    This is a first-order estimate: how much the class's log probability, or the number, would fall if the token were
+    replaced by the mean of all tokens. Rises count as 0. It needs only gradients, so it works for every backbone.
     """
     inputs = model.arm_inputs(x)
     if isinstance(inputs, Tensor):  # pixels, if nothing is frozen
@@ -32,7 +33,8 @@ def token_relevance(model: TubeViT, x: Tensor, head: str, target: int) -> Tensor
     h = inputs.h.detach().requires_grad_()
     taps = model.config.pool.taps if model.config.pool else []
     lower = {depth: inputs.lower[depth].detach().requires_grad_() for depth in taps}
-    chosen = model.arm(inputs._replace(h=h, lower=lower), head).log_softmax(-1)[0, target]
+    logits = model.arm(inputs._replace(h=h, lower=lower), head)
+    chosen = log_meaning(logits, model.config.loss(head))[0, target]
     gradients = torch.autograd.grad(chosen, [h, *lower.values()])
     prefix = model.tokenizer.num_prefix_tokens
     relevance = []
@@ -109,17 +111,18 @@ COLOUR = torch.tensor([255.0, 40.0, 0.0])
 def overlay(model: TubeViT, pixels: Tensor, head: str) -> np.ndarray:
     """Colour a clip uint8 (3, T, h, w) or an image (3, h, w) red where the most probable class is seen: (T, h, w, 3).
 
-    The class and its probability are written in the corner.
+    The class and its probability are written in the corner, or the number that the head gives.
     """
     x = model.preprocess(pixels[None]).to(next(model.parameters()).device)
     with torch.no_grad():
-        probabilities = model(x, head).softmax(-1)[0]
-    target, size = int(probabilities.argmax()), size_of(x)
+        output = meaning(model(x, head), model.config.loss(head))[0]
+    target, size = int(output.argmax()), size_of(x)
     heat = paint_relevance(token_relevance(model, x, head, target).cpu(), model.tokenizer.specs(size), size)
     frames = (pixels if pixels.dim() == 4 else pixels[:, None]).permute(1, 2, 3, 0).float()  # (T, h, w, 3)
     strength = 0.7 * heat[..., None]
     mixed = (1 - strength) * frames + strength * COLOUR
-    text = f"{model.config.heads[head][target]} {probabilities[target]:.0%}"
+    is_number = model.config.loss(head) in ("l2", "l1")
+    text = f"{output[0]:.4g}" if is_number else f"{model.config.heads[head][target]} {output[target]:.0%}"
     return np.stack([_labelled(each, text) for each in mixed.round().byte().numpy()])
 
 

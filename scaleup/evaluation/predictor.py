@@ -21,6 +21,7 @@ from scaleup.data.playback import Noted, ignore
 from scaleup.data.storage import Failure
 from scaleup.data.stream import clips
 from scaleup.evaluation import overlay
+from scaleup.model.objective import meaning
 from scaleup.model.tubevit import TubeViT
 
 
@@ -38,9 +39,10 @@ class ClipPrediction:
 
     second: float  # at which the clip begins
     top: list[ClassProbability]  # the most probable classes, in falling order
+    value: float | None = None  # of a head that gives a number
 
     def __str__(self) -> str:
-        return f"{self.second:8.2f} s  {self.top[0].class_} {self.top[0].probability:.1%}"
+        return f"{self.second:8.2f} s  {answer(self.top[:1], self.value)}"
 
 
 @dataclass
@@ -51,6 +53,14 @@ class Prediction:
     top: list[ClassProbability]  # the most probable classes, in falling order; for a video, means over its clips
     clips: list[ClipPrediction] = field(default_factory=list)  # the clips of a video
     source: str | None = None  # the file or address
+    value: float | None = None  # of a head that gives a number: it, for a video its mean over the clips
+
+
+def answer(top: Sequence[ClassProbability], value: float | None) -> str:
+    """A prediction in words."""
+    if value is not None:
+        return f"{value:.4g}"
+    return ", ".join(f"{guess.class_} {guess.probability:.1%}" for guess in top) or "no label"
 
 
 @dataclass
@@ -69,22 +79,39 @@ class Predictor:
 
     Args:
         head: the head to use; None if the model has only one.
-        top: number of most probable classes to return.
+        top: number of most probable classes to return; None: 5, and all of a head that names several.
+        threshold: probability above which a head that names several classes names one; None: 0.5.
         hop: seconds from the beginning of one clip to that of the next; None: a clip's length.
         batch: clips per batch.
     """
 
-    def __init__(self, model: TubeViT, head: str | None, top: int, hop: float | None, batch: int) -> None:
+    def __init__(
+        self,
+        model: TubeViT,
+        head: str | None,
+        top: int | None,
+        hop: float | None,
+        batch: int,
+        threshold: float | None = None,
+    ) -> None:
         self.head = model.head_name(head)
+        self.loss = model.config.loss(self.head)
+        if threshold is not None and self.loss != "sigmoid":
+            raise UserError(f"head {self.head!r} has loss {self.loss}; a threshold is for heads with loss sigmoid")
+        self.threshold = 0.0
+        if self.loss == "sigmoid":
+            self.threshold = 0.5 if threshold is None else threshold
         self.classes: list[str] = model.config.heads[self.head]
         self.input = model.config.input
         self.hop = self.input.frames / self.input.fps if hop is None else hop
-        self.model, self.top, self.batch = model.eval(), min(top, len(self.classes)), batch
+        count = len(self.classes)
+        self.top = min(top or (count if self.loss == "sigmoid" else 5), count)
+        self.model, self.batch = model.eval(), batch
 
     def image(self, media: bytes) -> Prediction:
         """The prediction for the bytes of an image file; raises BadSample."""
-        (probabilities,) = self.probabilities(eval_views(media, "image", self.input, 1, 1))
-        return Prediction("image", self.named(probabilities))
+        (output,) = self.outputs(eval_views(media, "image", self.input, 1, 1))
+        return Prediction("image", self.named(output), value=self.value(output))
 
     def video(
         self,
@@ -92,7 +119,7 @@ class Predictor:
         on_clip: Callable[[ClipPrediction], None] | None = None,
         noted: Noted = ignore,
     ) -> Prediction:
-        """The prediction for a video: the mean of the probabilities over its clips.
+        """The prediction for a video: the mean of the probabilities, or numbers, over its clips.
 
         Args:
             on_clip: called with each clip's prediction as soon as it is known; then clips are not collected in batches.
@@ -105,46 +132,55 @@ class Predictor:
         stream = clips(source, self.input, self.hop, noted)
         while batch := list(islice(stream, 1 if on_clip else self.batch)):
             seconds, pixels = zip(*batch, strict=True)
-            for second, probabilities in zip(seconds, self.probabilities(torch.stack(pixels)), strict=True):
-                total += probabilities
-                predictions.append(ClipPrediction(second, self.named(probabilities)))
+            for second, output in zip(seconds, self.outputs(torch.stack(pixels)), strict=True):
+                total += output
+                predictions.append(ClipPrediction(second, self.named(output), self.value(output)))
                 if on_clip is not None:
                     on_clip(predictions[-1])
-        return Prediction("video", self.named(total / len(predictions)), predictions)
+        mean = total / len(predictions)
+        return Prediction("video", self.named(mean), predictions, value=self.value(mean))
 
     @torch.inference_mode()
-    def probabilities(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, T, h, w) or (B, 3, h, w) -> (B, C), on the CPU."""
+    def outputs(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, T, h, w) or (B, 3, h, w) -> probabilities (B, C) or numbers (B, 1), on the CPU."""
         device = next(self.model.parameters()).device
-        return self.model(self.model.preprocess(pixels.to(device)), self.head).softmax(-1).cpu()
+        return meaning(self.model(self.model.preprocess(pixels.to(device)), self.head), self.loss).cpu()
 
-    def named(self, probabilities: Tensor) -> list[ClassProbability]:
-        """The most probable classes of probabilities (C,)."""
-        best = probabilities.topk(self.top)
+    def named(self, output: Tensor) -> list[ClassProbability]:
+        """The most probable classes of probabilities (C,), those above the threshold; none of a number."""
+        if self.loss in ("l2", "l1"):
+            return []
+        best = output.topk(self.top)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [ClassProbability(self.classes[index], value) for index, value in pairs]
+        return [ClassProbability(self.classes[index], value) for index, value in pairs if value >= self.threshold]
+
+    def value(self, output: Tensor) -> float | None:
+        """The number (1,); None of classes."""
+        return output.item() if self.loss in ("l2", "l1") else None
 
 
 def predict(
     model: TubeViT,
     sources: Sequence[str],
     head: str | None = None,
-    top: int = 5,
+    top: int | None = None,
     hop: float | None = None,
     batch: int = 8,
     picture: str | None = None,
+    threshold: float | None = None,
 ) -> Predictions:
-    """Predict the classes of images and videos. An unreadable source is printed on stderr, and the others continue.
+    """Predict the classes, or the number, of images and videos. An unreadable source is printed on stderr, and the
+    others continue.
 
     Args:
         sources: files, folders, patterns, addresses, or ``-`` for a video stream on stdin.
-        head, top, hop, batch: see :class:`Predictor`.
+        head, top, hop, batch, threshold: see :class:`Predictor`.
         picture: a .png or .mp4 file to write, which shows where the model looks in the first source.
 
     Raises:
-        UserError: there is no such head or source, or ``picture`` has another extension.
+        UserError: there is no such head or source, ``picture`` has another extension, or the head has no threshold.
     """
-    predictor = Predictor(model, head, top, hop, batch)
+    predictor = Predictor(model, head, top, hop, batch, threshold)
     names = expanded(sources)
     files, failures = [], []
     with progress("predicting", len(names)) as advance:

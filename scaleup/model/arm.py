@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.errors import UserError
 from scaleup.model.kernels import computed, first_token, knows_first_token, pools_first
 from scaleup.model.tokenizer import Tokenizer, size_of
@@ -62,6 +63,17 @@ def alphas(gate: Gate | None) -> dict[str, float | None]:
     return mean if len(gate.alpha) == 1 else mean | {"alpha_largest": gate.alpha.abs().max().item()}
 
 
+class NumberHead(nn.Linear):
+    """A head that gives a number (B, 1), in the units of the label; what it learns is about 0 and 1 in size."""
+
+    def __init__(self, width: int, mean: float, std: float) -> None:
+        super().__init__(width, 1)
+        self.mean, self.std = mean, std
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.mean + self.std * super().forward(features).float()
+
+
 class Arm(nn.Module):
     """Everything above the trunk: gate, late blocks, norm and pool, heads. If nothing is frozen, the tokenizer too.
 
@@ -81,6 +93,7 @@ class Arm(nn.Module):
         tail: Any,
         heads: Heads,
         pool: Any = None,
+        losses: Mapping[str, HeadLoss] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -89,7 +102,10 @@ class Arm(nn.Module):
         self.tail, self.pool = tail, pool
         self.heads, width = nn.ModuleDict(), (tail if pool is None else pool).embed_dim
         for name, classes in heads.items():
-            self.heads[module_name("a head", name)] = nn.Linear(width, len(classes))
+            loss = (losses or {}).get(name, HeadLoss())
+            is_number = loss.kind in ("l2", "l1")
+            layer = NumberHead(width, loss.mean, loss.std) if is_number else nn.Linear(width, len(classes))
+            self.heads[module_name("a head", name)] = layer
 
     def features(self, inputs: Tensor | Taps) -> Tensor:
         """Taps, or pixels where nothing is frozen, -> pooled features (B, D), of an attentive pool (B, queries * D)."""

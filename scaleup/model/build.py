@@ -108,7 +108,8 @@ def trunk_of(run: str | Path) -> schema.Trunk:
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:
     config = read_config(directory)
     adapt = Adapt(*astuple(config.adapter)) if config.adapter else FULL
-    model = template.with_arm(config.frozen_depth, config.gate, config.heads, adapt=adapt, pool=config.pool)
+    heads, pool, losses = config.heads, config.pool, config.losses
+    model = template.with_arm(config.frozen_depth, config.gate, heads, adapt=adapt, pool=pool, losses=losses)
     own, tensors = model.named_tensors(), read_tensors(directory)
     shared = {name for name, parameter in model.arm.named_parameters() if not parameter.requires_grad}
     names = {name: public_name(f"arm.{name}", model.block_prefix) for name in model.arm.state_dict().keys() - shared}

@@ -6,7 +6,7 @@ x -> tokenizer -> z0 -> trunk: blocks[:s], frozen -> h -> arm: h + tanh(alpha) z
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from scaleup.backbones.backbone import Backbone, BlockFile
-from scaleup.checkpoint.model_directory import ModelConfig, Pool, is_of_adapter
+from scaleup.checkpoint.model_directory import HeadLoss, ModelConfig, Pool, is_of_adapter
 from scaleup.common.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
@@ -60,7 +60,7 @@ class TubeViT(Pretrained):
         own_tokenizer = None if frozen else tokenizer
         gate = Gate.of(config.gate, tokenizer.embed_dim)
         pool = make_pool(config.pool, tail, tokenizer.embed_dim)
-        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config.heads, pool)
+        self.arm = Arm(own_tokenizer, gate, frozen, blocks[frozen:], tail, config.heads, pool, config.losses)
 
     @classmethod
     def assemble(cls, config: ModelConfig, backbone: Backbone, seed: int = 0) -> Self:
@@ -140,15 +140,18 @@ class TubeViT(Pretrained):
         seed: int = 0,
         adapt: Adapt = FULL,
         pool: Pool | None = None,
+        losses: Mapping[str, HeadLoss] | None = None,
     ) -> TubeViT:
         """The same model with another frozen depth. It shares the frozen weights of this model, and copies all others.
 
-        Heads with the same classes and pool are copied, and so are the adapter and the pool. Other heads are drawn from
-        (seed, name) only, so that an arm starts with the same weights alone and in a sweep. This model must not train.
+        Heads with the same classes, loss and pool are copied, and so are the adapter and the pool. Other heads are
+        drawn from (seed, name) only, so that an arm starts with the same weights alone and in a sweep. This model must
+        not train.
 
         Args:
             pool: how tokens become features; None: the backbone's own way, in its tail. With a pool, the tail is
                 frozen.
+            losses: of heads whose loss is not softmax; a head that is copied keeps its mean and standard deviation.
 
         Raises:
             UserError: the depth, the adapter or the gate does not fit, or this model has another adapter.
@@ -160,6 +163,9 @@ class TubeViT(Pretrained):
         config.adapter = adapt.adapter
         config.pool = copy.copy(pool)
         config.heads = {name: list(classes) for name, classes in heads.items()}
+        config.losses = {name: copy.copy(loss) for name, loss in (losses or {}).items()}
+        copied = [name for name in config.losses if name in self.config.losses and self._has_head(name, config)]
+        config.losses |= {name: copy.copy(self.config.losses[name]) for name in copied}
         tokenizer = self.tokenizer if frozen_depth else copy.deepcopy(self.tokenizer)
         blocks = [*self.blocks[:frozen_depth], *self._copy_blocks(frozen_depth, adapt)]
         file = self.trunk.file if self.trunk is not None else None
@@ -174,6 +180,12 @@ class TubeViT(Pretrained):
         model._begin_as(self, seed)
         return model
 
+    def _has_head(self, name: str, config: ModelConfig) -> bool:
+        """Whether this model has a head that a model of ``config`` can begin with."""
+        own = self.config
+        alike = own.pool == config.pool and own.loss(name) == config.loss(name)
+        return alike and own.heads.get(name) == config.heads[name]
+
     def _begin_as(self, template: TubeViT, seed: int) -> None:
         """Copy the template's pool, heads and gate if they are of the same kind; draw the others."""
         same = template.config.pool == self.config.pool
@@ -182,7 +194,7 @@ class TubeViT(Pretrained):
         elif self.arm.pool is not None:
             init_pool(self.arm.pool, generator_of("pool", seed))
         for name, head in self.arm.heads.items():
-            if same and template.config.heads.get(name) == self.config.heads[name]:
+            if template._has_head(name, self.config):
                 head.load_state_dict(template.arm.heads[name].state_dict())
             else:
                 init_head(head, name, seed)

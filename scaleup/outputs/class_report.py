@@ -27,7 +27,9 @@ def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 1
         UserError: the shards do not open or do not fit the heads.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
-    heads = matched(first, opened, None)
+    heads = {
+        head: label for head, label in matched(first, opened, None).items() if first.config.loss(head) == "softmax"
+    }
     samples = Once("confusion", opened, heads, first.config.input, "1x1", batch, 1, join())
     sizes = {head: len(opened.classes[label]) for head, label in heads.items()}
     counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in sizes.items()} for name in models}

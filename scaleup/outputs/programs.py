@@ -183,7 +183,7 @@ def description(model: TubeViT, lengths: Mapping[str, Ends | None]) -> dict[str,
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
         "heads": model.config.heads,
-    }
+    } | ({"losses": {head: loss.kind for head, loss in losses.items()}} if (losses := model.config.losses) else {})
 
 
 def _frames(ends: Ends | None) -> list[int | str]:

@@ -97,7 +97,7 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
     yield _table(runs, heads)
     for run in runs:
         if run.scores.arms:
-            yield html.Text(f"Accuracy (top-1) of {run.name}: {run.scores.words}.")
+            yield html.Text(f"Accuracy ({_measure(run)}) of {run.name}: {run.scores.words}.")
     labels = probe.labels if probe else {}
     names = list(dict.fromkeys([*heads, *labels]))
     yield html.Figures({title: plot for head in names for title, plot in _against(runs, head, labels.get(head))})
@@ -128,9 +128,16 @@ def _table(runs: Sequence[Facts], heads: Sequence[str]) -> html.Table:
 
 
 def accuracy(run: Facts, arm: str) -> float | None:
-    """The mean top-1 of its heads, as a share."""
+    """The mean top-1 of its heads (mAP of several classes, R2 of a number), as a share."""
     scores = run.scores.arms.get(arm)
     return fmean(scores.values()) if scores else None
+
+
+def _measure(run: Facts) -> str:
+    """What the accuracy of a run's heads is."""
+    losses = {run.recipe.heads[head].loss if head in run.recipe.heads else "softmax" for head in run.heads}
+    words = {"top-1": {"softmax"}, "mAP": {"sigmoid"}, "R2": {"l2", "l1"}}
+    return ", ".join(name for name, kinds in words.items() if kinds & losses) or "top-1"
 
 
 def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
     seconds = run.seconds(arm)
     return {
         "best arm": arm if len(runs) == 1 else f"{run.name}/{arm}",
-        "its accuracy (top-1)": f"{best:.1%}",
+        f"its accuracy ({_measure(run)})": f"{best:.1%}",
         "its frozen blocks": run.arms[arm].frozen_depth,
         "a step of it": f"{seconds:.3g} s" if seconds else None,
         **counts,
@@ -202,6 +209,10 @@ def _curves(run: Facts) -> dict[str, str | None]:
             f"training accuracy of {head}, a running mean": plot(
                 head, "accuracy", "heads", head, "accuracy", smooth=True
             )
+            for head in run.heads
+        },
+        **{
+            f"R2 of {head} in training, a running mean": plot(head, "R2", "heads", head, "r2", smooth=True)
             for head in run.heads
         },
         "validation accuracy": plot("validation", "accuracy", "valid", "accuracy"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from scaleup.checkpoint.model_directory import read_report
 from scaleup.common.errors import UserError
+from scaleup.common.metrics import leading
 from scaleup.config.recipe import load, sweep_arms, to_yaml
 from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.training.arm_trainer import ArmResult
@@ -106,11 +107,11 @@ class Facts:
         valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
         most = max(map(sets.count, sets), default=0)
         if most < max(1, len(valid)):
-            return Scores("validation, one view, at its best", {arm: _top1(best) for arm, best in valid.items()})
+            return Scores("validation, one view, at its best", {arm: _leads(best) for arm, best in valid.items()})
         on = [entry for entry in sets if sets.count(entry) == most][-1]
         words = f"{on['shards']}, {on['views']} views, list {on['list_sha256'][:12]}"
         same = {arm: [entry for entry in entries if entry["on"] == on] for arm, entries in recorded.items()}
-        return Scores(words, {arm: _top1(entries[-1]) for arm, entries in same.items() if entries})
+        return Scores(words, {arm: _leads(entries[-1]) for arm, entries in same.items() if entries})
 
     def _evaluations(self, arm: str) -> list[Json]:
         """The evaluations of an arm that tools/evaluate.py recorded."""
@@ -134,8 +135,8 @@ class Facts:
         )
 
 
-def _top1(measured: Json) -> dict[str, float]:
-    return {head: score["top1"] for head, score in measured["heads"].items()}
+def _leads(measured: Json) -> dict[str, float]:
+    return {head: score[leading(score)] for head, score in measured["heads"].items()}
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
 from scaleup.common.timing import now
 from scaleup.config.schema import Arm as Settings
 from scaleup.config.schema import Recipe, schedule
 from scaleup.model.arm import Arm, alphas
+from scaleup.model.objective import Objective
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import engine
@@ -104,7 +106,7 @@ class ArmTrainer:
 
     def __init__(self, name: str, model: TubeViT, settings: Settings, recipe: Recipe, world: World) -> None:
         self.name, self.model, self.settings, self.world = name, model, settings, world
-        self.seed, self.smoothing = recipe.seed, recipe.train.label_smoothing
+        self.seed, self.objectives = recipe.seed, objectives_of(recipe, model)
         self.steps, self.warmup = schedule(settings, recipe.train)
         self.standing = ArmState()
         self.best: dict[str, Tensor] = {}  # what trains, as it was when validated best; on the first rank
@@ -130,10 +132,10 @@ class ArmTrainer:
         source = np.random.SeedSequence((self.seed, step, self.world.rank, rows.start))
         torch.manual_seed(int(source.generate_state(1)[0]))
         logits = self.engine(inputs, list(labels))
-        losses = {head: head_loss(logits[head], labels[head], mix, self.smoothing, rows) for head in labels}
+        losses = {head: head_loss(logits[head], labels[head], mix, self.objectives[head], rows) for head in labels}
         loss = torch.stack(list(losses.values())).mean()
-        right = {head: (each if mix is None else mix.dominant(each))[rows] for head, each in labels.items()}
-        entry = self._measured(loss, losses, logits, right)
+        own = {head: (each if mix is None else mix.dominant(each))[rows] for head, each in labels.items()}
+        entry = self._measured(loss, losses, logits, own)
         entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
         return entry | alphas(self.model.arm.gate) | {"seconds": now(self.world.device) - began}
 
@@ -201,13 +203,20 @@ class ArmTrainer:
         )
 
     def _measured(self, loss: Tensor, losses: dict, logits: dict, labels: Mapping[str, Tensor]) -> Entry:
-        """Loss, and loss and accuracy of each head: means over the batches of all ranks. A mixed sample is right where
+        """Loss, and loss and quality of each head: means over the batches of all ranks. A mixed sample is right where
         the greater part of it is named."""
-        right = [(logits[head].argmax(dim=1) == labels[head]).float().mean() for head in labels]
-        values = torch.stack([loss.detach(), *(value.detach() for value in losses.values()), *right])
+        quality = [self.objectives[head].quality(logits[head], labels[head]) for head in labels]
+        values = torch.stack([loss.detach(), *(value.detach() for value in losses.values()), *quality])
         mean, *rest = self.world.mean(values).tolist()
-        pairs = zip(labels, rest[: len(right)], rest[len(right) :], strict=True)
-        return {"loss": mean, "heads": {head: {"loss": each, "accuracy": share} for head, each, share in pairs}}
+        pairs = zip(labels, rest[: len(quality)], rest[len(quality) :], strict=True)
+        heads = {head: {"loss": each, self.objectives[head].measure: share} for head, each, share in pairs}
+        return {"loss": mean, "heads": heads}
+
+
+def objectives_of(recipe: Recipe, model: TubeViT) -> dict[str, Objective]:
+    """What each head of a model learns in a run."""
+    losses, smoothing = model.config.losses, recipe.train.label_smoothing
+    return {head: Objective(losses.get(head, HeadLoss()), smoothing) for head in model.config.heads}
 
 
 def whole_step(entries: list[Entry]) -> Entry:
@@ -218,7 +227,7 @@ def whole_step(entries: list[Entry]) -> Entry:
 def _joined(name: str, values: list[Any]) -> Any:
     if isinstance(values[-1], dict):
         return whole_step(values)
-    if name in ("loss", "accuracy"):
+    if name in ("loss", "accuracy", "r2"):
         return statistics.fmean(values)
     return sum(values) if name.endswith("seconds") else values[-1]
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scaleup.checkpoint.model_directory import public_name
@@ -24,6 +23,7 @@ from scaleup.data.batches import Batch
 from scaleup.data.loader import train_loader
 from scaleup.data.shards import index_bytes
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
+from scaleup.model.objective import Objective
 from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, arm_inputs, taps_of
 from scaleup.model.tubevit import TubeViT, depths_of
@@ -35,7 +35,7 @@ class Fed(NamedTuple):
 
     dataset: str
     size: int
-    labels: dict[str, Tensor]  # head -> int64 (B,)
+    labels: dict[str, Tensor]  # by head, see scaleup.data.batches.Batch
     mix: Mix | None
     inputs: Callable[[slice], Inputs]  # of some rows; computed when it is called
 
@@ -207,7 +207,7 @@ class Mix(NamedTuple):
         return mixed
 
     def dominant(self, labels: Tensor) -> Tensor:
-        """Labels (B,) of the samples that the greater part of each mixed one is of."""
+        """Labels (B, ...) of the samples that the greater part of each mixed one is of."""
         return labels if self.share >= 0.5 else labels[self.order]
 
 
@@ -246,10 +246,10 @@ def _length(span: slice) -> int:
     return span.stop - span.start
 
 
-def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, smoothing: float, rows: slice = WHOLE) -> Tensor:
-    """Cross entropy of logits (b, C) of some ``rows`` of a batch with its labels (B,), mixed as the pixels were."""
-    loss = F.cross_entropy(logits, labels[rows], label_smoothing=smoothing)
+def head_loss(logits: Tensor, labels: Tensor, mix: Mix | None, objective: Objective, rows: slice = WHOLE) -> Tensor:
+    """Loss of logits (b, C) of some ``rows`` of a batch with its labels (B,) or (B, C), mixed as the pixels were."""
+    loss = objective(logits, labels[rows])
     if mix is None:
         return loss
-    other = F.cross_entropy(logits, labels[mix.order][rows], label_smoothing=smoothing)
+    other = objective(logits, labels[mix.order][rows])
     return mix.share * loss + (1 - mix.share) * other

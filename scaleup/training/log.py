@@ -84,6 +84,7 @@ def read_lines(path: Path) -> list[Entry]:
 
 SHOWN = 8  # heads in a line of progress, over all arms
 LATELY = 20  # steps of a head that its figures in that line are the mean of
+R2_MARGIN, R2_SAMPLES = 0.05, 10_000  # of a head that gives a number
 JUDGED_BY = 1000  # steps after its warm-up by which an arm is judged for the first time; short ones after a quarter
 
 
@@ -91,15 +92,20 @@ JUDGED_BY = 1000  # steps after its warm-up by which an arm is judged for the fi
 class AtChance:
     """That a head is no better than guessing."""
 
-    accuracy: float  # on the samples that it was judged by, a share of 1
+    accuracy: float  # on the samples that it was judged by, a share of 1; of a number R2
     chance: float  # the share of the most frequent class
     samples: int  # that it was judged by
     steps: int  # that its arm had taken
+    measure: str = "accuracy"  # accuracy | r2
 
     def __str__(self) -> str:
+        right = f"it is right for {self.accuracy:.1%} of the last {self.samples:,} samples"
+        guess = f"the most frequent class is that of {self.chance:.1%}"
+        if self.measure == "r2":
+            right = f"it explains {self.accuracy:.1%} of the variance of the last {self.samples:,} labels"
+            guess = "their mean explains 0 %"
         return (
-            f"is still at chance after {self.steps} steps: it is right for {self.accuracy:.1%} of the last "
-            f"{self.samples:,} samples, and the most frequent class is that of {self.chance:.1%}; look at its labels "
+            f"is still at chance after {self.steps} steps: {right}, and {guess}; look at its labels "
             "and at what augmentation does to them, try another learning rate or more steps, and of a frozen model "
             "read all tokens (arm.pool=attentive) or let more blocks train"
         )
@@ -111,22 +117,22 @@ class Recent:
     A head is at chance while its accuracy is at most that of always naming the most frequent class and a quarter of it
     (where that class has more than half of the samples, and a quarter of the rest). It is judged on so many samples
     that a head that guesses gets above this once in 30,000 times, again on as many new ones, and is no longer at chance
-    when it has risen.
+    when it has risen. A head that gives a number is at chance while R2 is at most 0.05, on 10,000 samples.
 
     Args:
-        most_frequent: of each dataset and head, the share of the class that most samples have.
+        guesses: of each dataset and head, the share of the class that most samples have; 0 of a number.
         batch: samples of a step.
         steps, warmup: of the arm.
     """
 
     def __init__(
-        self, arm: str, most_frequent: Mapping[str, Mapping[str, float]], batch: int, steps: int, warmup: int
+        self, arm: str, guesses: Mapping[str, Mapping[str, float]], batch: int, steps: int, warmup: int
     ) -> None:
         self.arm, self.batch, self.first = arm, batch, warmup + min((steps - warmup) // 4, JUDGED_BY)
-        sets = [head for heads in most_frequent.values() for head in heads]
+        sets = [head for heads in guesses.values() for head in heads]
         self.heads = {
             (dataset, head): Head(head if sets.count(head) == 1 else f"{head} of {dataset}", share)
-            for dataset, heads in most_frequent.items()
+            for dataset, heads in guesses.items()
             for head, share in heads.items()
         }
 
@@ -135,8 +141,8 @@ class Recent:
         sentences = []
         for name, measured in heads.items():
             head = self.heads[dataset, name]
-            head.lately.append((measured["loss"], measured["accuracy"]))
-            if step >= self.first and (verdict := head.judge(measured["accuracy"], self.batch, step + 1)):
+            quality = head.note(measured)
+            if step >= self.first and (verdict := head.judge(quality, self.batch, step + 1)):
                 sentences.append(f"head {head.name!r} of arm {self.arm!r} {verdict}")
         return sentences
 
@@ -156,22 +162,37 @@ class Head:
         self.at_chance: AtChance | None = None
         self.named = False  # that it is at chance
         self.margin = min(chance, 1 - chance) / 4
+        self.measure = "accuracy"  # or r2, as soon as that is noted
+
+    def note(self, measured: Mapping[str, float]) -> float:
+        """Note a step; returns its accuracy, of a number R2."""
+        self.measure = "r2" if "r2" in measured else "accuracy"
+        self.lately.append((measured["loss"], measured[self.measure]))
+        return measured[self.measure]
 
     def judge(self, accuracy: float, samples: int, steps: int) -> AtChance | None:
         """Count a step, and judge where there are samples enough; what it finds where it is at chance for the first
         time."""
         self.right, self.samples = self.right + accuracy * samples, self.samples + samples
-        if self.samples * self.margin**2 < 16 * self.chance * (1 - self.chance) or not self.margin:  # 4 deviations
+        if not self._suffice():
             return None
-        verdict = AtChance(self.right / self.samples, self.chance, self.samples, steps)
+        verdict = AtChance(self.right / self.samples, self.chance, self.samples, steps, self.measure)
         self.right, self.samples = 0.0, 0
-        self.at_chance = verdict if verdict.accuracy <= self.chance + self.margin else None
+        margin = R2_MARGIN if self.measure == "r2" else self.margin
+        self.at_chance = verdict if verdict.accuracy <= self.chance + margin else None
         first, self.named = not self.named, self.named or self.at_chance is not None
         return self.at_chance if first else None
 
+    def _suffice(self) -> bool:
+        """Whether the samples are enough to judge by."""
+        if self.measure == "r2":
+            return self.samples >= R2_SAMPLES
+        return self.samples * self.margin**2 >= 16 * self.chance * (1 - self.chance) > 0  # 4 deviations
+
     def __str__(self) -> str:
-        losses, accuracies = zip(*self.lately, strict=True)
-        return f"{self.name} {fmean(losses):.2f} {fmean(accuracies):.0%}"
+        losses, qualities = zip(*self.lately, strict=True)
+        quality = fmean(qualities)
+        return f"{self.name} {fmean(losses):.2f} " + (f"R2 {quality:.2f}" if self.measure == "r2" else f"{quality:.0%}")
 
 
 def line(arms: Iterable[Recent]) -> str:

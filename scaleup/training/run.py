@@ -106,7 +106,7 @@ class Run:
         self.about_trunk = self._prepare(trunk, valid is not None)
         self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
         self.steps = max(trainer.steps for trainer in self.trainers.values())
-        shares, batch = run_inputs.most_frequent(recipe), recipe.data.batch
+        shares, batch = run_inputs.guesses(recipe), recipe.data.batch
         self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}
         self.validation = valid and Validation(recipe, valid, self.models.values(), self.world)
         self.trunk_seconds: list[float] = []

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from scaleup.backbones.weights import SkipInit
-from scaleup.checkpoint.model_directory import Pool, local
+from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
 from scaleup.common.errors import UserError
-from scaleup.config.schema import Arm, Data, Recipe
+from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
+from scaleup.data.labels import NUMBER, class_counts, refuse_loss
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.shards import Shards, index_bytes, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
@@ -27,13 +28,56 @@ from scaleup.model.tubevit import TubeViT
 
 def build_models(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
     """A model for each arm. The arms share frozen tensors; each has its own trained ones."""
-    heads = heads_of(recipe)
-    return _with_arms(starting_model(recipe, heads), arms, heads, recipe.seed)
+    return _with_arms(starting_model(recipe, heads_of(recipe)), arms, recipe)
 
 
 def heads_of(recipe: Recipe) -> Heads:
-    """The heads and their classes. With a token cache, the videos need not exist, only the index of their shards."""
+    """The heads and their classes. With a token cache, the videos need not exist, only the index of their shards.
+
+    Raises:
+        UserError: a dataset does not open, or has labels that a head with its loss cannot learn.
+    """
+    for head, sets in _learnt(recipe).items():
+        for label, shards in sets:
+            refuse_loss(head, loss_of(recipe, head), label, shards.kind(label), str(shards.path))
     return classes_of(data_of(recipe))
+
+
+def losses_of(recipe: Recipe) -> dict[str, HeadLoss]:
+    """The losses that are not softmax, by head; those of numbers with mean and standard deviation of all labels that
+    the head learns from.
+
+    Raises:
+        UserError: a dataset does not open, or all labels of a head are the same number.
+    """
+    losses = {}
+    for head, sets in _learnt(recipe).items() if recipe.heads else ():
+        kind = loss_of(recipe, head)
+        losses[head] = HeadLoss(kind)
+        if kind in ("l2", "l1"):
+            numbers = np.concatenate([shards.labels[label] for label, shards in sets])
+            if (numbers == numbers[0]).all():
+                raise UserError(f"head {head!r} has nothing to learn: its label is {numbers[0]:g} in every sample")
+            losses[head] = HeadLoss(kind, _rounded(numbers.mean()), _rounded(numbers.std()))
+    return {head: loss for head, loss in losses.items() if loss.kind != "softmax"}
+
+
+def _rounded(number: float) -> float:
+    """To a few digits, so that it does not depend on how often a cache has a sample."""
+    return float(f"{number:.5g}")
+
+
+def loss_of(recipe: Recipe, head: str) -> Loss:
+    return recipe.heads.get(head, Head()).loss
+
+
+def _learnt(recipe: Recipe) -> dict[str, list[tuple[str, Shards]]]:
+    """For each head the labels that it learns, with their shards."""
+    data, learnt = data_of(recipe), dict[str, list[tuple[str, Shards]]]()
+    for name, shards in open_datasets(data).items():
+        for head, label in data.train[name].heads.items():
+            learnt.setdefault(head, []).append((label, shards))
+    return learnt
 
 
 def data_of(recipe: Recipe) -> Data:
@@ -61,10 +105,11 @@ def models_on_meta(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
         else:
             backbone = replace(recipe.model.backbone, weights="meta")
             template = fresh(replace(recipe.model, backbone=backbone), heads, recipe.seed)
-        return _with_arms(template, arms, heads, recipe.seed)
+        return _with_arms(template, arms, recipe)
 
 
-def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int) -> dict[str, TubeViT]:
+def _with_arms(template: TubeViT, arms: dict[str, Arm], recipe: Recipe) -> dict[str, TubeViT]:
+    heads, losses = heads_of(recipe), losses_of(recipe)
     for name, arm in arms.items():
         if arm.frozen_depth > template.depth:
             raise UserError(
@@ -73,7 +118,13 @@ def _with_arms(template: TubeViT, arms: dict[str, Arm], heads: Heads, seed: int)
             )
     return {
         name: template.with_arm(
-            arm.frozen_depth, arm.gate, heads, seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha), pool_of(arm)
+            arm.frozen_depth,
+            arm.gate,
+            heads,
+            recipe.seed,
+            Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha),
+            pool_of(arm),
+            losses,
         )
         for name, arm in arms.items()
     }
@@ -129,13 +180,18 @@ def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return inputs
 
 
-def most_frequent(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """The share of the most frequent class, by training set and head."""
+def guesses(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """The accuracy of guessing, by training set and head: the share of the most frequent class; 0 for a number."""
     data, shares = data_of(recipe), dict[str, dict[str, float]]()
     for name, shards in open_datasets(data).items():
-        labels = {head: shards.labels[label] for head, label in data.train[name].heads.items()}
-        shares[name] = {head: float(np.bincount(numbers).max() / len(numbers)) for head, numbers in labels.items()}
+        shares[name] = {
+            head: _guess(shards.labels[label], shards.kind(label)) for head, label in data.train[name].heads.items()
+        }
     return shares
+
+
+def _guess(labels: np.ndarray, kind: str) -> float:
+    return 0.0 if kind == NUMBER else float(class_counts(labels, 1).max() / len(labels))
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:

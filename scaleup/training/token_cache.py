@@ -18,13 +18,13 @@ from torch import Tensor
 
 from scaleup.common.distributed import World, own_device
 from scaleup.common.errors import UserError
-from scaleup.common.files import refuse_existing
+from scaleup.common.files import clear_directory, partial_directory, partial_name, refuse_existing
 from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, Batch, input_bytes
 from scaleup.data.loader import Augmented, EachOnce, open_datasets
-from scaleup.data.pack import GrowingShards, clear_directory, partial_directory, partial_name
+from scaleup.data.pack import GrowingShards
 from scaleup.data.shards import Index, Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
@@ -77,7 +77,7 @@ class SetWriter:
 
     def conclude(self) -> None:
         """Write the index, and remove all other files except tars that have samples."""
-        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], made=self.origin))
+        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], self.shards.kinds, made=self.origin))
 
     def _divide(self, chunk: Sequence[int]) -> list[Sequence[int]]:
         return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
@@ -86,9 +86,9 @@ class SetWriter:
         """All views of the samples of each part."""
         input, shards = self.model.config.input, self.shards
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: shards})
-        read, labels = partial(_read_views, augmented, self.name, self.views), {name: name for name in shards.labels}
+        read = partial(_read_views, augmented, self.name, self.views)
         size = input_bytes(input, shards.modality) * self.views
-        return EachOnce(shards, labels, read, parts).batches(size, self.recipe.data.workers)
+        return EachOnce(shards, {}, read, parts).batches(size, self.recipe.data.workers)
 
     def _samples(self, batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
         for batch in batches:
@@ -96,10 +96,10 @@ class SetWriter:
             self.bad.add(batch.failures)
             yield from batch.failures
             records = self._records(batch.pixels.flatten(0, 1)) if batch.keys else iter(())
-            for row, key in enumerate(batch.keys):
-                labels = {name: int(values[row]) for name, values in batch.labels.items()}
+            for number in (self.numbers[key] for key in batch.keys):
                 for view in range(self.views):
-                    yield Sample(f"{self.numbers[key]:08d}-v{view}", "safetensors", next(records), labels)
+                    key, labels = f"{number:08d}-v{view}", self.shards.labels_of(number)
+                    yield Sample(key, "safetensors", next(records), labels)
             advance(len(batch.keys) + len(batch.failures))
 
     def _records(self, pixels: Tensor) -> Iterator[bytes]:
@@ -266,8 +266,9 @@ def samples_of_a_tar(record: int, views: int) -> int:
 
 
 def cache_bytes(shards: Shards, record: int, views: int) -> int:
-    """Bytes on the disk of a dataset with records of ``record`` bytes: exact for tars, roughly for the index."""
-    label = json.dumps({"labels": {name: int(numbers[0]) for name, numbers in shards.labels.items()}})
+    """Bytes on the disk of a dataset with records of ``record`` bytes: exact for tars (unless a label is a list of many
+    classes), roughly for the index."""
+    label = json.dumps({"labels": shards.labels_of(0)})
     sample = views * (2 * BLOCK + _up(record, BLOCK) + _up(len(label), BLOCK))
     length = samples_of_a_tar(record, views)
     counts = [min(length, len(shards) - begin) for begin in range(0, len(shards), length)]

@@ -6,9 +6,11 @@ import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
+from scaleup.common.metrics import MEASURES, leading
 from scaleup.config.schema import Recipe, Valid
 from scaleup.data.batches import BadSamples, input_bytes, refuse_small_shared
 from scaleup.data.shards import Shards
@@ -53,8 +55,9 @@ class Validation:
         return results
 
     def measured(self, models: Mapping[str, TubeViT]) -> dict[str, Entry]:
-        """``{"accuracy", "samples", "heads": {head: {"top1", "top5", "loss"}}}`` of each of the models: the accuracy is
-        the mean top-1 of its heads. All ranks must call, and get the same.
+        """``{"accuracy", "samples", "heads": {head: {"top1", "top5", "loss"}}}`` of each of the models, for heads of
+        another loss than softmax the fields of their scores. The accuracy is the mean over the heads of top-1, mAP or
+        R2. All ranks must call, and get the same.
 
         Raises:
             UserError: more than ``data.max_bad`` of the samples cannot be read.
@@ -71,15 +74,21 @@ class Validation:
     def _entry(self, evaluation: Evaluation) -> Entry:
         bad = BadSamples("data.valid", len(self.shards), self.data.max_bad)
         bad.add(Failure(*pair) for pair in evaluation.failures)
-        accuracy = statistics.fmean(score.top1 for score in evaluation.heads.values())
+        scores = evaluation.heads.items()
+        accuracy = statistics.fmean(score.lead for _, score in scores)
         heads = {
-            head: {"top1": score.top1, "top5": score.top5, "loss": score.loss}
-            for head, score in evaluation.heads.items()
+            head: {key: value for key, value in asdict(score).items() if key != "chance"} for head, score in scores
         }
         return {"accuracy": accuracy, "samples": evaluation.samples, "heads": heads}
 
 
 def _describe(entry: Entry) -> str:
     """The accuracy of an arm, and of each of its heads where it has several."""
-    heads = ", ".join(f"{head} {score['top1']:.2%}" for head, score in entry["heads"].items())
+    heads = ", ".join(f"{head} {_lead(score)}" for head, score in entry["heads"].items())
     return f"{entry['accuracy']:.2%}" + (f" = {heads}" if len(entry["heads"]) > 1 else "")
+
+
+def _lead(score: Mapping[str, float]) -> str:
+    """The measure of a head by which arms are compared; it is named where it is not top-1."""
+    name = leading(score)
+    return f"{MEASURES[name].title} " * (name != "top1") + MEASURES[name].words(score[name])

@@ -36,6 +36,7 @@ CLASSES = {
     "data/k600-train": {"label": 600},
     "data/k700-train": {"label": 700},
     "data/ssv2-train": {"label": 174},
+    "data/charades-train": {"label": 157},
     "data/imagenet-train": {"label": 1000},
     "runs/paper/data/videos-train": {"shape": 8, "motion": 6, "place_motion": 8},
     "runs/paper/data/images-train": {"shape": 8, "position": 16, "size": 4},
@@ -49,9 +50,10 @@ def stub(scale: str) -> None:
     real ones, and the configuration of the adapted models."""
     for place, counts in CLASSES.items():
         modality, extension = ("image", "png") if "image" in place else ("video", "mp4")
-        sample = Sample("0", extension, b"", dict.fromkeys(counts, 0))
+        kinds = dict.fromkeys(counts, "several") if "charades" in place else {}
+        sample = Sample("0", extension, b"", {label: [0] if kinds else 0 for label in counts})
         classes = {label: [f"c{number}" for number in range(count)] for label, count in counts.items()}
-        write_shards([sample], place, modality, classes)
+        write_shards([sample], place, modality, classes, kinds=kinds)
     for row, (large, kwargs, gate_at, table) in LARGE.items():
         if scale == "paper":
             adapt(["row=" + row], large, kwargs, gate_at, Path("runs/paper") / table / "adapted")

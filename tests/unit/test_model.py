@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from scaleup.backbones.build import build
+from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.model.arm import Gate
@@ -217,6 +218,17 @@ def test_a_head_with_other_classes_is_drawn_anew() -> None:
     same = template.with_arm(2, True, {"shape": ["disc", "ring"]}, 9).arm.heads["shape"].weight
     other = template.with_arm(2, True, {"shape": ["ring", "disc"]}, 9).arm.heads["shape"].weight
     assert torch.equal(same, template.arm.heads["shape"].weight) and not torch.equal(same, other)
+
+
+@torch.no_grad()
+def test_a_head_of_the_same_loss_keeps_its_scale_and_gives_the_same_numbers() -> None:
+    heads = {"height": ["value"]}
+    first = adapted()[0].with_arm(2, True, heads, losses={"height": HeadLoss("l2", 100.0, 20.0)}).eval()
+    other = {"height": HeadLoss("l2", -5.0, 1.0)}  # of other data
+    later = first.with_arm(2, True, heads, losses=other).eval()
+    assert torch.equal(later(VIDEOS), first(VIDEOS)) and later.config.losses["height"].mean == 100
+    anew = first.with_arm(2, True, heads, losses={"height": HeadLoss("l1", -5.0, 1.0)}).eval()
+    assert anew.config.losses["height"].mean == -5 and not torch.equal(anew(VIDEOS), first(VIDEOS))
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ class Demo:
         arms = load_run(self.out / "sweep")
         scores = evaluate(arms, self.out / "data/videos-val", "1x1", batch=64)
         frozen = [name for name in arms if arms[name].frozen_depth]
-        return self.out / "sweep" / max(frozen, key=lambda name: scores[name].heads["motion"].top1)
+        return self.out / "sweep" / max(frozen, key=lambda name: scores[name].heads["motion"].lead)
 
 
 def _recorded(models: dict[str, TubeViT], shards: Path, directories: Sequence[Path]) -> dict[str, Evaluation]:
@@ -177,8 +177,8 @@ def _row(title: str, name: str, kind: str, tubes: str, run: Trained, scores: Eva
         trained_parameters=arm.trained_parameters,
         step_gflop=run.gflops[name],
         seconds_share=seconds[name] / max(seconds.values()),
-        shape=scores.heads["shape"].top1,
-        motion=scores.heads["motion"].top1,
+        shape=scores.heads["shape"].lead,
+        motion=scores.heads["motion"].lead,
     )
 
 

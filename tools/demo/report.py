@@ -64,7 +64,7 @@ def table(report: Report) -> str:
 def readme(report: Report) -> str:
     """A short page for the run directory."""
     best = report.best
-    score = ", ".join(f"{head} {value.top1:.1%}" for head, value in best.heads.items())
+    score = ", ".join(f"{head} {value.lead:.1%}" for head, value in best.heads.items())
     return f"""# Moving shapes: a small model's tubes in a larger image ViT
 
 {table(report)}

@@ -34,7 +34,7 @@ def scores(
         for model in loaded.values():
             model.tokenizer.restride(strides or {})
         for name, score in evaluate(loaded, shards, views, batch=64, workers=0).items():
-            write_text(files[name], json.dumps({head: result.top1 for head, result in score.heads.items()}))
+            write_text(files[name], json.dumps({head: result.lead for head, result in score.heads.items()}))
     return {name: read_json(file) for name, file in files.items()}
 
 

@@ -14,6 +14,7 @@ from support.runs import files
 from support.tools import left, start, tool
 from videos import numbered, numbers
 
+from scaleup.common import files as common_files
 from scaleup.common.errors import UserError
 from scaleup.data import pack as packing
 from scaleup.data.decode import BadSample, decode_clip, decode_image
@@ -162,7 +163,7 @@ def test_a_killed_run_goes_on_and_leaves_no_process(folder, tmp_path):
 
 
 def test_two_processes_do_not_write_the_same(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "PATIENCE", 0)
+    monkeypatch.setattr(common_files, "PATIENCE", 0)
     listing = read_source(folder)
 
     def meanwhile(_):

@@ -85,7 +85,8 @@ def test_a_write_cut_short_leaves_what_was_there(tmp_path, error):
         (Sample("a.b", "png", b"", {"label": 0}), "a.b"),
         (Sample("first", "png", b"", {"label": 0}), "twice"),
         (Sample("a", "mp4", b"", {"label": 0}), "mp4"),
-        (Sample("a", "png", b"", {"label": 2}), "'label': 2"),
+        (Sample("a", "png", b"", {"label": 2}), "is 2, but there are 2 classes"),
+        (Sample("a", "png", b"", {"label": [1]}), "is .1., but there are 2 classes"),
         (Sample("a", "png", b"", {"lable": 0}), "lable"),
     ],
 )

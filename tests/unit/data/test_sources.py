@@ -131,7 +131,7 @@ def test_something_something(tmp_path):
     pairs = found(listing, tmp_path / "videos")
     assert pairs[:2] == [("78687.webm", "Holding something"), ("5.webm", "Pushing something from left to right")]
     assert "nearest: 'Pushing something from left to right'" in pairs[2][1] and pairs[3][1] == "has no label"
-    for wrong in ("{", "{}", "[1]", "[" * 100_000):
+    for wrong in ("{", "[1]", "[" * 100_000):
         (tmp_path / "train.json").write_text(wrong)
         with pytest.raises(UserError, match=r"train.json' (is not|cannot be read as JSON)"):
             read_source(tmp_path / "train.json")

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from scaleup.config.schema import Train
+from scaleup.model.objective import Objective
 from scaleup.training.feed import Mix, draw_mix, head_loss
 
 CLIPS, IMAGES = torch.Size([6, 3, 2, 20, 30]), torch.Size([6, 3, 20, 30])
@@ -112,4 +113,4 @@ def test_loss_is_the_cross_entropy_with_the_mixed_and_smoothed_labels(smoothing:
         target = (1 - smoothing) * target + smoothing / 5
         probabilities = logits[sample].exp() / logits[sample].exp().sum()
         expected -= float((target * probabilities.log()).sum()) / 4
-    assert float(head_loss(logits, labels, mix, smoothing)) == pytest.approx(expected, rel=1e-5)
+    assert float(head_loss(logits, labels, mix, Objective(smoothing=smoothing))) == pytest.approx(expected, rel=1e-5)

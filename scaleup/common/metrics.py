@@ -1,0 +1,67 @@
+"""Measures of a head: their names, the one by which arms are compared, and average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Measure(NamedTuple):
+    """How a measure is shown."""
+
+    title: str
+    scale: int = 1  # 100: a share, shown in %
+
+    def text(self, value: float) -> str:
+        return f"{value * self.scale:.2f}" if self.scale > 1 else f"{value:.4g}"
+
+    def words(self, value: float) -> str:
+        return f"{value:.2%}" if self.scale > 1 else self.text(value)
+
+    @property
+    def column(self) -> str:
+        """The head of its column in a table."""
+        return f"{self.title} %" if self.scale > 1 else self.title
+
+
+MEASURES = {  # by their names in results, in the order of tables
+    "map": Measure("mAP", 100),
+    "top1": Measure("top-1", 100),
+    "top5": Measure("top-5", 100),
+    "r2": Measure("R2"),
+    "mae": Measure("MAE"),
+    "rmse": Measure("RMSE"),
+}
+
+
+def leading(score: Mapping[str, float]) -> str:
+    """The measure by which a head is compared: mAP, R2 or top-1."""
+    return next(name for name in ("map", "r2", "top1") if name in score)
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The sum over thresholds of precision times the rise of recall; samples with equal scores pass a threshold
+    together. nan if no sample is positive.
+
+    Args:
+        scores: (N,), the higher the surer.
+        positive: (N,), whether a sample has the class.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # the last sample of each threshold
+    hits = positive[order].cumsum()[ends]
+    rises = np.diff(hits, prepend=0)
+    return float((rises * hits / (ends + 1)).sum() / hits[-1]) if hits[-1] else float("nan")
+
+
+def mean_average_precision(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Mean of the average precision over the classes that a sample has, and what random scores would give; (N, C)
+    both."""
+    counts = positive.sum(axis=0)
+    present = np.flatnonzero(counts)
+    if not len(present):
+        return 0.0, 0.0
+    precisions = [average_precision(scores[:, c], positive[:, c]) for c in present]
+    return float(np.mean(precisions)), float(counts[present].mean() / len(positive))

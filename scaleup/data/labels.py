@@ -1,0 +1,209 @@
+"""Labels: their classes, and what a label that is text becomes in shards: a class, several classes, or a number.
+
+A sample has one class (its number), several (a list of numbers in rising order, perhaps empty), or a quantity.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scaleup.common.errors import UserError, nearest
+from scaleup.data.lists import read_classes
+
+Label = int | list[int] | float  # of a sample: the number of its class, those of its classes, or a quantity
+
+ONE, SEVERAL, NUMBER = "one", "several", "number"
+KINDS = (ONE, SEVERAL, NUMBER)  # of labels
+LOSSES = {ONE: ("softmax", "sigmoid"), SEVERAL: ("sigmoid",), NUMBER: ("l2", "l1")}  # that learn them
+WORDS = {ONE: "one class", SEVERAL: "a list of classes", NUMBER: "a number"}
+QUANTITY = ["value"]  # stands for the class names of a label that is a number
+
+MAX_CLASSES = 100_000  # limit for labels that are numbers, if there is no list of class names
+NO_LABEL = {"", "-1", "-1.0", "nan"}
+NO_NUMBER = {"none", "null", "na", "n/a"}  # mean "no label" if labels are numbers; else they are names like any other
+DIGITS = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
+LISTED = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
+SPACED = re.compile(r"\d+([\s,]+\d+)+")
+
+
+def number_of(label: str) -> int | None:
+    """The class number that a label such as 3, 03 or 3.0 stands for; None if it is not a class number."""
+    match = re.fullmatch(r"\+?(\d+)(?:\.0*)?", label)
+    return int(match[1]) if match else None
+
+
+def class_names(labels: Iterable[str]) -> list[str]:
+    """The class names from the labels: numbers in order, then words. If all are numbers, every number up to the
+    largest.
+
+    Empty text, -1 and nan mean "no label". If all other labels are numbers, none, null and na mean it too.
+    """
+    names = {label for label in labels if label.lower() not in NO_LABEL}
+    words = {label for label in names if not DIGITS.fullmatch(label)}
+    numbers = {number for label in names if (number := number_of(label)) is not None}
+    several = {word for word in words if is_list(word)}
+    if (numbers or several) and all(word.lower() in NO_NUMBER for word in words - several):
+        return [str(number) for number in range(min(max(numbers, default=-1) + 1, MAX_CLASSES))]
+    return sorted(names, key=lambda label: (number_of(label) is None, number_of(label) or 0, label))
+
+
+def class_name(label: str, names: list[str], known: Container[str]) -> str | None:
+    """The class of ``label``: it is one of ``names`` (the set ``known``), or the number of one. None if it is
+    neither."""
+    if label in known:
+        return label
+    number = number_of(label)
+    return names[number] if number is not None and number < len(names) else None
+
+
+def unknown(label: str, names: list[str]) -> str:
+    """A sentence that says why ``label`` is not a class."""
+    if label.lower() in NO_LABEL:
+        return f"label '{label}' means that there is no label" if label else "has no label"
+    if is_list(label):
+        return f"label '{label[:200]}' is several labels; a sample must have one, unless you set --labels several"
+    return f"label '{label[:200]}' is not one of the {len(names)} classes{nearest(label[:200], names)}"
+
+
+def is_list(text: str) -> bool:
+    """Whether a text is numbers of several classes, or a JSON list."""
+    return bool(LISTED.fullmatch(text)) or _json_list(text) is not None
+
+
+def _json_list(text: str) -> list[Any] | None:
+    """The content of a JSON list; None if the text is none."""
+    try:
+        content = json.loads(text) if text.startswith("[") else None
+    except ValueError:
+        return None
+    return content
+
+
+def split_label(text: str) -> list[str]:
+    """The labels in a text: a JSON list, or divided by ``;`` or ``|``, numbers by commas or spaces too. What means "no
+    label" is left out."""
+    parts = _json_list(text)
+    if parts is None:
+        parts = re.split(r"[\s,]+" if SPACED.fullmatch(text) else r"[;|]", text)
+    parts = [str(part) for part in parts]
+    return [part for each in parts if (part := each.strip()).lower() not in NO_LABEL]
+
+
+class Labelling:
+    """How the labels of a source, which are text, become labels of shards.
+
+    Args:
+        kind: one of ``KINDS``.
+        texts: all labels of the source, from which classes are named.
+        classes: a file of class names (:func:`scaleup.data.lists.read_classes`), in place of these.
+    """
+
+    def __init__(self, kind: str, texts: Iterable[str], classes: str | Path | None = None) -> None:
+        if kind == NUMBER and classes:
+            raise UserError(f"labels that are numbers have no classes, but a file of class names is given: '{classes}'")
+        self.kind = kind
+        if kind == NUMBER:
+            self.classes = list(QUANTITY)
+        elif classes:
+            self.classes = read_classes(classes)
+        else:
+            self.classes = class_names(text for each in texts for text in self._parts(each))
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What an index says of the label, which is called ``label``."""
+        return {} if self.kind == ONE else {"label": self.kind}
+
+    def value(self, text: str) -> Label:
+        """The label for the shards; ValueError with a sentence if the text is none."""
+        if self.kind == NUMBER:
+            return _quantity(text)
+        numbers = [self._numbers[self.name(part)] for part in self._parts(text)]
+        return sorted(set(numbers)) if self.kind == SEVERAL else numbers[0]
+
+    def name(self, text: str) -> str:
+        """The class of one label; ValueError with a sentence if there is none."""
+        name = class_name(text, self.classes, self._numbers)
+        if name is None:
+            raise ValueError(unknown(text, self.classes))
+        return name
+
+    def _parts(self, text: str) -> list[str]:
+        return split_label(text) if self.kind == SEVERAL else [text]
+
+
+def _quantity(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"label '{text[:200]}' is not a number" if text else "has no label") from None
+    if not math.isfinite(number):
+        raise ValueError(f"label '{text}' is not a finite number")
+    return number
+
+
+def refuse_loss(head: str, loss: str, label: str, kind: str, place: str) -> None:
+    """UserError if a head with this loss cannot learn a label of this kind."""
+    if loss not in LOSSES[kind]:
+        other = " or ".join(f"heads.{head}.loss={loss}" for loss in LOSSES[kind])
+        raise UserError(
+            f"head {head!r} has loss {loss}, but label {label!r} of '{place}' is {WORDS[kind]}; allowed is {other}"
+        )
+
+
+def explain_label(label: Any, kind: str, count: int) -> str:
+    """What is wrong with a label of shards that has so many classes; empty if it is one of its kind."""
+    if kind == NUMBER:
+        number = isinstance(label, int | float) and not isinstance(label, bool)
+        return "" if number and math.isfinite(label) else f"is {label}, which is not a finite number"
+    if kind == SEVERAL and not isinstance(label, list):
+        return f"is {label}, but must be a list"
+    numbers = label if kind == SEVERAL else [label]
+    wrong = [number for number in numbers if not isinstance(number, int) or not 0 <= number < count]
+    if kind == ONE:
+        return f"is {label}, but there are {count} classes" if wrong else ""
+    if wrong:
+        return f"has {wrong[0]}, but there are {count} classes"
+    return f"is {label}, which names a class twice" if len(set(numbers)) < len(numbers) else ""
+
+
+def as_array(labels: Sequence[Any], kind: str) -> np.ndarray:
+    """One label of all samples: int64 or float64 (N,), or for several classes an array (N,) of tuples."""
+    if kind != SEVERAL:
+        return np.array(labels, dtype=np.float64 if kind == NUMBER else np.int64)
+    array = np.empty(len(labels), dtype=object)
+    for row, label in enumerate(labels):
+        array[row] = tuple(label)
+    return array
+
+
+def class_counts(array: np.ndarray, classes: int) -> np.ndarray:
+    """How many samples have each class, of at least so many: (C,), from such an array."""
+    numbers = array if array.dtype != object else np.array([n for label in array for n in label], dtype=np.int64)
+    return np.bincount(numbers, minlength=classes)
+
+
+def as_label(entry: Any) -> Label:
+    """The label in an entry of such an array."""
+    return list(entry) if isinstance(entry, tuple) else entry.item()
+
+
+def as_tensor(entries: np.ndarray, kind: str, count: int) -> Tensor:
+    """The labels of a batch: int64 (B,), float32 (B,) for numbers, multi-hot float32 (B, C) for several of C
+    classes."""
+    if kind != SEVERAL:
+        return torch.from_numpy(entries.astype(np.float32) if kind == NUMBER else entries)
+    hot = torch.zeros(len(entries), count)
+    for row, numbers in enumerate(entries):
+        hot[row, list(numbers)] = 1
+    return hot

@@ -1,0 +1,156 @@
+"""Labels that are several classes of a sample, or a number: from files of labels to shards and batches."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scaleup.common.errors import UserError
+from scaleup.data.batches import collate
+from scaleup.data.labels import split_label
+from scaleup.data.pack import pack, write_shards
+from scaleup.data.shards import Index, Sample, Shards, read_index, write_index
+from scaleup.data.sources import read_source
+from scaleup.data.tars import index_tars
+from scaleup.data.verify import verify
+
+HEADER = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(picture())
+    return tmp_path
+
+
+def values(shards):
+    """The label of each sample, by the name of its file."""
+    return {shards.keys[i].split("-")[1]: shards.read(i).labels["label"] for i in range(len(shards))}
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("3;17", ["3", "17"]),
+        ("3,17", ["3", "17"]),
+        ("3 17", ["3", "17"]),
+        ("run | jump, high", ["run", "jump, high"]),
+        ('["run; fast", 3]', ["run; fast", "3"]),
+        ("[odd name", ["[odd name"]),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_several_labels_in_a_text(text, labels):
+    assert split_label(text) == labels
+
+
+SEVERAL = {  # of four pictures: the text of a list
+    "a cell": "path,label\na.png,run;jump\nb.png,\nc.png,jump;jump\nd.png,sit\n",
+    "columns": "path,label,label_2\na.png,jump,run\nb.png,,\nc.png,jump,\nd.png,sit\n",
+    "no header": "a.png,run,jump\nb.png,\nc.png,jump\nd.png,sit\n",
+    "ones": "path,jump,run,sit\na.png,1,1,0\nb.png,0,0,0\nc.png,1,0,0\nd.png,0,0,1\n",
+    "lines": "path,label\na.png,jump\na.png,run\nb.png,\nc.png,jump\nd.png,sit\n",
+    "numbers": 'path,label\na.png,"0,1"\nb.png,\nc.png,0\nd.png,2\n',
+    "JSON": '{"a.png": ["run", "jump"], "b.png": [], "c.png": ["jump"], "d.png": "sit"}',
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_labels_from_a_file(pictures, case):
+    source = pictures / ("all.json" if case == "JSON" else "list.csv")
+    source.write_text(SEVERAL[case])
+    shards = pack(read_source(source, labels="several"), pictures / "out", processes=1)
+    assert shards.classes == {"label": ["0", "1", "2"] if case == "numbers" else ["jump", "run", "sit"]}
+    assert not shards.failures and shards.kinds == {"label": "several"}
+    assert values(shards) == {"a": [0, 1], "b": [], "c": [0], "d": [2]}
+    assert not verify(shards.path).problems
+
+
+def test_a_batch_has_several_labels_as_multi_hot_rows(pictures):
+    (pictures / "list.csv").write_text("path,label\na.png,0;2\nb.png,\nc.png,1\nd.png,2\n")
+    shards = pack(read_source(pictures / "list.csv", labels="several"), pictures / "out", processes=1)
+    rows = [(i, torch.zeros(1)) for i in np.argsort(shards.keys)]
+    labels = collate("x", shards, {"head": "label"}, rows, []).labels["head"]
+    names = [shards.keys[i].split("-")[1] for i, _ in rows]
+    expected = {"a": [1, 0, 1], "b": [0, 0, 0], "c": [0, 1, 0], "d": [0, 0, 1]}
+    assert labels.dtype == torch.float32 and labels.tolist() == [expected[name] for name in names]
+
+
+def test_numbers_are_labels(pictures):
+    (pictures / "list.csv").write_text("path,label\na.png,1.5\nb.png,-2\nc.png,nan\nd.png,inf\n")
+    shards = pack(read_source(pictures / "list.csv", labels="number"), pictures / "out", processes=1)
+    assert values(shards) == {"a": 1.5, "b": -2.0} and shards.kinds == {"label": "number"}
+    assert sorted(failure.reason for failure in shards.failures) == [
+        "label 'inf' is not a finite number",
+        "label 'nan' is not a finite number",
+    ]
+    labels = collate("x", shards, {"head": "label"}, [(0, torch.zeros(1)), (1, torch.zeros(1))], []).labels["head"]
+    assert labels.dtype == torch.float32 and sorted(labels.tolist()) == [-2, 1.5]
+
+
+def test_charades(tmp_path):
+    (tmp_path / "Charades_v1_classes.txt").write_text("c000 Holding some clothes\nc001 Sitting\nc002 Taking a book\n")
+    rows = ["A1,x,Hall,6,7,Yes,s,o,d,c002 11.90 21.20;c000 0.00 12.60,29", "B2,x,Hall,6,7,Yes,s,o,d,,30"]
+    rows += ["C3,x,Hall,6,7,Yes,s,o,d,c02 1 2,30", "D4,x,Hall,6,7,Yes,s,o,d,c003 1.00 2.00,30"]
+    (tmp_path / "train.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    listing = read_source(tmp_path / "train.csv")
+    assert listing.classes == ["c000 Holding some clothes", "c001 Sitting", "c002 Taking a book"]
+    assert [listing.labelling.value(item.label) for item in listing.items if not item.reason] == [[0, 2], []]
+    assert [item.path.name for item in listing.items] == ["A1.mp4", "B2.mp4", "C3.mp4", "D4.mp4"]
+    reasons = [item.reason for item in listing.items if item.reason]
+    assert reasons == ["action 'c02 1 2' is not like 'c092 11.90 21.20'", "label '003' is not one of the 3 classes"]
+
+
+def test_lists_in_tars(tmp_path):
+    contents = {"a": {"label": [2, 0]}, "b": {"label": []}, "c": {"label": 1}, "d": {"label": [7]}}
+    (tmp_path / "classes.txt").write_text("run\njump\nsit\n")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for key, content in contents.items():
+            for ending, data in (("png", picture()), ("json", json.dumps(content).encode())):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    shards = index_tars(tmp_path, classes=tmp_path / "classes.txt", processes=1, labels="several")
+    assert [shards.read(i).labels["label"] for i in range(3)] == [[0, 2], [], [1]]
+    assert [failure.reason for failure in shards.failures] == ["label '7' is not one of the 3 classes"]
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "reason"),
+    [
+        ([0, 3], "several", "has 3, but there are 3 classes"),
+        ([0, -1], "several", "has -1, but there are 3 classes"),
+        ([1, 1], "several", "names a class twice"),
+        (1, "several", "is 1, but must be a list"),
+        (float("nan"), "number", "is nan, which is not a finite number"),
+        (float("inf"), "number", "is inf, which is not a finite number"),
+        ("1", "number", "is 1, which is not a finite number"),
+    ],
+)
+def test_labels_that_are_none_are_refused_when_they_are_written_and_read(tmp_path, label, kind, reason):
+    classes, samples = {"label": ["a", "b", "c"]}, [Sample("k", "png", picture(), {"label": label})]
+    with pytest.raises(UserError, match=f"label 'label' of sample 'k' .*{reason}"):
+        write_shards(samples, tmp_path / "out", "image", classes, kinds={"label": kind})
+    good = [0] if kind == "several" else 0.5
+    write_shards(
+        [Sample("k", "png", picture(), {"label": good})], tmp_path / "out", "image", classes, kinds={"label": kind}
+    )
+
+    index = Index.of(read_index(tmp_path / "out")[0])
+    index.shards[0].samples[0].labels["label"] = label
+    write_index(tmp_path / "out", index)
+    with pytest.raises(UserError, match=f"index.json' is damaged: .*{reason}"):
+        Shards.open(tmp_path / "out")
+    assert any(reason in problem for problem in verify(tmp_path / "out").problems)
