@@ -24,7 +24,7 @@ from scaleup.common.errors import UserError
 from scaleup.common.processes import end_with_python, follow
 from scaleup.common.text import format_bytes
 from scaleup.config.schema import Input
-from scaleup.data.labels import ONE, as_tensor
+from scaleup.data.labels import NUMBER, ONE, SEVERAL
 from scaleup.data.storage import Failure
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -101,10 +101,21 @@ def collate(
     indices = [index for index, _ in read]
     pixels = stack_shared([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
     labels = {
-        head: as_tensor(shards.labels[label][indices], shards.kinds.get(label, ONE), len(shards.classes[label]))
+        head: _labels(shards.labels[label][indices], shards.kinds.get(label, ONE), len(shards.classes[label]))
         for head, label in heads.items()
     }
     return Batch(name, shards.modality, pixels, labels, [shards.keys[index] for index in indices], failures)
+
+
+def _labels(entries: np.ndarray, kind: str, count: int) -> Tensor:
+    """Labels of a batch from those of :func:`scaleup.data.labels.as_array`: int64 (B,), float32 (B,) for numbers,
+    multi-hot float32 (B, C) for several of C classes."""
+    if kind != SEVERAL:
+        return torch.from_numpy(entries.astype(np.float32) if kind == NUMBER else entries)
+    hot = torch.zeros(len(entries), count)
+    for row, numbers in enumerate(entries):
+        hot[row, list(numbers)] = 1
+    return hot
 
 
 def batches(dataset: Dataset, numbers: range, workers: int, size: int) -> Iterator[Batch]:

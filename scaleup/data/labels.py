@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.data.lists import read_classes
@@ -196,14 +194,3 @@ def class_counts(array: np.ndarray, classes: int) -> np.ndarray:
 def as_label(entry: Any) -> Label:
     """The label in an entry of such an array."""
     return list(entry) if isinstance(entry, tuple) else entry.item()
-
-
-def as_tensor(entries: np.ndarray, kind: str, count: int) -> Tensor:
-    """The labels of a batch: int64 (B,), float32 (B,) for numbers, multi-hot float32 (B, C) for several of C
-    classes."""
-    if kind != SEVERAL:
-        return torch.from_numpy(entries.astype(np.float32) if kind == NUMBER else entries)
-    hot = torch.zeros(len(entries), count)
-    for row, numbers in enumerate(entries):
-        hot[row, list(numbers)] = 1
-    return hot

@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("several")
     tags, amounts = ["path,label"], ["path,label"]
     for number in range(CLIPS):
-        sample = make_sample("video", 0, 0, number, 32, 8)
+        sample = make_sample("video", 0, "train", number, 32, 8)
         (place / f"{number}.mp4").write_bytes(sample.media)
         shape, motion = SHAPES[sample.labels["shape"]], MOTIONS[sample.labels["motion"]]  # type: ignore[index]
         tags.append(f"{number}.mp4," + ("" if number == 3 else f"{shape};{motion}"))
