@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
 from scaleup.data.augment import eval_views
@@ -173,6 +174,7 @@ def predict(
     others continue.
 
     Args:
+        model: it moves to this process's device, and stays there.
         sources: files, folders, patterns, addresses, or ``-`` for a video stream on stdin.
         head, top, hop, batch, threshold: see :class:`Predictor`.
         picture: a .png or .mp4 file to write, which shows where the model looks in the first source.
@@ -180,7 +182,7 @@ def predict(
     Raises:
         UserError: there is no such head or source, ``picture`` has another extension, or the head has no threshold.
     """
-    predictor = Predictor(model, head, top, hop, batch, threshold)
+    predictor = Predictor(model.place(own_device()), head, top, hop, batch, threshold)
     names = expanded(sources)
     files, failures = [], []
     with progress("predicting", len(names)) as advance:
