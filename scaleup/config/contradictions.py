@@ -71,6 +71,11 @@ def _in_heads(recipe: Recipe) -> Iterator[str]:
     for head in recipe.heads.keys() - set(learnt):
         known = nearest(head, learnt) or f"; heads: {', '.join(dict.fromkeys(learnt)) or 'none'}"
         yield f"heads.{head}: no training set has this head{known}"
+    for head, settings in recipe.heads.items():
+        if settings.loss in ("l2", "l1") and settings.balance != "none":
+            yield f"heads.{head}.balance: a number (loss {settings.loss}) has no classes to balance"
+        if settings.loss in ("l2", "l1") and settings.focal:
+            yield f"heads.{head}.focal: a number (loss {settings.loss}) has no focal loss"
 
 
 def _arms(recipe: Recipe) -> dict[str, Arm]:

@@ -182,6 +182,8 @@ class Head:
     """What a head learns, in every set that it learns from."""
 
     loss: Loss = "softmax"  # one class; any number of classes; a number (l2, l1)
+    balance: Literal["none", "sqrt", "full"] = "none"  # weights of classes, by their number of samples
+    focal: NotNegative = 0.0  # gamma of the focal loss; 0: none
 
 
 @dataclass

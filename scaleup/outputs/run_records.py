@@ -69,10 +69,12 @@ class Facts:
         return schedule(self.arms[arm], self.recipe.train)[0]
 
     def stands(self, arm: str) -> str:
-        """How an arm ended, which of its heads stayed at chance, or how far it is."""
+        """How an arm ended, which of its heads stayed at chance or have a gap to validation, or how far it is."""
         if arm in self.ended:
-            at_chance = [f"{head} at chance" for head in self.ended[arm].at_chance]
-            return ", ".join([str(self.ended[arm].ended), *at_chance])
+            result = self.ended[arm]
+            at_chance = [f"{head} at chance" for head in result.at_chance]
+            gaps = [f"{head} {gap.train - gap.valid:.2f} better in training" for head, gap in result.gaps.items()]
+            return ", ".join([str(result.ended), *at_chance, *gaps])
         return f"step {self.steps(arm)} of {self.planned(arm)}" if self.steps(arm) else "not begun"
 
     def series(self, arm: str, *path: str) -> Series:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
 from scaleup.common.timing import now
 from scaleup.config.schema import Arm as Settings
-from scaleup.config.schema import Recipe, schedule
+from scaleup.config.schema import Head, Recipe, schedule
 from scaleup.model.arm import Arm, alphas
 from scaleup.model.objective import Objective
 from scaleup.model.trunk import Taps
@@ -24,8 +24,8 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.training import engine
 from scaleup.training.engine import Engine
 from scaleup.training.feed import WHOLE, Mix, head_loss
-from scaleup.training.log import AtChance, Entry
-from scaleup.training.run_inputs import sizes
+from scaleup.training.log import AtChance, Entry, Gap, Recent
+from scaleup.training.run_inputs import class_weights, sizes
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
@@ -59,6 +59,7 @@ class ArmResult:
     at_chance: dict[str, AtChance]  # heads that learn nothing
     alpha: float | None  # of the gate; where each channel has one their mean; None without a gate
     alpha_largest: float | None = None  # in size, where each channel has one
+    gaps: dict[str, Gap] = field(default_factory=dict)  # heads that learn their training samples alone
 
 
 @dataclass
@@ -106,7 +107,7 @@ class ArmTrainer:
 
     def __init__(self, name: str, model: TubeViT, settings: Settings, recipe: Recipe, world: World) -> None:
         self.name, self.model, self.settings, self.world = name, model, settings, world
-        self.seed, self.objectives = recipe.seed, objectives_of(recipe, model)
+        self.seed, self.objectives = recipe.seed, objectives_of(recipe, model, world.device)
         self.steps, self.warmup = schedule(settings, recipe.train)
         self.standing = ArmState()
         self.best: dict[str, Tensor] = {}  # what trains, as it was when validated best; on the first rank
@@ -157,6 +158,16 @@ class ArmTrainer:
         if self.standing.waited >= self.settings.patience > 0:
             self.end("early", steps)
 
+    @property
+    def why_early(self) -> str:
+        """A sentence on an arm that its patience has ended."""
+        best = self.standing
+        return (
+            f"arm {self.name!r} ends early after step {best.steps}: the last {best.waited} validations were not better "
+            f"than {best.valid_accuracy:.2%} after step {best.best_step} (arm.patience {self.settings.patience}); its "
+            "model is that of this step"
+        )
+
     def end(self, how: str, steps: int) -> None:
         """Take no step any more. The model is final: on the first rank as it was at its best, where that is known."""
         self.standing.ended, self.standing.steps = how, steps
@@ -181,7 +192,7 @@ class ArmTrainer:
         self.seconds.append(entry["seconds"])
         self.losses.append(entry["loss"])
 
-    def result(self, directory: str, at_chance: dict[str, AtChance]) -> ArmResult:
+    def result(self, directory: str, recent: Recent) -> ArmResult:
         """What came of the arm, whose model is in ``directory`` unless it diverged."""
         last, diverged = self.losses[-max(1, len(self.losses) // 10) :], self.standing.ended == "diverged"
         gate = alphas(self.model.arm.gate)
@@ -197,7 +208,8 @@ class ArmTrainer:
             diverged=self.standing.steps if diverged else None,
             best_step=self.standing.best_step,
             valid_accuracy=self.standing.valid_accuracy,
-            at_chance=at_chance,
+            at_chance=recent.at_chance,
+            gaps=recent.gaps,
             alpha=gate["alpha"],
             alpha_largest=gate.get("alpha_largest"),
         )
@@ -213,10 +225,14 @@ class ArmTrainer:
         return {"loss": mean, "heads": heads}
 
 
-def objectives_of(recipe: Recipe, model: TubeViT) -> dict[str, Objective]:
+def objectives_of(recipe: Recipe, model: TubeViT, device: torch.device) -> dict[str, Objective]:
     """What each head of a model learns in a run."""
-    losses, smoothing = model.config.losses, recipe.train.label_smoothing
-    return {head: Objective(losses.get(head, HeadLoss()), smoothing) for head in model.config.heads}
+    weights = {head: each.to(device) for head, each in class_weights(recipe).items()}
+    losses, settings = model.config.losses, {head: recipe.heads.get(head, Head()) for head in model.config.heads}
+    return {
+        head: Objective(losses.get(head, HeadLoss()), recipe.train.label_smoothing, each.focal, weights.get(head))
+        for head, each in settings.items()
+    }
 
 
 def whole_step(entries: list[Entry]) -> Entry:

@@ -84,6 +84,7 @@ def read_lines(path: Path) -> list[Entry]:
 
 SHOWN = 8  # heads in a line of progress, over all arms
 LATELY = 20  # steps of a head that its figures in that line are the mean of
+GAP = 0.1  # of accuracy or R2 between training and validation, from which it is named
 R2_MARGIN, R2_SAMPLES = 0.05, 10_000  # of a head that gives a number
 JUDGED_BY = 1000  # steps after its warm-up by which an arm is judged for the first time; short ones after a quarter
 
@@ -111,6 +112,25 @@ class AtChance:
         )
 
 
+@dataclass
+class Gap:
+    """That a head is better on the samples that it learns from than on validation samples."""
+
+    train: float  # accuracy, or R2, on the training samples of late
+    valid: float  # the same on the validation samples: top-1, or R2
+    steps: int  # that its arm had taken
+    measure: str  # accuracy | r2
+
+    def __str__(self) -> str:
+        form = "{:.2f}" if self.measure == "r2" else "{:.1%}"
+        train, valid = form.format(self.train), form.format(self.valid)
+        return (
+            f"learns its training samples better than others: its {'R2' if self.measure == 'r2' else 'accuracy'} is "
+            f"{train} on the training samples of late, and {valid} on the validation samples, after {self.steps} steps"
+            "; more clips, stronger augmentation, fewer trained blocks, or an early end (arm.patience) may help"
+        )
+
+
 class Recent:
     """The heads of one arm, on each dataset that they learn from.
 
@@ -135,6 +155,24 @@ class Recent:
             for dataset, heads in guesses.items()
             for head, share in heads.items()
         }
+        self.gaps: dict[str, Gap] = {}  # by head, those that were open at the last validation
+        self._named: set[str] = set()  # heads whose gap was named
+
+    def compare(self, steps: int, valid: Entry) -> list[str]:
+        """Compare training with a validation after so many steps; returns a sentence on each gap that is found for the
+        first time. Of a head that learns from several sets, the one that it does worst on counts."""
+        self.gaps = {}
+        for name, score in valid["heads"].items():
+            heads = [head for (_, own), head in self.heads.items() if own == name and head.lately]
+            if not heads:
+                continue
+            head = min(heads, key=lambda head: head.quality)
+            other = score["r2" if head.measure == "r2" else "top1"]
+            if head.quality - other > max(GAP, head.deviation(other, self.batch, valid["samples"])):
+                self.gaps[name] = Gap(head.quality, other, steps, head.measure)
+        first = self.gaps.keys() - self._named
+        self._named |= first
+        return [f"head {name!r} of arm {self.arm!r} {gap}" for name, gap in self.gaps.items() if name in first]
 
     def add(self, step: int, dataset: str, heads: Mapping[str, Mapping[str, float]]) -> list[str]:
         """Note a step; returns a sentence on each head that is found at chance for the first time."""
@@ -183,6 +221,18 @@ class Head:
         first, self.named = not self.named, self.named or self.at_chance is not None
         return self.at_chance if first else None
 
+    @property
+    def quality(self) -> float:
+        """Accuracy, of a number R2, of late."""
+        return fmean(quality for _, quality in self.lately)
+
+    def deviation(self, valid: float, batch: int, samples: int) -> float:
+        """Four standard deviations of the difference of two such measures: of late, and on validation samples."""
+        inverse = 1 / (len(self.lately) * batch) + 1 / samples
+        mean = (self.quality + valid) / 2
+        variance = 2 * (1 - mean) ** 2 if self.measure == "r2" else mean * (1 - mean)
+        return 4 * (variance * inverse) ** 0.5
+
     def _suffice(self) -> bool:
         """Whether the samples are enough to judge by."""
         if self.measure == "r2":
@@ -190,9 +240,8 @@ class Head:
         return self.samples * self.margin**2 >= 16 * self.chance * (1 - self.chance) > 0  # 4 deviations
 
     def __str__(self) -> str:
-        losses, qualities = zip(*self.lately, strict=True)
-        quality = fmean(qualities)
-        return f"{self.name} {fmean(losses):.2f} " + (f"R2 {quality:.2f}" if self.measure == "r2" else f"{quality:.0%}")
+        loss, quality = fmean(loss for loss, _ in self.lately), self.quality
+        return f"{self.name} {loss:.2f} " + (f"R2 {quality:.2f}" if self.measure == "r2" else f"{quality:.0%}")
 
 
 def line(arms: Iterable[Recent]) -> str:

@@ -161,6 +161,8 @@ class Run:
         validated = self.validation(self.running, self.done) if self.validation else {}
         for name, valid in validated.items():
             entries[name]["valid"] = valid
+            for sentence in self.recent[name].compare(self.done, valid):
+                self._say(sentence)
         for arm in self.running.values():
             if arm.steps == self.done:
                 arm.end("complete", self.done)
@@ -201,6 +203,8 @@ class Run:
             for name, arm in entry["arms"].items():
                 self.trainers[name].remember(arm)
                 sentences += self.recent[name].add(entry["step"], entry["dataset"], arm["heads"])
+                if "valid" in arm:  # of a run that goes on
+                    self.recent[name].compare(entry["step"] + 1, arm["valid"])
         return sentences
 
     def step(self, step: int, fed: Fed) -> Entry:
@@ -239,7 +243,7 @@ class Run:
     def result(self) -> RunResult:
         """The result of a run whose arms have all ended."""
         out, trainers = Path(self.recipe.out), self.trainers.items()
-        arms = {name: trainer.result(str(out / name), self.recent[name].at_chance) for name, trainer in trainers}
+        arms = {name: trainer.result(str(out / name), self.recent[name]) for name, trainer in trainers}
         return RunResult(
             out=self.recipe.out,
             steps=self.steps,

@@ -27,7 +27,7 @@ from scaleup.config.schema import Recipe
 from scaleup.data.shards import file_sha256
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmResult
-from scaleup.training.log import AtChance
+from scaleup.training.log import AtChance, Gap
 from scaleup.training.run_inputs import flatten_keys
 
 RESULT = "result.json"
@@ -80,6 +80,7 @@ def read_result(out: Path) -> RunResult | None:
         result = RunResult(**read_json(path))
         result.arms = {name: ArmResult(**arm) for name, arm in cast(dict[str, dict], result.arms).items()}
         for arm in result.arms.values():
+            arm.gaps = {head: Gap(**each) for head, each in cast(dict[str, dict], arm.gaps).items()}
             arm.at_chance = {head: AtChance(**each) for head, each in cast(dict[str, dict], arm.at_chance).items()}
     except (TypeError, AttributeError) as error:
         raise UserError(f"'{path}' cannot be read: {error}") from error

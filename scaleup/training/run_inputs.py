@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
@@ -60,6 +61,32 @@ def losses_of(recipe: Recipe) -> dict[str, HeadLoss]:
                 raise UserError(f"head {head!r} has nothing to learn: its label is {numbers[0]:g} in every sample")
             losses[head] = HeadLoss(kind, _rounded(numbers.mean()), _rounded(numbers.std()))
     return {head: loss for head, loss in losses.items() if loss.kind != "softmax"}
+
+
+def class_weights(recipe: Recipe) -> dict[str, Tensor]:
+    """Weights (C,) of the classes of the heads with ``balance``, from all samples that a head learns from.
+
+    softmax: a sample weighs 1/n (full) or 1/sqrt(n), where n is the number of samples of its class, times a factor that
+    makes the mean weight of all samples 1. sigmoid: a sample that has a class weighs r (full) or sqrt(r) in that class,
+    where r is the number of samples without it over those with it. A class without samples weighs 0, or 1 (sigmoid).
+    """
+    weights = {}
+    for head, sets in _learnt(recipe).items() if recipe.heads else ():
+        settings = recipe.heads.get(head, Head())
+        if settings.balance != "none":
+            power = {"full": 1.0, "sqrt": 0.5}[settings.balance]
+            columns = [class_counts(shards.labels[label], len(shards.classes[label])) for label, shards in sets]
+            total, counts = sum(len(shards) for _, shards in sets), np.sum(columns, axis=0)
+            weights[head] = torch.from_numpy(_weights(counts, total, power, settings.loss)).float()
+    return weights
+
+
+def _weights(counts: np.ndarray, total: int, power: float, loss: str) -> np.ndarray:
+    present = np.maximum(counts, 1)
+    if loss == "sigmoid":
+        return np.where(counts, (np.maximum(total - counts, 1) / present) ** power, 1)
+    inverse = np.where(counts, present**-power, 0)
+    return inverse * total / (inverse * counts).sum()
 
 
 def _rounded(number: float) -> float:
@@ -181,16 +208,20 @@ def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def guesses(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """The accuracy of guessing, by training set and head: the share of the most frequent class; 0 for a number."""
+    """The accuracy of guessing, by training set and head: the share of the most frequent class; 0 for a number, and 1
+    for a head with balanced classes, whose accuracy may be below that share although it learns."""
     data, shares = data_of(recipe), dict[str, dict[str, float]]()
     for name, shards in open_datasets(data).items():
         shares[name] = {
-            head: _guess(shards.labels[label], shards.kind(label)) for head, label in data.train[name].heads.items()
+            head: _guess(shards.labels[label], shards.kind(label), recipe.heads.get(head, Head()))
+            for head, label in data.train[name].heads.items()
         }
     return shares
 
 
-def _guess(labels: np.ndarray, kind: str) -> float:
+def _guess(labels: np.ndarray, kind: str, head: Head) -> float:
+    if head.balance != "none":
+        return 1.0
     return 0.0 if kind == NUMBER else float(class_counts(labels, 1).max() / len(labels))
 
 

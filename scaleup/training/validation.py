@@ -52,6 +52,9 @@ class Validation:
         if due and self.world.rank == 0:
             words = (f"{name} {_describe(results[name])} ({arm.standing})" for name, arm in due.items())
             print(f"accuracy after step {steps}: {', '.join(words)}", file=sys.stderr)
+            for arm in due.values():
+                if arm.standing.ended == "early":
+                    print(arm.why_early, file=sys.stderr)
         return results
 
     def measured(self, models: Mapping[str, TubeViT]) -> dict[str, Entry]:

@@ -167,6 +167,8 @@ def test_a_program_gives_numbers_and_says_what_heads_learn(place: Path, tmp_path
         ),
         (["heads.tags.loss=l1"], "is a list of classes; allowed is heads.tags.loss=sigmoid"),
         (["heads.tgas.loss=l1"], "heads.tgas: no training set has this head; nearest: 'tags'"),
+        (["heads.amount.balance=full"], "heads.amount.balance: a number (loss l2) has no classes to balance"),
+        (["heads.amount.focal=2"], "heads.amount.focal: a number (loss l2) has no focal loss"),
         (["heads.tags.loss=bce"], "heads.tags.loss: 'bce' is not one of 'softmax', 'sigmoid', 'l2', 'l1'"),
     ],
 )

@@ -201,12 +201,22 @@ def test_the_best_weights_are_what_is_written(
     ],
 )
 def test_an_arm_ends_where_its_patience_does(
-    tiny: Tiny, valid: str, scripted: Callable, accuracies: tuple[float, ...], steps: int, ended: str
+    tiny: Tiny,
+    valid: str,
+    scripted: Callable,
+    accuracies: tuple[float, ...],
+    steps: int,
+    ended: str,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     scripted(*accuracies)
     recipe = tiny("train.steps=6", "train.valid_every=1", valid)
     result = train(recipe, {"model": replace(recipe.arm, patience=2)})
     assert (result.arms["model"].steps, result.arms["model"].ended) == (steps, ended)
+    best = accuracies.index(max(accuracies))
+    why = f"early after step {steps}: the last 2 validations were not better than {accuracies[best]:.2%}"
+    why = f"{why} after step {best + 1}"
+    assert (f"arm 'model' ends {why}" in capsys.readouterr().err) == (ended == "early")
     assert result.exit == 0
 
 

@@ -105,3 +105,34 @@ def test_a_mixed_sample_is_named_by_the_greater_part_of_it() -> None:
     labels, order = torch.tensor([0, 1, 2]), torch.tensor([2, 0, 1])
     assert Mix(order, 0.7).dominant(labels).tolist() == [0, 1, 2]
     assert Mix(order, 0.3).dominant(labels).tolist() == [2, 0, 1]
+
+
+def valid(samples: int = 1000, **top1: float) -> dict:
+    return {"samples": samples, "heads": {head: {"top1": share, "top5": 1.0} for head, share in top1.items()}}
+
+
+def test_a_gap_between_training_and_validation_is_named_once_for_each_head() -> None:
+    both = recent("last2")
+    for step in range(30):
+        both.add(step, "videos", heads(shape=0.9, motion=0.95))
+    assert both.compare(30, valid(shape=0.85, motion=0.93)) == [] and not both.gaps  # small
+    assert both.compare(30, valid(10, shape=0.9, motion=0.6)) == []  # luck, of ten samples
+    (sentence,) = both.compare(40, valid(shape=0.88, motion=0.6))
+    assert sentence.startswith("head 'motion' of arm 'last2' learns its training samples better than others")
+    assert "95.0% on the training samples" in sentence and "60.0% on the validation samples, after 40 steps" in sentence
+    assert both.compare(50, valid(shape=0.88, motion=0.5)) == [] and both.gaps["motion"].valid == 0.5
+    both.compare(60, valid(shape=0.88, motion=0.94))
+    assert not both.gaps  # it has closed
+
+
+def number(r2: float, steps: range, seen: Recent) -> list[str]:
+    return [each for step in steps for each in seen.add(step, "videos", {"height": {"loss": 1 - r2, "r2": r2}})]
+
+
+def test_a_head_that_gives_a_number_is_at_chance_while_it_explains_nothing() -> None:
+    dead, alive = (recent(shares={"videos": {"height": 0.0}}) for _ in range(2))
+    (sentence,) = number(0.01, range(STEPS), dead)
+    assert "explains 1.0% of the variance of the last 10,000 labels" in sentence and "height" in dead.at_chance
+    assert number(0.3, range(STEPS), alive) == [] and line([alive]) == "model height 0.70 R2 0.30"
+    (gap,) = alive.compare(STEPS, {"samples": 900, "heads": {"height": {"r2": -0.5}}})
+    assert "its R2 is 0.30 on the training samples of late, and -0.50 on the validation samples" in gap

@@ -194,7 +194,7 @@ def test_products_in_bfloat16_train_float32_parameters(tiny: Tiny, change: dict)
         model, optimizer = training.models[name], training.trainers[name].engine.engine.optimizer
         held = [*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())]
         assert len(held) > 20 and all(tensor.dtype == torch.float32 for tensor in held)
-        assert training.trainers[name].result("", {}).precision == name
+        assert training.trainers[name].result("", training.recent[name]).precision == name
 
 
 def tensors(out: Path, arms: Iterable[str]) -> dict[str, dict[str, bytes]]:
