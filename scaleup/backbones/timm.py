@@ -20,6 +20,7 @@ from scaleup.backbones import weights
 from scaleup.backbones.backbone import MASKED, Backbone, Kwargs, Located, refuse_size, refuse_unless_plain
 from scaleup.checkpoint import hub
 from scaleup.common.errors import UserError, first_line, nearest
+from scaleup.common.tensors import constant
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope")
 HAVE_WEIGHT_INIT = ("timm.models.vision_transformer", "timm.models.deit")
@@ -275,14 +276,14 @@ def turn(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _coordinates(rope: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Places in the units of the frequencies: (N, 2), in the order of their axes."""
-    extent = torch.tensor(grid).to(patches)
+    extent = constant(grid, patches.device).to(patches)
     if isinstance(rope, RotaryEmbeddingDinoV3):
         ends = {"separate": extent, "min": extent.min(), "max": extent.max()}[rope.normalize_coords]
         places = 2 * (patches + 0.5 + rope.grid_offset) / ends - 1
     elif isinstance(rope, RotaryEmbeddingCat):
         places = patches + rope.grid_offset
         if rope.ref_feat_shape is not None:
-            places = places / extent * torch.tensor(rope.ref_feat_shape).to(patches)
+            places = places / extent * constant(tuple(rope.ref_feat_shape), patches.device).to(patches)
     else:
         places = patches
     return places.flip(-1) if rope.grid_indexing == "xy" else places

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import is_zipfile
@@ -237,3 +238,9 @@ def fingerprint(digests: Mapping[str, str]) -> str:
     """One sha256 for a set of tensors: of their sorted names and hashes."""
     lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A tensor with these values on a device. It is made once, so that no step waits for its copy."""
+    return torch.tensor(values, device=device)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from scaleup.backbones.backbone import Backbone
 from scaleup.checkpoint.model_directory import ModelConfig
 from scaleup.common.errors import UserError, nearest
+from scaleup.common.tensors import constant
 from scaleup.config.schema import Input, Positions
-from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, cached
+from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, cached, centres
 
 KINDS: tuple[str, ...] = get_args(get_type_hints(Positions)["kind"])
 BASE = 10_000.0
@@ -61,7 +62,7 @@ def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor
     """A grid of position embeddings (gh, gw, D) at spatial centres (N, 2) in pixels, bilinear: -> (N, D)."""
     height, width = grid.shape[:2]
     patches = in_patches(centres, patch)
-    extent = torch.tensor([max(height - 1, 1), max(width - 1, 1)]).to(centres)
+    extent = constant((max(height - 1, 1), max(width - 1, 1)), centres.device).to(centres)
     points = (2 * patches / extent - 1).flip(-1).to(grid)  # grid_sample takes (x, y) in [-1, 1]
     sampled = F.grid_sample(
         grid.permute(2, 0, 1)[None], points[None, None], mode="bilinear", padding_mode="border", align_corners=True
@@ -71,18 +72,19 @@ def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor
 
 def in_patches(centres: Tensor, patch: tuple[int, int]) -> Tensor:
     """Spatial centres (N, 2) in pixels -> in patches; the centre of the first patch is 0."""
-    sides = torch.tensor(patch).to(centres)
+    sides = constant(patch, centres.device).to(centres)
     return (centres - (sides - 1) / 2) / sides
 
 
 @cached
-def sine_table(spec: TubeSpec, size: Size, dim: int, kind: str) -> Tensor:
+def sine_table(spec: TubeSpec, size: Size, dim: int, kind: str, device: torch.device) -> Tensor:
     """Sines (N, dim) for a tube's tokens: of their centres, of their indices in the tube's grid
     (``cosine_no_stride``), or of their time only (``backbone``)."""
     if kind == "cosine_no_stride":
-        return cosine(torch.cartesian_prod(*(torch.arange(count) for count in spec.grid(size))).reshape(-1, 3), dim)
-    centres = spec.centres(size)
-    return cosine(centres[:, :1] if kind == "backbone" else centres, dim)
+        places = torch.cartesian_prod(*(torch.arange(count) for count in spec.grid(size))).reshape(-1, 3)
+    else:
+        places = spec.centres(size)[:, : 1 if kind == "backbone" else 3]
+    return cosine(places, dim).to(device)
 
 
 class Learned(nn.Module):
@@ -133,8 +135,9 @@ class Preprocess:
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (B, 3, ...) -> normalised float32 of the same shape."""
         shape = (3,) + (1,) * (pixels.dim() - 2)
-        scale = 1 / (255 * torch.tensor(self.std, device=pixels.device).view(shape))
-        shift = -torch.tensor(self.mean, device=pixels.device).view(shape) * 255 * scale
+        mean, std = (constant(values, pixels.device).view(shape) for values in (self.mean, self.std))
+        scale = 1 / (255 * std)
+        shift = -mean * 255 * scale
         return pixels.to(torch.float32, copy=True).mul_(scale).add_(shift)  # in place: clips are large
 
 
@@ -191,7 +194,7 @@ class Tokenizer(nn.Module):
         """x (B, 3, T, H, W) or (B, 3, H, W) -> z0 (B, P+N, D): prefix tokens, then frames, then tubes."""
         size = size_of(x)
         z0 = self.stem(x.reshape(x.shape[0], 3, *size[1:])) if size[0] == 1 else self._video_tokens(x, size)
-        positions = [table for spec in self.specs(size) if (table := self._table(spec, size)) is not None]
+        positions = [table for spec in self.specs(size) if (table := self._table(spec, size, x.device)) is not None]
         if positions:
             prefix, tokens = z0.split((self.num_prefix_tokens, z0.shape[1] - self.num_prefix_tokens), dim=1)
             positions = [table.to(tokens) for table in positions]
@@ -219,8 +222,9 @@ class Tokenizer(nn.Module):
         """The context of all blocks: relative positions as a bias, the backbone's rotary angles."""
         bias, rope = None, None
         if isinstance(self.positions, Relative):
-            centres = torch.cat([spec.centres(size) for spec in self.specs(size)])
-            bias = self.positions(centres.to(self.positions.tables), self.num_prefix_tokens)
+            tables = self.positions.tables
+            places = torch.cat([centres(spec, size, tables.device) for spec in self.specs(size)])
+            bias = self.positions(places.to(tables), self.num_prefix_tokens)
         if (patches := self.stem.rope_grid()) is not None:
             rope = torch.cat([self._rope(spec, size, patches) for spec in self.specs(size)], dim=-2)
         return Context(bias, rope)
@@ -229,8 +233,8 @@ class Tokenizer(nn.Module):
         """Rotary sines and cosines (..., N, 2d) of a tube, at its spatial centres; patches keep the backbone's own."""
         if spec in (self.frames, self.image):
             return patches.repeat(*[1] * (patches.dim() - 2), spec.grid(size)[0], 1)
-        centres = spec.centres(size)[:, 1:].to(patches)
-        return self.stem.rope_at(in_patches(centres, self.image.kernel[1:]))
+        places = centres(spec, size, patches.device)[:, 1:].to(patches)
+        return self.stem.rope_at(in_patches(places, self.image.kernel[1:]))
 
     def _video_tokens(self, x: Tensor, size: Size) -> Tensor:
         shape = (x.shape[0], self.frames.count(0, size[0]))  # (B, nt)
@@ -240,7 +244,7 @@ class Tokenizer(nn.Module):
         tubes = [self.tubes(x)] if self.tubes.specs else []
         return torch.cat([prefix, frames, *tubes], dim=1)
 
-    def _table(self, spec: TubeSpec, size: Size) -> Tensor | None:
+    def _table(self, spec: TubeSpec, size: Size, device: torch.device) -> Tensor | None:
         """The positions that are added to the tokens of a tube or of the frames: (N, D), or None."""
         if isinstance(self.positions, Learned):
             return self.positions(spec, size)
@@ -248,9 +252,9 @@ class Tokenizer(nn.Module):
             return None
         if self.kind == "backbone" and size[0] == 1:
             return None  # an image has the positions that the backbone itself adds
-        table = self.amplitude * sine_table(spec, size, self.embed_dim, self.kind)
+        table = self.amplitude * sine_table(spec, size, self.embed_dim, self.kind, device)
         if self.kind != "backbone" or spec is self.frames:
             return table
         grid = self.stem.position_grid()
-        space = sample_grid(grid, spec.centres(size)[:, 1:].to(grid), self.image.kernel[1:])
+        space = sample_grid(grid, centres(spec, size, device)[:, 1:].to(grid), self.image.kernel[1:])
         return table.to(space) + space

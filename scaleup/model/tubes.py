@@ -123,7 +123,7 @@ class TubeSpec:
 
     def gather(self, x: Tensor) -> Tensor:
         """Read only the pixels of the tube's places: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places)."""
-        runs, indices = _reading(self, tuple(x.shape[2:]))
+        runs, indices = _reading(self, tuple(x.shape[2:]), x.device)
         for dim, (kernel, run) in enumerate(zip(self.kernel, runs, strict=True), start=2):
             first, end, step = run or (0, x.shape[dim], 1)
             x = x.narrow(dim, first, end - first).unfold(dim, kernel, step)
@@ -159,14 +159,20 @@ class Run(NamedTuple):
 
 
 @cached
-def _reading(spec: TubeSpec, size: Size) -> tuple[list[Run | None], tuple[Tensor, ...]]:
+def _reading(spec: TubeSpec, size: Size, device: torch.device) -> tuple[list[Run | None], tuple[Tensor, ...]]:
     """A run along each axis whose places are evenly spaced; if an axis has none, indices that broadcast to a grid."""
     runs = [_run(spec, axis, length) for axis, length in enumerate(size)]
     if None not in runs:
         return runs, ()
     places = [starts.flatten() for starts in spec.places(size)]
     t, h, w = (torch.arange(len(starts)) if run else starts for starts, run in zip(places, runs, strict=True))
-    return runs, (t[:, None, None], h[:, None], w)
+    return runs, (t[:, None, None].to(device), h[:, None].to(device), w.to(device))
+
+
+@cached
+def centres(spec: TubeSpec, size: Size, device: torch.device) -> Tensor:
+    """:meth:`TubeSpec.centres` on a device."""
+    return spec.centres(size).to(device)
 
 
 def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:

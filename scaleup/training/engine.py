@@ -73,6 +73,7 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's own fused update works on the host too
             "steps_per_print": sys.maxsize,
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice a step
         }
         self.groups = [list(group["params"]) for group in param_groups]
         self.parameters = [parameter for group in self.groups for parameter in group]
