@@ -2,7 +2,8 @@
 
 SOURCE is one of these: a folder with one subfolder of files per class (ImageNet too); a text file with a path and a
 label in each line, or a JSON object of these; a CSV of Kinetics or Charades; a JSON split of Something-Something v2; a
-trainlist or testlist of UCF101; the folder of HMDB51's split files; a folder of tars, which are used in place; the word
+trainlist or testlist of UCF101; the folder of HMDB51's split files; a folder of tars, which are used in place;
+hf:owner/name, a dataset of the Hugging Face hub, or a folder of Parquet files in its layout; the word
 'shapes' for generated data; or the word 'scenes' for cut-out objects that move over photographs (--material). If the
 command is interrupted, run it again: it continues from there.
 """
@@ -19,6 +20,7 @@ from scaleup.common.errors import UserError
 from scaleup.common.timing import progress
 from scaleup.data.encode import PILLOW, Encoding
 from scaleup.data.generated import SPLITS, write_splits
+from scaleup.data.hf_rows import read_dataset
 from scaleup.data.labels import KINDS as KINDS_OF_LABELS
 from scaleup.data.labels import ONE
 from scaleup.data.pack import pack
@@ -33,8 +35,8 @@ from scaleup.data.tars import index_tars, tars_of
 def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:
     if args.source in ("shapes", "scenes"):
         return {"shards": {name: Written.of(shards) for name, shards in generated(args).items()}}
-    in_place = (args.kind or kind_of(Path(args.source))) == "tars"
-    shards = tars(args) if in_place else packed(args)
+    kind = args.kind or kind_of(Path(args.source))
+    shards = tars(args) if kind == "tars" else packed(args, kind)
     return {"shards": {shards.name: Written.of(shards)}}
 
 
@@ -67,13 +69,16 @@ def tars(args: argparse.Namespace) -> Shards:
         return index_tars(args.source, args.label, args.classes, *how)
 
 
-def packed(args: argparse.Namespace) -> Shards:
+def packed(args: argparse.Namespace, kind: str) -> Shards:
     out = out_of(args)
     for source in (args.source, args.root or args.source):
         if Path(out).resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
             raise UserError(f"--out {out} would take the place of '{source}', which is read; name another directory")
     encoding = Encoding(args.short, args.fps, args.image_format, args.quality, args.reencode)
-    listing = read_source(args.source, args.kind, args.root, args.split, args.classes, args.labels)
+    if kind == "hf":
+        listing = read_dataset(args.source, args.split, args.media, args.label, args.classes, args.labels)
+    else:
+        listing = read_source(args.source, args.kind, args.root, args.split, args.classes, args.labels)
     with progress("packing", len(listing.items)) as advance:
         return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
 
@@ -134,12 +139,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--seed", type=tool.at_least(0), default=0, help="seed of the random order (default: %(default)s)")
     add = parser.add_argument_group("which files").add_argument
-    add("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars'])} (default: recognised)")
+    add("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars', 'hf'])} (default: recognised)")
     add("--root", help="folder of the files that a list names (default: the list's folder)")
-    add("--split", help="for a Kinetics CSV: only rows of this split; for HMDB51: train1 to test3")
+    add("--split", help="for a Kinetics CSV: only rows of this split; for HMDB51: train1 to test3; for hf: the split")
     add("--classes", metavar="FILE", help="file with the class names in order (default: names from the data, sorted)")
     add("--labels", choices=KINDS_OF_LABELS, help="what a label is: one class, several, or a number (default: one)")
-    add("--label", help="for tars: the member (cls, txt) or the field of the .json that has the label")
+    add("--label", help="where the label is; for tars: a member (cls, txt) or a field of the .json; for hf: a column")
+    add("--media", help="for hf: the column of the images or videos (default: the only one)")
     add = parser.add_argument_group("how files are written").add_argument
     add("--short", type=tool.at_least(2), metavar="PIXELS", help="re-encode, with a shorter side of at most PIXELS")
     add("--fps", type=tool.at_least(0.01, float), help="re-encode videos with at most FPS frames per second")

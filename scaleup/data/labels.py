@@ -102,17 +102,17 @@ class Labelling:
     Args:
         kind: one of ``KINDS``.
         texts: all labels of the source, from which classes are named.
-        classes: a file of class names (:func:`scaleup.data.lists.read_classes`), in place of these.
+        classes: a file of class names (:func:`scaleup.data.lists.read_classes`), or their names, in place of these.
     """
 
-    def __init__(self, kind: str, texts: Iterable[str], classes: str | Path | None = None) -> None:
+    def __init__(self, kind: str, texts: Iterable[str], classes: str | Path | list[str] | None = None) -> None:
         if kind == NUMBER and classes:
             raise UserError(f"labels that are numbers have no classes, but a file of class names is given: '{classes}'")
         self.kind = kind
         if kind == NUMBER:
             self.classes = list(QUANTITY)
         elif classes:
-            self.classes = read_classes(classes)
+            self.classes = classes if isinstance(classes, list) else read_classes(classes)
         else:
             self.classes = class_names(text for each in texts for text in self._parts(each))
         self._numbers = {name: number for number, name in enumerate(self.classes)}

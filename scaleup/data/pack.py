@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import stat
 import sys
 import tarfile
 import zlib
@@ -27,8 +26,8 @@ from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
 from scaleup.data.labels import ONE, Labelling, explain_label
 from scaleup.data.shards import DAMAGE, Index, Note, Sample, SampleEntry, Shards, TarEntry, file_sha256, write_index
-from scaleup.data.sources import Listing, extension_of
-from scaleup.data.storage import NO_FILE, Failure, Item, failure
+from scaleup.data.sources import Listing
+from scaleup.data.storage import Failure, Item, failure
 
 MTIME = 2 * 10**9  # nanoseconds; some file systems store modification times only to two seconds
 T = TypeVar("T")
@@ -204,9 +203,9 @@ def pack(
     left_out = [failure(item.path, item.reason) for item in listing.items if item.reason]
     order = np.random.default_rng(seed).permutation(len(items)).tolist()
     tasks = [(number, items[number]) for number in order]
-    read = partial(_read, listing.modality, encoding)
+    read = partial(_read, listing.read, listing.modality, encoding)
     labelling = listing.labelling
-    with partial_directory(out, _plan(items, labelling, encoding, seed, per_shard)) as directory:
+    with partial_directory(out, _plan(items, labelling, encoding, seed, per_shard, listing.version)) as directory:
         shards = GrowingShards(directory, [tasks[i : i + per_shard] for i in range(0, len(tasks), per_shard)])
         advance(len(left_out) + shards.done)
         unread = shards.unfinished
@@ -237,10 +236,10 @@ def _results(
         advance(1)
 
 
-def _plan(items: list[Item], labelling: Labelling, encoding: Encoding, seed: int, per_shard: int) -> str:
+def _plan(items: list[Item], labelling: Labelling, encoding: Encoding, seed: int, per_shard: int, version: str) -> str:
     """A hash of everything that the bytes of the shards depend on."""
     settings = [asdict(encoding), seed, per_shard, labelling.classes, *labelling.kinds.values()]
-    digest = hashlib.sha256(json.dumps(settings).encode())
+    digest = hashlib.sha256(json.dumps(settings).encode() + version.encode())
     for item in items:
         try:
             file = item.path.stat()
@@ -250,15 +249,14 @@ def _plan(items: list[Item], labelling: Labelling, encoding: Encoding, seed: int
     return digest.hexdigest()
 
 
-def _read(modality: str, encoding: Encoding, task: Task) -> Read:
+def _read(read: Callable[[Path], tuple[str, bytes]], modality: str, encoding: Encoding, task: Task) -> Read:
     _, item = task
     try:
-        if not (stat.S_ISREG(mode := item.path.stat().st_mode) or stat.S_ISDIR(mode)):
-            return NO_FILE  # opening a pipe may block for ever
-        if not (data := item.path.read_bytes()):
+        extension, data = read(item.path)
+        if not data:
             return "is empty: 0 bytes"
         notes: list[str] = []
-        return *encoded(data, extension_of(item.path), modality, encoding, notes.append), notes
+        return *encoded(data, extension, modality, encoding, notes.append), notes
     except BadSample as error:
         return str(error)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path

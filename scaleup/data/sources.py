@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -18,8 +19,15 @@ from scaleup.data.decode import EXTENSIONS
 from scaleup.data.labels import Labelling, split_label
 from scaleup.data.lists import ENDINGS, is_media, read_rows
 from scaleup.data.published import below, charades, hmdb51, kinetics, published_classes, ssv2, ucf101
-from scaleup.data.storage import Item, count_by_reason, failure, hidden, printable, walk
+from scaleup.data.storage import NO_FILE, Item, count_by_reason, failure, hidden, printable, walk
 from scaleup.data.tars import is_tar, packed_as
+
+
+def read_file(path: Path) -> tuple[str, bytes]:
+    """The extension and the bytes of a file; OSError or ValueError if it cannot be read."""
+    if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+        raise ValueError(NO_FILE)  # opening a pipe may block for ever
+    return extension_of(path), path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Listing:
     items: list[Item]
     labelling: Labelling
     modality: str
+    read: Callable[[Path], tuple[str, bytes]] = read_file  # of the path of an item; it is sent to processes
+    version: str = ""  # changes with what is read, if items are no files
 
     @property
     def classes(self) -> list[str]:
@@ -74,11 +84,13 @@ def read_source(
     items = [_refuse_others(item, modality) for item in items]
     usable = (item.label for item in items if not item.reason)
     labelling = Labelling(labels, usable, classes or published_classes(source, kind))
-    return Listing([_refuse_label(item, labelling) for item in items], labelling, modality)
+    return Listing([refuse_label(item, labelling) for item in items], labelling, modality)
 
 
 def kind_of(source: Path) -> str:
     """The kind of a source, recognised by its form."""
+    if str(source).startswith("hf:"):
+        return "hf"
     if not source.exists():
         near = nearest(source.name, [other.name for other in source.parent.glob("*")])
         raise UserError(f"source '{source}' is neither a folder, nor a file, nor the word 'shapes'{near}")
@@ -110,6 +122,8 @@ def _kind_of_folder(source: Path) -> str:
         return "tars"
     if any(fnmatch(entry.name, "*_test_split?.txt") for entry in entries):
         return "hmdb51"
+    if any(entry.suffix == ".parquet" for entry in [*entries, *source.glob("data/*")]):
+        return "hf"
     compressed = any(map(packed_as, entries)) and not any(entry.is_dir() for entry in entries)
     return "tars" if compressed else "folder"
 
@@ -221,7 +235,7 @@ def _refuse_others(item: Item, modality: str) -> Item:
     return item if fits or item.reason else replace(item, reason=f"is not a file of {modality}s by its extension")
 
 
-def _refuse_label(item: Item, labelling: Labelling) -> Item:
+def refuse_label(item: Item, labelling: Labelling) -> Item:
     """The item; without its label and marked as left out if that cannot be read."""
     if item.reason:
         return replace(item, label="")

@@ -1,10 +1,12 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from scaleup.common.errors import UserError
+from scaleup.data.hf_rows import read_dataset
 from scaleup.data.lists import read_classes
 from scaleup.data.sources import kind_of, read_source
 
@@ -204,3 +206,10 @@ def test_other_json_is_no_list_of_class_names(tmp_path, content):
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(UserError, match="is not a list of class names"):
         read_classes(tmp_path / "classes.json")
+
+
+def test_a_dataset_of_hugging_face_needs_a_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert kind_of(Path("hf:owner/name")) == "hf"
+    with pytest.raises(UserError, match=r"needs the package 'datasets': pip install 'scaleup\[hf\]'"):
+        read_dataset("hf:owner/name")
