@@ -19,10 +19,12 @@ def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("model", help="model directory or hub id")
-    add("--to", required=True, help="delta, full, peft, timm, torch, onnx or aoti")
+    add("--to", required=True, help="delta, full, peft, timm, transformers, torch, onnx or aoti")
     add("--out", type=Path, required=True, help="output directory")
     lengths = "other clip lengths (64) and ranges of lengths (32-128); each gets its own program (torch, onnx, aoti)"
     add("--frames", nargs="+", default=[], metavar="N", help=lengths)
+    add("--half", action="store_true", help="weights and products of an ONNX program in float16")
+    add("--head", help="for transformers: the head that its pipeline reads (default: the only one)")
     add("--merge", action="store_true", help="merge the model's adapter into the weights of its blocks")
     add("--base", help="the backbone's weights, if they have moved")
     add("--overwrite", action="store_true", help="replace an existing output")
@@ -32,7 +34,9 @@ def arguments() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> Export | dict[str, Any]:
     from scaleup.outputs.conversion import export
 
-    result = export(args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames)
+    result = export(
+        args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames, args.head, args.half
+    )
     return {"to": result.to, "out": result.out, "bytes": result.bytes} | result.figures() if args.json else result
 
 

@@ -26,7 +26,8 @@ from scaleup.outputs import programs
 from scaleup.outputs.programs import Costs, Outputs, difference, largest, medians
 
 OWN = ("delta", "full")
-TARGETS = (*OWN, "peft", "timm", *programs.FORMS)
+TARGETS = (*OWN, "peft", "timm", "transformers", *programs.FORMS)
+HALF_ROUNDING = 2e-2  # the same in float16
 ROUNDING = 1e-4  # allowed difference, relative to an output's size, if sums have another order
 
 
@@ -62,47 +63,58 @@ def export(
     overwrite: bool = False,
     merge: bool = False,
     frames: Sequence[int | str] = (),
+    head: str | None = None,
+    half: bool = False,
 ) -> Export:
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
     Args:
         to: ``delta`` or ``full`` (our own directories), ``peft`` (the adapter alone), ``timm`` (the image model alone,
-            in timm's layout), ``torch`` (torch.export), ``onnx`` or ``aoti`` (compiled for this machine by
-            AOTInductor).
+            in timm's layout), ``transformers`` (for its pipeline of videos), ``torch`` (torch.export), ``onnx`` or
+            ``aoti`` (compiled for this machine by AOTInductor).
         base: the backbone's weights, if they have been moved.
         frames: other lengths of clips, and spans of lengths (``"32-128"``), for which programs are written and
             compared too.
         merge: merge the model's adapter into the weights of its blocks; programs always do.
+        head: the head of a pipeline of transformers; may be None if there is only one.
+        half: write weights and products of an ONNX program in float16.
 
     Raises:
         UserError: the target is unknown or cannot hold the model, the model has no adapter to merge, or the result
-            differs: at all, or by more than ROUNDING if sums have another order.
+            differs: at all, or by more than ROUNDING if sums have another order, or HALF_ROUNDING in float16.
     """
     if to not in TARGETS:
         raise UserError(f"unknown target {to!r}; allowed are {', '.join(TARGETS)}{nearest(to, TARGETS)}")
     if frames and to not in programs.FORMS:
         raise UserError(f"--frames is for programs ({', '.join(programs.FORMS)}); {to} is of no fixed length")
+    if half and to != "onnx":
+        raise UserError(f"--half is for onnx; {to} is written in the precision of the model")
+    if head and to != "transformers":
+        raise UserError(f"--head is for transformers; {to} has all heads or none")
     out = Path(out)
     refuse_existing(out, overwrite)
     model, costs = load(source, base), None
     relative = to in programs.FORMS or merge
-    with new_directory(out, overwrite) as half:
+    with new_directory(out, overwrite) as place:
         if to in OWN:
-            differences = write_own(model, source, to, half, base, merge)
+            differences = write_own(model, source, to, place, base, merge)
         elif to == "peft":
-            differences = write_adapter(model, source, half, base)
+            differences = write_adapter(model, source, place, base)
         elif to == "timm":
-            differences, costs = write_timm(merge_adapter(model) if merge else model, half)
+            differences, costs = write_timm(merge_adapter(model) if merge else model, place)
+        elif to == "transformers":
+            differences = write_transformers(merge_adapter(model) if merge else model, place, head)
         else:
             merged = merge_adapter(model) if model.config.adapter else model
-            differences, costs = programs.write(merged, programs.FORMS[to], half, frames)
-        limit = ROUNDING if relative else 0
+            form = programs.HALF if half else programs.FORMS[to]
+            differences, costs = programs.write(merged, form, place, frames)
+        limit = HALF_ROUNDING if half else ROUNDING if relative else 0
         if not (most := largest(differences.values())) <= limit:
             share = " of its size" if relative else ""
             raise UserError(f"{to} of {source} differs from it by {most:.1e}{share}; allowed is {limit:g}")
         result = Export(to, str(out), 0, differences, relative, costs)
         if costs is not None:
-            write_json(half / "report.json", result.figures())
+            write_json(place / "report.json", result.figures())
     result.bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return result
 
@@ -196,6 +208,17 @@ def write_timm(model: TubeViT, directory: Path) -> tuple[dict[str, float], Costs
     differs = (features - model.forward_features(image)).abs().max().item()
     seconds, eager = medians(lambda: loaded(image), lambda: model.forward_features(image))
     return {"image": differs}, Costs({"image": seconds}, {"image": eager})
+
+
+def write_transformers(model: TubeViT, directory: Path, head: str | None) -> dict[str, float]:
+    """See :func:`scaleup.outputs.hf_model.write`."""
+    try:
+        from scaleup.outputs import hf_model
+    except ImportError as error:
+        raise UserError(
+            f"--to transformers needs the package {error.name!r}: pip install 'scaleup[transformers]'"
+        ) from error
+    return hf_model.write(model, directory, head)
 
 
 def _refuse_what_timm_lacks(model: TubeViT) -> str:

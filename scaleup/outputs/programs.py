@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,6 +221,19 @@ def _read_onnx(path: Path, names: list[str]) -> Callable[[Tensor], Outputs]:
     return run
 
 
+def _write_half(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
+    """As :func:`_write_onnx`, but weights and products are float16; what goes in and comes out is as it was."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as whole:
+        _write_onnx(traced, Path(whole) / path.name, names)
+        program = onnx.load(Path(whole) / path.name)
+    halved = convert_float_to_float16(program, keep_io_types=True, disable_shape_infer=True)
+    apart = halved.ByteSize() > MOST  # as protobuf allows
+    onnx.save(halved, path, save_as_external_data=apart, location=f"{path.name}.data" if apart else None)
+
+
 def _write_compiled(traced: torch.export.ExportedProgram, path: Path, names: list[str]) -> None:
     try:
         torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
@@ -228,6 +242,8 @@ def _write_compiled(traced: torch.export.ExportedProgram, path: Path, names: lis
         raise UserError(f"--to aoti could not compile here: {reason}") from error
 
 
+MOST = 2**31 - 2**20  # bytes of an ONNX file with its weights inside
+HALF = Form(".onnx", _write_half, _read_onnx)
 FORMS = {
     "torch": Form(
         ".pt2",

@@ -272,3 +272,34 @@ def test_what_timm_cannot_hold_is_refused_with_the_reason(
     with pytest.raises(UserError, match=r"cannot hold this model: its positions \(cosine\) are not the backbone's own"):
         export(tmp_path / "small", "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def weights(program: Path) -> int:
+    """Bytes of the floating-point weights of an ONNX program."""
+    onnx = pytest.importorskip("onnx")
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    return sum(each.ByteSize() for each in onnx.load(program).graph.initializer if each.data_type in floats)
+
+
+@pytest.mark.all
+def test_a_program_in_float16_is_half_as_large_and_says_how_far_it_is(saved: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    done = tool(saved, "--to", "onnx", "--half", "--out", tmp_path / "half")
+    assert done.returncode == 0, done.stderr
+    whole = sum(parameter.nbytes for parameter in scaleup.load(saved).parameters())
+    assert weights(tmp_path / "half" / "video.onnx") < 0.6 * whole
+    report = json.loads((tmp_path / "half" / "report.json").read_text())
+    pixels = samples(3, 8, 32, 32)
+    session = onnxruntime.InferenceSession(tmp_path / "half" / "video.onnx")
+    outputs = dict(zip(CLASSES["video"], session.run(None, {"pixels": pixels.numpy()}), strict=True))
+    assert {output.dtype for output in outputs.values()} == {np.dtype("float32")}
+    for kind in ("image", "video"):
+        assert 1e-5 < report[f"{kind}_max_rel_diff"] < 1e-2
+    for head, logits in expected(saved, pixels).items():
+        assert programs.difference({head: logits}, {head: torch.from_numpy(outputs[head])}, True) < 1e-2
+
+
+@pytest.mark.parametrize("target", ["torch", "full", "timm"])
+def test_float16_is_refused_for_other_targets(target: str, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--half is for onnx; {target} is written in the precision of the model"):
+        export(saved, target, tmp_path / "out", half=True)

@@ -1,5 +1,5 @@
-"""Clips per second of our loader, compared with a plain PyAV loop, decord, and webdataset with PyAV, on the same
-shards."""
+"""Clips per second of our loader, compared with a plain PyAV loop, decord, torchcodec, and webdataset with PyAV, on the
+same shards."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def loader(
     with tempfile.TemporaryDirectory() as temporary:
         shards = videos.videos_in(Path(directory or temporary) / ("copied" if copied else "videos"), count, copied)
         loaders: dict[str, Loader] = {"pyav": _pyav, "webdataset": _webdataset}
-        if importlib.util.find_spec("decord"):
-            loaders["decord"] = _decord
+        optional: dict[str, Loader] = {"decord": _decord, "torchcodec": _torchcodec}
+        loaders |= {name: load for name, load in optional.items() if importlib.util.find_spec(name)}
         memory = [_memory(shards, workers, samples)] if samples else []
         ours = partial(_cost, _load, _ours, shards, workers, clips)
         others = {name: partial(_cost, _load, load, shards, workers, clips) for name, load in loaders.items()}
         others["decode_only"] = partial(_cost, _only_decoded, shards, workers, clips)
         rows = {name: _compare(alternate(ours, other, repeats, label=name)) for name, other in others.items()}
-    speeds = {"ours": clips / median(row["seconds"] for row in rows.values()), "decord": None}
+    speeds = {"ours": clips / median(row["seconds"] for row in rows.values())} | dict.fromkeys(optional)
     speeds |= {name: clips / row["other_seconds"] for name, row in rows.items()}
     goals = [
         goal("seconds of a clip, over the fastest other side's", max(rows[name]["ratio"] for name in loaders), 0.5)
@@ -186,6 +186,18 @@ def decord_frames(data: bytes, begin: float) -> np.ndarray:
     reader, step = decord.VideoReader(io.BytesIO(data), num_threads=1), round(videos.FPS / INPUT.fps)
     first = round(begin * videos.FPS)
     return reader.get_batch(list(range(first, first + INPUT.frames * step, step))).asnumpy()
+
+
+def _torchcodec(shards: Shards, workers: int) -> Iterable[Tensor]:
+    return DataLoader(_Clips(shards, torchcodec_frames), BATCH, num_workers=workers)
+
+
+def torchcodec_frames(data: bytes, begin: float) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder, step = VideoDecoder(data, dimension_order="NHWC"), round(videos.FPS / INPUT.fps)
+    first = round(begin * videos.FPS)
+    return decoder.get_frames_at(list(range(first, first + INPUT.frames * step, step))).data.numpy()
 
 
 def _webdataset(shards: Shards, workers: int) -> Iterable[Tensor]:
