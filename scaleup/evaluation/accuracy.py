@@ -23,8 +23,7 @@ from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
 from scaleup.evaluation.scores import Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
-from scaleup.model.trunk import arm_inputs
-from scaleup.model.tubevit import TubeViT, depths_of
+from scaleup.model.tubevit import TubeViT, arm_inputs
 
 MEASURED_ON = ("shards", "modality", "list_sha256", "views", "labels")  # fields that identify the data of an evaluation
 
@@ -195,7 +194,7 @@ def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Te
     """uint8 views (B, V, 3, ...) -> pooled features (B, V, D) of each model, after one pass of the trunk they share."""
     deepest = max(models.values(), key=lambda model: model.frozen_depth)
     x = deepest.preprocess(pixels.flatten(0, 1).to(next(deepest.parameters()).device))
-    inputs = arm_inputs(deepest.trunk, x, depths_of(models.values()))
+    inputs = arm_inputs(deepest.trunk, x, models.values())
     features = {name: model.arm.features(inputs[model.frozen_depth]) for name, model in models.items()}
     return {name: values.unflatten(0, pixels.shape[:2]) for name, values in features.items()}
 

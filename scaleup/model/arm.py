@@ -113,7 +113,10 @@ class Arm(nn.Module):
             assert self.tokenizer is not None
             z0 = self.tokenizer(inputs)
             inputs = Taps(z0, z0, self.tokenizer.context(size_of(inputs)))
-        h = self.gate(inputs.h, inputs.z0) if self.gate is not None else inputs.h
+        z0, h = inputs.z0, inputs.h
+        if self.reads_first:
+            z0, h = z0[:, :1], (h if inputs.first is None else inputs.first)[:, :1]
+        h = self.gate(h, z0) if self.gate is not None else h
         for index, block in self.blocks.items():
             call, context = self._call(index, block), inputs.context.at(int(index))
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -122,11 +125,20 @@ class Arm(nn.Module):
                 h = call(h, **context)
         return self.tail(h) if self.pool is None else self.pool(h, inputs.lower)
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether it is a head, behind a gate or not, that reads the class token of the trunk alone."""
+        return not self.blocks and self._pools_first
+
+    @property
+    def _pools_first(self) -> bool:
+        """Whether features are made of the class token alone; with ``library`` kernels all tokens are computed."""
+        return self.kernels != "library" and self.pool is None and pools_first(self.tail)
+
     def _call(self, index: str, block: nn.Module) -> Callable[..., Tensor]:
         """How a block is called: the last one for the class token alone where no other is read."""
         last = index == list(self.blocks)[-1]
-        reads_first = self.pool is None and pools_first(self.tail)
-        alone = last and self.kernels != "library" and reads_first and knows_first_token(block)
+        alone = last and self._pools_first and knows_first_token(block)
         return computed(partial(first_token, block) if alone else block, self.kernels)
 
     def train(self, mode: bool = True) -> Arm:

@@ -1,9 +1,9 @@
 """How blocks are computed: as by the library, or in faster ways whose results differ only by rounding.
 
-``library``: exactly the library's computation. ``lean``: the last block is computed only for the class token, if
-pooling reads no other token (:func:`first_token`). ``fast``: as ``lean``, and large float32 products on a CPU are
-computed as 1x1 convolutions. torch computes these with oneDNN, but matrix products with a library that uses only half
-of some CPUs' vector width.
+``library``: exactly the library's computation. ``lean``: the last block, frozen or not, is computed only for the class
+token, if pooling reads no other token (:func:`first_token`). ``fast``: as ``lean``, and large float32 products on a CPU
+are computed as 1x1 convolutions. torch computes these with oneDNN, but matrix products with a library that uses only
+half of some CPUs' vector width.
 """
 
 from __future__ import annotations
@@ -209,8 +209,7 @@ def _projected(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     if type(attn.qkv) is not nn.Linear:  # it has an adapter
         q, k, v = (attn.qkv(x) if bias is None else attn.qkv(x) + bias).chunk(3, dim=-1)
         return q[:, :1], k, v
-    width = len(attn.qkv.weight) // 3
+    weight, width = attn.qkv.weight, len(attn.qkv.weight) // 3
     bias = attn.qkv.bias if bias is None else bias
-    weights = attn.qkv.weight.split((width, 2 * width))
-    biases = (None, None) if bias is None else bias.split((width, 2 * width))
-    return F.linear(first, weights[0], biases[0]), *F.linear(x, weights[1], biases[1]).chunk(2, dim=-1)
+    biases = (None, None) if bias is None else (bias[:width], bias[width:])
+    return F.linear(first, weight[:width], biases[0]), *F.linear(x, weight[width:], biases[1]).chunk(2, dim=-1)

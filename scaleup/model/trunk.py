@@ -20,7 +20,7 @@ from torch.func import functional_call
 from scaleup.backbones.backbone import BlockFile
 from scaleup.common.errors import UserError
 from scaleup.common.timing import now
-from scaleup.model.kernels import computed, measure_in_turns
+from scaleup.model.kernels import computed, first_token, measure_in_turns
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
 
 COMPUTED_IN = {  # precision of the weights -> of what is computed with them
@@ -35,13 +35,15 @@ MEASURED = ("float32", "bfloat16", "float16")  # what ``auto`` chooses from; int
 class Taps(NamedTuple):
     """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks get beside them.
 
-    ``lower`` has the tokens at smaller depths, where some arm reads them (``arm.taps``).
+    ``lower`` has the tokens at smaller depths, where some arm reads them (``arm.taps``). ``first`` (B, 1, D) is the
+    class token from a block that was computed for it alone; h is the same tensor if no arm reads other tokens.
     """
 
     z0: Tensor
     h: Tensor
     context: Context = Context()
     lower: Mapping[int, Tensor] = {}
+    first: Tensor | None = None
 
 
 def taps_of(z0: Tensor, tokens: Mapping[int, Tensor], context: Context) -> dict[int, Taps]:
@@ -77,16 +79,27 @@ class Trunk(nn.Module):
         return super().train(False)
 
     @torch.no_grad()  # not inference mode: its tensors cannot be saved for the arm's backward pass
-    def forward(self, x: Tensor, depths: Iterable[int]) -> dict[int, Taps]:
-        """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` blocks, in one pass."""
-        depths, dtype = set(depths), COMPUTED_IN[self.precision]
+    def forward(self, x: Tensor, depths: Iterable[int], first: Iterable[int] = ()) -> dict[int, Taps]:
+        """x (B, 3, T, H, W) or (B, 3, H, W) -> taps after each of ``depths`` and ``first`` blocks, in one pass.
+
+        Args:
+            first: depths at which some arm reads the class token alone. The block below is computed for it alone, even
+                where others read all tokens: so an arm gets the same bits whatever trains beside it.
+        """
+        depths, first, dtype = {*depths}, {*first}, COMPUTED_IN[self.precision]
         z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
-        h, cast_context, tokens = z0.to(dtype), context.to(dtype), dict[int, Tensor]()
-        for index, block in enumerate(iterate_blocks(self.blocks[: max(depths)], h.device, self.file, dtype)):
-            h = computed(block, self.kernels)(h, **cast_context.at(index))
-            if index + 1 in depths:
-                tokens[index + 1] = h.to(z0.dtype)
-        return taps_of(z0, tokens, context)
+        h, cast_context, deepest = z0.to(dtype), context.to(dtype), max(depths | first)
+        tokens, alone = dict[int, Tensor](), dict[int, Tensor]()
+        for index, block in enumerate(iterate_blocks(self.blocks[:deepest], h.device, self.file, dtype)):
+            call, depth = partial(computed(block, self.kernels), **cast_context.at(index)), index + 1
+            if depth in first:
+                alone[depth] = call(h, alone=True).to(z0.dtype)
+            if depth < deepest or depth in depths:
+                h = call(h)
+            if depth in depths:
+                tokens[depth] = h.to(z0.dtype)
+        taps = taps_of(z0, alone | tokens, context)
+        return {depth: each._replace(first=alone.get(depth)) for depth, each in taps.items()}
 
     def place(self, device: torch.device, placement: str) -> None:
         """Move to the device all but the blocks that wait elsewhere."""
@@ -94,12 +107,6 @@ class Trunk(nn.Module):
         for block in self.blocks:
             if placement != "host" and not is_on_meta(block):
                 block.to(device)
-
-
-def arm_inputs(trunk: Trunk | None, x: Tensor, depths: Iterable[int]) -> Inputs:
-    """The inputs of arms of these frozen depths, from one pass of the trunk over x; depth 0 gets x itself."""
-    frozen = set(depths) - {0}
-    return {0: x} | (trunk(x, frozen) if trunk is not None and frozen else {})
 
 
 def is_on_meta(block: nn.Module) -> bool:
@@ -179,9 +186,10 @@ def iterate_blocks(
     """Blocks ready to be called, in order. Those that are elsewhere are fetched while the one before computes.
 
     A block on the meta device is read from ``file`` in precision ``dtype``, one on the host is copied to ``device``.
+    Called with ``alone=True`` a block gives its output for the first token alone.
     """
     if all(_is_on(block, device) for block in blocks):
-        yield from blocks
+        yield from (partial(_call, block, None) for block in blocks)
         return
     fetch = partial(_fetched, blocks, device, file, dtype)
     with ThreadPoolExecutor(1) as pool:
@@ -190,7 +198,7 @@ def iterate_blocks(
             fetched = ahead.result()
             if index + 1 < len(blocks):
                 ahead = pool.submit(fetch, index + 1)
-            yield block if fetched is None else partial(_call_with, block, fetched)
+            yield partial(_call, block, fetched)
 
 
 def _is_on(block: nn.Module, device: torch.device) -> bool:
@@ -225,8 +233,26 @@ def _copied(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
     return copies
 
 
-def _call_with(block: nn.Module, tensors: dict[str, Tensor], h: Tensor, **context: Any) -> Tensor:
-    return functional_call(block, tensors, (h,), context)
+class FirstToken(nn.Module):
+    """A block that is computed for its first token alone: tokens (B, N, D) -> (B, 1, D)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, h: Tensor, **context: Tensor) -> Tensor:
+        return first_token(self.block, h, **context)
+
+
+def _call(
+    block: nn.Module, fetched: dict[str, Tensor] | None, h: Tensor, alone: bool = False, **context: Any
+) -> Tensor:
+    """The output of a block, for its first token ``alone`` or for all, with the tensors that were ``fetched`` for
+    it."""
+    module, at = (FirstToken(block), "block.") if alone else (block, "")
+    if fetched is None:
+        return module(h, **context)
+    return functional_call(module, {at + name: tensor for name, tensor in fetched.items()}, (h,), context)
 
 
 @contextmanager

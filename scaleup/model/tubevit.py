@@ -19,10 +19,11 @@ from scaleup.common.errors import UserError, nearest
 from scaleup.model import adapter
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Arm, Gate, Heads, generator_of, init_head
+from scaleup.model.kernels import knows_first_token
 from scaleup.model.pool import init_pool, make_pool
 from scaleup.model.pretrained import Pretrained
 from scaleup.model.tokenizer import Preprocess, Tokenizer
-from scaleup.model.trunk import Taps, Trunk, arm_inputs, is_on_meta, load_block
+from scaleup.model.trunk import Inputs, Taps, Trunk, is_on_meta, load_block
 
 
 class TubeViT(Pretrained):
@@ -80,12 +81,12 @@ class TubeViT(Pretrained):
         return self.tokenizer(self._checked(x))
 
     def arm_inputs(self, x: Tensor) -> Tensor | Taps:
-        """The input of the arm for x: the trunk's taps, or x itself if nothing is frozen."""
-        return arm_inputs(self.trunk, x, depths_of([self]))[self.frozen_depth]
+        """The input of the arm for x: the trunk's taps, all tokens of them, or x itself if nothing is frozen."""
+        return x if self.trunk is None else self.trunk(x, depths_of([self]))[self.frozen_depth]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pooled features (B, D)."""
-        return self.arm.features(self.arm_inputs(self._checked(x)))
+        return self.arm.features(arm_inputs(self.trunk, self._checked(x), [self])[self.frozen_depth])
 
     def forward(self, x: Tensor, head: str | None = None) -> Tensor:
         """Logits (B, C) of a head; ``head`` may be None if there is only one."""
@@ -119,6 +120,11 @@ class TubeViT(Pretrained):
     @property
     def tokenizer(self) -> Tokenizer:
         return self.trunk.tokenizer if self.trunk is not None else self.arm.tokenizer  # type: ignore[return-value]
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether the arm reads the class token of the trunk alone, and the last block can be computed for it alone."""
+        return self.trunk is not None and self.arm.reads_first and knows_first_token(self.trunk.blocks[-1])
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -218,6 +224,15 @@ class TubeViT(Pretrained):
                 late[index - start] = load_block(self.trunk.blocks, index, self.trunk.file)
         shared = [] if adapt.kind == "full" else [pair for block in late for pair in block.named_parameters()]
         return copy.deepcopy(late, {id(tensor): tensor for name, tensor in shared if not is_of_adapter(name)})
+
+
+def arm_inputs(trunk: Trunk | None, x: Tensor, models: Collection[TubeViT]) -> Inputs:
+    """The inputs of the arms of ``models`` by frozen depth, from one pass of the trunk over x; depth 0 gets x itself.
+
+    An arm that reads the class token alone gets it from a block that is computed for it alone.
+    """
+    whole, first = depths_of([m for m in models if not m.reads_first]), depths_of([m for m in models if m.reads_first])
+    return {0: x} | (trunk(x, whole, first) if trunk is not None and (whole or first) else {})
 
 
 def depths_of(models: Collection[TubeViT]) -> list[int]:

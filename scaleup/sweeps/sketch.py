@@ -18,7 +18,7 @@ from scaleup.data.loader import open_datasets
 from scaleup.model.kernels import LARGEST, SMALLEST
 from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk, taps_of
 from scaleup.model.tubes import Size
-from scaleup.model.tubevit import TubeViT, depths_of
+from scaleup.model.tubevit import TubeViT, arm_inputs, depths_of
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training.arm_trainer import Classifier
 from scaleup.training.run_inputs import data_of, models_on_meta
@@ -53,7 +53,8 @@ class Sketch:
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
         self.largest = self.modalities[-1]  # a video is larger than an image
         exact = recipe.train.kernels == "library"
-        self.kernels = "library" if exact else "lean"  # fast has the same operations; see :meth:`scores`
+        for model in self.models.values():
+            model.arm.kernels = "library" if exact else "lean"  # fast has the same operations; see :meth:`scores`
         self._passes: dict[Any, Callable[[int], Pass]] = {}
 
     def scores(self) -> int:
@@ -78,16 +79,19 @@ class Sketch:
 
     def trunk(self, names: Collection[str], modality: str, batch: int) -> Pass:
         """One pass of the trunk that arms share. ``kept`` is what the arms read. Zero if nothing is frozen."""
-        model, depths = self.deepest(names), depths_of([self.models[name] for name in names])
+        model, models = self.deepest(names), [self.models[name] for name in names]
+        depths = depths_of(models)
         if model.trunk is None or self.recipe.trunk.cache is not None:
             count = 4 * model.count_tokens(self.size(modality)[0]) * model.tokenizer.embed_dim
             kept = batch * count * (len(depths) + 1 if depths else 0)
             return Pass(0, 0, np.array([kept]), np.zeros(1, int), kept)
-        trunk, key = model.trunk, ("trunk", *depths, modality)
+        trunk, key = (
+            model.trunk,
+            ("trunk", frozenset((m.frozen_depth, m.reads_first) for m in models), *depths, modality),
+        )
         if key not in self._passes:
-            trunk.kernels = self.kernels
             without = empty(_cast(trunk, self.recipe.trunk.precision))
-            self._passes[key] = affine(lambda batch: _forward(without, depths, _pixels(self.size(modality), batch)))
+            self._passes[key] = affine(lambda batch: _forward(without, models, _pixels(self.size(modality), batch)))
         return self._passes[key](batch)
 
     def arm(self, name: str, modality: str, batch: int) -> Pass:
@@ -95,7 +99,6 @@ class Sketch:
         settings, model = self.arms[name], self.models[name]
         key = (modality, *(str(getattr(settings, setting)) for setting in SETTINGS))
         if key not in self._passes:
-            model.arm.kernels = self.kernels
             self._passes[key] = affine(lambda batch: _step(model, settings, self.size(modality), batch))
         return self._passes[key](batch)
 
@@ -126,9 +129,9 @@ def _cast(trunk: Trunk, precision: str) -> Trunk:
     return cast
 
 
-def _forward(trunk: Trunk, depths: list[int], pixels: torch.Tensor) -> Pass:
+def _forward(trunk: Trunk, models: Collection[TubeViT], pixels: torch.Tensor) -> Pass:
     with _apart(), Trace() as trace:
-        taps = trunk(pixels, depths)
+        taps = arm_inputs(trunk, pixels, models)
     assert taps
     return Pass(trace.flops, trace.flops, np.array(trace.alive), np.array(trace.gradients), trace.held)
 

@@ -25,8 +25,8 @@ from scaleup.data.shards import index_bytes
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
 from scaleup.model.objective import Objective
 from scaleup.model.tokenizer import Context
-from scaleup.model.trunk import Inputs, arm_inputs, taps_of
-from scaleup.model.tubevit import TubeViT, depths_of
+from scaleup.model.trunk import Inputs, taps_of
+from scaleup.model.tubevit import TubeViT, arm_inputs, depths_of
 from scaleup.training.run_inputs import flatten_keys
 
 
@@ -43,14 +43,14 @@ class Fed(NamedTuple):
 class Live:
     """Decoded pixels through one trunk, the deepest of ``models``, which serves them all; from step ``start`` on.
 
-    ``depths`` are those that are read; they may become fewer on the way, and the trunk then goes no deeper than needed.
+    ``models`` may become fewer on the way, and the trunk then computes no more than they need.
     """
 
     def __init__(self, recipe: Recipe, models: Collection[TubeViT], world: World, start: int) -> None:
         self.recipe, self.world, self.start = recipe, world, start
         deepest = max(models, key=lambda model: model.frozen_depth)
         self.preprocess, self.trunk = deepest.preprocess, deepest.trunk
-        self.depths = depths_of(models)
+        self.models = models
         self.batches = train_loader(
             recipe.data,
             deepest.config.input,
@@ -72,7 +72,7 @@ class Live:
         labels = {head: each.to(device) for head, each in batch.labels.items()}
         mix = draw_mix(self.recipe.train, pixels.shape, self.recipe.seed, step)
         mixed = pixels if mix is None else mix.pixels(pixels)
-        return Fed(batch.dataset, size, labels, mix, lambda rows: arm_inputs(self.trunk, mixed[rows], self.depths))
+        return Fed(batch.dataset, size, labels, mix, lambda rows: arm_inputs(self.trunk, mixed[rows], self.models))
 
 
 class Cached:
@@ -86,9 +86,9 @@ class Cached:
         assert recipe.trunk.cache is not None
         self.world, self.sets = world, cached_sets(recipe.data, recipe.trunk.cache)
         deepest = max(models, key=lambda model: model.frozen_depth)
-        self.depths = depths_of(models)
+        self.models = models
         for name, cached in self.sets.items():
-            refuse_other(cached, made_of(recipe, deepest, name), self.depths, recipe.trunk.precision)
+            refuse_other(cached, made_of(recipe, deepest, name), depths_of(models), recipe.trunk.precision)
         for model in models:
             model.place(world.device, "host")  # all but the frozen blocks, which stay where they are
         self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
@@ -105,7 +105,7 @@ class Cached:
     def _inputs(self, batch: Batch, rows: slice) -> Inputs:
         kept = self.sets[batch.dataset].tensors(batch.pixels[rows].to(self.world.device))
         z0, context = dequantise(kept, "z0"), self.contexts[batch.dataset]
-        return dict(taps_of(z0, {depth: dequantise(kept, f"h{depth}") for depth in self.depths}, context))
+        return dict(taps_of(z0, {depth: dequantise(kept, f"h{depth}") for depth in depths_of(self.models)}, context))
 
 
 @torch.no_grad()

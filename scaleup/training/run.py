@@ -19,7 +19,6 @@ from scaleup.common.timing import now, progress
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.model.build import prepare_trunks, set_kernels
-from scaleup.model.tubevit import depths_of
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
 from scaleup.training.feed import Cached, Fed, Live
@@ -144,7 +143,7 @@ class Run:
         with progress("training", self.steps) as advance:
             advance(self.done)
             while self.running and not reason:
-                self.feed.depths = depths_of([arm.model for arm in self.running.values()])
+                self.feed.models = [arm.model for arm in self.running.values()]
                 entry = self.step(self.done, next(feed))
                 self.done += 1
                 self._judge(entry["arms"])

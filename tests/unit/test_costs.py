@@ -13,6 +13,7 @@ from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Arm, Recipe
 from scaleup.model.build import fresh
 from scaleup.model.tokenizer import natural_clip, normalise
+from scaleup.model.tubevit import arm_inputs
 from scaleup.sweeps import costs
 from scaleup.sweeps.memory import by_part
 from scaleup.sweeps.sketch import Sketch
@@ -33,8 +34,7 @@ def measured(recipe: Recipe, modality: str) -> tuple[dict[str, int], int]:
     clip = normalise(natural_clip(8, (32, 32), recipe.data.batch), model.config.input)
     pixels = clip if modality == "video" else clip[:, :, 0]
     with counter() as trunk:
-        taps = run.feed.trunk(pixels, [1, 3])  # type: ignore[union-attr]
-    inputs = {0: pixels, **taps}
+        inputs = arm_inputs(run.feed.trunk, pixels, run.models.values())  # type: ignore[union-attr]
     found = {}
     for name, trainer in run.trainers.items():
         with counter() as counted:

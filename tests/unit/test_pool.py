@@ -39,6 +39,7 @@ ARMS = {
     "read": Arm(frozen_depth=3, **SETTINGS),
     "late": Arm(frozen_depth=2, gate=True, **SETTINGS),
     "deep": Arm(frozen_depth=3, taps=[1, 2], **SETTINGS),
+    "head": Arm(frozen_depth=3, gate=True),
 }
 HEADS = {"motion": ["left", "right", "up"]}
 TOKENS = torch.randn(2, 10, 24)
@@ -207,6 +208,11 @@ def runs(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def test_a_head_trains_beside_readers_of_all_tokens_as_alone(runs: Path) -> None:
+    """Its last frozen block is computed for the class token alone in both, and for all tokens beside it."""
+    assert weights(runs / "together" / "head") == weights(runs / "head" / "head")
+
+
 @pytest.mark.parametrize("name", ["read", "late", "deep"])
 def test_an_arm_with_a_pool_trains_in_a_sweep_as_alone(name: str, runs: Path) -> None:
     assert weights(runs / "together" / name) == weights(runs / name / name)
@@ -228,7 +234,8 @@ def test_an_arm_learns_from_a_token_cache_what_it_learns_live(name: str, runs: P
 
 def test_the_backbones_own_norm_stays_as_it_is_beside_a_pool(runs: Path) -> None:
     models = load_run(runs / "together")
-    assert len({str(bytes_of(model.arm.tail.state_dict())) for model in models.values()}) == 1
+    pooled = [model for name, model in models.items() if name != "head"]
+    assert len({str(bytes_of(model.arm.tail.state_dict())) for model in pooled}) == 1
     assert not torch.equal(models["read"].arm.pool.norm.weight, models["mean"].arm.pool.norm.weight)
 
 

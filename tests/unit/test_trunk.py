@@ -67,6 +67,14 @@ def test_a_tensor_that_is_in_memory_is_not_read(tmp_path: Path) -> None:
     assert_same_taps(streamed, resident, VIDEOS)
 
 
+def test_a_class_token_is_computed_alone_by_a_block_in_a_file(tmp_path: Path) -> None:
+    resident = adapted(frozen_depth=3)[0].trunk
+    streamed = on_disk(resident, tmp_path / "blocks.safetensors")
+    found, expected = (trunk(VIDEOS, [2], first=[3]) for trunk in (streamed, resident))
+    assert torch.equal(found[3].first, expected[3].first) and found[3].first.shape[1] == 1
+    assert torch.equal(found[2].h, expected[2].h) and found[2].first is None
+
+
 def test_each_block_is_read_once_and_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streamed = on_disk(adapted(frozen_depth=4)[0].trunk, tmp_path / "blocks.safetensors")
     fetched: list[int] = []

@@ -13,9 +13,9 @@ from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.model.build import fresh, set_kernels
-from scaleup.model.trunk import Inputs, arm_inputs
+from scaleup.model.trunk import Inputs
 from scaleup.model.tubes import TubeSpec
-from scaleup.model.tubevit import TubeViT, depths_of
+from scaleup.model.tubevit import TubeViT, arm_inputs
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import sizes
 
@@ -83,7 +83,7 @@ class Training:
 
     def inputs(self) -> Inputs:
         pixels = self.deepest.preprocess(self.clips)
-        return arm_inputs(self.deepest.trunk, pixels, depths_of(self.models))
+        return arm_inputs(self.deepest.trunk, pixels, self.models)
 
     def step(self) -> None:
         inputs = self.inputs() if self.stored is None else self.stored

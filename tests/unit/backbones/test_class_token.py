@@ -7,11 +7,13 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
+from scaleup.checkpoint.model_directory import Pool
 from scaleup.config.schema import Backbone, Input, Model, Positions, Tube
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import fresh
 from scaleup.model.kernels import knows_first_token, pools_first
-from scaleup.model.tubevit import TubeViT
+from scaleup.model.trunk import cast_trunks, drift
+from scaleup.model.tubevit import TubeViT, arm_inputs
 
 VIT, EVA, ROPE = "timm:vit_tiny_patch16_224", "timm:eva02_tiny_patch14_224", "timm:vit_pe_core_tiny_patch16_384"
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -90,6 +92,37 @@ def test_no_other_token_is_computed() -> None:
     del shapes[:]
     learned(model, "library")
     assert all(tokens > 1 for _, tokens in shapes)
+
+
+def head_of(case: str) -> TubeViT:
+    """An arm that trains a head on the blocks of a case, which are all frozen; its gate is open."""
+    model = model_of(*CASES[case])
+    arm = model.with_arm(model.depth, True, model.config.heads)
+    nn.init.constant_(arm.arm.gate.alpha, 0.7)  # type: ignore[union-attr]
+    return arm
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_last_frozen_block_is_computed_for_a_head_alone(case: str) -> None:
+    assert_alike(head_of(case))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_head_gets_the_same_bits_whatever_reads_beside_it(precision: str) -> None:
+    head, pool = head_of("plain"), Pool("attentive", queries=1, heads=4, depth=1)
+    models = [head, head.with_arm(1, False, head.config.heads), head.with_arm(2, False, head.config.heads, pool=pool)]
+    for model in models:
+        model.arm.kernels = model.trunk.kernels = "lean"  # type: ignore[union-attr]
+    cast_trunks([model.trunk for model in models], precision, set())  # type: ignore[misc]
+    x = torch.randn(4, 3, 8, 64, 64)
+    together: Any = arm_inputs(head.trunk, x, models)
+    for model in models:
+        depth, alone = model.frozen_depth, arm_inputs(model.trunk, x, [model])
+        assert torch.equal(model.arm.features(alone[depth]), model.arm.features(together[depth]))
+    first: Any = arm_inputs(head.trunk, x, [head])[2]
+    assert first.h.shape == (4, 1, 48) and together[2].h.shape[1] > 1
+    assert drift(together[2].h[:, :1], first.h) < (1e-6 if precision == "float32" else 0.02)
 
 
 @pytest.mark.parametrize(
