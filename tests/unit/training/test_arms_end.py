@@ -153,7 +153,7 @@ def test_what_has_ended_costs_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
     for name, trainer in training.trainers.items():
         trainer.engine.engine.module.register_forward_hook(lambda *_, name=name: passed.append((name, training.done)))
     for index, block in enumerate(training.models["deep"].trunk.blocks):
-        block.register_forward_hook(lambda *_, index=index: passed.append((f"block {index}", training.done)))
+        block.mlp.register_forward_hook(lambda *_, index=index: passed.append((f"block {index}", training.done)))
     training.train()
     assert {name: [step for each, step in passed if each == name] for name, _ in passed} == {
         "block 0": [0, 1, 2],
