@@ -255,11 +255,11 @@ def test_an_evaluation_of_one_arm_does_not_hide_the_validation_of_all(swept: Pat
 
 def test_a_head_that_stayed_at_chance_is_named_beside_its_arm() -> None:
     results: Any = {
-        "a": SimpleNamespace(ended="early", at_chance={"motion": {}}),
-        "b": SimpleNamespace(ended="complete", at_chance={}),
+        "a": SimpleNamespace(ended="early", at_chance={"motion": {}}, gaps={}),
+        "b": SimpleNamespace(ended="complete", at_chance={}, gaps={"shape": SimpleNamespace(train=0.9, valid=0.5)}),
     }
     facts = run_records.Facts("run", Path("run"), Recipe(arms={"a": {}, "b": {}}), [], [], results, None)
-    assert [facts.stands(arm) for arm in "ab"] == ["early, motion at chance", "complete"]
+    assert [facts.stands(arm) for arm in "ab"] == ["early, motion at chance", "complete, shape 0.40 better in training"]
 
 
 def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:

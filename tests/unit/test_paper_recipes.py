@@ -48,15 +48,17 @@ def loaded(path: Path, scale: str, whole: bool = False) -> list[tuple[list[str],
 def hours(read: Recipe, arm: schema.Arm, model: TubeViT) -> float:
     """GPU hours of a run by arithmetic: a block's forward pass takes 2 operations for each weight and token, and 4 for
     each pair of tokens and channel; its backward pass twice as much, and the pairs once more half of that, as fused
-    attention computes them anew. Of the last block, where it trains, only keys and values are computed for all tokens:
-    what is pooled is the class token."""
+    attention computes them anew. Of the last block only keys and values are computed for all tokens, if the
+    class token is pooled."""
     width, weights = model.tokenizer.embed_dim, sum(p.numel() for p in model.blocks[0].parameters())
-    frozen, whole = arm.frozen_depth, max(model.depth - arm.frozen_depth - 1, 0)
+    first = arm.pool == "own"
+    frozen, whole = min(arm.frozen_depth, model.depth - first), max(model.depth - arm.frozen_depth - 1, 0)
+    passes = first if arm.frozen_depth == model.depth else 3  # of the last block
     share, step = {name: data.weight for name, data in read.data.train.items()}, 0.0
     for name, weight in share.items():
         count = model.count_tokens(model.preprocess.frames if name == "videos" else 1)
         products, pairs, last = 2 * weights * count, 4 * count**2 * width, 4 * width**2 * count
-        flops = frozen * (products + pairs) + whole * (3 * products + 3.5 * pairs) + (frozen < model.depth) * 3 * last
+        flops = frozen * (products + pairs) + whole * (3 * products + 3.5 * pairs) + passes * last
         step += flops * weight / sum(share.values())
     return read.train.steps * read.data.batch * step / (paper.GFLOPS * 1e9) / 3600
 
