@@ -148,7 +148,7 @@ def _curves(
 
 
 class Reader:
-    """Computes the features of the classifiers: pooled tokens at several depths, in one pass of the trunk."""
+    """Computes the features of the classifiers: pooled tokens at several depths, in one trunk pass."""
 
     def __init__(self, model: TubeViT, depths: Sequence[int], device: torch.device) -> None:
         assert model.trunk is not None
@@ -253,8 +253,7 @@ def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
 
 
 def _identify(model: TubeViT) -> dict[str, Any]:
-    """The identity of the probed model: sha256 of the tensors of tokenizer and blocks, and the keys PROBED of its
-    config."""
+    """The probed model: sha256 of the tensors of tokenizer and blocks, and the keys PROBED of its config."""
     assert model.trunk is not None
     state, prefix = model.trunk.state_dict(), model.block_prefix
     digests = tensors.hashes({name: tensor for name, tensor in state.items() if not tensor.is_meta})
@@ -264,8 +263,7 @@ def _identify(model: TubeViT) -> dict[str, Any]:
 
 
 def _coverage(once: Once) -> Coverage:
-    coverage = once.summary()
-    if not coverage.samples:
+    if not (coverage := once.summary()).samples:
         raise UserError(f"none of the {len(once.shards)} samples of '{once.shards.path}' can be read")
     return replace(coverage, shards=str(once.shards.path))
 

@@ -25,8 +25,8 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps.costs import own_memory
 from scaleup.sweeps.parts import PARTS, Part, collect, group_arms, is_begun, split_arms, summary, sweep
 from scaleup.training import run_directory
-from scaleup.training.run import Stop, exit_code
 from scaleup.training.run_directory import RunResult, StoppedRun, is_complete
+from scaleup.training.stop import Stop, exit_code
 
 
 @dataclass

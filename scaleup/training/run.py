@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
-import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from scaleup.common.distributed import World, join
+from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.common.processes import environment
 from scaleup.common.timing import now, progress
@@ -26,6 +23,7 @@ from scaleup.training.log import Entry, Metrics, Recent, line
 from scaleup.training.loggers import refuse_missing
 from scaleup.training.run_directory import Checkpoint, Checkpoints, RunResult, StoppedRun
 from scaleup.training.run_inputs import build_models
+from scaleup.training.stop import Stop, exit_code
 from scaleup.training.validation import Validation
 
 
@@ -268,41 +266,3 @@ def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:
     ranks, before = training.world.size, checkpoint.state["ranks"] if checkpoint else training.world.size
     other = f"; ranks: {ranks} instead of {before}, so within rounding, not bit for bit" if ranks != before else ""
     print(f"resuming at step {training.done} of {training.steps}{other}", file=sys.stderr)
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # schedulers send SIGUSR2 before the time limit
-LIMIT = 1  # the reason if the time is over
-
-
-class Stop:
-    """Inside this context, SIGTERM, SIGINT and SIGUSR2 are only recorded. A second signal has its usual effect.
-
-    Args:
-        after: seconds until the run should stop, or None.
-    """
-
-    def __init__(self, world: World, after: float | None) -> None:
-        self.world, self.asked = world, 0
-        self.limit = None if after is None else time.monotonic() + after
-
-    def __enter__(self) -> Stop:
-        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.asked = 128 + number
-        signal.signal(number, self.before[signal.Signals(number)])
-
-    def reason(self) -> int:
-        """0: continue. :data:`LIMIT`, or 128 + a signal: stop now. All ranks must call, and get the same."""
-        late = self.limit is not None and time.monotonic() >= self.limit
-        return self.world.largest(max(self.asked, LIMIT if late else 0))
-
-
-def exit_code(reason: int) -> int:
-    """The exit code of a run that ended early: 0 after the limit of time, 128 + the signal after a signal."""
-    return 0 if reason == LIMIT else reason

@@ -63,7 +63,7 @@ class StoppedRun:
     out: str  # its directory
     steps: int
     stopped: int  # steps so far
-    exit: int  # the exit code, see scaleup.training.run.exit_code
+    exit: int  # the exit code, see scaleup.training.stop.exit_code
     part: str | None = None  # for a sweep in several parts: the part that was stopped, "2 of 3"
 
 

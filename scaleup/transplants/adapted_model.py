@@ -283,10 +283,7 @@ def _clip(clips: Path | Tensor | None, input: Input) -> Tensor:
 
 
 def _images(pixels: Path | Tensor, input: Input) -> Iterator[Tensor]:
-    """Batches of images in [0, 1] (B, 3, H, W), evenly spread over the shards; of a video its middle frame.
-
-    Images that cannot be read are left out, and named on stderr.
-    """
+    """Batches of images in [0, 1] (B, 3, H, W), evenly spread over the shards; of a video its middle frame."""
     if isinstance(pixels, Tensor):
         yield _stills(pixels)
         return
