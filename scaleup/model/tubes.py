@@ -165,7 +165,7 @@ def _reading(spec: TubeSpec, size: Size, device: torch.device) -> tuple[list[Run
     if None not in runs:
         return runs, ()
     places = [starts.flatten() for starts in spec.places(size)]
-    t, h, w = (torch.arange(len(starts)) if run else starts for starts, run in zip(places, runs, strict=True))
+    t, h, w = (torch.arange(starts.shape[0]) if run else starts for starts, run in zip(places, runs, strict=True))
     return runs, (t[:, None, None].to(device), h[:, None].to(device), w.to(device))
 
 
