@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import timm
 import torch
 from support import tools
 from support.marks import at_length
+from support.programs import only
 from support.runs import copied
 
 import scaleup
@@ -78,12 +79,6 @@ assert not any(name.startswith("scaleup") for name in sys.modules)"""
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
     assert labels["heads"] == scaleup.load(saved).config.heads and labels["input"]["dtype"] == "uint8"
     assert labels["input"]["shapes"]["video"] == ["batch", 3, 8, 32, 32]
-
-
-def only(kinds: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write programs of these kinds alone: each is traced by itself, which takes seconds."""
-    every = programs.programs
-    monkeypatch.setattr(programs, "programs", lambda *args: {k: v for k, v in every(*args).items() if k in kinds})
 
 
 SHAPES = {"image": (32, 32), "video": (8, 32, 32)}

@@ -11,6 +11,7 @@ import pytest
 import test_checkpoint
 import torch
 from safetensors.torch import load_file, save_file
+from support.programs import only
 from support.runs import bytes_of, weights
 from test_model import IMAGES, VARIANTS, VIDEOS, adapted
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from scaleup.model.adapter import Adapt
 from scaleup.model.build import load, load_run
 from scaleup.model.pool import AttentivePool, init_pool
 from scaleup.model.tubevit import TubeViT
-from scaleup.outputs import programs
 from scaleup.outputs.conversion import export
 from scaleup.sweeps import costs
 from scaleup.sweeps.trace import counter
@@ -242,8 +242,7 @@ def test_the_backbones_own_norm_stays_as_it_is_beside_a_pool(runs: Path) -> None
 def test_a_program_reads_with_the_pool_and_timm_has_no_place_for_it(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = programs.programs
-    monkeypatch.setattr(programs, "programs", lambda *args: {"video": every(*args)["video"]})  # to trace takes seconds
+    only(["video"], monkeypatch)
     written = export(runs / "together" / "read", "torch", tmp_path / "program")
     assert max(written.differences.values()) < 1e-5
     with pytest.raises(UserError, match="its features come from a pool of its own"):
