@@ -23,6 +23,7 @@ from scaleup.config import schema
 from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes
 from scaleup.data.decode import BadSample
+from scaleup.data.labels import refuse_loss
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
 
@@ -54,11 +55,20 @@ def check_heads(shards: Shards, heads: Mapping[str, str]) -> None:
             raise UserError(f"head '{head}' learns label '{label}', but '{shards.path}' has: {have}")
 
 
-def classes_of(data: schema.Data) -> dict[str, list[str]]:
-    """Class names of every head; UserError if two datasets have different classes for one head."""
+def classes_of(data: schema.Data, heads: Mapping[str, schema.Head] | None = None) -> dict[str, list[str]]:
+    """Class names of every head.
+
+    Args:
+        heads: what heads learn; those that are not here learn one class.
+
+    Raises:
+        UserError: a head cannot learn a label with its loss, or two datasets have different classes for one head.
+    """
     lists: dict[str, list[str]] = {}
     for name, shards in open_datasets(data).items():
         for head, label in data.train[name].heads.items():
+            loss = (heads or {}).get(head, schema.Head()).loss
+            refuse_loss(head, loss, label, shards.kind(label), str(shards.path))
             if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
                 raise UserError(f"head '{head}' has other classes in dataset '{name}' than in a dataset before it")
             _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])

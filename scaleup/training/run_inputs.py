@@ -17,7 +17,7 @@ from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
-from scaleup.data.labels import NUMBER, class_counts, refuse_loss
+from scaleup.data.labels import NUMBER, class_counts
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.shards import Shards, index_bytes, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
@@ -38,10 +38,7 @@ def heads_of(recipe: Recipe) -> Heads:
     Raises:
         UserError: a dataset does not open, or has labels that a head with its loss cannot learn.
     """
-    for head, sets in _learnt(recipe).items():
-        for label, shards in sets:
-            refuse_loss(head, loss_of(recipe, head), label, shards.kind(label), str(shards.path))
-    return classes_of(data_of(recipe))
+    return classes_of(data_of(recipe), recipe.heads)
 
 
 def losses_of(recipe: Recipe) -> dict[str, HeadLoss]:
@@ -70,10 +67,9 @@ def class_weights(recipe: Recipe) -> dict[str, Tensor]:
     makes the mean weight of all samples 1. sigmoid: a sample that has a class weighs r (full) or sqrt(r) in that class,
     where r is the number of samples without it over those with it. A class without samples weighs 0, or 1 (sigmoid).
     """
-    weights = {}
-    for head, sets in _learnt(recipe).items() if recipe.heads else ():
-        settings = recipe.heads.get(head, Head())
-        if settings.balance != "none":
+    weights, balanced = {}, {head: each for head, each in recipe.heads.items() if each.balance != "none"}
+    for head, sets in _learnt(recipe).items() if balanced else ():
+        if (settings := balanced.get(head)) is not None:
             power = {"full": 1.0, "sqrt": 0.5}[settings.balance]
             columns = [class_counts(shards.labels[label], len(shards.classes[label])) for label, shards in sets]
             total, counts = sum(len(shards) for _, shards in sets), np.sum(columns, axis=0)
