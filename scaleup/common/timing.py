@@ -1,4 +1,4 @@
-"""Clocks that wait for the device, and progress on stderr with a steady ETA."""
+"""The time that work takes on a device, and progress on stderr with a steady ETA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,6 +26,39 @@ def now(device: torch.device) -> float:
 
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+class Span:
+    """The time that the work inside ``with Span(device):`` takes.
+
+    A GPU measures it with events in its stream, so the host does not wait.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> Span:
+        self.began = self._mark()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended = self._mark()
+
+    def _mark(self) -> Any:
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        import torch
+
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+    @property
+    def seconds(self) -> float:
+        """On a GPU only after it has done the work."""
+        if self.device.type == "cpu":
+            return self.ended - self.began
+        return self.began.elapsed_time(self.ended) / 1000  # from milliseconds
 
 
 SHORTEST = 0.5  # seconds; steps that are shorter are counted together

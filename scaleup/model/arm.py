@@ -54,13 +54,14 @@ class Gate(nn.Module):
             self.alpha.copy_(other.alpha)
 
 
-def alphas(gate: Gate | None) -> dict[str, float | None]:
-    """The values of a gate for the log: ``alpha``; with an alpha for each channel, their mean, and the largest absolute
-    value as ``alpha_largest``."""
+def alphas(gate: Gate | None) -> dict[str, Tensor]:
+    """The values of a gate for the log, on its device: ``alpha``; with an alpha for each channel, their mean, and the
+    largest absolute value as ``alpha_largest``. Empty without a gate."""
     if gate is None:
-        return {"alpha": None}
-    mean: dict[str, float | None] = {"alpha": gate.alpha.mean().item()}
-    return mean if len(gate.alpha) == 1 else mean | {"alpha_largest": gate.alpha.abs().max().item()}
+        return {}
+    alpha = gate.alpha.detach()
+    mean = {"alpha": alpha.mean()}
+    return mean if len(alpha) == 1 else mean | {"alpha_largest": alpha.abs().max()}
 
 
 class NumberHead(nn.Linear):

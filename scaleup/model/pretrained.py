@@ -147,7 +147,7 @@ class Pretrained(nn.Module):
 
     def card(self, kind: str, size: int) -> str:
         """The model card of a directory of ``size`` numbers, ``"delta"`` or ``"full"``."""
-        values = {name: value for name, value in alphas(self.arm.gate).items() if value is not None}
+        values = {name: value.item() for name, value in alphas(self.arm.gate).items()}
         return card(Described(self.config, self.report, self.depth, values, kind, size))
 
     def named_tensors(self) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
-from scaleup.common.timing import now
+from scaleup.common.timing import Span
 from scaleup.config.schema import Arm as Settings
 from scaleup.config.schema import Head, Recipe, schedule
 from scaleup.model.arm import Arm, alphas
@@ -122,12 +122,19 @@ class ArmTrainer:
     def step(
         self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None, rows: slice = WHOLE
     ) -> Entry:
-        """One update, with the last of the micro-batches that it needs; returns what is worth logging.
+        """One update, with the last of the micro-batches that it needs; returns what is worth logging, which
+        :func:`read_numbers` turns into numbers.
 
         Args:
             inputs: of the ``rows`` of this rank's batch; ``labels`` and ``mix`` are of all of it.
         """
-        began = now(self.world.device)
+        with Span(self.world.device) as span:
+            entry = self._update(step, inputs, labels, mix, rows)
+        return entry | {"alpha": None} | alphas(self.model.arm.gate) | {"seconds": span}
+
+    def _update(
+        self, step: int, inputs: Tensor | Taps, labels: Mapping[str, Tensor], mix: Mix | None, rows: slice
+    ) -> Entry:
         factor = lr_factor(step, self.steps, self.warmup)
         # Dropout draws alike whether or not other arms train beside this one.
         source = np.random.SeedSequence((self.seed, step, self.world.rank, rows.start))
@@ -137,8 +144,7 @@ class ArmTrainer:
         loss = torch.stack(list(losses.values())).mean()
         own = {head: (each if mix is None else mix.dominant(each))[rows] for head, each in labels.items()}
         entry = self._measured(loss, losses, logits, own)
-        entry |= {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
-        return entry | alphas(self.model.arm.gate) | {"seconds": now(self.world.device) - began}
+        return entry | {"lr": self.settings.lr * factor, "grad_norm": self.engine.step(loss, factor)}
 
     def fault(self, step: int, entry: Mapping[str, Any]) -> str | None:
         """Why a whole step was one too many, if it was: what it gave is no number. The same on all ranks."""
@@ -195,7 +201,7 @@ class ArmTrainer:
     def result(self, directory: str, recent: Recent) -> ArmResult:
         """What came of the arm, whose model is in ``directory`` unless it diverged."""
         last, diverged = self.losses[-max(1, len(self.losses) // 10) :], self.standing.ended == "diverged"
-        gate = alphas(self.model.arm.gate)
+        gate = {name: value.item() for name, value in alphas(self.model.arm.gate).items()}
         return ArmResult(
             directory=None if diverged else directory,
             **sizes(self.model),
@@ -210,7 +216,7 @@ class ArmTrainer:
             valid_accuracy=self.standing.valid_accuracy,
             at_chance=recent.at_chance,
             gaps=recent.gaps,
-            alpha=gate["alpha"],
+            alpha=gate.get("alpha"),
             alpha_largest=gate.get("alpha_largest"),
         )
 
@@ -219,7 +225,7 @@ class ArmTrainer:
         the greater part of it is named."""
         quality = [self.objectives[head].quality(logits[head], labels[head]) for head in labels]
         values = torch.stack([loss.detach(), *(value.detach() for value in losses.values()), *quality])
-        mean, *rest = self.world.mean(values).tolist()
+        mean, *rest = self.world.mean(values).unbind()
         pairs = zip(labels, rest[: len(quality)], rest[len(quality) :], strict=True)
         heads = {head: {"loss": each, self.objectives[head].measure: share} for head, each, share in pairs}
         return {"loss": mean, "heads": heads}
@@ -233,6 +239,30 @@ def objectives_of(recipe: Recipe, model: TubeViT, device: torch.device) -> dict[
         head: Objective(losses.get(head, HeadLoss()), recipe.train.label_smoothing, each.focal, weights.get(head))
         for head, each in settings.items()
     }
+
+
+def read_numbers(entries: list[Entry]) -> list[Entry]:
+    """The same with a number for each tensor of one element and each time. The host waits once for the device."""
+    tensors = [leaf for entry in entries for leaf in _leaves(entry) if isinstance(leaf, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist())
+    return [_filled(entry, numbers) for entry in entries]
+
+
+def _leaves(entry: Entry) -> Iterator[Any]:
+    for value in entry.values():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _filled(value: Any, numbers: Iterator[float]) -> Any:
+    """``value`` with the next numbers in the place of its tensors."""
+    if isinstance(value, dict):
+        return {name: _filled(each, numbers) for name, each in value.items()}
+    if isinstance(value, Tensor):
+        return next(numbers)
+    return value.seconds if isinstance(value, Span) else value
 
 
 def whole_step(entries: list[Entry]) -> Entry:

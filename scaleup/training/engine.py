@@ -99,7 +99,7 @@ class Engine:
         """
         self.engine.destroy()
 
-    def step(self, loss: Tensor, lr_factor: float) -> float:
+    def step(self, loss: Tensor, lr_factor: float) -> Tensor | float:
         """Backward; after the last micro-batch of a step also the update.
 
         Returns the norm, before clipping, of the gradient of all micro-batches of this step so far.
@@ -109,13 +109,13 @@ class Engine:
         self.engine.backward(loss)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip and norm > self.clip and self.engine.is_gradient_accumulation_boundary():
+        if self.clip and self.engine.is_gradient_accumulation_boundary():  # a smaller norm clips nothing
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.engine.step()
         if self.engine.micro_steps % self.engine.gradient_accumulation_steps() == 0:
             self.used.clear()
         zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
-        return float(norm if zero_norm is None else zero_norm)
+        return norm if zero_norm is None else float(zero_norm)
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter, and the tensor that the optimizer updates for it.

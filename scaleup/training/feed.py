@@ -28,6 +28,7 @@ from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, taps_of
 from scaleup.model.tubevit import TubeViT, arm_inputs, depths_of
 from scaleup.training.run_inputs import flatten_keys
+from scaleup.training.upload import upload, uploaded
 
 
 class Fed(NamedTuple):
@@ -63,16 +64,18 @@ class Live:
         )
 
     def __iter__(self) -> Iterator[Fed]:
-        for step, batch in enumerate(self.batches, self.start):
+        for step, batch in enumerate(uploaded(self.batches, self.world.device), self.start):
             yield self._fed(step, batch)
 
     def _fed(self, step: int, batch: Batch) -> Fed:
-        device, size = self.world.device, len(batch.pixels)
-        pixels = self.preprocess(batch.pixels.to(device))  # (B, 3, T, H, W) or (B, 3, H, W)
-        labels = {head: each.to(device) for head, each in batch.labels.items()}
+        pixels = self.preprocess(batch.pixels)  # (B, 3, T, H, W) or (B, 3, H, W)
         mix = draw_mix(self.recipe.train, pixels.shape, self.recipe.seed, step)
-        mixed = pixels if mix is None else mix.pixels(pixels)
-        return Fed(batch.dataset, size, labels, mix, lambda rows: arm_inputs(self.trunk, mixed[rows], self.models))
+        if mix is not None:
+            mix = mix._replace(order=upload(mix.order, self.world.device))
+        mixed, size = (pixels if mix is None else mix.pixels(pixels)), len(pixels)
+        return Fed(
+            batch.dataset, size, batch.labels, mix, lambda rows: arm_inputs(self.trunk, mixed[rows], self.models)
+        )
 
 
 class Cached:
@@ -98,12 +101,11 @@ class Cached:
         self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, rank, ranks, joined)
 
     def __iter__(self) -> Iterator[Fed]:
-        for batch in self.batches:
-            labels = {head: each.to(self.world.device) for head, each in batch.labels.items()}
-            yield Fed(batch.dataset, len(batch.keys), labels, None, partial(self._inputs, batch))
+        for batch in uploaded(self.batches, self.world.device):
+            yield Fed(batch.dataset, len(batch.keys), batch.labels, None, partial(self._inputs, batch))
 
     def _inputs(self, batch: Batch, rows: slice) -> Inputs:
-        kept = self.sets[batch.dataset].tensors(batch.pixels[rows].to(self.world.device))
+        kept = self.sets[batch.dataset].tensors(batch.pixels[rows])
         z0, context = dequantise(kept, "z0"), self.contexts[batch.dataset]
         return dict(taps_of(z0, {depth: dequantise(kept, f"h{depth}") for depth in depths_of(self.models)}, context))
 

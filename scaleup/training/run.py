@@ -12,12 +12,12 @@ from typing import Any
 from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.common.processes import environment
-from scaleup.common.timing import now, progress
+from scaleup.common.timing import Span, progress
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.model.build import prepare_trunks, set_kernels
 from scaleup.training import run_directory, run_inputs
-from scaleup.training.arm_trainer import ArmTrainer, late_mean, whole_step
+from scaleup.training.arm_trainer import ArmTrainer, late_mean, read_numbers, whole_step
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Entry, Metrics, Recent, line
 from scaleup.training.loggers import refuse_missing
@@ -210,15 +210,14 @@ class Run:
         size = fed.size // self.recipe.train.accumulate
         entries = []
         for rows in (slice(start, start + size) for start in range(0, fed.size, size)):
-            began = now(self.world.device)
-            inputs = fed.inputs(rows)
-            seconds = now(self.world.device) - began
+            with Span(self.world.device) as span:
+                inputs = fed.inputs(rows)
             arms = {
                 name: trainer.step(step, inputs[trainer.model.frozen_depth], fed.labels, fed.mix, rows)
                 for name, trainer in self.running.items()
             }
-            entries.append({"step": step, "dataset": fed.dataset, "trunk_seconds": seconds, "arms": arms})
-        entry = whole_step(entries)
+            entries.append({"step": step, "dataset": fed.dataset, "trunk_seconds": span, "arms": arms})
+        entry = whole_step(read_numbers(entries))
         for name, trainer in self.running.items():
             if (fault := trainer.fault(step, entry["arms"][name])) is not None:
                 self._lose(trainer, step, fault)

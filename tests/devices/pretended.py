@@ -29,6 +29,7 @@ import torchvision  # noqa: F401  as torch._dynamo
 from deepspeed.accelerator import real_accelerator
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -297,6 +298,11 @@ def _nccl(collective: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def _named(groups: dict[Any, Any]) -> dict[Any, Any]:
+    """Tensors by device and type, each with the device that its mark says."""
+    return {(lists[0][0][0].device, dtype): lists for (_, dtype), lists in groups.items()}
+
+
 def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Objects, and what is put in the place of their attributes."""
     yield Tensor, {"device": property(lambda self: gpu_device() if on_gpu(self) else real_device(self))}
@@ -335,6 +341,8 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield torch, {"Stream": Stream, "Event": Stream, "autocast": Autocast, "get_device_module": lambda *_: torch.cuda}
     yield torch.amp, {"autocast": Autocast}
     yield torch.amp.autocast_mode, {"autocast": Autocast}
+    group = clip_grad._group_tensors_by_device_and_dtype  # written in C++: it does not see the marks
+    yield clip_grad, {"_group_tensors_by_device_and_dtype": lambda lists: _named(group(lists))}
     yield torch.utils.checkpoint, {"get_device_states": lambda *_: ([], []), "set_device_states": nothing}
     begin = dist.init_process_group
     yield (
