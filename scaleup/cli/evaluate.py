@@ -70,11 +70,16 @@ def read_numbers(text: str) -> list[int]:
         raise UserError(f"{text!r} is not T,H,W in whole numbers") from error
 
 
+WORST = 5  # classes that are printed of a head; a head with no more prints none, unless it names several at once
+
+
 def show(result: Evaluation | dict[str, dict[str, Evaluation]]) -> None:
     arms = result["arms"] if isinstance(result, dict) else {"model": result}
     for name, arm in arms.items():
         for head, score in arm.heads.items():
             print(f"{name}: {head} {score}")
+            if (by_class := arm.classes.get(head)) and (by_class.measure != "recall" or len(by_class.classes) > WORST):
+                print(f"  worst {by_class.measure}: {', '.join(map(str, by_class.classes[:WORST]))}")
     first = next(iter(arms.values()))
     print(f"{first.samples} samples, {len(first.failures)} failures, {first.views} views")
     print(f"list {first.list_sha256}")

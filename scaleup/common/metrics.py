@@ -56,12 +56,15 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((rises * hits / (ends + 1)).sum() / hits[-1]) if hits[-1] else float("nan")
 
 
-def mean_average_precision(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Mean of the average precision over the classes that a sample has, and what random scores would give; (N, C)
-    both."""
+def average_precisions(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The average precision of each class, nan for one that no sample has: (C,), from (N, C) both."""
+    return np.array([average_precision(*columns) for columns in zip(scores.T, positive.T, strict=True)])
+
+
+def mean_average_precision(precisions: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Mean of the average precisions (C,) over the classes that a sample has, and what random scores would give."""
     counts = positive.sum(axis=0)
     present = np.flatnonzero(counts)
     if not len(present):
         return 0.0, 0.0
-    precisions = [average_precision(scores[:, c], positive[:, c]) for c in present]
-    return float(np.mean(precisions)), float(counts[present].mean() / len(positive))
+    return float(np.mean(precisions[present])), float(counts[present].mean() / len(positive))

@@ -21,7 +21,7 @@ from scaleup.data.batches import Batch
 from scaleup.data.labels import LOSSES, refuse_loss
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
-from scaleup.evaluation.scores import Score, tally
+from scaleup.evaluation.scores import ByClass, Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
 from scaleup.model.tubevit import TubeViT, arm_inputs
 
@@ -46,6 +46,7 @@ class Evaluation(Coverage):
     modality: str  # of the samples: image | video
     labels: dict[str, str]  # head -> label of the shards
     heads: dict[str, Score]
+    classes: dict[str, ByClass]  # of the heads that name classes
     trunk: PreparedTrunk | None = None  # None where nothing is frozen
 
 
@@ -129,8 +130,9 @@ class Once:
 def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
     """The accuracy of models, which must be placed and in eval mode, in a pass over shards. All ranks must call
     this."""
+    names = {head: once.shards.classes[label] for head, label in once.heads.items()}
     tallies = {
-        name: {head: tally(model.config.losses.get(head, HeadLoss()), count) for head, count in _sizes(once).items()}
+        name: {head: tally(model.config.losses.get(head, HeadLoss()), len(each)) for head, each in names.items()}
         for name, model in models.items()
     }
     for batch in once:
@@ -138,15 +140,13 @@ def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
             for head, each in logits.items():
                 tallies[name][head].add(each, batch.labels[head])
     coverage, evaluations = once.summary(), {}
+    on: dict[str, Any] = {"modality": once.shards.modality, "labels": once.heads}
     for name in models:
-        heads = {head: each.score(once.world) for head, each in tallies[name].items()}
-        evaluations[name] = Evaluation(**vars(coverage), modality=once.shards.modality, labels=once.heads, heads=heads)
+        pairs = {head: each.score(once.world, names[head]) for head, each in tallies[name].items()}
+        heads = {head: score for head, (score, _) in pairs.items()}
+        classes = {head: by_class for head, (_, by_class) in pairs.items() if by_class}
+        evaluations[name] = Evaluation(**vars(coverage), **on, heads=heads, classes=classes)
     return evaluations
-
-
-def _sizes(once: Once) -> dict[str, int]:
-    """Classes of each head."""
-    return {head: len(once.shards.classes[label]) for head, label in once.heads.items()}
 
 
 def _trunk_of(model: TubeViT, prepared: PreparedTrunk | None) -> PreparedTrunk | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
-from scaleup.common.metrics import MEASURES, leading, mean_average_precision
+from scaleup.common.metrics import MEASURES, average_precisions, leading, mean_average_precision
 from scaleup.model.objective import Objective, multi_hot
 
 
@@ -65,14 +66,42 @@ class NumberScore(Score):
     loss: float  # as in training, in standard deviations of the training labels
 
 
+@dataclass
+class ClassScore:
+    """How well a head names one class."""
+
+    name: str
+    samples: int  # that have it
+    value: float | None  # None without a sample
+
+    def __str__(self) -> str:
+        return f"{self.name} {'-' if self.value is None else f'{self.value:.2%}'} ({self.samples})"
+
+
+@dataclass
+class ByClass:
+    """How well a head names each class, the worst first and those without a sample last."""
+
+    measure: str  # recall, of a head that names one class | average precision, of one that names any number
+    classes: list[ClassScore]
+
+    @classmethod
+    def of(cls, measure: str, values: Tensor, samples: Tensor, names: Sequence[str]) -> ByClass:
+        """From values (C,), of which those without a sample do not count, and numbers of samples (C,)."""
+        rows = zip(names, samples.long().tolist(), values.tolist(), strict=True)
+        scores = [ClassScore(name, count, value if count else None) for name, count, value in rows]
+        return cls(measure, sorted(scores, key=lambda each: math.inf if each.value is None else each.value))
+
+
 class Tally(Protocol):
     """The samples of one head that this rank has seen."""
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count samples: logits (B, V, C) of all views, labels as in a batch."""
 
-    def score(self, world: World) -> Score:
-        """The score over the samples of all ranks, which must all call this."""
+    def score(self, world: World, names: Sequence[str]) -> tuple[Score, ByClass | None]:
+        """The score over the samples of all ranks, which must all call this; and that of each of the classes ``names``,
+        None for numbers."""
 
 
 def tally(loss: HeadLoss, classes: int) -> Tally:
@@ -86,18 +115,21 @@ class ClassTally:
 
     def __init__(self, classes: int) -> None:
         self.chance = 1 / classes
-        self.sums = torch.zeros(4, dtype=torch.float64)  # first right, right among five, loss, samples
+        self.sums = torch.zeros(2, dtype=torch.float64)  # right among five, loss
+        self.counts = torch.zeros(2, classes, dtype=torch.float64)  # of each class: first right, samples
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         best = logits.softmax(-1).mean(1).topk(min(5, logits.shape[-1])).indices == labels[:, None]  # (B, 5)
         loss = F.nll_loss(logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1]), labels, reduction="none")
-        counts = [best[:, 0].double().sum(), best.double().sum(), loss.double().sum(), torch.tensor(len(labels))]
-        self.sums += torch.stack(counts)
+        self.sums += torch.stack([best.double().sum(), loss.double().sum()])
+        self.counts[0] += labels[best[:, 0]].bincount(minlength=self.counts.shape[1])
+        self.counts[1] += labels.bincount(minlength=self.counts.shape[1])
 
-    def score(self, world: World) -> HeadScore:
-        *sums, samples = torch.stack(world.gather(self.sums)).sum(0)
-        top1, top5, loss = (torch.stack(sums) / max(samples.item(), 1)).tolist()
-        return HeadScore(top1, top5, loss, self.chance)
+    def score(self, world: World, names: Sequence[str]) -> tuple[HeadScore, ByClass]:
+        right, samples = torch.stack(world.gather(self.counts)).sum(0)
+        sums = torch.stack([right.sum(), *torch.stack(world.gather(self.sums)).sum(0)])
+        top1, top5, loss = (sums / max(samples.sum().item(), 1)).tolist()
+        return HeadScore(top1, top5, loss, self.chance), ByClass.of("recall", right / samples, samples, names)
 
 
 class Gathered:
@@ -123,14 +155,17 @@ class SeveralTally(Gathered):
     def add(self, logits: Tensor, labels: Tensor) -> None:
         self.keep(logits.sigmoid().mean(1), multi_hot(labels, logits.shape[2]))
 
-    def score(self, world: World) -> SeveralScore:
+    def score(self, world: World, names: Sequence[str]) -> tuple[SeveralScore, ByClass]:
         if (gathered := self.all(world)) is None:
-            return SeveralScore(0.0, 0.0, 0.0, 0.0, 0.0)
+            nothing = torch.zeros(len(names))
+            return SeveralScore(0.0, 0.0, 0.0, 0.0, 0.0), ByClass.of("average precision", nothing, nothing, names)
         probabilities, labels = gathered
         best = labels.gather(1, probabilities.topk(min(5, labels.shape[1])).indices)  # (N, 5)
-        precision, chance = mean_average_precision(probabilities.numpy(), labels.numpy())
+        precisions = average_precisions(probabilities.numpy(), labels.numpy())
+        mean, chance = mean_average_precision(precisions, labels.numpy())
         loss = F.binary_cross_entropy(probabilities, labels).item()
-        return SeveralScore(precision, best[:, 0].mean().item(), best.amax(1).mean().item(), loss, chance)
+        score = SeveralScore(mean, best[:, 0].mean().item(), best.amax(1).mean().item(), loss, chance)
+        return score, ByClass.of("average precision", torch.from_numpy(precisions), labels.sum(0), names)
 
 
 class NumberTally(Gathered):
@@ -143,11 +178,11 @@ class NumberTally(Gathered):
     def add(self, logits: Tensor, labels: Tensor) -> None:
         self.keep(logits.mean(1), labels)
 
-    def score(self, world: World) -> NumberScore:
+    def score(self, world: World, names: Sequence[str]) -> tuple[NumberScore, None]:
         if (gathered := self.all(world)) is None:
-            return NumberScore(0.0, 0.0, 0.0, 0.0)
+            return NumberScore(0.0, 0.0, 0.0, 0.0), None
         numbers, labels = gathered[0].double(), gathered[1].double()
         errors, spread = numbers[:, 0] - labels, labels.var(correction=0).item()
         squared = errors.square().mean().item()
         r2 = 1 - squared / spread if spread else 0.0
-        return NumberScore(r2, errors.abs().mean().item(), squared**0.5, self.objective(numbers, labels).item())
+        return NumberScore(r2, errors.abs().mean().item(), squared**0.5, self.objective(numbers, labels).item()), None

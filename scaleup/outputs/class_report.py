@@ -1,44 +1,61 @@
-"""Results by class: the confusion of the best arm, and by how much each arm differs from the first."""
+"""Results by class: how well arms name each, the confusion of the best arm, and how each differs from the first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.data.shards import Shards
 from scaleup.evaluation.accuracy import Coverage, Once, matched, view_features
+from scaleup.evaluation.scores import ByClass, tally
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import html, svg_plots
 
 Counts = dict[str, dict[str, np.ndarray]]  # arm -> head -> (classes, classes): samples, row: is, column: predicted
 
 
+class Classified(NamedTuple):
+    """What one pass over shards says of the classes."""
+
+    counts: Counts  # of the heads that name one class
+    classes: dict[str, dict[str, ByClass]]  # arm -> head -> scores
+    coverage: Coverage
+
+
 @torch.inference_mode()
-def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 16) -> tuple[Counts, Coverage]:
-    """The confusion matrix of every arm and head, one view a sample, every sample once; and what was seen.
+def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 16) -> Classified:
+    """The classes of every arm and head, and confusion matrices, one view a sample, every sample once.
 
     Raises:
         UserError: the shards do not open or do not fit the heads.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
-    heads = {
-        head: label for head, label in matched(first, opened, None).items() if first.config.loss(head) == "softmax"
-    }
+    losses = {head: first.config.losses.get(head, HeadLoss()) for head in first.config.heads}
+    heads = {head: label for head, label in matched(first, opened, None).items() if losses[head].kind in NAMING}
     samples = Once("confusion", opened, heads, first.config.input, "1x1", batch, 1, join())
-    sizes = {head: len(opened.classes[label]) for head, label in heads.items()}
-    counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in sizes.items()} for name in models}
+    names = {head: opened.classes[label] for head, label in heads.items()}
+    one = {head: len(each) for head, each in names.items() if losses[head].kind == "softmax"}
+    counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in one.items()} for name in models}
+    tallies = {name: {head: tally(losses[head], len(each)) for head, each in names.items()} for name in models}
     for entry in samples:
         for name, features in view_features(models, entry.pixels).items():  # (B, 1, D)
             for head, labels in entry.labels.items():
-                predicted = models[name].arm.heads[head](features[:, 0]).argmax(-1).cpu()
-                np.add.at(counts[name][head], (labels.numpy(), predicted.numpy()), 1)
-    return counts, samples.summary()
+                logits = models[name].arm.heads[head](features).cpu()  # (B, 1, C)
+                tallies[name][head].add(logits, labels)
+                if head in one:
+                    np.add.at(counts[name][head], (labels.numpy(), logits[:, 0].argmax(-1).numpy()), 1)
+    scores = {
+        name: {head: by_class for head, each in mine.items() if (by_class := each.score(join(), names[head])[1])}
+        for name, mine in tallies.items()
+    }
+    return Classified(counts, scores, samples.summary())
 
 
 def recall(counts: np.ndarray) -> np.ndarray:
@@ -54,28 +71,51 @@ def confused(counts: np.ndarray, classes: list[str]) -> list[str]:
     return [f"{classes[a]} taken for {classes[b]} ({wrong[a, b]})" for a, b in pairs if wrong[a, b]]
 
 
-SHOWN = 20  # classes, those that change most; the rest unfolds
+NAMING = ("softmax", "sigmoid")  # losses of heads that name classes
+SHOWN = 20  # classes, those that change most or are worst; the rest unfolds
 
 
 def by_class(models: Mapping[str, dict[str, TubeViT]], shards: str | Path) -> Iterator[html.Block]:
     """The section on ``models`` (run -> arm -> model), after a pass over the shards for each run."""
     counts: dict[str, dict[str, np.ndarray]] = {}  # head -> arm -> (classes, classes)
     names: dict[str, list[str]] = {}
+    scores: dict[str, dict[str, ByClass]] = {}  # head -> arm -> its classes
     for run, arms in models.items():
         try:
-            matrices, measured = confusions(arms, shards)
+            matrices, classes, measured = confusions(arms, shards)
         except UserError as error:
             yield html.Text(f"{run}: none, {error}")
             continue
         counted = f"{measured.samples} samples, {len(measured.failures)} failures"
         yield html.Text(f"{run}: {counted}, {Path(shards).name}, one view, list {measured.list_sha256[:12]}")
-        for arm, heads in matrices.items():
-            for head, matrix in heads.items():
-                names.setdefault(head, arms[arm].config.heads[head])
-                if names[head] == arms[arm].config.heads[head]:
-                    counts.setdefault(head, {})[arm if len(models) == 1 else f"{run}/{arm}"] = matrix
-    for head, each in counts.items():
-        yield from _of_head(head, each, names[head])
+        for arm, heads in classes.items():
+            for head, by_class in heads.items():
+                title = arm if len(models) == 1 else f"{run}/{arm}"
+                if names.setdefault(head, arms[arm].config.heads[head]) == arms[arm].config.heads[head]:
+                    scores.setdefault(head, {})[title] = by_class
+                    if head in matrices[arm]:
+                        counts.setdefault(head, {})[title] = matrices[arm][head]
+    for head, each in scores.items():
+        yield from _of_head(head, counts[head], names[head]) if head in counts else [html.Text(head, "h3")]
+        yield from _worst_first(each)
+
+
+def _worst_first(scores: dict[str, ByClass]) -> Iterator[html.Block]:
+    """Samples of each class and its score in each arm, in the order of the first arm."""
+    base, *others = scores.values()
+    values = [{each.name: each.value for each in by_class.classes} for by_class in (base, *others)]
+    rows: list[list[Any]] = [
+        [each.name, each.samples, *(_percent(arm[each.name]) for arm in values)] for each in base.classes
+    ]
+    yield html.Text(f"{base.measure.capitalize()} of each class in %, the worst of {next(iter(scores))} first:")
+    header = ["class", "samples", *scores]
+    yield html.Table(header, rows[:SHOWN])
+    if len(rows) > SHOWN:
+        yield html.Folded(f"all {len(rows)} classes, the worst first", html.Table(header, rows))
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{100 * value:.1f}"
 
 
 def _of_head(head: str, counts: dict[str, np.ndarray], classes: list[str]) -> Iterator[html.Block]:

@@ -125,12 +125,13 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tiny: Callable[..., Recipe],
 
 def test_confusions_add_up_to_what_evaluation_says(swept: Path) -> None:
     models, shards = load_run(swept), shards_of(swept)
-    counts, seen = confusions(models, shards, batch=5)
+    counts, classes, seen = confusions(models, shards, batch=5)
     expected = evaluate(models, shards, "1x1")
     for name, heads in counts.items():
         for head, matrix in heads.items():
             assert matrix.sum() == seen.samples == 12
             assert matrix.trace() / 12 == pytest.approx(expected[name].heads[head].top1)
+        assert classes[name] == expected[name].classes
 
 
 def test_words_for_confusions() -> None:

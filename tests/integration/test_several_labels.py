@@ -1,6 +1,8 @@
 """From lists with several labels, or numbers, to predictions and exports: every tool on the way."""
 
 import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from support.runs import bits, metrics
 from support.tools import AT_ONCE, tool
 
 import scaleup
-from scaleup.common.metrics import mean_average_precision
+from scaleup.common.metrics import average_precisions, mean_average_precision
 from scaleup.data.augment import eval_views
 from scaleup.data.shapes import MOTIONS, SHAPES, make_sample
-from scaleup.data.shards import Shards
+from scaleup.data.shards import Index, Shards, read_index, write_index
 from scaleup.evaluation.predictor import predict
 
 CLIPS = 12
@@ -98,7 +100,14 @@ def test_evaluation_is_what_the_model_says(place: Path) -> None:
     hot = np.zeros(logits.shape)
     for row, numbers in enumerate(labels):
         hot[row, numbers] = 1
-    precision, chance = mean_average_precision(logits, hot)
+    precisions = average_precisions(logits, hot)
+    precision, chance = mean_average_precision(precisions, hot)
+    rows = {row["name"]: row for row in result["classes"]["tags"]["classes"]}
+    for c, name in enumerate(model.config.heads["tags"]):
+        assert rows[name]["samples"] == hot[:, c].sum() and rows[name]["value"] == pytest.approx(precisions[c])
+    shown = evaluate(place / "tags", "--views", "1x1", "--heads", "tags=label")
+    worst = result["classes"]["tags"]["classes"][0]
+    assert f"worst average precision: {worst['name']} {worst['value']:.2%} ({worst['samples']})" in shown
     assert result["heads"]["tags"]["map"] == pytest.approx(precision, abs=1e-6)
     assert result["heads"]["tags"]["chance"] == pytest.approx(chance)
     shown = evaluate(place / "amounts", "--views", "1x1", "--heads", "amount=label", "--record")
@@ -110,6 +119,26 @@ def test_evaluation_is_what_the_model_says(place: Path) -> None:
     report = place / "report.html"
     run("report", place / "run", "--out", report, "--shards", place / "tags")
     assert "R2 of amount" in report.read_text()
+
+
+def test_the_report_shows_each_class_worst_first(place: Path, tmp_path: Path) -> None:
+    """Of shards whose label has the name of the head."""
+    shutil.copytree(place / "tags", tmp_path / "tags")
+    index = Index.of(read_index(place / "tags")[0])
+    index.classes, index.kinds = {"tags": index.classes["label"]}, {"tags": "several"}
+    for entry in index.shards:
+        for sample in entry.samples:
+            sample.labels = {"tags": sample.labels["label"]}
+    write_index(tmp_path / "tags", index)
+    run("report", place / "run", "--out", tmp_path / "page.html", "--shards", tmp_path / "tags")
+    page = (tmp_path / "page.html").read_text()
+    page = page[page.index("Average precision of each class in %, the worst of head first") :]
+    result = json.loads(run("evaluate", place / "run/head", tmp_path / "tags", "--views", "1x1", "--json"))
+    classes = result["classes"]["tags"]["classes"]
+    assert len(classes) > 5
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
+    for number, each in enumerate(classes):
+        assert cells[4 * number : 4 * number + 3] == [each["name"], str(each["samples"]), f"{100 * each['value']:.1f}"]
 
 
 def test_predictions(place: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
-from scaleup.common.metrics import average_precision, mean_average_precision
+from scaleup.common.metrics import average_precision, average_precisions, mean_average_precision
 from scaleup.evaluation.scores import Tally, tally
 
 
@@ -41,8 +41,10 @@ def test_known_precisions() -> None:
 def test_the_mean_is_over_classes_that_a_sample_has() -> None:
     scores = np.array([[0.9, 0.1, 0.5], [0.1, 0.9, 0.5]])
     positive = np.array([[1, 1, 0], [0, 0, 0]])
-    assert mean_average_precision(scores, positive) == (pytest.approx((1 + 0.5) / 2), 0.5)
-    assert mean_average_precision(scores, np.zeros((2, 3))) == (0, 0)
+    precisions = average_precisions(scores, positive)
+    assert precisions.tolist() == pytest.approx([1, 0.5, np.nan], nan_ok=True)
+    assert mean_average_precision(precisions, positive) == (pytest.approx((1 + 0.5) / 2), 0.5)
+    assert mean_average_precision(precisions, np.zeros((2, 3))) == (0, 0)
 
 
 class Ranks:
@@ -52,11 +54,42 @@ class Ranks:
         self.tallies = tallies
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        return [each.sums for each in self.tallies]
+        name = "sums" if value is self.tallies[0].sums else "counts"
+        return [getattr(each, name) for each in self.tallies]
 
     def join_lists(self, values: list[Tensor]) -> list[Tensor]:
         name = "outputs" if values is self.tallies[0].outputs else "labels"
         return [value for each in self.tallies for value in getattr(each, name)]
+
+
+ALONE, NAMES = World(0, 1, torch.device("cpu")), list("abcdefg")
+
+
+def test_classes_are_scored_one_by_one_and_the_worst_is_first() -> None:
+    """Of 7 classes g has no sample; two views, whose probabilities are averaged."""
+    source = torch.Generator().manual_seed(1)
+    logits, numbers = torch.randn(40, 2, 7, generator=source), torch.randint(0, 6, (40,), generator=source)
+    logits = logits + torch.nn.functional.one_hot(numbers, 7)[:, None]
+    hot = (torch.rand(40, 7, generator=source) < 0.3).float() * torch.tensor([1.0] * 6 + [0])
+    for kind, labels in (("softmax", numbers), ("sigmoid", hot)):
+        counted = tally(HeadLoss(kind), 7)  # type: ignore[arg-type]
+        counted.add(logits, labels)
+        by_class = counted.score(ALONE, NAMES)[1]
+        assert by_class is not None
+        values = {each.name: each.value for each in by_class.classes}
+        for c, name in enumerate("abcdef"):
+            has = (numbers == c) if kind == "softmax" else hot[:, c] > 0
+            assert has.sum() == next(each.samples for each in by_class.classes if each.name == name) > 0
+            if kind == "softmax":
+                guesses = [logits[row].softmax(-1).mean(0).argmax().item() for row in range(40) if has[row]]
+                slow = guesses.count(c) / len(guesses)
+            else:
+                slow = slow_precision(logits.sigmoid().mean(1)[:, c].tolist(), has.tolist())
+            assert values[name] == pytest.approx(slow)
+        assert by_class.classes[-1].name == "g" and values.pop("g") is None
+        shares = list(values.values())
+        assert shares == sorted(shares)  # type: ignore[type-var]
+        assert len(set(shares)) > 3
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "l2", "l1"])
@@ -73,14 +106,16 @@ def test_ranks_together_score_as_one_does(kind: str) -> None:
         each = labels.float() if kind.startswith("l") else labels
         one.add(logits, each)
         three[number % 3].add(logits, each)
-    alone, together = one.score(World(0, 1, torch.device("cpu"))), three[0].score(cast(World, Ranks(three)))
+    names = NAMES if kind in ("softmax", "sigmoid") else ["number"]
+    (alone, single), (together, joined) = one.score(ALONE, names), three[0].score(cast(World, Ranks(three)), names)
+    assert repr(joined) == repr(single) and (single is None) == kind.startswith("l")
     assert vars(together) == pytest.approx(vars(alone), rel=1e-6) and together.lead == pytest.approx(alone.lead)
 
 
 def test_errors_of_numbers() -> None:
     counted = tally(HeadLoss("l2", 10.0, 2.0), 1)
     counted.add(torch.tensor([[[1.0], [3.0]], [[4.0], [4.0]]]), torch.tensor([1.0, 5.0]))  # means of views: 2 and 4
-    score = counted.score(World(0, 1, torch.device("cpu")))
+    score, _ = counted.score(ALONE, ["number"])
     assert vars(score) == pytest.approx({"r2": 1 - 1 / 4, "mae": 1.0, "rmse": 1.0, "loss": 1 / 4})
     assert str(score) == "R2 0.75, MAE 1, RMSE 1"
 
@@ -91,7 +126,7 @@ def test_scores_of_several_classes() -> None:
     hot = torch.zeros(2, 6)
     hot[0, [0, 5]] = hot[1, 5] = 1
     counted.add(logits, hot)
-    score = counted.score(World(0, 1, torch.device("cpu")))
+    score, _ = counted.score(ALONE, list("abcdef"))
     assert (score.top1, score.top5) == (0.5, 0.5)  # type: ignore[attr-defined]
     assert score.lead == pytest.approx((0.5 + 1) / 2)
     p = logits[:, 0].double().sigmoid()
