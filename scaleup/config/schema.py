@@ -155,6 +155,8 @@ class Dataset:
     heads: Heads = field(default_factory=dict)  # head name -> label name in the shards
     weight: Positive = 1.0  # share of the batches, relative to the other sets'
     augment: Augment = field(default_factory=Augment)
+    sampling: Literal["uniform", "sqrt", "full"] = "uniform"  # how much more often samples of rare classes are drawn
+    sampling_label: str | None = None  # the label whose classes count; None: that of the first head
 
 
 @dataclass

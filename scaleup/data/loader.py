@@ -14,7 +14,6 @@ from fractions import Fraction
 from functools import partial
 from math import ceil
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,6 +23,7 @@ from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.labels import refuse_loss
+from scaleup.data.order import Order, draw_factors
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
 
@@ -72,6 +72,9 @@ def classes_of(data: schema.Data, heads: Mapping[str, schema.Head] | None = None
             if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
                 raise UserError(f"head '{head}' has other classes in dataset '{name}' than in a dataset before it")
             _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])
+        if (factors := draw_factors(name, data.train[name], shards)) is not None:
+            drawn = f"an epoch of dataset '{name}' draws {round(factors.sum())} samples"
+            print(f"{drawn} of {len(shards)}, the rarest {factors.max():.3g} times", file=sys.stderr)
     return lists
 
 
@@ -97,37 +100,6 @@ def dataset_at(weights: Mapping[str, float], step: int) -> tuple[str, int]:
     if after > before:
         return name, before
     return dataset_at(dict(others), step - before)
-
-
-class Order:
-    """The order of samples in all epochs of a dataset. Its shards have ``sizes`` samples, numbered shard by shard.
-
-    Every epoch shuffles the shards, and then moves each sample by less than ``window`` places. So each shard is read
-    almost in sequence, which is fast on disks and object stores. A dataset of at most ``window`` samples is shuffled
-    completely.
-    """
-
-    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
-        self.sizes, self.seed, self.window = np.array(sizes), seed, window
-        self.count = int(self.sizes.sum())
-        self._epochs: dict[int, np.ndarray] = {}  # the last two that were used
-
-    def at(self, position: int) -> tuple[int, int]:
-        """(sample number, epoch) at ``position``, counted over all epochs. A batch may contain the end of an epoch."""
-        epoch, place = divmod(position, self.count)
-        if epoch not in self._epochs:
-            self._epochs = dict(list(self._epochs.items())[-1:]) | {epoch: self._draw(epoch)}
-        return int(self._epochs[epoch][place]), epoch
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        random = np.random.default_rng([self.seed, epoch])
-        if self.count <= self.window:
-            return random.permutation(self.count)
-        ends = self.sizes.cumsum()
-        shards = random.permutation(len(self.sizes))
-        in_turn = np.concatenate([np.arange(ends[shard] - self.sizes[shard], ends[shard]) for shard in shards])
-        moved = np.arange(self.count) + random.random(self.count) * self.window
-        return in_turn[np.argsort(moved, kind="stable")]
 
 
 def rank_slice(count: int, rank: int, world: int) -> range:
@@ -208,7 +180,8 @@ class TrainSteps(Dataset):
         self.batch, self.places = data.batch, rank_slice(data.batch, rank, world)
         self.shards, self.read, self.datasets = shards, read, data.train
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
-        self.orders = {name: Order(each.sizes, seed, data.window) for name, each in shards.items()}
+        factors = {name: draw_factors(name, data.train[name], each) for name, each in shards.items()}
+        self.orders = {name: Order(each.sizes, seed, data.window, factors[name]) for name, each in shards.items()}
         self.bad = {name: BadSamples(f"dataset '{name}'", len(each), data.max_bad) for name, each in shards.items()}
 
     def __getitem__(self, step: int) -> Batch:

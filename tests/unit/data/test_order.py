@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scaleup.data.loader import Order, dataset_at, rank_slice
+from scaleup.data.loader import dataset_at, rank_slice
+from scaleup.data.order import Order
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Rare classes are drawn more often: how often, and the same for every rank and after a resume."""
+
+import pickle
+from collections import Counter
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from scaleup.common.errors import UserError
+from scaleup.config import schema
+from scaleup.data.batches import Samples
+from scaleup.data.labels import as_array
+from scaleup.data.loader import TrainSteps
+from scaleup.data.order import REPEAT, Order, draw_factors
+
+SIZES = [40, 0, 70, 30]
+ONE = [0] * 100 + [1] * 30 + [2] * 10
+SEVERAL: list[Any] = [[0]] * 100 + [[0, 1]] * 20 + [[2, 1]] * 10 + [[]] * 10
+
+
+class Fake:
+    """Samples that are nothing but their labels."""
+
+    modality, sizes, keys = "video", SIZES, [str(number) for number in range(140)]
+
+    def __init__(self, labels: list[Any], kind: str = "one") -> None:
+        self.kinds = {} if kind == "one" else {"action": kind}
+        self.classes, self.labels = {"action": ["a", "b", "c", "none"]}, {"action": as_array(labels, kind)}
+
+    def __len__(self) -> int:
+        return 140
+
+
+def factors(labels: list[Any], kind: str, **settings: Any) -> np.ndarray | None:
+    dataset = schema.Dataset("data/train", {"head": "action"}, **settings)
+    return draw_factors("clips", dataset, cast(Samples, Fake(labels, kind)))
+
+
+@pytest.mark.parametrize("sampling, power", [("sqrt", 0.5), ("full", 1)])
+@pytest.mark.parametrize("labels, kind", [(ONE, "one"), (SEVERAL, "several")])
+def test_a_factor_is_that_of_the_rarest_class(labels: list[Any], kind: str, sampling: str, power: float) -> None:
+    lists = labels if kind == "several" else [[label] for label in labels]
+    counts = Counter(number for each in lists for number in each)
+    slow = [max([1.0] + [(max(counts.values()) / counts[n]) ** power for n in each]) for each in lists]
+    drawn = factors(labels, kind, sampling=sampling)
+    assert drawn is not None and drawn.tolist() == pytest.approx(slow) and max(slow) > 3
+    assert factors(labels, kind) is None
+
+
+@pytest.mark.parametrize("window", [9, 10_000])
+def test_epochs_draw_by_the_factors_and_no_sample_is_left_out(window: int) -> None:
+    each = cast(np.ndarray, factors(ONE, "one", sampling="sqrt"))
+    order, total = Order(SIZES, 5, window, each), Counter[int]()
+    assert order.count == round(each.sum())
+    for epoch in range(200):
+        pairs = [order.at(epoch * order.count + place) for place in range(order.count)]
+        drawn = Counter(index for index, _ in pairs)
+        assert all(np.floor(each[i] * 0.99) <= drawn[i] <= np.ceil(each[i] * 1.01) for i in range(140))
+        assert len(set(pairs)) == len(pairs) and {view % REPEAT for _, view in pairs} == {epoch}  # repeats differ
+        total.update(drawn)
+    means = np.array([total[i] for i in range(140)]) / 200
+    assert means == pytest.approx(each * order.count / each.sum(), abs=0.15)
+
+
+def test_shards_are_still_read_in_turn() -> None:
+    order = Order([50] * 40, 0, 60, np.tile([1.0, 1.5], 1000))
+    shards = np.array([order.at(place)[0] // 50 for place in range(order.count)])
+    assert all(np.ptp(np.flatnonzero(shards == shard)) < 75 + 2 * 60 + 2 for shard in range(40))
+
+
+def test_the_order_is_a_function_of_seed_and_position_and_ranks_share_it() -> None:
+    each = factors(ONE, "one", sampling="full")
+    order = Order(SIZES, 1, 20, each)
+    whole = [order.at(position) for position in range(900)]
+    late = pickle.loads(pickle.dumps(Order(SIZES, 1, 20, each)))
+    assert [late.at(position) for position in range(700, 900)] == whole[700:]
+    assert [Order(SIZES, 2, 20, each).at(position) for position in range(50)] != whole[:50]
+    data = schema.Data({"clips": schema.Dataset("d", {"head": "action"}, sampling="full")}, batch=6, window=20)
+    ranks = [TrainSteps(data, {"clips": cast(Samples, Fake(ONE))}, cast(Any, None), 1, rank, 2) for rank in range(2)]
+    shared = [
+        each.orders["clips"].at(6 * step + place) for step in range(150) for each in ranks for place in each.places
+    ]
+    assert shared == whole
+
+
+def test_what_cannot_be_balanced_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"sampling_label: 'acton' is no label of 'data/train', has: action; nearest: .action"
+    ):
+        factors(ONE, "one", sampling="full", sampling_label="acton")
+    with pytest.raises(UserError, match="is a number, which has no classes"):
+        factors([0.5] * 140, "number", sampling="full")
