@@ -86,7 +86,7 @@ def test_the_order_is_a_function_of_seed_and_position_and_ranks_share_it() -> No
 
 def test_what_cannot_be_balanced_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"sampling_label: 'acton' is no label of 'data/train', has: action; nearest: .action"
+        UserError, match=r"sampling_label: 'acton' is no label of 'data/train', which has: action; nearest: .action"
     ):
         factors(ONE, "one", sampling="full", sampling_label="acton")
     with pytest.raises(UserError, match="is a number, which has no classes"):
