@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from scaleup.common.errors import nearest
-from scaleup.config.schema import Arm, Model, Recipe, Train, Trunk, expand, schedule
+from scaleup.config.schema import Arm, Data, Model, Recipe, Train, Trunk, expand, schedule
 
 
 def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     """A sentence for each contradiction. ``given`` is the recipe as it was written, without defaults."""
     yield from _in_model(recipe.model, given)
     yield from _in_trunk(recipe.trunk, loaded=recipe.model.load is not None)
+    yield from _in_data(recipe.data)
     yield from _in_training(recipe)
     yield from _in_names(recipe)
     yield from _in_heads(recipe)
@@ -40,6 +41,15 @@ def _in_trunk(trunk: Trunk, loaded: bool) -> Iterator[str]:
         yield "trunk.placement: disk needs a loaded model (model.load), whose blocks are read from its backbone's file"
     if trunk.placement == "disk" and trunk.precision == "int8":
         yield "trunk.precision: int8 blocks must stay in memory; with trunk.placement disk choose another precision"
+
+
+def _in_data(data: Data) -> Iterator[str]:
+    for name, dataset in data.train.items():
+        if dataset.sampling_label is not None and dataset.sampling == "uniform":
+            yield (
+                f"data.train.{name}.sampling_label: '{dataset.sampling_label}' says which classes to balance, but "
+                f"data.train.{name}.sampling is uniform; allowed with it are sqrt and full"
+            )
 
 
 def _in_training(recipe: Recipe) -> Iterator[str]:

@@ -185,10 +185,14 @@ def as_array(labels: Sequence[Any], kind: str) -> np.ndarray:
     return array
 
 
-def class_counts(array: np.ndarray, classes: int) -> np.ndarray:
-    """How many samples have each class, of at least so many: (C,), from such an array."""
-    numbers = array if array.dtype != object else np.array([n for label in array for n in label], dtype=np.int64)
-    return np.bincount(numbers, minlength=classes)
+def class_counts(array: np.ndarray, classes: int, factors: np.ndarray | None = None) -> np.ndarray:
+    """How many samples have each class, of at least so many: (C,), from such an array. With ``factors`` (N,) a sample
+    counts that often."""
+    if array.dtype == object:
+        sizes = [len(label) for label in array]
+        factors = None if factors is None else np.repeat(factors, sizes)
+        array = np.array([number for label in array for number in label], dtype=np.int64)
+    return np.bincount(array, factors, minlength=classes)
 
 
 def as_label(entry: Any) -> Label:

@@ -77,8 +77,8 @@ def draw_factors(name: str, dataset: schema.Dataset, samples: Samples) -> np.nda
     """How often an epoch draws each sample of dataset ``name`` on average: (N,), None where all are drawn once.
 
     The classes of a sample have n samples each and the largest class m: the factor is m/n (full) or sqrt(m/n) (sqrt) of
-    its rarest class. It is the repeat factor of LVIS (Gupta et al. 2019, Section 5), max(1, sqrt(t/f)), with the share
-    of the most frequent class as t. Samples without a class have factor 1.
+    its rarest class. With sqrt it is the repeat factor of LVIS (arXiv 1908.03195), whose threshold is the share of the
+    largest class. Samples without a class have factor 1.
 
     Raises:
         UserError: the dataset lacks the label, or the label is a number.

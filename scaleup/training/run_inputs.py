@@ -19,6 +19,7 @@ from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
 from scaleup.data.labels import NUMBER, class_counts
 from scaleup.data.loader import classes_of, open_datasets
+from scaleup.data.order import draw_factors
 from scaleup.data.shards import Shards, index_bytes, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
 from scaleup.model.adapter import Adapt
@@ -204,21 +205,25 @@ def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def guesses(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """The accuracy of guessing, by training set and head: the share of the most frequent class; 0 for a number, and 1
-    for a head with balanced classes, whose accuracy may be below that share although it learns."""
+    """The accuracy of guessing, by training set and head: the share that the most frequent class has of what is drawn;
+    0 for a number, and 1 for a head with balanced classes, whose accuracy may be below that share although it
+    learns."""
     data, shares = data_of(recipe), dict[str, dict[str, float]]()
     for name, shards in open_datasets(data).items():
+        factors = draw_factors(name, data.train[name], shards)
         shares[name] = {
-            head: _guess(shards.labels[label], shards.kind(label), recipe.heads.get(head, Head()))
+            head: _guess(shards.labels[label], shards.kind(label), recipe.heads.get(head, Head()), factors)
             for head, label in data.train[name].heads.items()
         }
     return shares
 
 
-def _guess(labels: np.ndarray, kind: str, head: Head) -> float:
+def _guess(labels: np.ndarray, kind: str, head: Head, factors: np.ndarray | None) -> float:
     if head.balance != "none":
         return 1.0
-    return 0.0 if kind == NUMBER else float(class_counts(labels, 1).max() / len(labels))
+    if kind == NUMBER:
+        return 0.0
+    return float(class_counts(labels, 1, factors).max() / (len(labels) if factors is None else factors.sum()))
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:

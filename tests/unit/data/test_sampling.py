@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 
 from scaleup.common.errors import UserError
 from scaleup.config import schema
+from scaleup.config.schema import Recipe
 from scaleup.data.batches import Samples
 from scaleup.data.labels import as_array
 from scaleup.data.loader import TrainSteps
 from scaleup.data.order import REPEAT, Order, draw_factors
+from scaleup.data.shards import Shards
+from scaleup.training.run_inputs import guesses
 
 SIZES = [40, 0, 70, 30]
 ONE = [0] * 100 + [1] * 30 + [2] * 10
@@ -82,6 +86,26 @@ def test_the_order_is_a_function_of_seed_and_position_and_ranks_share_it() -> No
         each.orders["clips"].at(6 * step + place) for step in range(150) for each in ranks for place in each.places
     ]
     assert shared == whole
+
+
+def test_epochs_and_seeds_draw_other_samples() -> None:
+    def drawn(seed: int, epoch: int) -> tuple[int, ...]:
+        order = Order([140], seed, 1000, np.full(140, 1.5))
+        return tuple(sorted(order.at(epoch * 210 + place)[0] for place in range(210)))
+
+    assert len({drawn(seed, 0) for seed in range(8)}) > 1 and len({drawn(0, epoch) for epoch in range(8)}) > 1
+
+
+def test_the_share_of_a_guess_is_that_of_what_is_drawn(tiny: Callable[..., Recipe]) -> None:
+    even = guesses(tiny("data.train.videos.sampling=full", "data.train.videos.sampling_label=motion"))
+    counts = Counter(Shards.open(tiny().data.train["videos"].shards).labels["motion"].tolist())
+    assert even["videos"]["motion"] == pytest.approx(1 / len(counts))
+    assert guesses(tiny())["videos"]["motion"] == max(counts.values()) / 12
+
+
+def test_a_sampling_label_without_sampling_is_named(tiny: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match="sampling_label: 'motion' says which classes to balance, but .* is uniform"):
+        tiny("data.train.videos.sampling_label=motion")
 
 
 def test_what_cannot_be_balanced_is_refused() -> None:

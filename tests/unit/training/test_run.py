@@ -219,6 +219,7 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
         "train.steps=3",
         "train.betas=[0.8,0.95]",
         "train.cutmix=1",
+        "data.train.videos.sampling=full",
     ]
     whole, pieces = (tiny(*changes, f"out={tmp_path / name}") for name in ("whole", "pieces"))
     late = replace(whole.arm, frozen_depth=1, gate=True, lora_rank=2)
