@@ -1,0 +1,1 @@
+"""Real material for a transplant: pretrained weights that public packages contain."""
