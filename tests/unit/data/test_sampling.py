@@ -93,7 +93,7 @@ def test_epochs_and_seeds_draw_other_samples() -> None:
         order = Order([140], seed, 1000, np.full(140, 1.5))
         return tuple(sorted(order.at(epoch * 210 + place)[0] for place in range(210)))
 
-    assert len({drawn(seed, 0) for seed in range(8)}) > 1 and len({drawn(0, epoch) for epoch in range(8)}) > 1
+    assert len({drawn(seed, 0) for seed in range(8)}) > 1 and len({drawn(1, epoch) for epoch in range(8)}) > 1
 
 
 def test_the_share_of_a_guess_is_that_of_what_is_drawn(tiny: Callable[..., Recipe]) -> None:
