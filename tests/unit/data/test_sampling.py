@@ -15,8 +15,7 @@ from scaleup.data.batches import Samples
 from scaleup.data.labels import as_array
 from scaleup.data.loader import TrainSteps
 from scaleup.data.order import REPEAT, Order, draw_factors
-from scaleup.data.shards import Shards
-from scaleup.training.run_inputs import guesses
+from scaleup.training import run_inputs
 
 SIZES = [40, 0, 70, 30]
 ONE = [0] * 100 + [1] * 30 + [2] * 10
@@ -34,6 +33,9 @@ class Fake:
 
     def __len__(self) -> int:
         return 140
+
+    def kind(self, label: str) -> str:
+        return self.kinds.get(label, "one")
 
 
 def factors(labels: list[Any], kind: str, **settings: Any) -> np.ndarray | None:
@@ -96,15 +98,12 @@ def test_epochs_and_seeds_draw_other_samples() -> None:
     assert len({drawn(seed, 0) for seed in range(8)}) > 1 and len({drawn(1, epoch) for epoch in range(8)}) > 1
 
 
-def test_the_share_of_a_guess_is_that_of_what_is_drawn(tiny: Callable[..., Recipe]) -> None:
-    labels = Shards.open(tiny().data.train["videos"].shards).labels
-    shapes, motions = labels["shape"].tolist(), labels["motion"].tolist()
-    counts = Counter(shapes)
-    weights = [max(counts.values()) / counts[shape] for shape in shapes]
-    slow = max(sum(w for w, own in zip(weights, motions, strict=True) if own == motion) for motion in motions)
-    drawn = guesses(tiny("data.train.videos.sampling=full", "data.train.videos.sampling_label=shape"))["videos"]
-    assert drawn["shape"] == pytest.approx(1 / len(counts))
-    assert drawn["motion"] == pytest.approx(slow / sum(weights)) != Counter(motions).most_common(1)[0][1] / 12
+def test_the_share_of_a_guess_is_that_of_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_inputs, "open_datasets", lambda _: {"clips": Fake(SEVERAL, "several")})
+    data = schema.Data({"clips": schema.Dataset("d", {"head": "action"}, sampling="full")})
+    drawn = np.array(factors(SEVERAL, "several", sampling="full"))
+    slow = max(sum(f for f, own in zip(drawn, SEVERAL, strict=True) if number in own) for number in range(4))
+    assert run_inputs.guesses(Recipe(data=data)) == {"clips": {"head": pytest.approx(slow / drawn.sum())}}
 
 
 def test_a_sampling_label_without_sampling_is_named(tiny: Callable[..., Recipe]) -> None:
