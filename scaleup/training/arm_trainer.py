@@ -25,7 +25,7 @@ from scaleup.training import engine
 from scaleup.training.engine import Engine
 from scaleup.training.feed import WHOLE, Mix, head_loss
 from scaleup.training.log import AtChance, Entry, Gap, Recent
-from scaleup.training.run_inputs import class_weights, sizes
+from scaleup.training.run_inputs import sizes
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
@@ -103,11 +103,23 @@ class Classifier(nn.Module):
 
 
 class ArmTrainer:
-    """Trains the arm of one model; several can share a batch and the taps of one trunk."""
+    """Trains the arm of one model; several can share a batch and the taps of one trunk.
 
-    def __init__(self, name: str, model: TubeViT, settings: Settings, recipe: Recipe, world: World) -> None:
+    Args:
+        weights: of classes, by head (:func:`scaleup.training.run_inputs.class_weights`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: TubeViT,
+        settings: Settings,
+        recipe: Recipe,
+        world: World,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.name, self.model, self.settings, self.world = name, model, settings, world
-        self.seed, self.objectives = recipe.seed, objectives_of(recipe, model, world.device)
+        self.seed, self.objectives = recipe.seed, objectives_of(recipe, model, weights or {})
         self.steps, self.warmup = schedule(settings, recipe.train)
         self.standing = ArmState()
         self.best: dict[str, Tensor] = {}  # what trains, as it was when validated best; on the first rank
@@ -231,9 +243,8 @@ class ArmTrainer:
         return {"loss": mean, "heads": heads}
 
 
-def objectives_of(recipe: Recipe, model: TubeViT, device: torch.device) -> dict[str, Objective]:
+def objectives_of(recipe: Recipe, model: TubeViT, weights: Mapping[str, Tensor]) -> dict[str, Objective]:
     """What each head of a model learns in a run."""
-    weights = {head: each.to(device) for head, each in class_weights(recipe).items()}
     losses, settings = model.config.losses, {head: recipe.heads.get(head, Head()) for head in model.config.heads}
     return {
         head: Objective(losses.get(head, HeadLoss()), recipe.train.label_smoothing, each.focal, weights.get(head))

@@ -101,7 +101,10 @@ class Run:
         self.kernels = set_kernels(self.models.values(), kernels, self.world)
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.about_trunk = self._prepare(trunk, valid is not None)
-        self.trainers = {name: ArmTrainer(name, self.models[name], arms[name], recipe, self.world) for name in arms}
+        weights = {head: each.to(self.world.device) for head, each in run_inputs.class_weights(recipe).items()}
+        self.trainers = {
+            name: ArmTrainer(name, self.models[name], arm, recipe, self.world, weights) for name, arm in arms.items()
+        }
         self.steps = max(trainer.steps for trainer in self.trainers.values())
         shares, batch = run_inputs.guesses(recipe), recipe.data.batch
         self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}

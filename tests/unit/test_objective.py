@@ -12,8 +12,8 @@ from scaleup.config.schema import Recipe
 from scaleup.data.shards import Shards
 from scaleup.model.arm import NumberHead
 from scaleup.model.objective import Objective
-from scaleup.training.arm_trainer import objectives_of
-from scaleup.training.run_inputs import build_models, class_weights
+from scaleup.training.run import Run
+from scaleup.training.run_inputs import class_weights
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0]])
 HOT = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
@@ -103,6 +103,7 @@ def test_weights_come_from_the_counts_of_the_training_index(
     for a in set(shapes):
         assert weights["shape"][a].item() == pytest.approx(((len(shapes) - shapes.count(a)) / shapes.count(a)) ** power)
     assert "image_shape" not in weights
-    model = build_models(recipe, {"model": recipe.arm})["model"]
-    objective = objectives_of(recipe, model, torch.device("cpu"))["motion"]
-    assert objective.weights is not None and torch.equal(objective.weights, weights["motion"])
+    run = Run(recipe, {"model": recipe.arm})
+    used = run.trainers["model"].objectives["motion"].weights
+    run.close()
+    assert used is not None and torch.equal(used, weights["motion"])
