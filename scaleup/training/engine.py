@@ -109,13 +109,18 @@ class Engine:
         self.engine.backward(loss)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip and self.engine.is_gradient_accumulation_boundary():  # a smaller norm clips nothing
+        if self.clip and self.engine.is_gradient_accumulation_boundary() and self._may_clip(norm):
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.engine.step()
         if self.engine.micro_steps % self.engine.gradient_accumulation_steps() == 0:
             self.used.clear()
         zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
         return norm if zero_norm is None else float(zero_norm)
+
+    def _may_clip(self, norm: Tensor) -> bool:
+        """Whether to multiply by the clipping factor. A GPU always does, by 1 where the norm is small: if the host
+        asked, it would wait."""
+        return norm.device.type != "cpu" or bool(norm > self.clip)
 
     def holders(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter, and the tensor that the optimizer updates for it.
