@@ -58,6 +58,7 @@ def arguments():
     add("--batch", type=int, default=2, help="clips of 32x224x224 (default 2)")
     add("--clips", type=int, default=16, help="cached clips (default 16)")
     add("--steps", type=int, default=8, help="training steps of one measurement (default 8)")
+    add("--heads", type=int, default=0, help="arms with an attentive head, in place of a gated arm; freeze all blocks")
     add = figure("peers", 3, "TubeViT compared with VideoMAE, TimeSformer, ViViT, V-JEPA 2 and frame-wise ViTs")
     add("--docs", help="a page whose table is replaced, such as docs/peers.md")
     add("--plot", help="file for a plot, such as docs/peers.png")

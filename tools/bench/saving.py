@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 
@@ -58,7 +58,10 @@ class Steps:
 
     def timers(self) -> dict[str, Callable[[], float]]:
         """Name -> a function that does this work and returns its seconds."""
-        arms = {f"{name} alone": timed(partial(self._passes, name)) for name in self.arms}
+        arms = {
+            f"{name} alone": timed(partial(passes, self.models[name], self.stored[depth], self.labels))
+            for name, depth in self.depths.items()
+        }
         return {
             "full": timed(lambda: self._step(FULL, self.pixels())),
             "frozen": timed(lambda: self._live([FROZEN])),
@@ -81,13 +84,13 @@ class Steps:
     def _step(self, name: str, inputs: Tensor | Taps) -> None:
         self.trainers[name].step(0, inputs, self.labels, None)
 
-    def _passes(self, name: str) -> None:
-        """Forward and backward pass of an arm, without an update."""
-        model, taps = self.models[name], self.stored[self.depths[name]]
-        pooled = model.arm.features(taps)
-        losses = [F.cross_entropy(model.arm.heads[head](pooled), labels) for head, labels in self.labels.items()]
-        trained = [parameter for parameter in model.arm.parameters() if parameter.requires_grad]
-        torch.autograd.grad(torch.stack(losses).mean(), trained)
+
+def passes(model: TubeViT, inputs: Tensor | Taps, labels: Mapping[str, Tensor]) -> None:
+    """Forward and backward pass of an arm, without an update."""
+    pooled = model.arm.features(inputs)
+    losses = [F.cross_entropy(model.arm.heads[head](pooled), classes) for head, classes in labels.items()]
+    trained = [parameter for parameter in model.arm.parameters() if parameter.requires_grad]
+    torch.autograd.grad(torch.stack(losses).mean(), trained)
 
 
 def savings(template: TubeViT, clips: Tensor, recipe: Recipe, repeats: int) -> Figures:
