@@ -48,10 +48,12 @@ class Order:
         if self.count <= self.window:
             order = random.permutation(self.count)
         else:
-            ends, shards = self.sizes.cumsum(), random.permutation(len(self.sizes))
-            turns = np.argsort(shards)[np.searchsorted(ends, in_turn, side="right")]  # when a sample's shard is read
+            shards = random.permutation(len(self.sizes))
+            ends = np.searchsorted(in_turn, self.sizes.cumsum())  # of the draws of each shard
+            begins = np.append(0, ends[:-1])
+            by_shard = np.concatenate([np.arange(begins[shard], ends[shard]) for shard in shards])
             moved = np.arange(self.count) + random.random(self.count) * self.window
-            order = np.argsort(turns, kind="stable")[np.argsort(moved, kind="stable")]
+            order = by_shard[np.argsort(moved, kind="stable")]
         return in_turn[order], repeats[order]
 
     def _repeated(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
