@@ -3,22 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pretended import gpu
+from test_placed import ARMS, FROZEN
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.training import token_cache
 from scaleup.training.run import Run
 
-POOL: dict[str, Any] = {"pool": "attentive", "pool_queries": 3, "pool_heads": 4}
-FROZEN = {
-    "gated": Arm(frozen_depth=1, gate=True, lr=0.01),
-    "clipped": Arm(frozen_depth=2, gate=True, clip=0.01, lr=0.01),
-    "lora": Arm(frozen_depth=2, adapt="lora", lora_rank=2, lr=0.01),
-    "read": Arm(frozen_depth=3, taps=[1], lr=0.01, **POOL),
-}
+CLIPPED = {"clipped": Arm(frozen_depth=2, gate=True, clip=0.01, lr=0.01)}
 
 
 def check_a_step(recipe: Recipe, arms: dict[str, Arm]) -> None:
@@ -38,10 +32,10 @@ def check_a_step(recipe: Recipe, arms: dict[str, Arm]) -> None:
 
 @pytest.mark.parametrize("changes", [[], ["train.mixup=0.4"], ["train.accumulate=2"]])
 def test_a_step_of_many_arms_waits_once(tiny: Callable[..., Recipe], changes: list[str]) -> None:
-    check_a_step(tiny("train.steps=8", *changes), {"full": Arm(lr=0.01), **FROZEN})
+    check_a_step(tiny("train.steps=8", *changes), ARMS | CLIPPED)
 
 
 def test_a_step_from_a_cache_waits_once(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     read = tiny("train.steps=8", "train.mixup=0", "arms.full=null")
     token_cache.make(read, [1, 2, 3], tmp_path / "cache")
-    check_a_step(replace(read, trunk=replace(read.trunk, cache=str(tmp_path / "cache"))), FROZEN)
+    check_a_step(replace(read, trunk=replace(read.trunk, cache=str(tmp_path / "cache"))), FROZEN | CLIPPED)
