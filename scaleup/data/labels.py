@@ -185,6 +185,9 @@ def as_array(labels: Sequence[Any], kind: str) -> np.ndarray:
     return array
 
 
+POWERS = {"sqrt": 0.5, "full": 1.0}  # how strongly rare classes are balanced: of their inverse counts
+
+
 def class_counts(array: np.ndarray, classes: int, factors: np.ndarray | None = None) -> np.ndarray:
     """How many samples have each class, of at least so many: (C,), from such an array. With ``factors`` (N,) a sample
     counts that often."""

@@ -9,7 +9,7 @@ import numpy as np
 from scaleup.common.errors import UserError, nearest
 from scaleup.config import schema
 from scaleup.data.batches import Samples
-from scaleup.data.labels import NUMBER, class_counts
+from scaleup.data.labels import NUMBER, POWERS, class_counts
 
 REPEAT = 1_000_003  # added to the epoch for each repeat in it: another augmentation, another view of a token cache
 
@@ -96,7 +96,7 @@ def draw_factors(name: str, dataset: schema.Dataset, samples: Samples) -> np.nda
         raise UserError(f"{place} of '{dataset.shards}' is a number, which has no classes to balance")
     labels = samples.labels[label]
     counts = class_counts(labels, len(samples.classes[label]))
-    factors = (max(1, counts.max()) / counts.clip(1)) ** {"full": 1.0, "sqrt": 0.5}[dataset.sampling]
+    factors = (max(1, counts.max()) / counts.clip(1)) ** POWERS[dataset.sampling]
     if labels.dtype != object:
         return factors[labels]
     return np.array([max((factors[number] for number in classes), default=1.0) for classes in labels])

@@ -25,7 +25,7 @@ from scaleup.training import engine
 from scaleup.training.engine import Engine
 from scaleup.training.feed import WHOLE, Mix, head_loss
 from scaleup.training.log import AtChance, Entry, Gap, Recent
-from scaleup.training.run_inputs import sizes
+from scaleup.training.run_inputs import flatten_keys, sizes
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
@@ -254,17 +254,9 @@ def objectives_of(recipe: Recipe, model: TubeViT, weights: Mapping[str, Tensor])
 
 def read_numbers(entries: list[Entry]) -> list[Entry]:
     """The same with a number for each tensor of one element and each time. The host waits once for the device."""
-    tensors = [leaf for entry in entries for leaf in _leaves(entry) if isinstance(leaf, Tensor)]
+    tensors = [leaf for entry in entries for leaf in flatten_keys(entry).values() if isinstance(leaf, Tensor)]
     numbers = iter(torch.stack(tensors).tolist())
     return [_filled(entry, numbers) for entry in entries]
-
-
-def _leaves(entry: Entry) -> Iterator[Any]:
-    for value in entry.values():
-        if isinstance(value, dict):
-            yield from _leaves(value)
-        else:
-            yield value
 
 
 def _filled(value: Any, numbers: Iterator[float]) -> Any:

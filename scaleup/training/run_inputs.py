@@ -17,7 +17,7 @@ from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
-from scaleup.data.labels import NUMBER, class_counts
+from scaleup.data.labels import NUMBER, POWERS, class_counts
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.order import draw_factors
 from scaleup.data.shards import Shards, index_bytes, list_sha256
@@ -71,7 +71,7 @@ def class_weights(recipe: Recipe) -> dict[str, Tensor]:
     weights, balanced = {}, {head: each for head, each in recipe.heads.items() if each.balance != "none"}
     for head, sets in _learnt(recipe).items() if balanced else ():
         if (settings := balanced.get(head)) is not None:
-            power = {"full": 1.0, "sqrt": 0.5}[settings.balance]
+            power = POWERS[settings.balance]
             columns = [class_counts(shards.labels[label], len(shards.classes[label])) for label, shards in sets]
             total, counts = sum(len(shards) for _, shards in sets), np.sum(columns, axis=0)
             weights[head] = torch.from_numpy(_weights(counts, total, power, settings.loss)).float()
