@@ -92,11 +92,21 @@ def join() -> World:
 
 
 def own_device() -> torch.device:
-    """The device of this process: the accelerator with the number of its local rank, or the CPU."""
+    """The device of this process: the accelerator with the number of its local rank, or the CPU.
+
+    Raises:
+        UserError: this machine has fewer accelerators than ranks.
+    """
     kind = torch.accelerator.current_accelerator(check_available=True)
     if kind is None:
         return torch.device("cpu")
-    device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if local >= count:
+        raise UserError(
+            f"rank {local} of this machine has no GPU: there {'is' if count == 1 else 'are'} {count}; start at most "
+            f"{count} ranks on a machine (--nproc-per-node, --num_gpus), or show more (CUDA_VISIBLE_DEVICES)"
+        )
+    device = torch.device(kind.type, local)
     torch.get_device_module(device).set_device(device)  # collective operations on objects use the current device
     return device
 

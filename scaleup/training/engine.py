@@ -222,10 +222,12 @@ def _slice(address: Any) -> slice:
 
 
 def _whole(parameter: nn.Parameter, part: Tensor, piece: Piece, world: World) -> Tensor:
-    """Combine the parts of all ranks, bit for bit: they are summed as integers, because 0.0 + -0.0 is 0.0."""
+    """Combine the parts of all ranks, bit for bit: they are summed as integers, because 0.0 + -0.0 is 0.0.
+
+    Parts that are on the host travel by the device: NCCL takes no others."""
     if piece.holder is parameter:
         return part
-    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=part.device)
+    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=world.device)
     whole[piece.here] = part[piece.there]
     world.sum(whole.view(torch.int32))
     return whole.view(parameter.shape)

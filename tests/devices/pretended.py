@@ -298,6 +298,18 @@ def _nccl(collective: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def _of_objects(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """They travel by the current device, which must be this rank's."""
+
+    @wraps(collective)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if torch.cuda.current_device() != gpu_device().index:
+            raise Refused(f"{collective.__name__}: two ranks would use device {torch.cuda.current_device()}")
+        return collective(*args, **kwargs)
+
+    return checked
+
+
 def _named(groups: dict[Any, Any]) -> dict[Any, Any]:
     """Tensors by device and type, each with the device that its mark says."""
     return {(lists[0][0][0].device, dtype): lists for (_, dtype), lists in groups.items()}
@@ -309,12 +321,13 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield Tensor, {"is_cuda": property(on_gpu), "backward": _backward, "record_stream": lambda *_: None}
     properties = SimpleNamespace(name="pretended", total_memory=MEMORY, major=9, minor=0, multi_processor_count=132)
     state, nothing = {"current": 0}, lambda *_, **__: None
+    devices, current = (lambda: int(os.environ.get("WORLD_SIZE", "1"))), lambda: state["current"]
     yield (
         torch.cuda,
         {
-            **{"is_available": lambda: True, "device_count": lambda: int(os.environ.get("WORLD_SIZE", "1"))},
+            **{"is_available": lambda: True, "device_count": devices},
             **{
-                "current_device": lambda: state["current"],
+                "current_device": current,
                 "set_device": lambda d: state.update(current=torch.device(d).index),
             },
             **{"is_initialized": lambda: True, "_lazy_init": nothing, "init": nothing, "synchronize": _wait},
@@ -335,7 +348,7 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
         {
             **{"is_available": lambda: True, "current_accelerator": lambda *_, **__: torch.device("cuda")},
             **{"synchronize": _wait, "current_stream": Stream, "empty_cache": nothing},
-            **{"device_count": lambda: 1, "current_device_index": lambda: 0},
+            **{"device_count": devices, "current_device_index": current},
         },
     )
     yield torch, {"Stream": Stream, "Event": Stream, "autocast": Autocast, "get_device_module": lambda *_: torch.cuda}
@@ -350,6 +363,7 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
         {
             "init_process_group": lambda backend=None, device_id=None, **how: begin("gloo", **how),
             **{name: _nccl(getattr(dist, name)) for name in ("all_reduce", "broadcast", "reduce")},
+            **{name: _of_objects(getattr(dist, name)) for name in ("all_gather_object", "broadcast_object_list")},
         },
     )
     yield real_accelerator, {"ds_accelerator": None}  # DeepSpeed chooses again
