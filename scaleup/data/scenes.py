@@ -120,7 +120,7 @@ def pan_photo(rng: np.random.Generator, photo: Image.Image, pan: str, size: int,
 
 def film_windows(rng: np.random.Generator, film: Path, size: int, frames: int) -> list[Image.Image]:
     """A square of a film at a random time, one picture a frame."""
-    clip = decode_clip(_bytes(film), frames, FPS, start=float(rng.uniform(0, 3)))  # (3, T, H, W)
+    clip = decode_clip(_bytes(film), frames, FPS, start=rng.random())  # (3, T, H, W)
     side = min(clip.shape[2:])
     top, left = (int(rng.integers(length - side + 1)) for length in clip.shape[2:])
     square = clip[:, :, top : top + side, left : left + side].permute(1, 2, 3, 0).numpy()

@@ -42,13 +42,10 @@ class Material:
         return cls(folder / "dinov2_s14.safetensors", folder / "films", folder / "photos", folder / "emoji.ttf")
 
 
-def fetch_material(folder: Path, packages: Sequence[Package] | None = None) -> Material:
+def fetch_material(folder: Path) -> Material:
     """Get what a folder lacks of the material. Files that are there are compared with their sums.
 
     A photograph that differs, or that its package does not have, is named on stderr and skipped.
-
-    Args:
-        packages: where the files are; by default those of packages.yaml.
 
     Raises:
         UserError: another file differs, a package or a program is not there, the disk is too small or cannot be
@@ -59,19 +56,17 @@ def fetch_material(folder: Path, packages: Sequence[Package] | None = None) -> M
         with (folder / ".lock").open("a") as lock:
             if not locked(lock, PATIENCE):
                 raise UserError(f"another process is fetching material into '{folder}'")
-            _fetch(folder, list_packages() if packages is None else packages)
+            _fetch(folder, list_packages())
     except OSError as error:
         raise UserError(f"the material cannot be written to '{folder}': {error.strerror or error}") from error
     return Material.of(folder)
 
 
 def _fetch(folder: Path, packages: Sequence[Package]) -> None:
-    work, skipped = folder / WORK, folder / SKIPPED
+    """As :func:`fetch_material`, package by package."""
+    work, names = folder / WORK, _read_skipped(folder)
     if work.exists():  # of a call that was killed
         shutil.rmtree(work)
-    names = set(skipped.read_text().splitlines()) if skipped.exists() else set()
-    if names:
-        _print(f"photographs that {skipped} lists are left out: {', '.join(sorted(names))}")
     lacking = [
         (package, [item for item in package.items if not _is_there(folder, item, names)]) for package in packages
     ]
@@ -83,10 +78,19 @@ def _fetch(folder: Path, packages: Sequence[Package]) -> None:
         work.mkdir()
         if new := _take(package, items, folder):
             names |= new
-            write_text(skipped, "".join(f"{name}\n" for name in sorted(names)))
+            write_text(folder / SKIPPED, "".join(f"{name}\n" for name in sorted(names)))
         shutil.rmtree(work)
     items = [item for package in packages for item in package.items if item.name not in names]
     _print(f"{folder}: {len(items)} files of real material, {format_bytes(sum(item.bytes for item in items))}")
+
+
+def _read_skipped(folder: Path) -> set[str]:
+    """The names of photographs that an earlier call skipped."""
+    path = folder / SKIPPED
+    names = set(path.read_text().splitlines()) if path.exists() else set[str]()
+    if names:
+        _print(f"photographs that {path} lists are left out: {', '.join(sorted(names))}")
+    return names
 
 
 def _is_there(folder: Path, item: Item, skipped: Collection[str]) -> bool:
@@ -101,8 +105,8 @@ def _is_there(folder: Path, item: Item, skipped: Collection[str]) -> bool:
 
 def _check_space(folder: Path, lacking: Sequence[tuple[Package, Sequence[Item]]]) -> None:
     """UserError if the files, and the largest package beside them, do not fit on the disk."""
-    kept = sum(item.bytes for _, items in lacking for item in items)
-    need = kept + max((package.download + package.unpacked for package, _ in lacking), default=0)
+    size = sum(item.bytes for _, items in lacking for item in items)
+    need = size + max((package.download + package.unpacked for package, _ in lacking), default=0)
     if need > (free := shutil.disk_usage(folder).free):
         raise UserError(f"the material needs {format_bytes(need)}, and '{folder}' has {format_bytes(free)} free")
 
