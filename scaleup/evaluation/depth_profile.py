@@ -106,7 +106,7 @@ def probe(
             model has an adapter, or an open gate below one of ``depths``; or another rank no longer answers.
     """
     began, opened, world = time.perf_counter(), (Shards.open(train), Shards.open(test)), join()
-    classes, chosen = _classes(*opened, labels), _depths(model, depths)
+    classes, chosen = choose_classes(*opened, labels), choose_depths(model, depths)
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     identity = _identify(frozen)
     with world.together():
@@ -212,7 +212,7 @@ def _shares(
     return hits[:-1].double() / hits[-1], int(hits[-1, 0])
 
 
-def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
+def choose_classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[str, int]:
     """Label -> number of its classes; UserError if the splits have other or too few classes, or lists or numbers."""
     labels = labels or [label for label in train.classes if train.kind(label) == ONE] or list(train.classes)
     for label in labels:
@@ -235,7 +235,7 @@ def _classes(train: Shards, test: Shards, labels: Sequence[str] | None) -> dict[
     return {label: len(train.classes[label]) for label in labels}
 
 
-def _depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
+def choose_depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
     chosen = sorted(set(range(model.depth + 1) if depths is None else depths))
     for depth in chosen:
         if not 0 <= depth <= model.depth:
