@@ -92,8 +92,8 @@ def probe_attentive(
     )
     _refuse_mistakes(recipe)
     recipe.arm = _arm(str(model), depths, trunk)
-    with _directory(save, world) as recipe.out:
-        run = train_run(recipe, None, overwrite)
+    with _directory(save, world) as recipe.out, world.together():
+        run = world.first(train_run(recipe, None, overwrite))  # the first rank has written the model
         if isinstance(run, StoppedRun):
             return run
         arm = run.arms["model"]

@@ -63,8 +63,8 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(given: tuple[Path, str, str], t
 def test_the_attentive_head_is_an_arm_that_other_tools_take(given: tuple[Path, str, str], tmp_path: Path) -> None:
     model, shards, _ = given
     out, clip = tmp_path / "read", tmp_path / "clip.mp4"
-    how = ("--views", "2x1", "--batch", 5, "--workers", 0, "--json")
-    done = tool("probe", *given, "--read", "attentive", "--steps", 3, "--save", out, *how)
+    how = ("--views", "2x1", "--batch", 4, "--workers", 0, "--json")
+    done = tool("probe", *given, "--read", "attentive", "--steps", 3, "--save", out, *how, ranks=2)
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout)
     assert len(metrics(out)) == read["arm"]["steps"] == 3 and read["arm"]["directory"] == str(out / "model")
@@ -77,7 +77,8 @@ def test_the_attentive_head_is_an_arm_that_other_tools_take(given: tuple[Path, s
     assert all(after[name] == before[name] for name in before if name.startswith(("blocks", "tubes")))
 
     evaluated = tool("evaluate", out, shards, *how)
-    assert json.loads(evaluated.stdout)["arms"]["model"]["heads"] == read["test"]["heads"], evaluated.stderr
+    scores = json.loads(evaluated.stdout)["arms"]["model"]["heads"]
+    assert all(scores[head] == pytest.approx(score) for head, score in read["test"]["heads"].items())
     clip.write_bytes(Shards.open(shards).read(0).media)
     predicted = tool("predict", out / "model", clip, "--head", "motion", "--json")
     assert json.loads(predicted.stdout)["files"][0]["top"], predicted.stderr
