@@ -19,7 +19,7 @@ from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
 from scaleup.data.labels import NUMBER, POWERS, class_counts
 from scaleup.data.loader import classes_of, open_datasets
-from scaleup.data.order import draw_factors
+from scaleup.data.order import count_draws, draw_factors, is_drawn_whole
 from scaleup.data.shards import Shards, index_bytes, list_sha256
 from scaleup.data.token_records import CachedSet, in_cache
 from scaleup.model.adapter import Adapt
@@ -173,16 +173,23 @@ def sizes(model: TubeViT) -> dict[str, int]:
 PIECES, PIECE = 16, 1 << 16  # of a file of weights: after more training, all pieces differ
 
 
+ORDER = " (the order of its samples)"
+
+
 def hash_inputs(recipe: Recipe) -> dict[str, str]:
     """sha256 by setting: of the index of each shard directory, which has the sha256 of the tars, and of model files.
 
-    Of large files, only evenly spread pieces are read.
+    Of large files, only evenly spread pieces are read. Where the order of a set is computed place by place, its version
+    is one more entry.
     """
     data, weights = data_of(recipe), recipe.model.backbone.weights
     sets = {f"data.train.{name}.shards": dataset.shards for name, dataset in data.train.items()}
     if data.valid:
         sets["data.valid.shards"] = data.valid.shards
     hashes = {name: hashlib.sha256(index_bytes(shards)).hexdigest() for name, shards in sets.items()}
+    for name, opened in _opened(recipe).items():
+        if not is_drawn_whole(count_draws(opened, draw_factors(name, data.train[name], opened)), data.window):
+            hashes[f"data.train.{name}{ORDER}"] = "2"
     if recipe.model.load is not None:
         hashes["model.load"] = _hash_files(local(recipe.model.load))
     elif weights is not None and Path(weights).exists():
@@ -192,16 +199,22 @@ def hash_inputs(recipe: Recipe) -> dict[str, str]:
 
 def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The name, modality, number of samples and sha256 of the sample list of each training set."""
-    inputs = {}
-    for name, dataset in recipe.data.train.items():
-        opened = CachedSet(f"{recipe.trunk.cache}/{name}") if recipe.trunk.cache else Shards.open(dataset.shards)
-        inputs[name] = {
-            "shards": dataset.shards.rstrip("/").rsplit("/", 1)[-1],
+    return {
+        name: {
+            "shards": recipe.data.train[name].shards.rstrip("/").rsplit("/", 1)[-1],
             "modality": opened.modality,
             "samples": len(opened.keys),
             "list_sha256": list_sha256(opened.keys),
         }
-    return inputs
+        for name, opened in _opened(recipe).items()
+    }
+
+
+def _opened(recipe: Recipe) -> dict[str, Shards | CachedSet]:
+    """The training sets that the run reads."""
+    cache = recipe.trunk.cache
+    sets = recipe.data.train.items()
+    return {name: CachedSet(f"{cache}/{name}") if cache else Shards.open(dataset.shards) for name, dataset in sets}
 
 
 def guesses(recipe: Recipe) -> dict[str, dict[str, float]]:
@@ -227,7 +240,12 @@ def _guess(labels: np.ndarray, kind: str, head: Head, factors: np.ndarray | None
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise UserError if a file has changed; it names the settings."""
+    """Raise UserError if a file has changed, or this version draws samples in another order; it names the settings."""
+    if other := [name.removesuffix(ORDER) for name in here if name.endswith(ORDER) and there.get(name) != here[name]]:
+        raise UserError(
+            f"the run cannot go on: another version of scaleup began it, with another order of {', '.join(other)}; "
+            "finish it with that version, or begin anew with --overwrite"
+        )
     changed = [name for name, digest in there.items() if here.get(name) != digest]
     if changed:
         raise UserError(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scaleup.data.loader import dataset_at, rank_slice
-from scaleup.data.order import Order
+from scaleup.data.order import ROUNDS, RUN, WHOLE, Order, permute
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,61 @@ def test_a_window_mixes_what_lies_in_it():
 def test_a_dataset_within_the_window_is_permuted_freely():
     firsts = Counter(order[0] // 10 for order in epochs([40], 40, 400))
     assert all(60 < firsts[quarter] < 140 for quarter in range(4))
+
+
+def test_a_window_larger_than_memory_costs_none():
+    order = Order([10**12], 0, 10**12)
+    assert len({order.at(place)[0] for place in range(3000)}) == 3000 and 10**11 < order.at(5)[0] < 10**12
+
+
+@pytest.mark.parametrize("sizes", [[WHOLE, 1], [1000] * 70])
+def test_a_large_set_is_shuffled_place_by_place(sizes):
+    """Every sample once, whatever is asked for first; the mean distance of neighbours is that of a shuffle."""
+    whole, count = epochs(sizes, 10**9, 1)[0], sum(sizes)
+    assert sorted(whole) == list(range(count))
+    assert np.abs(np.diff(whole)).mean() == pytest.approx(count / 3, rel=0.02)
+    assert [Order(sizes, 0, 10**9).at(place)[0] for place in (5, 4 * RUN)] == [whole[5], whole[4 * RUN]]
+
+
+def places_of(samples):
+    """The place of each sample."""
+    places = np.empty(len(samples), dtype=int)
+    places[samples] = np.arange(len(samples))
+    return places
+
+
+def test_epochs_and_neighbours_do_not_correlate():
+    """Within a window places are uniform, from epoch to epoch independent, and neighbours part."""
+    count, window = 20_000, 500
+    first, second, third = (places_of(each) for each in epochs([100] * 200, window, 3))
+    for one, other in ((first, second), (second, third), (first, third)):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.15  # of 200 shards: 0.07 is one deviation
+        assert abs(np.corrcoef(one % window, other % window)[0, 1]) < 4 / count**0.5
+        near = np.abs(np.diff(one)) <= 2
+        assert (np.abs(np.diff(other))[near] <= 2).mean() < 0.05
+    in_shard = np.arange(count) % 100
+    assert abs(np.corrcoef(first % window, in_shard)[0, 1]) < 4 / count**0.5
+    assert np.histogram(first[:100] % window, 5, (0, window))[0].min() > 5  # a shard is spread over its window
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 17, 90, 1000])
+def test_a_permutation_is_computed_at_a_place(count):
+    keys, places = np.arange(ROUNDS, dtype=np.uint64), np.arange(count)
+    one, other = (permute(places, np.full(count, count), keys, tweak) for tweak in (0, 1))
+    assert sorted(one) == sorted(other) == list(range(count)) and (count < 5 or one.tolist() != other.tolist())
+    assert [permute(places[[i]], np.array([count]), keys, 1)[0] for i in places] == other.tolist()
+
+
+def test_all_permutations_are_as_likely():
+    keys = np.random.default_rng(0).integers(2**64, size=(2400, ROUNDS), dtype=np.uint64)
+    drawn = Counter(tuple(permute(np.arange(4), np.full(4, 4), each).tolist()) for each in keys)
+    assert len(drawn) == 24 and min(drawn.values()) > 60 and max(drawn.values()) < 145  # 100, +- 4 deviations
+
+
+def test_a_shorter_block_is_read_at_any_time():
+    """The last shard, which is not full, has no place of its own."""
+    lasts = [np.mean(places_of(each)[900:]) for each in epochs([100] * 9 + [40], 10, 60)]
+    assert min(lasts) < 250 and max(lasts) > 700
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])

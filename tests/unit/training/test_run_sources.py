@@ -65,3 +65,15 @@ def test_large_files_are_read_in_pieces_from_end_to_end(tmp_path: Path, monkeypa
     assert run_inputs._hash_files(file) != digest
     file.write_bytes(content)
     assert run_inputs._hash_files(file) == digest
+
+
+def test_a_run_of_another_order_is_refused_where_the_order_differs(own: Tiny) -> None:
+    """Sets within a window are shuffled as ever, so runs of older versions go on with them."""
+    assert not any(run_inputs.ORDER in name for name in run_inputs.hash_inputs(own()))
+    recipe = own("data.window=2")
+    here = run_inputs.hash_inputs(recipe)
+    older = {name: digest for name, digest in here.items() if run_inputs.ORDER not in name}
+    assert len(here) > len(older) == len(run_inputs.hash_inputs(own()))
+    run_inputs.refuse_changed(here, here)
+    with pytest.raises(UserError, match=r"began it, with another order of data.train.videos, .*; finish it with that"):
+        run_inputs.refuse_changed(older, here)
