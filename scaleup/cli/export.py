@@ -23,6 +23,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="output directory")
     lengths = "other clip lengths (64) and ranges of lengths (32-128); each gets its own program (torch, onnx, aoti)"
     add("--frames", nargs="+", default=[], metavar="N", help=lengths)
+    add("--device", default="cpu", help="cpu or cuda, on which a program of torch or aoti runs (default cpu)")
     add("--half", action="store_true", help="weights and products of an ONNX program in float16")
     add("--head", help="for transformers: the head that its pipeline reads (default: the only one)")
     add("--merge", action="store_true", help="merge the model's adapter into the weights of its blocks")
@@ -34,9 +35,8 @@ def arguments() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> Export | dict[str, Any]:
     from scaleup.outputs.conversion import export
 
-    result = export(
-        args.model, args.to, args.out, args.base, args.overwrite, args.merge, args.frames, args.head, args.half
-    )
+    how = args.base, args.overwrite, args.merge, args.frames, args.head, args.half, args.device
+    result = export(args.model, args.to, args.out, *how)
     return {"to": result.to, "out": result.out, "bytes": result.bytes} | result.figures() if args.json else result
 
 

@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args
 
 from scaleup.common import processes
 from scaleup.common.timing import is_first_rank
+from scaleup.config import rules
 
 
 def parser(description: str | None, example: str) -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def choices(section: type, setting: str) -> tuple[str, ...]:
     """The allowed values of a setting of a recipe."""
-    return get_args(get_type_hints(section)[setting])
+    return get_args(rules.setting(section, [setting]))
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], Any]:

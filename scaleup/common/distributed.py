@@ -91,14 +91,19 @@ def join() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
+def device_type() -> str:
+    """The kind of device that this machine computes on: ``cuda``, ..., or ``cpu``."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if kind is None else kind.type
+
+
 def own_device() -> torch.device:
     """The device of this process: the accelerator with the number of its local rank, or the CPU.
 
     Raises:
         UserError: this machine has fewer accelerators than ranks.
     """
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    if kind is None:
+    if (kind := device_type()) == "cpu":
         return torch.device("cpu")
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
     if local >= count:
@@ -106,7 +111,7 @@ def own_device() -> torch.device:
             f"rank {local} of this machine has no GPU: there {'is' if count == 1 else 'are'} {count}; start at most "
             f"{count} ranks on a machine (--nproc-per-node, --num_gpus), or show more (CUDA_VISIBLE_DEVICES)"
         )
-    device = torch.device(kind.type, local)
+    device = torch.device(kind, local)
     torch.get_device_module(device).set_device(device)  # collective operations on objects use the current device
     return device
 

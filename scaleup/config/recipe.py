@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -20,7 +20,7 @@ from scaleup.config.schema import Arm, Input, Recipe, expand
 PACKAGE = Path(__file__).parents[1]
 HOMES = (PACKAGE / "recipes", PACKAGE.parent / "recipes")  # in the wheel, in a checkout
 OWN = next((path for path in HOMES if path.is_dir()), PACKAGE)
-__all__ = ["Input", "Recipe", "all_arms", "load", "resolved", "save", "sweep_arms", "to_yaml"]
+__all__ = ["Input", "Recipe", "all_arms", "load", "resolved", "save", "settle", "sweep_arms", "to_yaml"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -70,6 +70,25 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """All settings of a recipe as a dict. Of a loaded model only its directory: its settings are in that directory."""
     content = asdict(recipe)
     return content if recipe.model.load is None else content | {"model": {"load": recipe.model.load}}
+
+
+def default_precision(device: str) -> Literal["float32", "bfloat16"]:
+    """The precision in which a kind of device (cpu, cuda) computes where a recipe names none."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def settle(recipe: Recipe, arms: Mapping[str, Arm], device: str) -> tuple[Recipe, dict[str, Arm]]:
+    """A recipe and its arms with the precisions in which they run on a kind of device. A GPU takes a token cache of any
+    precision (``auto``)."""
+    own = default_precision(device)
+    trunk = replace(recipe.trunk, precision=recipe.trunk.precision or own)
+    if recipe.trunk.precision is None and recipe.trunk.cache and device != "cpu":
+        trunk.precision = "auto"
+    arm = replace(recipe.arm, precision=recipe.arm.precision or own)
+    unsettled = {name for name, changes in recipe.arms.items() if changes.get("precision", own) is None}
+    changes = {name: each | ({"precision": own} if name in unsettled else {}) for name, each in recipe.arms.items()}
+    settled = {name: replace(each, precision=each.precision or own) for name, each in arms.items()}
+    return replace(recipe, trunk=trunk, arm=arm, arms=changes), settled
 
 
 def sweep_arms(recipe: Recipe) -> dict[str, Arm]:

@@ -202,7 +202,7 @@ class Arm:
     pool_heads: Count = 16  # of attentive: heads of its attention
     pool_depth: PoolDepth = 1  # of attentive: blocks, the last of them cross-attention
     taps: list[Count] = field(default_factory=list)  # depths below frozen_depth whose tokens a pool reads too
-    precision: Literal["float32", "bfloat16"] = "float32"  # of products; weights are float32
+    precision: Literal["float32", "bfloat16"] | None = None  # of products; weights are float32. None: recipe.settle
     grad_checkpointing: bool = False  # compute blocks again in the backward pass, keep no activations
     lr: Positive = 1e-3
     gate_lr: Positive = 5e-3
@@ -217,7 +217,7 @@ class Arm:
 class Trunk:
     """Precision and place of the frozen blocks. ``auto`` measures which precision is fastest on the device."""
 
-    precision: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "int8", "auto"] | None = None  # None: recipe.settle
     placement: Literal["device", "host", "disk"] = "device"  # where blocks are stored
     cache: Cache | None = None  # a token cache (tools/cache.py) to train from
 
@@ -240,6 +240,8 @@ class Train:
     zero_stage: Annotated[Whole, Field(ge=0, le=2), allowed(STAGES)] = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
     accumulate: Count = 1  # gradient accumulation: micro-batches per step
+    tf32: bool = True  # a GPU computes float32 products in TF32
+    deterministic: bool = False  # a GPU gives the same bits each time, which takes longer
     log: Loggers = field(default_factory=lambda: ["tensorboard"])  # where metrics go beside metrics.jsonl
     log_every: Count = 10  # steps between two that loggers get; metrics.jsonl gets all
     save_every: Index = 1000  # steps between checkpoints; 0: only at the end, and when the run is stopped

@@ -5,13 +5,14 @@ and kernels.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
 from scaleup.backbones.build import add_blocks, build
@@ -28,12 +29,13 @@ from scaleup.checkpoint.model_directory import (
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.config import schema
+from scaleup.config.recipe import default_precision
 from scaleup.config.schema import Model
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
 from scaleup.model.kernels import choose, keep_freed_memory
 from scaleup.model.tokenizer import natural_clip, normalise, size_of
-from scaleup.model.trunk import Trunk, cast_trunks, drift, fastest, is_on_meta, load_block
+from scaleup.model.trunk import Trunk, cast_trunks, drift, is_on_meta, load_block, measure_precisions
 from scaleup.model.tubes import TubeSpec, TubeTokenizer
 from scaleup.model.tubevit import TubeViT, depths_of
 
@@ -134,10 +136,19 @@ class PreparedTrunk:
     drift: dict[int, float]  # by frozen depth how far h moves from float32: RMS of the difference over that of h
 
 
-def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: World) -> PreparedTrunk | None:
-    """Place and cast the blocks that the trunks of ``models`` share; None where nothing is frozen.
+def prepare_trunks(
+    models: Collection[TubeViT], settings: schema.Trunk, world: World, batch: int = 1
+) -> PreparedTrunk | None:
+    """Cast and place the blocks that the trunks of ``models`` share; None where nothing is frozen.
 
-    How far h moves is measured on a made-up clip.
+    Blocks are cast where they are, one at a time, and then move: a GPU never holds all of them in float32. How far h
+    moves is measured on a made-up clip.
+
+    Args:
+        batch: samples of a pass, for which ``auto`` measures.
+
+    Raises:
+        UserError: the trunk overflows in the precision that was asked for.
     """
     trunks = [model.trunk for model in models if model.trunk is not None]
     if not trunks:
@@ -146,25 +157,53 @@ def prepare_trunks(models: Collection[TubeViT], settings: schema.Trunk, world: W
     trunk, depths = deepest.trunk, depths_of(models)
     assert trunk is not None
     for shared in trunks:
-        shared.place(world.device, settings.placement)
+        shared.place(world.device, None)
     clip = natural_clip(deepest.preprocess.frames, deepest.preprocess.size)
     clip = normalise(clip, deepest.config.input).to(world.device)
-    precision: str = settings.precision
-    seconds: dict[str, float] = {}
-    if precision == "auto":
-        precision, seconds = world.first(_measured(trunk, clip))
-    drifts = {}
-    if precision != "float32":
-        exact = trunk(clip, depths)
-        cast_trunks(trunks, precision, deepest.public_blocks())
-        drifts = {depth: drift(exact[depth].h, taps.h) for depth, taps in sorted(trunk(clip, depths).items())}
+    seconds = world.first(_measured(trunk, clip, batch)) if settings.precision == "auto" else {}
+    stated = settings.precision or default_precision(world.device.type)
+    choices = sorted(seconds, key=seconds.__getitem__) or [stated]
+    precision, drifts = _cast(deepest, trunks, choices, clip, depths)
+    for shared in trunks:
+        shared.place(world.device, settings.placement)
     return PreparedTrunk(precision, settings.placement, seconds, drifts)
 
 
 @torch.no_grad()
-def _measured(trunk: Trunk, clip: torch.Tensor) -> tuple[str, dict[str, float]]:
+def _measured(trunk: Trunk, clip: Tensor, batch: int) -> dict[str, float]:
+    """Seconds of a block in each precision. A GPU gets a batch: with one clip it would only be asked how fast it is
+    called."""
+    h = trunk.tokenizer(clip).repeat(1 if clip.device.type == "cpu" else batch, 1, 1)
     block = load_block(trunk.blocks, 0, trunk.file).to(clip.device)
-    return fastest(block, trunk.tokenizer(clip), trunk.tokenizer.context(size_of(clip)).at(0))
+    return measure_precisions(block, h, trunk.tokenizer.context(size_of(clip)))
+
+
+def _cast(
+    model: TubeViT, trunks: list[Trunk], choices: list[str], clip: Tensor, depths: Collection[int]
+) -> tuple[str, dict[int, float]]:
+    """Cast the blocks that ``trunks`` share, of which ``model`` has most, to the first of ``choices`` in which they do
+    not overflow; returns it, and how far h moves at each depth.
+
+    Raises:
+        UserError: they overflow in the last one.
+    """
+    trunk = model.trunk
+    assert trunk is not None
+    if choices[0] == "float32":
+        return "float32", {}
+    exact, public = trunk(clip, depths), model.public_blocks()
+
+    def drifts(precision: str) -> dict[int, float]:
+        cast_trunks(trunks, precision, public)
+        return {depth: drift(exact[depth].h, taps.h) for depth, taps in sorted(trunk(clip, depths).items())}
+
+    for precision in choices[:-1]:
+        blocks = [shared.blocks[:] for shared in trunks]
+        with suppress(UserError):
+            return precision, drifts(precision)
+        for shared, own in zip(trunks, blocks, strict=True):
+            shared.blocks, shared.precision, shared.originals = own, "float32", {}
+    return choices[-1], drifts(choices[-1])
 
 
 def set_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:

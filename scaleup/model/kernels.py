@@ -9,6 +9,7 @@ half of some CPUs' vector width.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -136,6 +137,24 @@ def measure_in_turns(calls: Mapping[str, Callable[[], Any]], clock: Callable[[],
             call()
             seconds[name].append(clock() - began)
     return {name: times[1:] for name, times in seconds.items()}
+
+
+def set_products(device: torch.device, tf32: bool, deterministic: bool) -> None:
+    """Say how a GPU computes in this process; a CPU always computes in float32, and gives the same bits each time.
+
+    Args:
+        tf32: all float32 products, of matrices and of convolutions, are computed in TF32, or none.
+        deterministic: only with algorithms that give the same bits each time; attention leaves out the two kernels that
+            do not.
+    """
+    if device.type == "cpu":
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cuda.enable_mem_efficient_sdp(not deterministic)
+    torch.backends.cuda.enable_cudnn_sdp(not deterministic)
 
 
 def keep_freed_memory() -> None:

@@ -21,6 +21,7 @@ from scaleup.backbones.backbone import BlockFile
 from scaleup.common.errors import UserError
 from scaleup.common.timing import now
 from scaleup.model.kernels import computed, first_token, measure_in_turns
+from scaleup.model.slots import Slots, pin
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
 
 COMPUTED_IN = {  # precision of the weights -> of what is computed with them
@@ -101,11 +102,14 @@ class Trunk(nn.Module):
         taps = taps_of(z0, alone | tokens, context)
         return {depth: each._replace(first=alone.get(depth)) for depth, each in taps.items()}
 
-    def place(self, device: torch.device, placement: str) -> None:
-        """Move to the device all but the blocks that wait elsewhere."""
+    def place(self, device: torch.device, placement: str | None) -> None:
+        """Move to the device all but the blocks that wait elsewhere, on the host in pinned memory; None: all wait where
+        they are."""
         self.tokenizer.to(device)
-        for block in self.blocks:
-            if placement != "host" and not is_on_meta(block):
+        for block in self.blocks if placement is not None else ():
+            if placement == "host" and device.type != "cpu":
+                pin(block)
+            elif placement != "host" and not is_on_meta(block):
                 block.to(device)
 
 
@@ -118,13 +122,13 @@ def cast_trunks(trunks: list[Trunk], precision: str, public: set[str]) -> None:
 
     Args:
         public: names (``blocks.3.attn.qkv.weight``) whose content the public backbone has; the float32 content of all
-            others stays in memory, for saving.
+            others stays in the host's memory, for saving.
     """
     deepest = max(trunks, key=lambda trunk: len(trunk.blocks))
     for index, block in enumerate(deepest.blocks):
         if not is_on_meta(block):
             tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
-            deepest.originals |= {name: tensor for name, tensor in tensors.items() if name not in public}
+            deepest.originals |= {name: tensor.cpu() for name, tensor in tensors.items() if name not in public}
             block = cast(block, precision)
         for trunk in trunks:
             if index < len(trunk.blocks):
@@ -146,8 +150,8 @@ def cast(block: nn.Module, precision: str) -> nn.Module:
 
 
 @torch.inference_mode()
-def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> tuple[str, dict[str, float]]:
-    """The precision in which a block is computed fastest on this device, and the seconds that each took.
+def measure_precisions(block: nn.Module, h: Tensor, context: Context) -> dict[str, float]:
+    """The seconds that the first block takes in each precision of MEASURED, on this device.
 
     Args:
         h: float32 tokens (B, N, D) that enter the block.
@@ -155,10 +159,10 @@ def fastest(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> tuple
     """
     calls = {}
     for precision in MEASURED:
-        calls[precision] = partial(cast(block, precision), h.to(COMPUTED_IN[precision]), **context)
+        dtype = COMPUTED_IN[precision]
+        calls[precision] = partial(cast(block, precision), h.to(dtype), **context.to(dtype).at(0))
     seconds = measure_in_turns(calls, lambda: now(h.device))
-    medians = {precision: median(times) for precision, times in seconds.items()}
-    return min(medians, key=medians.__getitem__), medians
+    return {precision: median(times) for precision, times in seconds.items()}
 
 
 def drift(exact: Tensor, tokens: Tensor) -> float:
@@ -185,20 +189,24 @@ def iterate_blocks(
 ) -> Iterator[Callable[..., Tensor]]:
     """Blocks ready to be called, in order. Those that are elsewhere are fetched while the one before computes.
 
-    A block on the meta device is read from ``file`` in precision ``dtype``, one on the host is copied to ``device``.
-    Called with ``alone=True`` a block gives its output for the first token alone.
+    A block on the meta device is read from ``file`` in precision ``dtype``; one that is not on ``device`` is copied to
+    one of two places there. Called with ``alone=True`` a block gives its output for the first token alone.
     """
     if all(_is_on(block, device) for block in blocks):
         yield from (partial(_call, block, None) for block in blocks)
         return
-    fetch = partial(_fetched, blocks, device, file, dtype)
+    slots = Slots(device) if device.type != "cpu" else None
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(fetch, 0)
+        ahead = pool.submit(_fetched, blocks, device, file, dtype, 0)
         for index, block in enumerate(blocks):
             fetched = ahead.result()
             if index + 1 < len(blocks):
-                ahead = pool.submit(fetch, index + 1)
-            yield partial(_call, block, fetched)
+                ahead = pool.submit(_fetched, blocks, device, file, dtype, index + 1)
+            if fetched is None or slots is None:
+                yield partial(_call, block, fetched)
+            else:
+                with slots.filled(fetched) as copies:
+                    yield partial(_call, block, copies)
 
 
 def _is_on(block: nn.Module, device: torch.device) -> bool:
@@ -208,29 +216,17 @@ def _is_on(block: nn.Module, device: torch.device) -> bool:
 def _fetched(
     blocks: nn.ModuleList, device: torch.device, file: BlockFile | None, dtype: torch.dtype, index: int
 ) -> dict[str, Tensor] | None:
-    """All tensors of a block on the device; None where they are there already."""
+    """All tensors of a block on the host; None where they are on the device already."""
     block = blocks[index]
     if _is_on(block, device):
         return None
     own: dict[str, Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
-    if any(tensor.is_meta for tensor in own.values()):
-        assert file is not None
-        read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in own.items()}
-        own = {name: tensor.to(dtype) for name, tensor in read.items()}
-    return _copied(own, device)
-
-
-def _copied(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Tensors on the device, copied beside what it computes."""
-    if device.type == "cpu":
-        return tensors
-    stream, computing = torch.Stream(device), torch.accelerator.current_stream(device)
-    with stream:
-        copies = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    stream.synchronize()
-    for tensor in copies.values():
-        tensor.record_stream(computing)  # its memory is not given to the next copy before the block has computed
-    return copies
+    if not any(tensor.is_meta for tensor in own.values()):
+        return own
+    assert file is not None
+    read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in own.items()}
+    cast = {name: tensor.to(dtype) for name, tensor in read.items()}
+    return {name: tensor.pin_memory() for name, tensor in cast.items()} if device.type != "cpu" else cast
 
 
 class FirstToken(nn.Module):

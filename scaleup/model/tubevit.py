@@ -131,8 +131,8 @@ class TubeViT(Pretrained):
         """All blocks, frozen ones first."""
         return [*(self.trunk.blocks if self.trunk is not None else ()), *self.arm.blocks.values()]
 
-    def place(self, device: torch.device, placement: str = "device") -> TubeViT:
-        """Move to a device all but the frozen blocks that wait on the host or in a file."""
+    def place(self, device: torch.device, placement: str | None = "device") -> TubeViT:
+        """Move to a device all but the frozen blocks that wait on the host or in a file; None: all of them wait."""
         self.arm.to(device)
         if self.trunk is not None:
             self.trunk.place(device, placement)

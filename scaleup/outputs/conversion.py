@@ -16,6 +16,7 @@ from scaleup.backbones.backbone import resolve
 from scaleup.backbones.timm import create
 from scaleup.checkpoint.model_directory import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from scaleup.common import tensors
+from scaleup.common.distributed import device_type
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import make_readable, new_directory, refuse_existing, write_json
 from scaleup.model import adapter, pretrained
@@ -26,6 +27,7 @@ from scaleup.outputs import programs
 from scaleup.outputs.programs import Costs, Outputs, difference, largest, medians
 
 OWN = ("delta", "full")
+ON_DEVICE = ("torch", "aoti")  # programs with a device built in
 TARGETS = (*OWN, "peft", "timm", "transformers", *programs.FORMS)
 HALF_ROUNDING = 2e-2  # the same in float16
 ROUNDING = 1e-4  # allowed difference, relative to an output's size, if sums have another order
@@ -65,6 +67,7 @@ def export(
     frames: Sequence[int | str] = (),
     head: str | None = None,
     half: bool = False,
+    device: str = "cpu",
 ) -> Export:
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
@@ -78,10 +81,12 @@ def export(
         merge: merge the model's adapter into the weights of its blocks; programs always do.
         head: the head of a pipeline of transformers; may be None if there is only one.
         half: write weights and products of an ONNX program in float16.
+        device: cpu or cuda: on which a program of torch.export or AOTInductor runs.
 
     Raises:
-        UserError: the target is unknown or cannot hold the model, the model has no adapter to merge, or the result
-            differs: at all, or by more than ROUNDING if sums have another order, or HALF_ROUNDING in float16.
+        UserError: the target is unknown or cannot hold the model, the model has no adapter to merge, there is no such
+            device, or the result differs: at all, or by more than ROUNDING if sums have another order, or HALF_ROUNDING
+            in float16.
     """
     if to not in TARGETS:
         raise UserError(f"unknown target {to!r}; allowed are {', '.join(TARGETS)}{nearest(to, TARGETS)}")
@@ -91,9 +96,10 @@ def export(
         raise UserError(f"--half is for onnx; {to} is written in the precision of the model")
     if head and to != "transformers":
         raise UserError(f"--head is for transformers; {to} has all heads or none")
+    _refuse_device(device, to)
     out = Path(out)
     refuse_existing(out, overwrite)
-    model, costs = load(source, base), None
+    model, costs = load(source, base).to(device), None
     relative = to in programs.FORMS or merge
     with new_directory(out, overwrite) as place:
         if to in OWN:
@@ -126,14 +132,25 @@ def parity(one: TubeViT, other: TubeViT, relative: bool = False) -> dict[str, fl
     Args:
         relative: divide each by the largest value that the same output has in ``one``.
     """
-    video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config.input)
+    video = normalise(natural_clip(one.preprocess.frames, one.preprocess.size), one.config.input)  # on the CPU
     inputs = {"image": video[:, :, 0], "video": video}
     return {name: difference(_outputs(one, x), _outputs(other, x), relative) for name, x in inputs.items()}
 
 
 def _outputs(model: TubeViT, x: Tensor) -> Outputs:
-    features = model.forward_features(x)
-    return {"features": features} | {f"head {name}": head(features) for name, head in model.arm.heads.items()}
+    """Of a model on any device, on the CPU."""
+    features = model.forward_features(x.to(next(model.parameters()).device))
+    outputs = {"features": features} | {f"head {name}": head(features) for name, head in model.arm.heads.items()}
+    return {name: output.cpu() for name, output in outputs.items()}
+
+
+def _refuse_device(device: str, to: str) -> None:
+    if device == "cpu":
+        return
+    if to not in ON_DEVICE:
+        raise UserError(f"--device is for programs that run on one device ({', '.join(ON_DEVICE)}); {to} runs on any")
+    if device != device_type():
+        raise UserError(f"there is no device {device!r} here; allowed are cpu and, on a machine with a GPU, cuda")
 
 
 def merge_adapter(model: TubeViT) -> TubeViT:
@@ -196,7 +213,7 @@ def write_timm(model: TubeViT, directory: Path) -> tuple[dict[str, float], Costs
         UserError: no model of timm computes the same; the sentence says why.
     """
     name, size, input = _refuse_what_timm_lacks(model), model.preprocess.size, model.config.input
-    vit = create(name, dict(model.config.backbone.kwargs), size)
+    vit, model = create(name, dict(model.config.backbone.kwargs), size), model.cpu()
     own, tensors = vit.state_dict(), model.named_tensors()
     vit.load_state_dict({key: tensor for key, tensor in tensors.items() if key in own})  # strict: nothing is missing
     fed = {"input_size": (3, *size), "mean": tuple(input.mean), "std": tuple(input.std)}
@@ -206,7 +223,7 @@ def write_timm(model: TubeViT, directory: Path) -> tuple[dict[str, float], Costs
     loaded: Any = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     features = loaded.forward_head(loaded.forward_features(image), pre_logits=True)
     differs = (features - model.forward_features(image)).abs().max().item()
-    seconds, eager = medians(lambda: loaded(image), lambda: model.forward_features(image))
+    seconds, eager = medians(lambda: loaded(image), lambda: model.forward_features(image), device=image.device)
     return {"image": differs}, Costs({"image": seconds}, {"image": eager})
 
 

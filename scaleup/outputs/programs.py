@@ -6,7 +6,6 @@ import math
 import re
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from scaleup.common.errors import UserError
 from scaleup.common.files import write_json
+from scaleup.common.timing import now
 from scaleup.model.tokenizer import natural_clip
 from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT
@@ -34,13 +34,13 @@ def difference(one: Outputs, other: Outputs, relative: bool) -> float:
     return largest((one[name] - other[name]).abs().max().item() / (size or 1.0) for name, size in sizes.items())
 
 
-def medians(*sides: Callable[[], Any], turns: int = 5) -> list[float]:
-    """The seconds of each of two functions, which are called in turns."""
+def medians(*sides: Callable[[], Any], device: torch.device, turns: int = 5) -> list[float]:
+    """The seconds of each of two functions, which are called in turns and compute on ``device``."""
     seconds: list[list[float]] = [[] for _ in sides]
     for side, row in list(zip(sides, seconds, strict=True)) * turns:
-        began = time.perf_counter()
+        began = now(device)
         side()
-        row.append(time.perf_counter() - began)
+        row.append(now(device) - began)
     return [statistics.median(row) for row in seconds]
 
 
@@ -125,7 +125,8 @@ def write(
 ) -> tuple[dict[str, float], Costs]:
     """Write the programs ``image`` and ``video`` and ``labels.json`` into a directory, and run what was written.
 
-    The number of samples is free, the size is that of the model.
+    The number of samples is free, the size is that of the model. A program runs on the device of the model; one of
+    ONNX, which any device can run, is made on the CPU, to which the model then moves.
 
     Args:
         frames: other lengths of clips, ``64``, and spans of lengths, ``"32-128"``; each gets a program of its own,
@@ -135,11 +136,14 @@ def write(
         For each program the largest difference from the model, for two samples and for one, at both ends of a span, in
         shares of the largest output; and what one sample (the longest) costs.
     """
+    model = model.cpu() if form.ending == ".onnx" else model
+    device = next(model.parameters()).device
     whole, costs = Whole(model.eval()), Costs({}, {}, {}, sum(each.nbytes for each in model.state_dict().values()))
     assert costs.program_bytes is not None
     differences, lengths = dict[str, float](), programs(model, frames)
     for name, ends in lengths.items():
         clips = [_pixels(model, length) for length in sorted(set(ends))] if ends else [_pixels(model, 1)[:, :, 0]]
+        clips = [clip.to(device) for clip in clips]
         path, longest = directory / f"{name}{form.ending}", clips[-1]
         with torch.no_grad():
             names = list(whole(longest))  # and tables of positions are kept from now on: programs have them as numbers
@@ -148,7 +152,7 @@ def write(
             inputs = (x for clip in clips for x in (clip, clip[:1]))
             differences[name] = largest(difference(whole(x), run(x), True) for x in inputs)
             one = partial(run, longest[:1]), partial(whole, longest[:1])
-            costs.seconds[name], costs.eager_seconds[name] = medians(*one)
+            costs.seconds[name], costs.eager_seconds[name] = medians(*one, device=device)
             files = directory.glob(f"{path.name}*")  # ONNX keeps the weights of large models beside it
             costs.program_bytes[name] = sum(file.stat().st_size for file in files)
     write_json(directory / "labels.json", description(model, lengths))
@@ -184,6 +188,7 @@ def description(model: TubeViT, lengths: Mapping[str, Ends | None]) -> dict[str,
     return {
         "input": {"dtype": "uint8", "colours": "RGB", "fps": model.preprocess.fps, "shapes": shapes},
         "heads": model.config.heads,
+        "device": next(model.parameters()).device.type,
     } | ({"losses": {head: loss.kind for head, loss in losses.items()}} if (losses := model.config.losses) else {})
 
 

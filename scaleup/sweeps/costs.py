@@ -14,25 +14,28 @@ import torch
 from scaleup.common.errors import UserError
 from scaleup.common.text import columns, format_duration, format_gib
 from scaleup.common.timing import now
-from scaleup.config.recipe import all_arms
+from scaleup.config.recipe import all_arms, default_precision
 from scaleup.config.schema import Arm, Recipe
+from scaleup.model.trunk import COMPUTED_IN
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes
 
 SIDE, TURNS = 1536, 5  # side of the two square matrices; how often they are multiplied
+SIDE_ON_GPU = 8192  # smaller products would only show how fast a GPU is called
 
 
 @torch.no_grad()
-def measured() -> float:
-    """GFLOP/s of the device, measured: the fastest of a few products of two float32 matrices."""
-    one, other = (torch.randn(SIDE, SIDE, device=device()) for _ in range(2))
+def measured(precision: str) -> float:
+    """GFLOP/s of the device, measured: the fastest of a few products of two matrices in a precision."""
+    side = SIDE if device().type == "cpu" else SIDE_ON_GPU
+    one, other = (torch.randn(side, side, device=device()).to(COMPUTED_IN[precision]) for _ in range(2))
     fastest = float("inf")
     for _ in range(TURNS):
         began = now(device())
         one @ other
         fastest = min(fastest, now(device()) - began)
-    return 2 * SIDE**3 / fastest / 1e9
+    return 2 * side**3 / fastest / 1e9
 
 
 def mean_of_sample(sketch: Sketch, flops: dict[str, int]) -> float:
@@ -145,7 +148,7 @@ def plan(
     arms = arms or all_arms(recipe)
     sketch = Sketch(recipe, arms)
     available = own_memory() if available is None else available
-    rate, flops = gflops or measured(), _flops(sketch)
+    rate, flops = gflops or measured(default_precision(device().type)), _flops(sketch)
     needed, largest = by_part(sketch, arms, ranks=ranks), largest_batch(sketch, arms, available, ranks)
     fits = needed["total"] <= available
     try:
@@ -190,7 +193,8 @@ def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) 
     Raises:
         UserError: an arm does not fit alone.
     """
-    return _waves(Sketch(recipe, arms), available, ranks)
+    groups = _waves(Sketch(recipe, arms), available, ranks)
+    return [{name: arms[name] for name in group} for group in groups]  # as they were: another machine may train them
 
 
 def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:

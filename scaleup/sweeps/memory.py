@@ -27,15 +27,16 @@ from scaleup.model.tubes import Size
 from scaleup.sweeps.sketch import Sketch, device, tensors
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
+MARGIN = 0.1  # share of a GPU's memory that plans leave free
 MOST = 2**16  # the largest micro-batch that is tried
 MOMENTS, MASTER = 2, 1  # copies of the trained weights: two moments of Adam; with ZeRO also master weights
 
 
 def own_memory() -> int:
-    """Bytes of memory of the device."""
+    """Bytes of memory that a run may fill: all of a machine's; of a GPU's less a margin for libraries and gaps."""
     if device().type == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return torch.get_device_module(device()).mem_get_info()[1]
+    return int((1 - MARGIN) * torch.get_device_module(device()).mem_get_info()[1])
 
 
 class Moment(NamedTuple):
@@ -97,14 +98,19 @@ def trunk_bytes(sketch: Sketch, names: Collection[str]) -> int:
 
 
 def _known(sketch: Sketch) -> bool:
-    """Whether a file has the float32 content of frozen blocks. If not, cast blocks keep it in memory, for saving."""
+    """Whether the float32 content of frozen blocks is in a file or, beside a GPU, on the host. If not, cast blocks keep
+    it in the device's memory, for saving."""
+    if device().type != "cpu":
+        return True
     return (Path(sketch.recipe.model.load or "") / DELTA).exists()
 
 
-def _frozen(block: nn.Module, precision: str) -> int:
+def _frozen(block: nn.Module, precision: str | None) -> int:
     """Bytes of a frozen block. With int8, matrices have one scale for each row, and other tensors are bfloat16."""
     if precision != "int8":
-        return sum(t.numel() for t in tensors([block]).values()) * COMPUTED_IN.get(precision, torch.float32).itemsize
+        return (
+            sum(t.numel() for t in tensors([block]).values()) * COMPUTED_IN.get(str(precision), torch.float32).itemsize
+        )
     matrices = [layer.weight for layer in block.modules() if isinstance(layer, nn.Linear)]
     return 2 * sum(t.numel() for t in tensors([block]).values()) - sum(w.numel() - 2 * len(w) for w in matrices)
 

@@ -21,6 +21,7 @@ from scaleup.common.files import move, new_directory
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
+from scaleup.sweeps.out_of_memory import memory_explained
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_directory
 from scaleup.training.run import train
@@ -70,7 +71,8 @@ def sweep(
     with world.together(), ExitStack() as stack:
         parts = world.first(split_arms(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
         if not parts:
-            return train(recipe, arms, overwrite, stop_after)
+            with memory_explained(recipe, arms):
+                return train(recipe, arms, overwrite, stop_after)
         if leads:
             stack.enter_context(run_directory.lock_run(out))
         for number, part in enumerate(parts, 1):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scaleup.config.recipe import settle
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import open_datasets
 from scaleup.model.kernels import LARGEST, SMALLEST
@@ -48,6 +49,7 @@ class Sketch:
     """Measures passes by calling the run's modules with tensors without content, once for arms with equal settings."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
+        recipe, arms = settle(recipe, arms, device().type)
         self.recipe, self.arms, self.models = recipe, arms, models_on_meta(recipe, arms)
         self.datasets = open_datasets(data_of(recipe))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
@@ -120,10 +122,10 @@ def _pixels(size: Size, batch: int) -> torch.Tensor:
     return empty_tensor(batch, 3, *(size if size[0] > 1 else size[1:]))
 
 
-def _cast(trunk: Trunk, precision: str) -> Trunk:
+def _cast(trunk: Trunk, precision: str | None) -> Trunk:
     """The trunk in the precision in which it computes; with int8 weights, that is bfloat16."""
     cast = copy.deepcopy(trunk)
-    if precision != "auto":
+    if precision not in (None, "auto"):
         cast.precision = precision
         cast.blocks.to(COMPUTED_IN[precision])
     return cast

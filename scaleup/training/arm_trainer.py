@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
 from scaleup.common.timing import Span
+from scaleup.config.recipe import settle
 from scaleup.config.schema import Arm as Settings
 from scaleup.config.schema import Head, Recipe, schedule
 from scaleup.model.arm import Arm, alphas
@@ -92,7 +93,7 @@ class Classifier(nn.Module):
     In ``bfloat16`` the products of the pass are; parameters, their gradients and the logits stay float32.
     """
 
-    def __init__(self, arm: Arm, precision: str) -> None:
+    def __init__(self, arm: Arm, precision: str | None) -> None:
         super().__init__()
         self.arm, self.low = arm, precision == "bfloat16"
 
@@ -118,6 +119,8 @@ class ArmTrainer:
         world: World,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
+        recipe, settled = settle(recipe, {name: settings}, world.device.type)
+        settings = settled[name]
         self.name, self.model, self.settings, self.world = name, model, settings, world
         self.seed, self.objectives = recipe.seed, objectives_of(recipe, model, weights or {})
         self.steps, self.warmup = schedule(settings, recipe.train)
@@ -218,7 +221,7 @@ class ArmTrainer:
             directory=None if diverged else directory,
             **sizes(self.model),
             adapt=self.settings.adapt,
-            precision=self.settings.precision,
+            precision=str(self.settings.precision),
             arm_seconds=late_mean(self.seconds) if last else None,
             loss=statistics.fmean(last) if last else None,
             steps=self.standing.steps,

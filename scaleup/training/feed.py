@@ -91,9 +91,9 @@ class Cached:
         deepest = max(models, key=lambda model: model.frozen_depth)
         self.models = models
         for name, cached in self.sets.items():
-            refuse_other(cached, made_of(recipe, deepest, name), depths_of(models), recipe.trunk.precision)
+            refuse_other(cached, made_of(recipe, deepest, name), depths_of(models), recipe.trunk.precision or "auto")
         for model in models:
-            model.place(world.device, "host")  # all but the frozen blocks, which stay where they are
+            model.place(world.device, None)
         self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
         self.made = next(iter(self.sets.values())).made
         steps = range(start, recipe.train.steps)

@@ -16,6 +16,7 @@ from scaleup.common.timing import Span, progress
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.model.build import prepare_trunks, set_kernels
+from scaleup.model.kernels import set_products
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, read_numbers, whole_step
 from scaleup.training.feed import Cached, Fed, Live
@@ -60,14 +61,14 @@ def train(
         training = Run(recipe, arms, checkpoint)
         stack.callback(training.close)
         if leads and not resumes:
-            run_directory.begin(recipe, overwrite)
+            run_directory.begin(training.recipe, overwrite)
             stack.enter_context(run_directory.lock_run(out))
         if leads and resumes:
             saved.clear(training.done)
             _say_resumed(training, checkpoint)
         metrics = None
         if leads:
-            settings = recipes.resolved(recipe)
+            settings = recipes.resolved(training.recipe)
             metrics = Metrics(out, recipe.train.log_every, training.done, recipe.train.log, settings)
             stack.enter_context(closing(metrics))
             training.remember(metrics.kept)
@@ -85,9 +86,11 @@ class Run:
     """The arms of a run and their feed, after ``done`` steps."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm], checkpoint: Checkpoint | None = None) -> None:
-        self.recipe, self.arms, self.models = recipe, arms, build_models(recipe, arms)
         self.world = join()
+        recipe, arms = recipes.settle(recipe, arms, self.world.device.type)
+        self.recipe, self.arms, self.models = recipe, arms, build_models(recipe, arms)
         _refuse_uneven(recipe, self.world.size)
+        set_products(self.world.device, recipe.train.tf32, recipe.train.deterministic)
         self.done = checkpoint.step if checkpoint else 0
         self.sources, self.lists = run_inputs.hash_inputs(recipe), run_inputs.list_inputs(recipe)
         if checkpoint is not None:
@@ -118,7 +121,9 @@ class Run:
         made = self.feed.made if isinstance(self.feed, Cached) else None
         if made:
             trunk = replace(trunk, precision=made["trunk"]["precision"], placement="host")
-        prepared = prepare_trunks(self.models.values(), trunk, self.world) if validates or not made else None
+        batch = self.recipe.data.batch // self.world.size // self.recipe.train.accumulate
+        models = self.models.values()
+        prepared = prepare_trunks(models, trunk, self.world, batch) if validates or not made else None
         about = asdict(prepared) if prepared else {}
         if made:
             cache = {"directory": self.recipe.trunk.cache} | {key: made[key] for key in ("views", "precision", "seed")}
@@ -266,5 +271,8 @@ def _refuse_uneven(recipe: Recipe, ranks: int) -> None:
 
 def _say_resumed(training: Run, checkpoint: Checkpoint | None) -> None:
     ranks, before = training.world.size, checkpoint.state["ranks"] if checkpoint else training.world.size
-    other = f"; ranks: {ranks} instead of {before}, so within rounding, not bit for bit" if ranks != before else ""
+    reasons = [f"ranks: {ranks} instead of {before}"] if ranks != before else []
+    if training.world.device.type != "cpu" and not training.recipe.train.deterministic:
+        reasons.append("train.deterministic is false")
+    other = f"; {', '.join(reasons)}, so within rounding, not bit for bit" if reasons else ""
     print(f"resuming at step {training.done} of {training.steps}{other}", file=sys.stderr)

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from yaml import YAMLError
 
+from scaleup.common.distributed import device_type
 from scaleup.common.errors import UserError
 from scaleup.common.files import locked, new_directory, read_json, sync, write_json
 from scaleup.config import recipe as recipes
@@ -103,7 +104,7 @@ def write(result: RunResult, models: Mapping[str, TubeViT], data: Mapping[str, A
 
 
 # Settings that may differ when a run is resumed, because they do not change the weights.
-FREE = {"out", "data.workers", "train.log", "train.log_every", "train.save_every", "train.keep"}
+FREE = {"out", "data.workers", "trunk.placement", "train.log", "train.log_every", "train.save_every", "train.keep"}
 OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
 
 
@@ -164,7 +165,8 @@ def _differing(path: Path, recipe: Recipe) -> str:
         stored, mistakes = None, [" ".join(str(error).split())]
     if stored is None or mistakes:
         return f"its recipe.yaml cannot be read ({'; '.join(mistakes)})"
-    there, here = (flatten_keys(recipes.resolved(each)) for each in (stored, with_absolute_paths(recipe)))
+    settled = (recipes.settle(each, {}, device_type())[0] for each in (stored, with_absolute_paths(recipe)))
+    there, here = (flatten_keys(recipes.resolved(each)) for each in settled)
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)
 

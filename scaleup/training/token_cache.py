@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scaleup.common.distributed import World, own_device
+from scaleup.common.distributed import World, device_type, own_device
 from scaleup.common.errors import UserError
 from scaleup.common.files import clear_directory, partial_directory, partial_name, refuse_existing
 from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
+from scaleup.config.recipe import settle
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, Batch, input_bytes
 from scaleup.data.loader import Augmented, EachOnce, open_datasets
@@ -166,6 +167,7 @@ def make(
     """
     began, out = time.perf_counter(), Path(out)
     refuse_existing(out, overwrite)
+    recipe = settle(recipe, {}, device_type())[0]
     model, sets = _frozen(recipe, depths), open_datasets(recipe.data)
     blanks = {name: blank_record(model, shards.modality, depths, precision) for name, shards in sets.items()}
     size = sum(cache_bytes(shards, len(blanks[name]), views) for name, shards in sets.items())
@@ -215,8 +217,8 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
 def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     """Give the trunk the placement, precision and kernels of the recipe; returns what was chosen."""
     world = World(0, 1, device := own_device())
-    kernels = set_kernels([model.place(device, recipe.trunk.placement)], recipe.train.kernels, world)
-    prepared = prepare_trunks([model], recipe.trunk, world)
+    kernels = set_kernels([model.place(device, None)], recipe.train.kernels, world)
+    prepared = prepare_trunks([model], recipe.trunk, world, recipe.data.batch)
     assert prepared is not None
     return asdict(prepared) | {"kernels": kernels}
 

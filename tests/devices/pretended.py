@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+from weakref import finalize
 
 import torch
 import torch._dynamo  # before anything is replaced: it lists torch's functions
@@ -29,9 +30,10 @@ import torchvision  # noqa: F401  as torch._dynamo
 from deepspeed.accelerator import real_accelerator
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
+from torch.nn import Parameter
 from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -39,7 +41,7 @@ from scaleup.model import trunk
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-MEMORY = 80 * 2**30  # bytes
+SIZE = 80 * 2**30  # bytes
 real_device = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
 aten = torch.ops.aten
 
@@ -78,21 +80,68 @@ def _line() -> str:
 
 EVENTS = Events()
 marks = WeakIdKeyDictionary()  # storages on the device
+pins = WeakIdKeyDictionary()  # storages on the host that the device reads by itself
+
+
+class Memory:
+    """Bytes of what is on the device."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+
+    def add(self, size: int) -> None:
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+    def reset_peak(self, *_: Any) -> None:
+        self.peak = self.held
+
+
+MEMORY = Memory()
+
+
+def parts(tensor: Tensor) -> list[Tensor]:
+    """The tensor; of a quantised one, the tensors that it is made of."""
+    if type(tensor) in (Tensor, Parameter) or not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
 def on_gpu(tensor: Any) -> bool:
     if not isinstance(tensor, Tensor) or tensor.is_meta:
         return False
     try:
-        return tensor.untyped_storage() in marks
+        return parts(tensor)[0].untyped_storage() in marks
     except NotImplementedError:  # a tensor without storage
         return False
 
 
 def mark(tensor: Any) -> Any:
-    if isinstance(tensor, Tensor) and not tensor.is_meta:
-        marks[tensor.untyped_storage()] = True
+    for part in parts(tensor) if isinstance(tensor, Tensor) and not tensor.is_meta else ():
+        storage = part.untyped_storage()
+        if storage not in marks:
+            MEMORY.add(storage.nbytes())
+            marks[storage] = finalize(storage, MEMORY.add, -storage.nbytes())
+            marks[storage].atexit = False
     return tensor
+
+
+def unmark(tensor: Tensor) -> Tensor:
+    for part in parts(tensor):
+        if forget := marks.pop(part.untyped_storage(), None):  # an operation on a marked tensor has marked it
+            forget()
+    return tensor
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    copy = tensor.clone()
+    pins[copy.untyped_storage()] = True
+    return copy
+
+
+def blocks(source: Tensor, non_blocking: bool) -> bool:
+    """Whether the host waits for a copy between it and the device: for one from ordinary memory it always does."""
+    return on_gpu(source) or not non_blocking or any(part.untyped_storage() not in pins for part in parts(source))
 
 
 def gpu_device() -> torch.device:
@@ -137,9 +186,8 @@ class Operations(TorchDispatchMode):
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         to, source = args[:2]
         if on_gpu(to) != on_gpu(source):
-            blocks = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
             EVENTS.note("upload" if on_gpu(to) else "download")
-            if blocks or not on_gpu(to):
+            if blocks(source, bool(args[2] if len(args) > 2 else kwargs.get("non_blocking"))):
                 EVENTS.note("wait")
         return func(*args, **kwargs)
 
@@ -168,9 +216,11 @@ class Calls(TorchFunctionMode):
         if func is Tensor.tolist and on_gpu(args[0]):
             EVENTS.note("wait")
         if func is Tensor.record_stream:
+            if len(parts(args[0])) > 1:
+                raise Refused(f"{type(args[0]).__name__} has no record_stream")
             return None
         if func is Tensor.pin_memory:
-            return args[0]
+            return pinned(args[0])
         if names_gpu(kwargs.get("device")):
             return self._make(func, args, kwargs)
         return func(*args, **kwargs)
@@ -225,13 +275,10 @@ def _move(tensor: Tensor, device: Any, dtype: Any, non_blocking: bool, copy: boo
     if here == there:
         return plain_to(tensor, dtype=dtype, copy=copy)
     EVENTS.note("upload" if there else "download")
-    if not non_blocking or here:
+    if blocks(tensor, non_blocking):
         EVENTS.note("wait")
     moved = plain_to(tensor, dtype=dtype, copy=True)
-    if there:
-        return mark(moved)
-    marks.pop(moved.untyped_storage(), None)  # an operation on a marked tensor has marked it
-    return moved
+    return mark(moved) if there else unmark(moved)
 
 
 class Stream:
@@ -319,7 +366,7 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Objects, and what is put in the place of their attributes."""
     yield Tensor, {"device": property(lambda self: gpu_device() if on_gpu(self) else real_device(self))}
     yield Tensor, {"is_cuda": property(on_gpu), "backward": _backward, "record_stream": lambda *_: None}
-    properties = SimpleNamespace(name="pretended", total_memory=MEMORY, major=9, minor=0, multi_processor_count=132)
+    properties = SimpleNamespace(name="pretended", total_memory=SIZE, major=9, minor=0, multi_processor_count=132)
     state, nothing = {"current": 0}, lambda *_, **__: None
     devices, current = (lambda: int(os.environ.get("WORLD_SIZE", "1"))), lambda: state["current"]
     yield (
@@ -332,12 +379,15 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
             },
             **{"is_initialized": lambda: True, "_lazy_init": nothing, "init": nothing, "synchronize": _wait},
             **{"get_device_name": lambda *_: "pretended", "get_device_capability": lambda *_: (9, 0)},
-            **{"get_device_properties": lambda *_: properties, "mem_get_info": lambda *_: (MEMORY, MEMORY)},
+            **{"get_device_properties": lambda *_: properties, "mem_get_info": lambda *_: (SIZE, SIZE)},
             **{"Stream": Stream, "Event": Stream, "stream": lambda _: nullcontext(), "device": lambda _: nullcontext()},
             **{"current_stream": Stream, "default_stream": Stream, "empty_cache": nothing},
-            **dict.fromkeys(("manual_seed", "manual_seed_all", "reset_peak_memory_stats", "set_rng_state"), nothing),
-            **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), lambda *_: 0),
-            **dict.fromkeys(("max_memory_reserved", "memory_cached", "max_memory_cached"), lambda *_: 0),
+            **dict.fromkeys(("manual_seed", "manual_seed_all", "set_rng_state", "set_sync_debug_mode"), nothing),
+            **dict.fromkeys(("memory_allocated", "memory_reserved", "memory_cached"), lambda *_: MEMORY.held),
+            **dict.fromkeys(
+                ("max_memory_allocated", "max_memory_reserved", "max_memory_cached"), lambda *_: MEMORY.peak
+            ),
+            "reset_peak_memory_stats": MEMORY.reset_peak,
             **{"get_rng_state": lambda *_: torch.get_rng_state(), "is_bf16_supported": lambda *_, **__: True},
             "is_current_stream_capturing": lambda: False,
         },

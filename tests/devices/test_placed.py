@@ -1,24 +1,28 @@
 """Everything that computes gives on a pretended GPU the bits that it gives on the CPU."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
-from pretended import gpu, on_gpu
+from pretended import gpu, gpu_device, on_gpu
 from support.marks import at_length
 from support.runs import bits, files
 
+from scaleup.common.errors import UserError
 from scaleup.config import recipe
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.data.shards import Shards
 from scaleup.evaluation.accuracy import evaluate
 from scaleup.evaluation.depth_profile import probe
 from scaleup.evaluation.overlay import overlay
 from scaleup.evaluation.predictor import predict
 from scaleup.model.build import load, load_run
-from scaleup.outputs.conversion import export
+from scaleup.outputs import programs
+from scaleup.outputs.conversion import export, parity
 from scaleup.training import token_cache
 from scaleup.training.run import Run, train
 
@@ -31,7 +35,10 @@ ARMS = {
     "lora": Arm(frozen_depth=2, adapt="lora", lora_rank=2, lr=0.01),
     "read": Arm(frozen_depth=3, taps=[1], lr=0.01, **POOL),
 }
-FROZEN = {name: arm for name, arm in ARMS.items() if arm.frozen_depth}
+EXACT = ["trunk.precision=float32", "arm.precision=float32"]  # as the CPU computes
+EXACT_ARMS = {name: replace(arm, precision="float32") for name, arm in ARMS.items()}
+FROZEN = {name: arm for name, arm in EXACT_ARMS.items() if arm.frozen_depth}
+NOT_BIT_FOR_BIT = "; train.deterministic is false, so within rounding, not bit for bit"
 
 
 def twice(call: Callable[[str], T]) -> tuple[T, T]:
@@ -53,19 +60,23 @@ def swept(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_arms_train_to_the_same_bits(tiny: Tiny, tmp_path: Path, changes: list[str]) -> None:
     def run(name: str) -> Any:
-        result = train(tiny(*changes, f"out={tmp_path / name}"), ARMS)
+        result = train(tiny(*EXACT, *changes, f"out={tmp_path / name}"), EXACT_ARMS)
         return {arm: each.loss for arm, each in result.arms.items()}
 
     here, there = twice(run)
     assert here == there and bits(tmp_path / "cpu") == bits(tmp_path / "gpu")
 
 
-def test_a_run_goes_on_where_it_was_stopped(tiny: Tiny, tmp_path: Path) -> None:
-    train(tiny(f"out={tmp_path / 'whole'}"), ARMS)
-    read = tiny(f"out={tmp_path / 'pieces'}")
+@pytest.mark.parametrize(("deterministic", "words"), [("true", ""), *at_length(("false", NOT_BIT_FOR_BIT))])
+def test_a_run_goes_on_where_it_was_stopped(
+    deterministic: str, words: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(*EXACT, f"out={tmp_path / 'whole'}"), EXACT_ARMS)
+    read = tiny(*EXACT, f"train.deterministic={deterministic}", f"out={tmp_path / 'pieces'}")
     with gpu():
-        assert train(read, ARMS, stop_after=0).stopped
-        train(read, ARMS)
+        assert train(read, EXACT_ARMS, stop_after=0).stopped
+        train(read, EXACT_ARMS)
+    assert f"resuming at step 1 of 4{words}\n" in capsys.readouterr().err
     assert bits(tmp_path / "whole") == bits(tmp_path / "pieces")
 
 
@@ -82,11 +93,9 @@ def test_frozen_blocks_are_where_the_recipe_says(tiny: Tiny, placement: str, tmp
 
 def test_a_cache_has_the_same_bytes_and_arms_train_from_it(tiny: Tiny, tmp_path: Path) -> None:
     def make(name: str) -> dict[Path, bytes]:
-        token_cache.make(tiny("train.mixup=0", "arms.full=null"), [1, 2, 3], tmp_path / name)
-        train(
-            tiny("train.mixup=0", "arms.full=null", f"trunk.cache={tmp_path / name}", f"out={tmp_path / name}-run"),
-            FROZEN,
-        )
+        changes = [*EXACT, "train.mixup=0", "arms.full=null"]
+        token_cache.make(tiny(*changes), [1, 2, 3], tmp_path / name)
+        train(tiny(*changes, f"trunk.cache={tmp_path / name}", f"out={tmp_path / name}-run"), FROZEN)
         return {path: content for path, content in files(tmp_path / name).items() if path.suffix == ".tar"}
 
     here, there = twice(make)
@@ -95,13 +104,17 @@ def test_a_cache_has_the_same_bytes_and_arms_train_from_it(tiny: Tiny, tmp_path:
 
 def test_accuracy_is_the_same(swept: Path, tiny: Tiny) -> None:
     shards = tiny().data.train["videos"].shards
-    here, there = twice(lambda _: {name: each.heads for name, each in evaluate(load_run(swept), shards).items()})
+    trunk = Trunk("float32")
+    here, there = twice(
+        lambda _: {name: each.heads for name, each in evaluate(load_run(swept), shards, trunk=trunk).items()}
+    )
     assert here == there
 
 
 def test_a_depth_profile_is_the_same(swept: Path, tiny: Tiny) -> None:
+    trunk = Trunk("float32")
     shards = tiny().data.train["videos"].shards
-    here, there = twice(lambda _: probe(load(swept / "gated"), shards, shards, depths=[0, 1]).labels)
+    here, there = twice(lambda _: probe(load(swept / "gated"), shards, shards, depths=[0, 1], trunk=trunk).labels)
     assert here == there
 
 
@@ -131,4 +144,32 @@ def test_an_overlay_is_the_same(swept: Path, arm: str) -> None:
 def test_a_model_on_the_gpu_is_exported(swept: Path, tmp_path: Path) -> None:
     with gpu():
         written = export(swept / "gated", "full", tmp_path / "full")
-    assert max(written.differences.values()) == 0
+        placed, other = load(swept / "gated").place(gpu_device()), load(tmp_path / "full")
+        assert max(written.differences.values()) == max(parity(placed, other).values()) == 0
+
+
+@pytest.mark.parametrize(("ending", "device"), [(".pt2", "cuda"), (".onnx", "cpu")])
+def test_a_program_runs_on_the_device_of_the_model(
+    ending: str, device: str, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of ONNX runs on any; its model moves to the CPU."""
+    devices, models = set(), []
+
+    def traced(whole: Any, pixels: torch.Tensor, ends: Any) -> Any:
+        devices.add(pixels.device.type)
+        models.append(whole)
+        return whole
+
+    monkeypatch.setattr(programs, "traced", traced)
+    form = programs.Form(ending, lambda traced, path, names: path.touch(), lambda path, names: models[-1])
+    with gpu():
+        differences, _ = programs.write(load(swept / "gated").place(gpu_device()), form, tmp_path)
+    assert devices == {device} and max(differences.values()) == 0
+    assert json.loads((tmp_path / "labels.json").read_text())["device"] == device
+
+
+def test_a_device_that_is_not_there_or_not_built_in_is_refused(swept: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no device 'cuda' here"):
+        export(swept / "gated", "torch", tmp_path / "out", device="cuda")
+    with gpu(), pytest.raises(UserError, match="--device is for programs that run on one device"):
+        export(swept / "gated", "onnx", tmp_path / "out", device="cuda")

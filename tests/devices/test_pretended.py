@@ -44,7 +44,9 @@ def test_where_tensors_are() -> None:
         (lambda x: x[x > 0], ["wait"]),
         (lambda x: x.cpu(), ["download", "wait"]),
         (lambda x: torch.ones(3).to(x.device), ["upload", "wait"]),
-        (lambda x: torch.ones(3).to(x.device, non_blocking=True), ["upload"]),
+        (lambda x: torch.ones(3).to(x.device, non_blocking=True), ["upload", "wait"]),
+        (lambda x: torch.ones(3).pin_memory().to(x.device, non_blocking=True), ["upload"]),
+        (lambda x: x.copy_(torch.ones(3).pin_memory(), non_blocking=True), ["upload"]),
         (lambda x: torch.tensor([1.0], device=x.device), ["upload"]),
         (lambda x: torch.cuda.synchronize(), ["wait"]),
         (lambda x: (x @ x).relu(), []),
@@ -57,3 +59,16 @@ def test_what_waits_is_counted(call, kinds: list[str]) -> None:
         call(x)
         assert sorted({kind for kind, _ in events.take()}) == kinds
     assert not torch.cuda.is_available() and pretended.EVENTS.total("wait") == 0
+
+
+def test_memory_is_counted() -> None:
+    with gpu():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        x = torch.ones(1000, device="cuda")
+        y = x * 2
+        assert torch.cuda.memory_allocated() - before == 8000
+        del y
+        x.cpu()
+        assert torch.cuda.memory_allocated() - before == 4000
+        assert torch.cuda.max_memory_allocated() - before == 8000

@@ -75,7 +75,8 @@ def test_parts_are_runs_whose_models_stand_side_by_side(
     assert result.trunk_seconds == sum(part["trunk_seconds"] for part in each)
     assert recipe.load(out / "recipe.yaml") == read
     part = recipe.load(out / "parts" / "02" / "recipe.yaml")
-    assert sweep_arms(part) == {name: sweep_arms(read)[name] for name in result.parts[1]}
+    own = {name: sweep_arms(read)[name] for name in result.parts[1]}
+    assert sweep_arms(part) == recipe.settle(read, own, "cpu")[1]
     with pytest.raises(UserError, match="its run is complete"):
         sweep(read, sweep_arms(read))
 

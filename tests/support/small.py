@@ -14,10 +14,10 @@ TUBE = schema.Tube([8, 4, 4], [8, 8, 8], fold=[2, 1, 1])
 SHAPES = ((2, 3, 16, 32, 32), (2, 3, 32, 32))  # of its videos and images
 
 
-def small_model(kind: str, on_meta: bool = False) -> TubeViT:
+def small_model(kind: str, on_meta: bool = False, frozen_depth: int = 1, **kwargs: int) -> TubeViT:
     """A model with positions of a kind, in eval mode, random or on the meta device."""
-    kwargs = SMALL if kind == "backbone" else SMALL | {"pos_embed": "none"}
-    backbone = build("vit_b", kwargs, (32, 32), "meta" if on_meta else None)
+    own = SMALL | kwargs | ({} if kind == "backbone" else {"pos_embed": "none"})
+    backbone = build("vit_b", own, (32, 32), "meta" if on_meta else None)
     config = describe(
         backbone,
         0,
@@ -26,7 +26,7 @@ def small_model(kind: str, on_meta: bool = False) -> TubeViT:
         tubes={"one": TUBE},
         positions=schema.Positions(kind),
         heads={"motion": ["left", "right"]},
-        frozen_depth=1,
+        frozen_depth=frozen_depth,
         gate=True,
     )
     with torch.device("meta" if on_meta else "cpu"):

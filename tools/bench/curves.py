@@ -12,6 +12,7 @@ from bench import plots
 from bench.measure import Figures, Side, cost, machine, measured, medians, rotate_processes, run_in_process, run_ranks
 from bench.ours import Training, tubevit
 from bench.sides import TINY, VIT_B, Size
+from scaleup.common.distributed import device_type
 from scaleup.config.schema import Arm
 
 COSTS = ("tokens", "train_gflop", "step_seconds", "peak_bytes")
@@ -54,6 +55,8 @@ def curves(quick: bool = False, steps: int = 2, repeats: int = 3, out: str = "ru
     before, size = machine(quick=quick), TINY if quick else VIT_B
     steps, repeats = (1, 1) if quick else (steps, repeats)
     lines = {curve: line[:: len(line) - 1] if quick else line for curve, (_, line) in CURVES.items()}
+    if device_type() != "cpu":  # each rank needs a GPU of its own
+        lines["ranks"] = [point for point in lines["ranks"] if point.ranks <= torch.accelerator.device_count()]
     points = {f"{curve} {index}": (curve, point) for curve in lines for index, point in enumerate(lines[curve])}
     Path(out).mkdir(parents=True, exist_ok=True)
     functions = {name: partial(_cost, size, point, steps) for name, (_, point) in points.items()}

@@ -119,7 +119,7 @@ def test_a_run_writes_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {*FILES, *recipe.arms}
     assert json.loads((out / "result.json").read_text()) == asdict(result)
-    assert recipes.load(out / "recipe.yaml") == recipe
+    assert recipes.load(out / "recipe.yaml") == recipes.settle(recipe, {}, "cpu")[0]
     lines = metrics(out)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
@@ -147,7 +147,7 @@ def test_an_output_is_not_overwritten_by_accident(tiny: Tiny, tmp_path: Path) ->
         train(recipe, {"model": schema.Arm(frozen_depth=7)}, overwrite=True)
     assert (out / "recipe.yaml").read_text() == "mine"  # a run that cannot start replaces nothing
     train(recipe, arms, overwrite=True)
-    assert recipes.load(out / "recipe.yaml") == recipe
+    assert recipes.load(out / "recipe.yaml") == recipes.settle(recipe, {}, "cpu")[0]
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_a_run_in_pieces_ends_with_the_same_bytes(tiny: Tiny, tmp_path: Path, st
 
 def test_a_resumed_trunk_keeps_the_precision_that_was_measured(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured again, another could be the fastest."""
-    recipe, fastest = tiny("trunk.precision=auto"), iter(["bfloat16", "float32"])
-    monkeypatch.setattr("scaleup.model.build.fastest", lambda *_: (next(fastest), {}))
+    recipe, seconds = tiny("trunk.precision=auto"), iter([{"bfloat16": 1.0, "float32": 2.0}, {"float32": 1.0}])
+    monkeypatch.setattr("scaleup.model.build.measure_precisions", lambda *_: next(seconds))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     train(recipe, arms, stop_after=0)
     assert train(recipe, arms).trunk["precision"] == "bfloat16"

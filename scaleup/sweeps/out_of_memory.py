@@ -1,0 +1,41 @@
+"""What is said where a device has no memory left: which part takes what by the plan, and which batch fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from scaleup.common.distributed import join
+from scaleup.common.errors import UserError
+from scaleup.common.text import format_gib
+from scaleup.config.schema import Arm, Recipe
+from scaleup.sweeps.memory import by_part, largest_batch, own_memory
+from scaleup.sweeps.sketch import Sketch
+
+
+@contextmanager
+def memory_explained(recipe: Recipe, arms: dict[str, Arm]) -> Iterator[None]:
+    """Turn the error of a device without free memory into a UserError: which part takes what by the plan, and the
+    largest batch that fits."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(_out_of_memory(Sketch(recipe, arms), join().size)) from error
+
+
+def _out_of_memory(sketch: Sketch, ranks: int) -> str:
+    needed, batch = by_part(sketch, sketch.arms, ranks=ranks), sketch.recipe.data.batch
+    largest = largest_batch(sketch, sketch.arms, own_memory(), ranks)
+    parts = ", ".join(f"{part} {format_gib(size)}" for part, size in needed.items() if size and part != "total")
+    advice = f"the largest batch that fits is {largest}, data.batch is {batch}" if largest else "not one sample fits"
+    if largest >= batch:
+        advice = (
+            f"by the plan a batch of {batch} fits, so other processes may use the device; try data.batch={batch // 2}"
+        )
+    return (
+        f"the device has no memory left; by the plan it holds {parts}, in all {format_gib(needed['total'])} of "
+        f"{format_gib(own_memory())}; {advice}; train.accumulate and arm.grad_checkpointing=true "
+        "need less; the last checkpoint stays, and the run goes on from it with trunk.placement=host"
+    )

@@ -1,0 +1,123 @@
+"""What a GPU does by default: bfloat16, TF32, plans with a margin, and a sentence where its memory is full."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pretended
+import pytest
+import torch
+from pretended import gpu
+from test_placed import EXACT
+
+from scaleup.common.errors import UserError
+from scaleup.config import recipe as recipes
+from scaleup.config.schema import Arm, Recipe
+from scaleup.sweeps import costs
+from scaleup.sweeps.parts import sweep
+from scaleup.training import run_directory
+from scaleup.training.arm_trainer import ArmTrainer, Classifier
+from scaleup.training.run import Run
+from scaleup.training.run_directory import Checkpoints
+
+Tiny = Callable[..., Recipe]
+GATED = {"gated": Arm(frozen_depth=1, gate=True, lr=0.01)}
+LAST = {"last": Arm(frozen_depth=3)}
+
+
+@pytest.fixture(autouse=True)
+def products() -> Iterator[None]:
+    """How this process computes, as it was."""
+    backends = torch.backends
+    before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    yield
+    backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before
+    torch.use_deterministic_algorithms(False)
+    backends.cuda.enable_mem_efficient_sdp(True)
+    backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_a_gpu_computes_in_bfloat16_and_keeps_float32(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    types: dict[str, Any] = {}
+    forward = Classifier.forward
+
+    def spied(self: Classifier, inputs: Any, heads: list[str]) -> Any:
+        logits = forward(self, inputs, heads)
+        types["logits"] = {each.dtype for each in logits.values()}
+        types["products"] = torch.is_autocast_enabled("cpu") or self.low
+        return logits
+
+    monkeypatch.setattr(Classifier, "forward", spied)
+    with gpu():
+        run = Run(tiny(), GATED)
+        entry = run.step(0, next(iter(run.feed)))
+        trainer = run.trainers["gated"]
+        moments = [each for state in trainer.engine.optimizer.state.values() for each in state.values()]
+        run.close()
+    assert run.recipe.trunk.precision == run.about_trunk["precision"] == trainer.settings.precision == "bfloat16"
+    assert {each.dtype for each in run.models["gated"].trunk.blocks.parameters()} == {torch.bfloat16}
+    assert types == {"logits": {torch.float32}, "products": True}
+    tensors = [*run.models["gated"].arm.parameters(), *moments]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32} and entry["arms"]["gated"]["grad_norm"] > 0
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
+def test_a_cpu_computes_in_float32(tiny: Tiny) -> None:
+    run = Run(tiny(), GATED)
+    assert run.recipe.trunk.precision == run.trainers["gated"].settings.precision == "float32"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    run.close()
+
+
+def test_a_run_of_a_stated_precision_goes_on_where_the_device_has_it(tiny: Tiny) -> None:
+    """Runs hold the precision that they began with."""
+    read = tiny()
+    run_directory.begin(recipes.settle(read, {}, "cpu")[0], overwrite=False)
+    assert run_directory.check_resumable(read, overwrite=False)
+    with gpu(), pytest.raises(UserError, match="trunk.precision is 'float32' there and 'bfloat16' here"):
+        run_directory.check_resumable(read, overwrite=False)
+
+
+def test_deterministic_is_what_torch_is_told(tiny: Tiny) -> None:
+    with gpu():
+        for on in (True, False):
+            Run(tiny(f"train.deterministic={on}", "train.tf32=false"), GATED).close()
+            cuda = torch.backends.cuda
+            assert torch.are_deterministic_algorithms_enabled() == on
+            assert cuda.mem_efficient_sdp_enabled() == cuda.cudnn_sdp_enabled() == (not on)
+            assert not cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_plans_are_made_in_the_precision_of_a_gpu_and_leave_a_margin(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions: list[str] = []
+    monkeypatch.setattr(costs, "measured", lambda precision: precisions.append(precision) or 1000.0)
+    with gpu():
+        planned = costs.plan(tiny(), LAST)
+    assert precisions == ["bfloat16"] and planned.available == int(0.9 * pretended.SIZE)
+    exact = costs.memory(tiny(*EXACT), LAST)["trunk"]
+    assert planned.memory["trunk"] < 0.7 * exact  # blocks in bfloat16; their originals are on the host
+
+
+def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = ArmTrainer.step
+
+    def full(self: ArmTrainer, number: int, *args: Any) -> Any:
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(self, number, *args)
+
+    monkeypatch.setattr(ArmTrainer, "step", full)
+    monkeypatch.setattr(costs, "waves", lambda recipe, arms, *_: [arms])  # a plan takes seconds
+    read = tiny("train.save_every=1", "train.steps=4")
+    with gpu(), pytest.raises(UserError, match=r"^the device has no memory left; .*last checkpoint stays") as raised:
+        sweep(read, GATED)
+    for part in ("trunk", "arms", "optimizer", "activations", "try data.batch=2;"):
+        assert part in str(raised.value)
+    saved = Checkpoints(Path(read.out) / "checkpoints", 2).newest()
+    assert saved is not None and saved.step == 2
+    monkeypatch.setattr(ArmTrainer, "step", step)
+    with gpu():
+        result = sweep(tiny("train.save_every=1", "train.steps=4", "trunk.placement=host"), GATED)
+    assert result.arms["gated"].steps == 4

@@ -1,0 +1,131 @@
+"""Frozen blocks on a pretended GPU: how they get there, what waits for them, and what is there in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pretended
+import pytest
+import torch
+from pretended import gpu, gpu_device
+from support.small import SHAPES, small_model
+from torch import nn
+
+from scaleup.common.distributed import World
+from scaleup.config.schema import Trunk as Settings
+from scaleup.model import build, slots
+from scaleup.model.build import prepare_trunks
+from scaleup.model.slots import Slots
+from scaleup.model.tubevit import TubeViT
+
+DEPTH = 8
+CPU = torch.device("cpu")
+
+
+def deep_model() -> TubeViT:
+    return small_model("cosine", frozen_depth=DEPTH, depth=DEPTH, embed_dim=96)
+
+
+def world(device: torch.device) -> World:
+    return World(0, 1, device)
+
+
+def size(*modules: nn.Module) -> int:
+    return sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_blocks_give_the_same_wherever_they_wait(precision: str, placement: str) -> None:
+    pixels = torch.rand(SHAPES[0])
+
+    def tokens(device: torch.device) -> Any:
+        torch.manual_seed(0)
+        model = small_model("cosine", frozen_depth=2)
+        prepare_trunks([model], Settings(precision, placement), world(device))
+        model.place(device, placement)
+        return model.arm_inputs(pixels.to(device)).h.cpu()
+
+    here = tokens(CPU)
+    with gpu():
+        assert torch.equal(tokens(gpu_device()), here)
+
+
+@pytest.mark.parametrize(("placement", "blocks"), [("device", DEPTH), ("host", 0)])
+def test_nothing_of_the_trunk_is_on_the_device_in_float32(placement: str, blocks: int) -> None:
+    """While it is prepared, two blocks at a time are."""
+    model = deep_model()
+    block, tokenizer = size(model.trunk.blocks[0]), size(model.tokenizer)
+    with gpu():
+        before = pretended.MEMORY.held + tokenizer
+        torch.cuda.reset_peak_memory_stats()
+        prepare_trunks([model], Settings("bfloat16", placement), world(gpu_device()))
+        assert (blocks / 2 - 0.1) * block < pretended.MEMORY.held - before < (blocks / 2 + 0.1) * block
+        assert pretended.MEMORY.peak - before < max(2, blocks / 2) * block + 1.5 * block  # and a clip
+    assert all(tensor.device.type == "cpu" for tensor in model.trunk.originals.values())
+
+
+def test_blocks_on_the_host_need_two_places_and_no_wait() -> None:
+    model = deep_model()
+    with gpu() as events:
+        prepare_trunks([model], Settings("int8", "host"), world(gpu_device()))
+        pixels = torch.zeros(SHAPES[0]).to(gpu_device())
+        model.trunk(pixels, [DEPTH])
+        events.take()
+        before = pretended.MEMORY.held
+        torch.cuda.reset_peak_memory_stats()
+        model.trunk(pixels, [DEPTH])
+        assert pretended.MEMORY.peak - before < 2 * size(model.trunk.blocks[0]) + 1.5 * size(deep_model().blocks[0])
+        assert events.total("upload") and not events.total("wait"), events.take()
+
+
+def test_a_place_is_filled_after_the_block_in_it_has_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Stream(pretended.Stream):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def record_event(self, _: Any = None) -> Any:
+            log.append(f"{self.name} {len(log)}")
+            return log[-1]
+
+        def wait_event(self, event: Any) -> None:
+            log.append(f"{self.name} waits for {event}")
+
+    with gpu():
+        copying, computing = Stream("copying"), Stream("computing")
+        monkeypatch.setattr(slots, "copy_stream", lambda _: copying)
+        monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: computing)
+        places = Slots(gpu_device())
+        for _ in range(3):
+            with places.filled({"weight": torch.ones(3).pin_memory()}):
+                log.append("a block")
+    third = log[[i for i, line in enumerate(log) if line == "a block"][1] :]
+    first_is_done = log[log.index("a block") + 1]
+    assert third[2] == f"copying waits for {first_is_done}"
+    assert third[3].startswith("copying") and third[4] == f"computing waits for {third[3]}" and third[5] == "a block"
+
+
+def test_a_precision_that_overflows_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = deep_model()
+    with torch.no_grad():
+        model.trunk.blocks[-1].mlp.fc2.bias += 1e5  # float16 has numbers up to 65,504
+    before = {name: tensor.clone() for name, tensor in model.trunk.state_dict().items()}
+    monkeypatch.setattr(build, "measure_precisions", lambda *_: {"float32": 3.0, "bfloat16": 2.0, "float16": 1.0})
+    prepared = prepare_trunks([model], Settings("auto"), world(CPU))
+    assert prepared.precision == model.trunk.precision == "bfloat16" and 0 < prepared.drift[DEPTH] < 0.1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.trunk.originals.items())
+
+
+def test_a_precision_is_measured_with_the_batch_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[torch.Size] = []
+
+    def measured(block: nn.Module, h: torch.Tensor, context: Any) -> dict[str, float]:
+        shapes.append(h.shape)
+        return {"float32": 1.0, "bfloat16": 2.0, "float16": 3.0}
+
+    monkeypatch.setattr(build, "measure_precisions", measured)
+    with gpu():
+        prepared = prepare_trunks([deep_model()], Settings("auto"), world(gpu_device()), batch=5)
+    assert shapes[0][0] == 5 and prepared.precision == "float32"
