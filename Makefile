@@ -5,7 +5,7 @@ JOBS ?= 2
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 COMPILE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --extra dev --no-header --no-annotate pyproject.toml
 
-.PHONY: demo test test-all test-slow test-lowest test-newest test-optional families lint lock clean
+.PHONY: demo test test-all test-slow test-gpu test-lowest test-newest test-optional families lint lock clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
@@ -18,6 +18,9 @@ test-all: .venv/installed  # and at length: twenty kills, every family, every ro
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: .venv/installed  # on a machine with a GPU
+	$(BIN)/python -m pytest tests/gpu -n 4
 
 families: .venv/installed  # writes docs/families.md and docs/backbones.md
 	$(BIN)/python -m pytest tests/families --write-page --ignore tests/families/test_families_page.py

@@ -1,0 +1,121 @@
+"""Whole runs on a GPU: frozen bytes, resumed runs, caches, what the host waits for, memory, predictions, programs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.runs import bits, metrics
+from test_placed import ARMS, FROZEN
+
+from scaleup.config.schema import Arm, Recipe
+from scaleup.data.shards import Shards
+from scaleup.evaluation.predictor import predict
+from scaleup.model.build import load
+from scaleup.outputs.conversion import export
+from scaleup.sweeps import costs
+from scaleup.training import run as running
+from scaleup.training import token_cache
+from scaleup.training.run import Run, train
+
+Tiny = Callable[..., Recipe]
+GATED = {"gated": ARMS["gated"]}
+
+
+def test_frozen_weights_do_not_change(tiny: Tiny) -> None:
+    run = Run(tiny(), ARMS)
+    trunk = max((model.trunk for model in run.models.values() if model.trunk), key=lambda trunk: len(trunk.blocks))
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    feed = iter(run.feed)
+    for step in range(3):
+        run.step(step, next(feed))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
+    assert all(tensor.device.type == "cuda" for tensor in trunk.state_dict().values())
+    run.close()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_deterministic_run_goes_on_bit_for_bit(precision: str, tiny: Tiny, tmp_path: Path) -> None:
+    changes = ["train.deterministic=true", f"trunk.precision={precision}", f"arm.precision={precision}"]
+    for name in ("whole", "pieces"):
+        read = tiny(*changes, f"out={tmp_path / name}")
+        if name == "pieces":
+            assert train(read, ARMS, stop_after=0).stopped
+        train(read, ARMS)
+    assert bits(tmp_path / "whole") == bits(tmp_path / "pieces")
+
+
+def test_an_arm_of_a_sweep_is_the_arm_alone(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny("train.deterministic=true", f"out={tmp_path / 'all'}"), ARMS)
+    train(tiny("train.deterministic=true", f"out={tmp_path / 'one'}"), GATED)
+    assert bits(tmp_path / "all", "gated") == bits(tmp_path / "one", "gated")
+
+
+def test_a_cache_gives_the_losses_of_a_live_trunk(tiny: Tiny, tmp_path: Path) -> None:
+    changes = ["train.mixup=0", "arms.full=null", "trunk.precision=float32", "train.tf32=false"]
+    token_cache.make(tiny(*changes), [1, 2, 3], tmp_path / "cache", precision="float32")
+    train(tiny(*changes, f"out={tmp_path / 'live'}"), FROZEN)
+    train(tiny(*changes, f"trunk.cache={tmp_path / 'cache'}", f"out={tmp_path / 'cached'}"), FROZEN)
+    for live, cached in zip(metrics(tmp_path / "live"), metrics(tmp_path / "cached"), strict=True):
+        for arm in FROZEN:
+            assert cached["arms"][arm]["loss"] == pytest.approx(live["arms"][arm]["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("changes", [[], ["trunk.placement=host"], ["train.accumulate=2"]])
+def test_the_host_waits_for_nothing_but_numbers(
+    changes: list[str], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_numbers = running.read_numbers
+
+    def waited(entries: list[Any]) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        numbers = read_numbers(entries)
+        torch.cuda.set_sync_debug_mode("error")
+        return numbers
+
+    run = Run(tiny("train.steps=8", *changes), ARMS)
+    feed = iter(run.feed)
+    for step in range(4):
+        run.step(step, next(feed))
+    monkeypatch.setattr(running, "read_numbers", waited)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.step(4, next(feed))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    run.close()
+
+
+@pytest.mark.real
+def test_a_run_needs_the_memory_that_is_planned(tiny: Tiny) -> None:
+    arms = {"last": Arm(frozen_depth=9, gate=True)}
+    kwargs = "{patch_size: 8, embed_dim: 768, depth: 12, num_heads: 12}"
+    read = tiny(f"model.backbone.kwargs={kwargs}", "data.batch=64", "arms=null")
+    planned = costs.memory(read, arms)["total"]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run = Run(read, arms)
+    feed = iter(run.feed)
+    torch.cuda.reset_peak_memory_stats()  # without what preparing takes
+    for step in range(3):
+        run.step(step, next(feed))
+    assert torch.cuda.max_memory_allocated() == pytest.approx(planned, rel=0.15)
+    run.close()
+
+
+def test_predictions_are_made_there(tiny: Tiny, tmp_path: Path) -> None:
+    run = train(tiny("train.steps=2"), GATED)
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(Shards.open(tiny().data.train["videos"].shards).read(0).media)
+    model = load(run.arms["gated"].directory)
+    assert predict(model, [str(clip)], head="motion").files[0].top
+    assert next(model.parameters()).device.type == "cuda"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("to", ["torch", "aoti"])
+def test_a_program_for_the_gpu(to: str, tiny: Tiny, tmp_path: Path) -> None:
+    run = train(tiny("train.steps=2"), GATED)
+    written = export(run.arms["gated"].directory, to, tmp_path / to, device="cuda")
+    assert max(written.differences.values()) < 1e-3
