@@ -27,7 +27,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=int, default=16, help="batch size (default 16)")
     add("--workers", type=int, default=1, help="loader processes (default 1)")
     precisions, placements = tool.choices(Trunk, "precision"), tool.choices(Trunk, "placement")
-    add("--precision", choices=precisions, help="precision of the frozen blocks (default: the run's, or float32)")
+    own = "default: the run's; on a CPU float32, on a GPU bfloat16"
+    add("--precision", choices=precisions, help=f"precision of the frozen blocks ({own})")
     add("--placement", choices=placements, help="where the frozen blocks are kept (default: the run's, or device)")
     add("--record", action="store_true", help="write the result into report.json and the model card of each model")
     add("--base", help="the backbone's weights, if they have moved")

@@ -66,7 +66,8 @@ def evaluate(
         models: one model, or the arms of one sweep (:func:`scaleup.model.build.load_run`), which share a trunk
             pass. They stay on the device, in the precision and with the kernels of the evaluation.
         heads: head -> label of the shards; by default every head with the name and classes of a label.
-        trunk: precision and placement of frozen blocks; None for float32 on the device.
+        trunk: precision and placement of frozen blocks; None for the device's own precision
+            (:func:`scaleup.config.recipe.default_precision`), on it.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label or cannot learn it with its
@@ -78,7 +79,7 @@ def evaluate(
         for model in models.values():
             model.eval().arm.to(world.device)
         set_kernels(models.values(), "auto", world)
-        prepared = prepare_trunks(models.values(), trunk or Trunk(), world)
+        prepared = prepare_trunks(models.values(), trunk or Trunk(), world, batch)
         once = Once("evaluating", opened, heads, first.config.input, views, batch, workers, world)
         evaluations = scores(models, once)
     return {name: replace(each, trunk=_trunk_of(models[name], prepared)) for name, each in evaluations.items()}

@@ -99,7 +99,8 @@ def probe(
         labels: labels to classify, all in one pass; by default all of the training shards that are one class.
         depths: by default all, 0 to the model's own.
         views: clips x crops of a sample, whose features are averaged.
-        trunk: precision and placement of the blocks; None for float32 on the device.
+        trunk: precision and placement of the blocks; None for the device's own precision
+            (:func:`scaleup.config.recipe.default_precision`), on it.
 
     Raises:
         UserError: a label, its classes or a depth do not fit; a split has only one class or no readable samples; the
