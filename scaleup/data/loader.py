@@ -212,6 +212,11 @@ class TrainSteps(Dataset):
         return batch
 
 
+def eval_share(count: int, rank: int, world: int) -> range:
+    """The numbers of the samples that rank ``rank`` evaluates."""
+    return range(rank, count, world)
+
+
 def eval_loader(
     shards: Shards,
     heads: Mapping[str, str],
@@ -230,7 +235,7 @@ def eval_loader(
     """
     check_heads(shards, heads)
     clips, crops = parse_views(views)
-    share = range(rank, len(shards), world)
+    share = eval_share(len(shards), rank, world)
     chunks = [share[begin : begin + batch] for begin in range(0, len(share), batch)]
     size = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
     read = partial(_read_views, shards, input, clips, crops)

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -24,8 +24,19 @@ from scaleup.common.files import clear_directory, new_directory, partial_directo
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample
 from scaleup.data.encode import Encoding, encoded
+from scaleup.data.index import (
+    COLUMNS,
+    DAMAGE,
+    Index,
+    Note,
+    SampleEntry,
+    TarEntry,
+    file_sha256,
+    write_index,
+    write_part,
+)
 from scaleup.data.labels import ONE, Labelling, explain_label
-from scaleup.data.shards import DAMAGE, Index, Note, Sample, SampleEntry, Shards, TarEntry, file_sha256, write_index
+from scaleup.data.shards import Sample, Shards
 from scaleup.data.sources import Listing
 from scaleup.data.storage import Failure, Item, failure
 
@@ -121,13 +132,16 @@ class GrowingShards(Generic[T]):
     def _read_finished(self, number: int) -> Index | None:
         """The index of tar ``number``, or None if the tar is not finished or has changed."""
         try:
-            part = Index.of(read_json(self.directory / f"{number:06d}.json"))
+            part = self._read(number)
             if file_sha256(self.directory / f"{number:06d}.tar") == part.shards[0].sha256:
-                return part
+                return _without_samples(part)
             print(f"shard {number:06d}.tar has changed since it was written; it is made again", file=sys.stderr)
         except (OSError, UserError, *DAMAGE):
             pass
         return None
+
+    def _read(self, number: int) -> Index:
+        return Index.of(read_json(self.directory / f"{number:06d}.json"))
 
     @property
     def done(self) -> int:
@@ -158,19 +172,25 @@ class GrowingShards(Generic[T]):
         tar = write_shard(self.directory / f"{number:06d}.tar", samples())
         failures = [other for other in others if isinstance(other, Failure)]
         notes = [other for other in others if isinstance(other, Note)]
-        self.parts[number] = Index("", {}, len(tar.samples), failures, [tar], notes=notes)
-        write_index(self.directory, self.parts[number], f"{number:06d}.json")
+        part = Index("", {}, len(tar.samples), failures, [tar], notes=notes)
+        write_part(self.directory / f"{number:06d}.json", part)
+        self.parts[number] = _without_samples(part)
 
     def conclude(self, index: Index) -> None:
         """Add the indexes of all tars to ``index`` and write it. Remove all other files, and tars without samples. All
         tars must be finished."""
         parts = [self.parts[number] for number in range(len(self.chunks))]
         index.count += sum(part.count for part in parts)
-        index.shards += [part.shards[0] for part in parts if part.count]
+        full = [number for number, part in enumerate(parts) if part.count]
         index.failures += self.failures
         index.notes += [note for part in parts for note in part.notes]
-        write_index(self.directory, index)
-        clear_directory(self.directory, {"plan", "index.json", *(tar.file for tar in index.shards)})
+        write_index(self.directory, index, (self._read(number).shards[0] for number in full))
+        clear_directory(self.directory, {"plan", "index.json", COLUMNS, *(f"{number:06d}.tar" for number in full)})
+
+
+def _without_samples(part: Index) -> Index:
+    """The index of one tar, to stay in memory."""
+    return replace(part, shards=[replace(tar, samples=[]) for tar in part.shards])
 
 
 Task = tuple[int, Item]  # its number in the listing

@@ -17,9 +17,10 @@ from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.index import Index, Note, SampleEntry, TarEntry, file_sha256, write_index
 from scaleup.data.labels import ONE, Labelling
 from scaleup.data.playback import Noted
-from scaleup.data.shards import Index, Note, SampleEntry, Shards, TarEntry, file_sha256, write_index
+from scaleup.data.shards import Shards
 from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unreadable, failure, hidden, printable
 
 COMMANDS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}

@@ -24,6 +24,7 @@ from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.batches import Batch
 from scaleup.data.decode import BadSample
+from scaleup.data.index import list_sha256
 from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
 
@@ -63,7 +64,7 @@ class ByteRange(NamedTuple):
 
 
 def layout(record: bytes) -> dict[str, ByteRange]:
-    """The positions of the tensors in a record; an error of ``scaleup.data.shards.DAMAGE`` if it is not a record."""
+    """The positions of the tensors in a record; an error of ``scaleup.data.index.DAMAGE`` if it is not a record."""
     start = 8 + int.from_bytes(record[:8], "little")
     places = {
         name: ByteRange(entry["dtype"], entry["shape"], *(start + int(place) for place in entry["data_offsets"]))
@@ -117,6 +118,11 @@ class CachedSet:
             self.layout = {name: ByteRange(*place) for name, place in self.made["layout"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise UserError(f"'{path}' is not a usable token cache: {type(error).__name__} {error}") from None
+
+    @property
+    def list_sha256(self) -> str:
+        """Of the samples' keys."""
+        return list_sha256(self.keys)
 
     def _numbered(self) -> np.ndarray:
         """The number of the record of each sample and view; -1 if there is none."""

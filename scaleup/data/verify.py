@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,22 @@ from typing import Any, BinaryIO
 from scaleup.common.processes import parallel
 from scaleup.common.timing import progress
 from scaleup.data.decode import BadSample, check
+from scaleup.data.index import (
+    CHANGED,
+    COLUMNS,
+    DAMAGE,
+    FORMAT,
+    MEDIA,
+    Index,
+    SampleEntry,
+    TarEntry,
+    file_sha256,
+    read_index,
+)
 from scaleup.data.labels import ONE, explain_label
 from scaleup.data.playback import Noted
-from scaleup.data.shards import CHANGED, DAMAGE, MEDIA, Index, SampleEntry, TarEntry, file_sha256, read_index
 from scaleup.data.storage import Failure, storage
+from scaleup.data.table import Table
 from scaleup.data.tars import Headers, group_members
 
 
@@ -44,20 +56,39 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
     problems, notes = [f"index.json: '{path}/index.json' is damaged: {CHANGED}"] if changed else [], list[str]()
     try:
         index = Index.of(content)
-        task = partial(_check_tar, path, replace(index, shards=[]))
+        task, keys = partial(_check_tar, path, replace(index, shards=[])), Counter[str]()
+        tars = _tars(Table.of(path, content), problems) if content["format"] == FORMAT else index.shards
         with progress(f"checking {Path(path).name}", len(index.shards)) as advance:
-            for of_tar, notes_of_tar in parallel(task, index.shards, processes):
+            for of_tar, notes_of_tar in parallel(task, _counted(tars, keys), processes):
                 problems += of_tar
                 notes += notes_of_tar
                 advance()
-        keys = Counter(sample.key for tar in index.shards for sample in tar.samples)
         problems += [f"index.json: key '{key}' occurs {times} times" for key, times in keys.items() if times > 1]
         if index.count != keys.total():
             problems.append(f"index.json: count is {index.count}, but {keys.total()} samples are listed")
-    except DAMAGE as error:
+    except (OSError, *DAMAGE) as error:
         problems.append(f"index.json: damaged, {type(error).__name__} {error}")
     count = content.get("count")
     return Verified(count if isinstance(count, int) else 0, problems, notes, _left_out(content))
+
+
+def _tars(table: Table, problems: list[str]) -> Iterator[TarEntry]:
+    """The entries of all tars; those whose rows are damaged beyond reading have no samples."""
+    for number, tar in enumerate(table.index.shards):
+        try:
+            table.check(number)
+        except DAMAGE as error:
+            problems.append(f"{COLUMNS}: {error}")
+        try:
+            yield table.entry(number)
+        except DAMAGE:
+            yield tar
+
+
+def _counted(tars: Iterable[TarEntry], keys: Counter[str]) -> Iterator[TarEntry]:
+    for tar in tars:
+        keys.update(sample.key for sample in tar.samples)
+        yield tar
 
 
 def _left_out(content: dict[str, Any]) -> list[Failure]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -20,8 +19,8 @@ from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe, Train
 from scaleup.data.batches import Batch
+from scaleup.data.index import index_sha256
 from scaleup.data.loader import train_loader
-from scaleup.data.shards import index_bytes
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
 from scaleup.model.objective import Objective
 from scaleup.model.tokenizer import Context
@@ -127,7 +126,7 @@ def made_of(recipe: Recipe, model: TubeViT, dataset: str) -> dict[str, Any]:
     """
     config, tokenizer = model.config.to_json(), tensors.fingerprint(tensors.hashes(model.tokenizer.state_dict()))
     parts = {
-        "shards": hashlib.sha256(index_bytes(recipe.data.train[dataset].shards)).hexdigest(),
+        "shards": index_sha256(recipe.data.train[dataset].shards),
         "input": config["input"],
         "augment": asdict(recipe.data.train[dataset].augment),
         "backbone": {key: config["backbone"][key] for key in ("name", "kwargs", "sha256")},

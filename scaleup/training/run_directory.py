@@ -25,7 +25,7 @@ from scaleup.common.files import locked, new_directory, read_json, sync, write_j
 from scaleup.config import recipe as recipes
 from scaleup.config.rules import check
 from scaleup.config.schema import Recipe
-from scaleup.data.shards import file_sha256
+from scaleup.data.index import file_sha256
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmResult
 from scaleup.training.log import AtChance, Gap

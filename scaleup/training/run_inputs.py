@@ -17,10 +17,11 @@ from scaleup.backbones.weights import SkipInit
 from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
+from scaleup.data.index import index_sha256
 from scaleup.data.labels import NUMBER, POWERS, class_counts
 from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.order import count_draws, draw_factors, is_drawn_whole
-from scaleup.data.shards import Shards, index_bytes, list_sha256
+from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, in_cache
 from scaleup.model.adapter import Adapt
 from scaleup.model.arm import Heads
@@ -186,7 +187,7 @@ def hash_inputs(recipe: Recipe) -> dict[str, str]:
     sets = {f"data.train.{name}.shards": dataset.shards for name, dataset in data.train.items()}
     if data.valid:
         sets["data.valid.shards"] = data.valid.shards
-    hashes = {name: hashlib.sha256(index_bytes(shards)).hexdigest() for name, shards in sets.items()}
+    hashes = {name: index_sha256(shards) for name, shards in sets.items()}
     for name, opened in _opened(recipe).items():
         if not is_drawn_whole(count_draws(opened, draw_factors(name, data.train[name], opened)), data.window):
             hashes[f"data.train.{name}{ORDER}"] = "2"
@@ -204,7 +205,7 @@ def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
             "shards": recipe.data.train[name].shards.rstrip("/").rsplit("/", 1)[-1],
             "modality": opened.modality,
             "samples": len(opened.keys),
-            "list_sha256": list_sha256(opened.keys),
+            "list_sha256": opened.list_sha256,
         }
         for name, opened in _opened(recipe).items()
     }

@@ -24,9 +24,10 @@ from scaleup.common.timing import progress
 from scaleup.config.recipe import settle
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, Batch, input_bytes
+from scaleup.data.index import Index
 from scaleup.data.loader import Augmented, EachOnce, open_datasets
 from scaleup.data.pack import GrowingShards
-from scaleup.data.shards import Index, Sample, Shards
+from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
 from scaleup.model.adapter import Adapt
@@ -206,7 +207,7 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
     """How the taps of a dataset are computed, for its index; to be called before the trunk is cast."""
     return {
         "modality": shards.modality,
-        "keys": shards.keys,
+        "keys": list(shards.keys),
         "sizes": shards.sizes,
         "record_bytes": len(blank),
         "layout": {name: list(place) for name, place in layout(blank).items()},

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.indexes import whole_index
 from support.runs import bits, metrics
 from support.tools import AT_ONCE, tool
 
 import scaleup
 from scaleup.common.metrics import average_precisions, mean_average_precision
 from scaleup.data.augment import eval_views
+from scaleup.data.index import write_index
 from scaleup.data.shapes import MOTIONS, SHAPES, make_sample
-from scaleup.data.shards import Index, Shards, read_index, write_index
+from scaleup.data.shards import Shards
 from scaleup.evaluation.predictor import predict
 
 CLIPS = 12
@@ -124,7 +126,7 @@ def test_evaluation_is_what_the_model_says(place: Path) -> None:
 def test_the_report_shows_each_class_worst_first(place: Path, tmp_path: Path) -> None:
     """Of shards whose label has the name of the head."""
     shutil.copytree(place / "tags", tmp_path / "tags")
-    index = Index.of(read_index(place / "tags")[0])
+    index = whole_index(place / "tags")
     index.classes, index.kinds = {"tags": index.classes["label"]}, {"tags": "several"}
     for entry in index.shards:
         for sample in entry.samples:

@@ -5,10 +5,11 @@ from bench.cache import cache
 from bench.curves import curves
 from bench.loader import loader
 from bench.peers import peers
+from bench.scale import scale
 from bench.step import step
 from bench.stream import stream
 from bench.tokenizer import tokenizer
 from bench.transplant import transplant
 from bench.trunk import trunk
 
-__all__ = ["busy", "cache", "curves", "loader", "peers", "step", "stream", "tokenizer", "transplant", "trunk"]
+__all__ = ["busy", "cache", "curves", "loader", "peers", "scale", "step", "stream", "tokenizer", "transplant", "trunk"]

@@ -48,6 +48,19 @@ def draw_curve(rows: list[Figures], key: str, label: str, path: Path) -> None:
     _save(figure, path)
 
 
+def draw_scale(rows: list[Figures], path: Path) -> None:
+    """Seconds, and memory and size of the index, against the number of samples."""
+    seconds = ("open_seconds", "first_batch_seconds", "resume_seconds")
+    figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for panel, keys, label in zip(panels, (seconds, ("peak_mib", "index_mib")), ("seconds", "MiB"), strict=True):
+        for key in keys:
+            panel.loglog([row["samples"] for row in rows], [row[key] for row in rows], marker="o", label=key)
+        panel.set(xlabel="samples", ylabel=label)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    _save(figure, path)
+
+
 def _pyplot() -> Any:
     import matplotlib
 

@@ -9,8 +9,9 @@ from videos import numbered
 
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.encode import Encoding
+from scaleup.data.index import Note
 from scaleup.data.pack import pack
-from scaleup.data.shards import Note, Shards
+from scaleup.data.shards import Shards
 from scaleup.data.sources import read_source
 from scaleup.data.tars import index_tars
 from scaleup.data.verify import verify

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from support.indexes import whole_index
 from support.runs import files
 from support.tools import left, start, tool
 from videos import numbered, numbers
@@ -235,11 +236,11 @@ def test_index_holds_what_it_should(folder, tmp_path):
     pack(read_source(folder), tmp_path / "out", per_shard=7, processes=1)
     index = json.loads((tmp_path / "out/index.json").read_bytes())
     assert index["classes"] == {"label": ["class0", "class1"]} and index["count"] == 19
-    for shard in index["shards"]:
-        assert {"file", "bytes", "sha256", "samples"} <= shard.keys()
+    for shard, whole in zip(index["shards"], whole_index(tmp_path / "out").shards, strict=True):
+        assert shard.keys() == {"file", "bytes", "sha256", "samples", "crc32"}
         tar = (tmp_path / "out" / shard["file"]).read_bytes()
-        assert len(tar) == shard["bytes"]
-        for sample in shard["samples"]:
-            offset, size, _ = sample["members"]["png"]
-            assert tar[offset : offset + size] == picture(int(sample["key"][-2:]))
+        assert len(tar) == shard["bytes"] and shard["samples"] == len(whole.samples)
+        for sample in whole.samples:
+            offset, size, _ = sample.members["png"]
+            assert tar[offset : offset + size] == picture(int(sample.key[-2:]))
     assert Shards.open(tmp_path / "out").failures[0].source.endswith("03.png")

@@ -5,6 +5,7 @@ import zlib
 
 import pytest
 import webdataset
+from support.indexes import make_older, whole_index
 from support.runs import files
 
 from scaleup.common.errors import UserError
@@ -96,6 +97,13 @@ def test_samples_that_do_not_fit_are_named(tmp_path, sample, said):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def older(shards):
+    """With an index of an older version, all of it in JSON."""
+    make_older(shards.path)
+    return Shards.open(shards.path)
+
+
 def edit(path, change):
     """Change the index as text, and its checksum with it."""
     index = path / "index.json"
@@ -105,12 +113,12 @@ def edit(path, change):
     index.write_text(text)
 
 
-def test_a_changed_index_is_refused_and_found(shards):
-    index = shards.path / "index.json"
+def test_a_changed_index_is_refused_and_found(older):
+    index = older.path / "index.json"
     index.write_text(re.sub(r'"shape":(\d)', lambda m: f'"shape":{(int(m[1]) + 1) % 8}', index.read_text(), count=1))
     with pytest.raises(UserError, match="index.json' is damaged: it has changed since it was written"):
-        Shards.open(shards.path)
-    assert "it has changed since it was written" in verify(shards.path, processes=1).problems[0]
+        Shards.open(older.path)
+    assert "it has changed since it was written" in verify(older.path, processes=1).problems[0]
 
 
 OPENING = {
@@ -135,23 +143,22 @@ OPENING = {
 
 
 @pytest.mark.parametrize("case", OPENING)
-def test_open_refuses_what_is_not_whole(shards, case):
+def test_open_refuses_what_is_not_whole(older, case):
     damage, said = OPENING[case]
-    damage(shards.path)
+    damage(older.path)
     with pytest.raises(UserError, match=said):
-        Shards.open(shards.path)
+        Shards.open(older.path)
 
 
 def hurt(shards, i, extension, change):
     """Change the bytes of one member in its tar, size kept."""
-    index = json.loads((shards.path / "index.json").read_text())
-    entries = [(shard["file"], entry) for shard in index["shards"] for entry in shard["samples"]]
+    entries = [(tar.file, entry) for tar in whole_index(shards.path).shards for entry in tar.samples]
     file, entry = entries[i]
-    offset, size, _ = entry["members"][extension]
+    offset, size, _ = entry.members[extension]
     data = bytearray((shards.path / file).read_bytes())
     data[offset : offset + size] = change(bytes(data[offset : offset + size]))
     (shards.path / file).write_bytes(data)
-    return file, entry["key"]
+    return file, entry.key
 
 
 def test_one_flipped_bit_is_found_by_reading_and_by_verify(shards):
@@ -202,32 +209,31 @@ INDEX = {
 
 
 @pytest.mark.parametrize("case", INDEX)
-def test_verify_does_not_trust_the_index(shards, case):
+def test_verify_does_not_trust_the_index(older, case):
     change, said = INDEX[case]
-    edit(shards.path, lambda text: change(text, shards.keys))
-    assert any(said(shards.keys) in problem for problem in verify(shards.path, processes=1).problems)
+    edit(older.path, lambda text: change(text, older.keys))
+    assert any(said(older.keys) in problem for problem in verify(older.path, processes=1).problems)
 
 
-def test_a_damaged_index_still_says_what_was_left_out(shards):
+def test_a_damaged_index_still_says_what_was_left_out(older):
     left_out = {"source": "a.png", "reason": "is empty: 0 bytes"}
-    edit(shards.path, lambda text: text.replace('"members"', '"member"').replace("[]", f"[{json.dumps(left_out)}]", 1))
-    found = verify(shards.path, processes=1)
+    edit(older.path, lambda text: text.replace('"members"', '"member"').replace("[]", f"[{json.dumps(left_out)}]", 1))
+    found = verify(older.path, processes=1)
     assert (found.samples, found.failures) == (7, [Failure(**left_out)])
-    edit(shards.path, lambda text: text.replace('"count":7', '"count":"7"').replace('"reason"', '"why"'))
-    found = verify(shards.path, processes=1)
+    edit(older.path, lambda text: text.replace('"count":7', '"count":"7"').replace('"reason"', '"why"'))
+    found = verify(older.path, processes=1)
     assert (found.samples, found.failures) == (0, []) and "damaged" in found.problems[-1]
 
 
-def test_verify_finds_members_that_the_index_leaves_out(shards):
+def test_verify_finds_members_that_the_index_leaves_out(older):
     def without_first(text):
         index = json.loads(text)
         del index["shards"][0]["samples"][0]
         return json.dumps(index | {"count": 6})
 
-    edit(shards.path, without_first)
+    edit(older.path, without_first)
     assert any(
-        f"'{shards.keys[0]}.png' is not in the index" in problem
-        for problem in verify(shards.path, processes=1).problems
+        f"'{older.keys[0]}.png' is not in the index" in problem for problem in verify(older.path, processes=1).problems
     )
 
 

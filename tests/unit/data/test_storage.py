@@ -74,8 +74,10 @@ def test_shards_over_http_are_read_by_ranges(shards, server):
     remote = Shards.open(server.address)
     assert remote.name == "train" and str(remote.path) == server.address and remote.keys == shards.keys
     assert [remote.read(i) for i in range(12)] == [shards.read(i) for i in range(12)]
-    asked = server.asked[1:]
-    assert all(wanted.startswith("bytes=") for _, wanted in asked) and len(asked) == 12
+    assert server.asked[0] == ("/train/index.json", None)
+    assert all(wanted.startswith("bytes=") for _, wanted in server.asked[1:])
+    asked = [(path, wanted) for path, wanted in server.asked if path.endswith(".tar")]
+    assert len(asked) == 12 and len(server.asked) - 13 == 5  # columns, each in one block
     ends = [[int(end) for end in wanted[6:].split("-")] for _, wanted in asked]
     assert all(end - begin + 1 == len(shards.read(i).media) for i, (begin, end) in enumerate(ends))
 
@@ -101,6 +103,7 @@ def test_any_protocol_of_fsspec_will_do(shards):
 def test_requests_are_tried_again(shards, server, monkeypatch):
     monkeypatch.setattr(storages, "PAUSE", 0)
     remote = Shards.open(server.address)
+    assert remote.read(4) == shards.read(4)  # reads the rows of the index too
     server.failing = 2
     assert remote.read(3) == shards.read(3)
     server.failing = 3
@@ -110,7 +113,12 @@ def test_requests_are_tried_again(shards, server, monkeypatch):
 
 def test_what_comes_instead_is_named(shards, server):
     remote = Shards.open(server.address)
-    server.ranges = False  # the whole tar comes, not the bytes asked for
+    server.ranges = False  # the whole file comes, not the bytes asked for
+    with pytest.raises(UserError, match="index.columns' is cut off, or its server does not send ranges of bytes"):
+        remote.read(3)
+    server.ranges = True
+    assert remote.read(4) == shards.read(4)
+    server.ranges = False
     with pytest.raises(BadSample, match="have changed"):
         remote.read(3)
     (shards.path / "000000.tar").unlink()

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.indexes import make_older, whole_index
 
 from scaleup.common.errors import UserError
 from scaleup.config.recipe import load
 from scaleup.config.schema import Model, Recipe
-from scaleup.data.shards import Index, read_index, write_index
+from scaleup.data.index import convert, write_index
 from scaleup.training import run_inputs
 from scaleup.training.run import train
 
@@ -27,7 +28,7 @@ def test_a_run_does_not_go_on_with_other_shards(own: Tiny, tmp_path: Path) -> No
     recipe, images = own(), tmp_path / "shapes" / "images-train"
     arms = {"model": recipe.arm}
     assert train(recipe, arms, stop_after=0).stopped == 1
-    index, whole = Index.of(read_index(images)[0]), (images / "index.json").read_bytes()
+    index, whole = whole_index(images), (images / "index.json").read_bytes()
     index.shards[0].sha256 = "0" * 64
     write_index(images, index)
     with pytest.raises(UserError, match="has changed since its checkpoint: data.train.images.shards; put it back"):
@@ -77,3 +78,12 @@ def test_a_run_of_another_order_is_refused_where_the_order_differs(own: Tiny) ->
     run_inputs.refuse_changed(here, here)
     with pytest.raises(UserError, match=r"began it, with another order of data.train.videos, .*; finish it with that"):
         run_inputs.refuse_changed(older, here)
+
+
+def test_a_run_goes_on_after_its_shards_index_was_converted(own: Tiny, tmp_path: Path) -> None:
+    recipe, sets = own(), [tmp_path / "shapes" / f"{kind}-train" for kind in ("videos", "images")]
+    for path in sets:
+        make_older(path)
+    older = run_inputs.hash_inputs(recipe)
+    assert [convert(path) for path in sets] == [True, True] and not convert(sets[0])
+    assert run_inputs.hash_inputs(recipe) == older

@@ -1,0 +1,20 @@
+"""The simulation of large sets, with a small one; no time is asserted."""
+
+from pathlib import Path
+
+from support.indexes import whole_index
+
+from bench.scale import MEDIUM, PER_RANK, make_index, measure
+from scaleup.data.shards import Shards
+
+
+def test_sparse_tars_are_what_their_index_says(tmp_path: Path) -> None:
+    make_index(tmp_path / "set", 8 * PER_RANK + 7, 100)
+    shards = Shards.open(tmp_path / "set")
+    assert [tar.file for tar in whole_index(shards.path).shards] == ["000000.tar", "000001.tar", "000002.tar"]
+    assert [shards.read(i).key for i in (0, 99, 100, 262)] == ["000000000", "000000099", "000000100", "000000262"]
+    assert shards.read(262).media == bytes(MEDIUM)
+    assert sum((tmp_path / "set" / name).stat().st_blocks for name in shards.files) == 0
+    figures = measure(str(tmp_path / "set"))
+    assert {"batch_seconds_8_ranks", "resume_seconds", "order_ms"} <= figures.keys()
+    assert "batch_seconds_64_ranks" not in figures
