@@ -5,7 +5,8 @@ and perhaps ``films/``. Training, validation and test use different photographs.
 behind the object, if there are films.
 
 An object starts anywhere and wraps around at the edges; its size and its angle start anywhere too. So no single frame
-shows the motion. The pan is independent of it. An event takes at most four frames, at a random time.
+shows the motion. What is behind it moves as the camera pans (label ``camera``), whatever the object does. An event
+takes at most four frames, at a random time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SPEED = (1 / 48, 2 / 48)  # per frame, as a share of the frame
 CYCLE = (0.4 / 16, 0.8 / 16)  # per frame, as a share of the range from smallest to largest
 TURN = (0.5 / 16, 1.0 / 16)  # per frame, as a share of a full turn
 SIDE = (0.25, 0.50)  # of an object, as a share of the frame
-PAN = (0.3 / 16, 0.8 / 16)  # per frame, as a share of the frame
+PAN = (0.15 / 16, 0.4 / 16)  # per frame, as a share of the frame
 DURATION = 4  # most frames of an event
 HOP = 0.12  # height of a hop and width of a shake, as a share of the frame
 PHOTO = 448  # short side of a photograph in memory, pixels
@@ -107,24 +108,22 @@ def draw_track(rng: np.random.Generator, motion: str, event: str, frames: int) -
     return Track(row, column, SIDE[0] + (SIDE[1] - SIDE[0]) * size, 360 * angle, shown)
 
 
-def pan_photo(rng: np.random.Generator, photo: Image.Image, pan: str, size: int, frames: int) -> list[Image.Image]:
-    """Square windows of a photograph, one for each frame; the photograph moves as ``pan`` says."""
-    offsets = -np.arange(frames)[:, None] * rng.uniform(*PAN) * SHIFTS[pan]  # (T, 2) x and y, in windows
+def pan_windows(rng: np.random.Generator, pictures: list[Image.Image], pan: str, size: int) -> list[Image.Image]:
+    """A square window of each picture, all pictures of one size; what they show moves as ``pan`` says."""
+    offsets = -np.arange(len(pictures))[:, None] * rng.uniform(*PAN) * SHIFTS[pan]  # (T, 2) x and y, in windows
     offsets -= offsets.min(0)
-    room = np.array(photo.size)
+    room = np.array(pictures[0].size)
     side = rng.uniform(0.5, 1.0) * (room / (1 + offsets.max(0))).min()
     corners = rng.random(2) * (room - side * (1 + offsets.max(0))) + side * offsets
     boxes = np.clip(np.concatenate([corners, corners + side], axis=1), 0, [*room, *room])
-    return [photo.resize((size, size), Image.Resampling.BILINEAR, tuple(box), reducing_gap=2.0) for box in boxes]
+    how = (size, size), Image.Resampling.BILINEAR
+    return [picture.resize(*how, tuple(box), reducing_gap=2.0) for picture, box in zip(pictures, boxes, strict=True)]
 
 
-def film_windows(rng: np.random.Generator, film: Path, size: int, frames: int) -> list[Image.Image]:
-    """A square of a film at a random time, one picture a frame."""
-    clip = decode_clip(_bytes(film), frames, FPS, start=rng.random())  # (3, T, H, W)
-    side = min(clip.shape[2:])
-    top, left = (int(rng.integers(length - side + 1)) for length in clip.shape[2:])
-    square = clip[:, :, top : top + side, left : left + side].permute(1, 2, 3, 0).numpy()
-    return [Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR) for picture in square]
+def read_film(film: Path, start: float, frames: int) -> list[Image.Image]:
+    """Frames of a film; ``start`` is a share of what may come before them, from 0 to 1."""
+    clip = decode_clip(_bytes(film), frames, FPS, start=start)  # (3, T, H, W)
+    return [Image.fromarray(picture) for picture in clip.permute(1, 2, 3, 0).numpy()]
 
 
 def paste(picture: Image.Image, object: Image.Image, track: Track, frame: int) -> None:
@@ -187,16 +186,16 @@ class Scenes:
     def classes(self) -> dict[str, dict[str, list[str]]]:
         """By modality, the classes of each label."""
         objects = {"object": list(self.material.objects)}
-        moving = {"motion": MOTIONS, "event": EVENTS, "place_motion": PLACE_MOTIONS}
+        moving = {"motion": MOTIONS, "event": EVENTS, "camera": [*SHIFTS], "place_motion": PLACE_MOTIONS}
         return {"video": objects | moving, "image": objects}
 
     def __call__(self, modality: str, split: str, number: int) -> Sample:
         """One sample as a file; it depends only on the material, the seed and the arguments."""
         video, names = modality == "video", list(self.material.objects)
         rng = np.random.default_rng([self.seed, SPLITS.index(split), video, number])
-        kind, motion, event, pan = (int(rng.integers(len(each))) for each in (names, MOTIONS, EVENTS, SHIFTS))
+        kind, motion, event, camera = (int(rng.integers(len(each))) for each in (names, MOTIONS, EVENTS, SHIFTS))
         track = draw_track(rng, MOTIONS[motion], EVENTS[event if video else 0], self.frames)
-        pictures = self._ground(rng, modality, split, list(SHIFTS)[pan])
+        pictures = pan_windows(rng, self._background(rng, video, split), list(SHIFTS)[camera], self.size)
         for frame, picture in enumerate(pictures):
             if track.shown[frame]:
                 paste(picture, read_object(self.material.objects[names[kind]]), track, frame)
@@ -204,13 +203,12 @@ class Scenes:
         if not video:
             return Sample(key, "png", encode_png(pixels[0]), {"object": kind})
         place = int(track.row[0] * 2) * 2 + int(track.column[0] * 2)
-        labels = {"object": kind, "motion": motion, "event": event, "place_motion": place * len(MOTIONS) + motion}
-        return Sample(key, "mp4", encode_mp4(pixels), labels)
+        labels = {"object": kind, "motion": motion, "event": event, "camera": camera}
+        return Sample(key, "mp4", encode_mp4(pixels), labels | {"place_motion": place * len(MOTIONS) + motion})
 
-    def _ground(self, rng: np.random.Generator, modality: str, split: str, pan: str) -> list[Image.Image]:
-        """The pictures behind the object: a photograph that pans, or a film."""
+    def _background(self, rng: np.random.Generator, video: bool, split: str) -> list[Image.Image]:
+        """What is behind the object in each frame: a photograph, or for half of the test videos a film."""
         films, photos = self.material.films, self.material.photos[split]
-        if modality == "video" and split == "test" and films and rng.random() < 0.5:
-            return film_windows(rng, films[int(rng.integers(len(films)))], self.size, self.frames)
-        photo = read_photo(photos[int(rng.integers(len(photos)))])
-        return pan_photo(rng, photo, pan, self.size, self.frames if modality == "video" else 1)
+        if video and split == "test" and films and rng.random() < 0.5:
+            return read_film(films[int(rng.integers(len(films)))], rng.random(), self.frames)
+        return [read_photo(photos[int(rng.integers(len(photos)))])] * (self.frames if video else 1)

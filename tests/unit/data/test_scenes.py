@@ -14,10 +14,11 @@ from scaleup.data.scenes import (
     DURATION,
     EVENTS,
     MOTIONS,
+    SHIFTS,
     Material,
     Scenes,
     draw_track,
-    pan_photo,
+    pan_windows,
 )
 from scaleup.data.shards import Sample, Shards
 
@@ -116,13 +117,36 @@ def test_a_photograph_moves_as_the_pan_says(pan: str) -> None:
     ramp = np.mgrid[0:120, 0:160].transpose(1, 2, 0)  # the row and the column of each pixel
     photo = Image.fromarray(np.dstack([ramp, np.zeros((120, 160))]).astype(np.uint8))
     for seed in range(20):
-        windows = np.stack([*map(np.asarray, pan_photo(np.random.default_rng(seed), photo, pan, SIZE, FRAMES))])
+        windows = np.stack([*map(np.asarray, pan_windows(np.random.default_rng(seed), [photo] * FRAMES, pan, SIZE))])
         seen = windows.astype(float).mean((1, 2))[:, :2]  # (T, row and column of the photograph)
         side = np.ptp(windows[0, :, 0, 0].astype(float)) / (SIZE - 1) * SIZE
         steps = -np.diff(seen, axis=0) / side  # of the photograph, in windows
         shift = DIRECTIONS.get(pan, np.zeros(2))
         assert np.abs(steps - steps.mean(0)).max() < 0.02
         assert (np.sign(np.round(steps.mean(0), 2)) == shift).all()
+
+
+def shifted(picture: np.ndarray, step: np.ndarray, length: int) -> np.ndarray:
+    return np.roll(picture, tuple(int(each) for each in length * step), (0, 1))
+
+
+def test_the_camera_pans_as_its_label_says(folder: Path, tmp_path: Path) -> None:
+    """What is behind the object is found again in the last frame by trying all shifts."""
+    (tmp_path / "objects").symlink_to(folder / "objects")
+    (tmp_path / "photos").mkdir()
+    rng, right = np.random.default_rng(0), 0
+    for number in range(4):
+        noise = Image.fromarray(rng.integers(0, 255, (12, 16), np.uint8))
+        noise.resize((160, 120)).save(tmp_path / "photos" / f"{number}.png")
+    scenes = Scenes(Material.of(tmp_path), size=SIZE, frames=FRAMES)
+    for number in range(20):
+        sample = scenes("video", "train", number)
+        first, *_, last = decode_clip(sample.media, FRAMES, FPS).float().mean(0).numpy()
+        errors = {"still": np.median(np.abs(first - last))}
+        for name, step in DIRECTIONS.items():
+            errors[name] = min(np.median(np.abs(shifted(first, step, length) - last)) for length in range(3, 16))
+        right += min(errors, key=errors.__getitem__) == list(SHIFTS)[sample.labels["camera"]]
+    assert right >= 18
 
 
 def test_splits_share_no_photograph(folder: Path) -> None:
@@ -177,7 +201,7 @@ def test_the_tool_writes_scenes(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     videos = Shards.open(tmp_path / "out" / "videos-train")
     assert {label: len(names) for label, names in videos.classes.items()} == {
-        **{"object": 2, "motion": 8, "event": 4, "place_motion": 32}
+        **{"object": 2, "motion": 8, "event": 4, "camera": 5, "place_motion": 32}
     }
     for index in range(len(videos)):
         labels = videos.read(index).labels
