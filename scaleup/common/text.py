@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from scaleup.common.errors import UserError
@@ -71,3 +72,16 @@ def format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def around_marks(page: Path, begin: str, end: str) -> tuple[str, str]:
+    """The text of a page before and after its figures, which stand between two lines.
+
+    Raises:
+        UserError: the file does not exist, or has no such lines.
+    """
+    before, begun, rest = (page.read_text() if page.is_file() else "").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise UserError(f"'{page}' cannot take figures: it has no lines {begin.strip()!r} and {end.strip()!r}")
+    return before, after

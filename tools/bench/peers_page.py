@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.measure import GIB, Figures
-from scaleup.common.errors import UserError
 from scaleup.common.files import write_text
-from scaleup.common.text import markdown
+from scaleup.common.text import around_marks, markdown
 
 BEGIN, END = "<!-- figures: written by tools/bench.py peers --docs -->\n", "<!-- figures end -->\n"
 COLUMNS = {  # key of a row -> the title of its column, and the unit
@@ -30,12 +29,7 @@ def parts(page: str) -> tuple[str, str]:
     Raises:
         UserError: the file does not exist, or has no marks.
     """
-    text = Path(page).read_text() if Path(page).is_file() else ""
-    before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not begun or not ended:
-        raise UserError(f"{page!r} cannot take figures: it has no lines {BEGIN.strip()!r} and {END.strip()!r}")
-    return before, after
+    return around_marks(Path(page), BEGIN, END)
 
 
 def rewrite(page: str, result: Figures) -> None:
