@@ -5,10 +5,13 @@ JOBS ?= 2
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 COMPILE := .venv-uv/bin/uv pip compile --quiet --no-python-downloads --extra dev --no-header --no-annotate pyproject.toml
 
-.PHONY: demo test test-all test-slow test-gpu test-lowest test-newest test-optional families lint lock clean
+.PHONY: demo real test test-all test-slow test-gpu test-lowest test-newest test-optional families lint lock clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py --out runs/demo --overwrite
+
+real: .venv/installed  # the method on a pretrained DINOv2-S, films and photographs; needs Debian's apt-get and a network
+	$(BIN)/python tools/real.py --out runs/real
 
 test: .venv/installed  # every promise once, on two cores; more with JOBS=8
 	$(BIN)/python -m pytest -m "not slow and not all" -n $(JOBS) --dist worksteal

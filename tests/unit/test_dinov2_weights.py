@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from real.dinov2_weights import HEADS, LAYERS, PATCHES, read_weights
 from torch import Tensor, nn
 
+from real.dinov2_weights import HEADS, LAYERS, PATCHES, read_weights
 from scaleup.common.errors import UserError
 
 onnx = pytest.importorskip("onnx")

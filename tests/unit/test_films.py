@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from real.films import MOTIONS, PARTS, TRAVEL, TURN, ZOOM, Films
 
+from real.films import MOTIONS, PARTS, TRAVEL, TURN, ZOOM, Films
 from scaleup.common.errors import UserError
 from scaleup.data.decode import decode_clip, decode_image
 from scaleup.data.generated import FPS, encode_mp4, write_splits

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from real import material, packages
 from real.material import fetch_material
 from real.packages import Item, Package, list_packages
-from safetensors.torch import load_file, save_file
-
 from scaleup.common.errors import UserError
 
 pytest.importorskip("onnx")

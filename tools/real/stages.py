@@ -1,0 +1,239 @@
+"""The stages of ``make real``: material, shards, small model, transplant, token cache, arms, frames, figures.
+
+Each stage leaves its figures in ``OUT/stages/NAME.json``, and is skipped where this file is. So a call that was
+interrupted goes on where it stopped; training and caches go on inside a stage.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from real import frames
+from real.emoji import draw_animals
+from real.exact import compare_precisions, difference_to_timm
+from real.films import Films
+from real.frames import READINGS, FrameReader, FrameTokens, Reading
+from real.material import MODEL, Material, fetch_material
+from real.rows import Real, Row, join_seeds, row_of_frames, row_of_model
+from scaleup.cli.cache import frozen_depths
+from scaleup.common.files import read_json, write_json
+from scaleup.common.processes import environment
+from scaleup.common.timing import progress
+from scaleup.config import recipe as recipes
+from scaleup.config.schema import Arm, Recipe
+from scaleup.data.generated import write_splits
+from scaleup.data.scenes import Material as Pictures
+from scaleup.data.scenes import Scenes
+from scaleup.data.shards import Shards
+from scaleup.evaluation.accuracy import evaluate
+from scaleup.model.build import load, load_run
+from scaleup.model.tubevit import TubeViT
+from scaleup.training import token_cache
+from scaleup.training.run import train
+from scaleup.training.run_directory import StoppedRun, is_complete
+from scaleup.transplants.adapted_model import transplant
+from scaleup.transplants.transplant_plan import Options
+from scaleup.transplants.transplant_report import TransplantReport
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "real"
+VIDEOS = {"scenes": {"train": 3000, "val": 300, "test": 600}, "films": {"train": 1000, "val": 200, "test": 400}}
+IMAGES = {"scenes": {"train": 3000}, "films": {}}
+HEADS = {  # of the test sets -> labels
+    "scenes": {"object": "object", "motion": "motion", "event": "event", "camera": "camera"},
+    "films": {"film_motion": "motion", "film": "film"},
+}
+TUBES = {  # group of rows -> options of its transplant
+    "transplanted": {},
+    "matched": {"match_scale": True},
+    "random": {"random_tubes": True},
+}
+CONTROLS = ("attentive", "last3")  # arms of the groups after the first
+
+
+@dataclass
+class Stages:
+    """``make real`` in the directory ``out``.
+
+    Args:
+        material: where the material is, or is fetched to.
+        seeds: of the late arms and of the readings of frames. There is one small model.
+        changes: to all recipes, such as ``train.steps=20``.
+        backbone: timm's name of the model whose weights are in the material.
+        size: of clips, pixels of a side.
+        sides: at which images are compared with timm's own model.
+        videos, images: samples of each set.
+    """
+
+    out: Path
+    material: Path
+    seeds: Sequence[int] = (0,)
+    changes: Sequence[str] = ()
+    backbone: str = MODEL
+    size: int = 112
+    sides: Sequence[int] = (112, 126, 224, 518)
+    videos: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: VIDEOS)
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: IMAGES)
+
+    def run(self) -> Real:
+        """Run what is missing, and return all figures."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._stage("material", lambda: {"weights": str(fetch_material(self.material).weights)})
+        clips = self._stage("shards", self._write_shards)
+        small = self._stage("small", self._train_small)
+        tubes = self._stage("transplant", self._transplant)
+        exact = self._stage("exact", self._compare_images)
+        rows = [small]
+        for seed in self.seeds:
+            for group in TUBES:
+                rows += self._stage(f"arms-{group}-{seed}", partial(self._arms, group, seed))
+            for reading in READINGS:
+                rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
+        precisions = self._stage("precisions", self._precisions)
+        seconds = {file.stem: read_json(file)["seconds"] for file in (self.out / "stages").glob("*.json")}
+        chance = {head: 1 / len(names) for head, names in self._classes().items()}
+        return Real(
+            join_seeds([Row(**row) for row in rows]),
+            list(self.seeds),
+            chance,
+            clips,
+            tubes,
+            exact,
+            precisions,
+            seconds,
+            environment(),
+        )
+
+    def _stage(self, name: str, work: Callable[[], Any]) -> Any:
+        """The figures of a stage, from its file or by doing its work."""
+        file = self.out / "stages" / f"{name}.json"
+        if not file.exists():
+            print(f"{name}: begins", file=sys.stderr)
+            began, figures = time.perf_counter(), work()
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, {"seconds": time.perf_counter() - began, "figures": figures})
+        return read_json(file)["figures"]
+
+    def _write_shards(self) -> dict[str, int]:
+        """Shards of scenes and of films; the number of clips or images of each set."""
+        material, pictures = Material.of(self.material), self.out / "pictures"
+        if not pictures.exists():
+            draw_animals(material.emoji, pictures / "objects")
+            for name, folder in (("photos", material.photos), ("films", material.films)):
+                (pictures / name).symlink_to(folder.resolve())
+        scenes = Scenes(Pictures.of(pictures), size=self.size)
+        sets: dict[str, Scenes | Films] = {"scenes": scenes, "films": Films(material.films, size=self.size)}
+        sizes: dict[str, int] = {}
+        for name, generate in sets.items():
+            out, videos, images = self.out / "data" / name, self.videos[name], self.images[name]
+            if not out.exists():
+                with progress(name, sum(videos.values()) + sum(images.values())) as advance:
+                    write_splits(out, generate, generate.classes, videos, images, advance=advance)
+            for kind, counts in (("videos", videos), ("images", images)):
+                sizes |= {f"{name}, {kind}, {split}": count for split, count in counts.items()}
+        return sizes
+
+    def _read(self, name: str, **paths: str) -> Recipe:
+        """A recipe, with paths inside ``out`` and the run's changes."""
+        data = {f"data.train.{key}.shards": f"data/{key}/videos-train" for key in ("scenes", "films")}
+        changes = [f"{key}={self.out / value}" for key, value in (data | paths).items()]
+        return recipes.load(RECIPES / f"{name}.yaml", [*changes, *self.changes])
+
+    def _train_small(self) -> dict[str, Any]:
+        paths = {"data.train.images.shards": "data/scenes/images-train", "data.valid.shards": "data/scenes/videos-val"}
+        recipe = self._read("small", out="small", **paths)
+        _train(recipe, {"model": recipe.arm})
+        model = load(self.out / "small" / "model")
+        scores = self._evaluate({"model": model})["model"]
+        return asdict(row_of_model("small model", "small", model, scores))
+
+    def _transplant(self) -> dict[str, Any]:
+        """The small model's tubes in the pretrained ViT, in each of the ways; the report on each tube of the first."""
+        frozen_depth = recipes.sweep_arms(self._read("sweep"))["last3"].frozen_depth
+        reports = [self._move(name, self.size, frozen_depth, **options) for name, options in TUBES.items()]
+        return {name: asdict(tube) for name, tube in reports[0].tubes.items()}
+
+    def _move(self, name: str, side: int, frozen_depth: int | None = None, **options: bool) -> TransplantReport:
+        weights = str(Material.of(self.material).weights)
+        choices = Options(weights, frozen_depth, size=(side, side), overwrite=True, **options)  # type: ignore[arg-type]
+        clips = self.out / "data/films/videos-train" if side == self.size else None
+        return transplant(str(self.out / "small/model"), f"timm:{self.backbone}", self.out / name, choices, clips)
+
+    def _compare_images(self) -> dict[str, float]:
+        """At each side, the largest difference between the adapted model's features of photographs and timm's."""
+        material, differences = Material.of(self.material), {}
+        for side in self.sides:
+            self._move(f"side-{side}", side)
+            model = load(self.out / f"side-{side}")
+            differences[str(side)] = difference_to_timm(model, self.backbone, material, side)
+        return differences
+
+    def _arms(self, group: str, seed: int) -> list[dict[str, Any]]:
+        """The arms of the sweep on the tubes of one kind, from a token cache."""
+        recipe = self._read("sweep", **{"model.load": group})
+        if group != next(iter(TUBES)):
+            recipe.arms = {name: recipe.arms[name] for name in CONTROLS}
+        if not (cache := self.out / f"cache-{group}").exists():
+            token_cache.make(recipe, frozen_depths(recipe), cache)
+        recipe.trunk.cache, recipe.out, recipe.seed = str(cache), str(self.out / f"sweep-{group}-{seed}"), seed
+        arms = recipes.sweep_arms(recipe)
+        _train(recipe, arms)
+        models = load_run(recipe.out)
+        scores = self._evaluate(models)
+        return [asdict(row_of_model(arm, group, models[arm], scores[arm])) for arm in arms]
+
+    def _evaluate(self, models: dict[str, TubeViT]) -> dict[str, dict[str, float]]:
+        """Top-1 of each head on the test sets, by model."""
+        top1: dict[str, dict[str, float]] = {name: {} for name in models}
+        for data, heads in HEADS.items():
+            for name, each in evaluate(models, self.out / f"data/{data}/videos-test", "1x1", heads).items():
+                top1[name] |= {head: score.lead for head, score in each.heads.items()}
+        return top1
+
+    def _read_frames(self, reading: Reading, seed: int) -> dict[str, Any]:
+        """A reading of single frames, with the sweep's steps, batches and rates."""
+        recipe = self._read("sweep")
+        recipe.seed, arms = seed, recipes.sweep_arms(recipe)
+        arm = arms["last3_attentive" if reading.kind == "late" else "attentive"]
+        adapted, depths = load(self.out / "transplanted"), (arms["last3"].frozen_depth, arms["head"].frozen_depth)
+        whole = adapted.with_arm(adapted.depth, False, {}).eval()
+        reader = FrameReader.of(adapted, reading, arm, self._classes(), seed)
+        frames.train(reader, arm.frozen_depth, self._encode(whole, "train", depths), recipe, arm)
+        top1: dict[str, float] = {}
+        for test in self._encode(whole, "test", depths).values():
+            top1 |= frames.accuracy(reader, arm.frozen_depth, test)
+        return asdict(row_of_frames(whole, reader, arm.frozen_depth, top1))
+
+    def _precisions(self) -> dict[str, Any]:
+        """The attentive arm on real films, with its frozen blocks in each precision."""
+        arm, films = self.out / f"sweep-transplanted-{self.seeds[0]}/attentive", self.out / "data/films/videos-test"
+        moved = compare_precisions(arm, films, "film_motion", HEADS["films"]["film_motion"])
+        return {precision: asdict(each) for precision, each in moved.items()}
+
+    def _encode(self, model: TubeViT, split: str, depths: tuple[int, ...]) -> dict[str, FrameTokens]:
+        return {
+            name: frames.encode(
+                model, self.out / f"data/{name}/videos-{split}", heads, depths, self.out / f"frames/{name}-{split}"
+            )
+            for name, heads in HEADS.items()
+        }
+
+    def _classes(self) -> dict[str, list[str]]:
+        """The classes of each head."""
+        sets = {name: Shards.open(self.out / f"data/{name}/videos-test").classes for name in HEADS}
+        return {head: sets[name][label] for name, heads in HEADS.items() for head, label in heads.items()}
+
+
+def _train(recipe: Recipe, arms: dict[str, Arm]) -> None:
+    """Train arms, unless their run is complete.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped the run.
+    """
+    if not is_complete(Path(recipe.out)) and isinstance(train(recipe, arms), StoppedRun):
+        raise KeyboardInterrupt
