@@ -11,7 +11,7 @@ from scaleup.common.errors import UserError
 from scaleup.config import recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"
-INSTRUMENTS = {"bench", "demo", "reproduce"}  # of the authors; they stay in the repository
+INSTRUMENTS = {"bench", "demo", "real", "reproduce"}  # of the authors; they stay in the repository
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
