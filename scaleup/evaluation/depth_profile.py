@@ -99,8 +99,7 @@ def probe(
         labels: labels to classify, all in one pass; by default all of the training shards that are one class.
         depths: by default all, 0 to the model's own.
         views: clips x crops of a sample, whose features are averaged.
-        trunk: precision and placement of the blocks; None for the device's own precision
-            (:func:`scaleup.config.recipe.default_precision`), on it.
+        trunk: precision and placement of the blocks; None: on the device, in the precision that it has by default.
 
     Raises:
         UserError: a label, its classes or a depth do not fit; a split has only one class or no readable samples; the

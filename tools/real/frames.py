@@ -2,6 +2,7 @@
 
 - ``mean``: the class tokens of the frames, averaged, and heads.
 - ``attentive``: a position for each frame is added, then a learned query reads all tokens of all frames.
+- ``joint``: a self-attention block over all tokens of all frames stands below such a query.
 - ``late``: the last blocks train, on each frame, below such a query.
 """
 
@@ -35,7 +36,7 @@ class Reading(NamedTuple):
     """How frames are read."""
 
     frames: int
-    kind: str  # mean | attentive | late
+    kind: str  # mean | attentive | joint | late
 
     @property
     def name(self) -> str:
@@ -44,6 +45,8 @@ class Reading(NamedTuple):
 
 READINGS = [  # the last 3 blocks on 4 and 8 frames cost more than a step of the dearest arm, and are left out
     *(Reading(frames, kind) for kind in ("mean", "attentive") for frames in (1, 2, 4, 8)),
+    Reading(4, "joint"),
+    Reading(8, "joint"),
     Reading(2, "late"),
 ]
 
@@ -114,7 +117,8 @@ class FrameReader(nn.Module):
     @classmethod
     def of(cls, model: TubeViT, reading: Reading, arm: Arm, heads: Heads, seed: int) -> FrameReader:
         """The reader of a reading. Pool and heads begin as those of ``arm`` do; positions of frames begin as 0."""
-        pool = None if reading.kind == "mean" else Pool("attentive", heads=arm.pool_heads)
+        attentive = Pool("attentive", heads=arm.pool_heads, depth=2 if reading.kind == "joint" else 1)
+        pool = None if reading.kind == "mean" else attentive
         return cls(model.with_arm(arm.frozen_depth, False, heads, seed, pool=pool).arm, reading)
 
     def features(self, tokens: Tensor) -> Tensor:
