@@ -46,7 +46,6 @@ class Reading(NamedTuple):
 READINGS = [  # the last 3 blocks on 4 and 8 frames cost more than a step of the dearest arm, and are left out
     *(Reading(frames, kind) for kind in ("mean", "attentive") for frames in (1, 2, 4, 8)),
     Reading(4, "joint"),
-    Reading(8, "joint"),
     Reading(2, "late"),
 ]
 
