@@ -24,9 +24,12 @@ def arguments():
 
 
 def run(args):
-    from real.page import rewrite, write
+    from real.page import BEGIN, END, rewrite, write
     from real.stages import Stages
+    from scaleup.common.text import around_marks
 
+    if args.docs:
+        around_marks(args.docs, BEGIN, END)  # a page without marks is refused before anything is measured
     real = Stages(args.out, args.material or args.out / "material", args.seeds, args.changes).run()
     write(real, args.out)
     if args.docs:
