@@ -15,6 +15,7 @@ from bench.measure import Figures, Side, cost, goal, machine, measured, medians,
 from bench.ours import Training, tubevit
 from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
 from scaleup.common.errors import UserError
+from scaleup.common.text import around_marks
 from scaleup.config.schema import Arm
 
 MODELING = tuple(
@@ -56,7 +57,7 @@ def peers(
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the peers need transformers, which is not installed: pip install 'scaleup[bench]'")
     if docs is not None:
-        peers_page.parts(docs)  # a page without marks is refused before anything is measured
+        around_marks(Path(docs), peers_page.BEGIN, peers_page.END)  # refuses a page before anything is measured
     before, size, models = machine(quick=quick), TINY if quick else VIT_B, OURS | LIBRARY | PEERS
     steps, repeats = (1, 1) if quick else (steps, repeats)
     costs = {

@@ -23,18 +23,9 @@ COLUMNS = {  # key of a row -> the title of its column, and the unit
 }
 
 
-def parts(page: str) -> tuple[str, str]:
-    """The text before and after the figures.
-
-    Raises:
-        UserError: the file does not exist, or has no marks.
-    """
-    return around_marks(Path(page), BEGIN, END)
-
-
 def rewrite(page: str, result: Figures) -> None:
     """Replace the figures on a page."""
-    before, after = parts(page)
+    before, after = around_marks(Path(page), BEGIN, END)
     parts_of_page = _machine(result["machine"]), _table(result["rows"]), _goals(result["goals"]), _losses(result)
     lines = [line for part in parts_of_page for line in (*part, "")][:-1]
     write_text(Path(page), before + BEGIN + "\n".join(lines) + "\n" + END + after)
