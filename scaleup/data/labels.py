@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,17 +185,27 @@ def as_array(labels: Sequence[Any], kind: str) -> np.ndarray:
     return array
 
 
+PART = 2**18  # labels that are counted together
 POWERS = {"sqrt": 0.5, "full": 1.0}  # how strongly rare classes are balanced: of their inverse counts
 
 
-def class_counts(array: np.ndarray, classes: int, factors: np.ndarray | None = None) -> np.ndarray:
-    """How many samples have each class, of at least so many: (C,), from such an array. With ``factors`` (N,) a sample
-    counts that often."""
-    if array.dtype == object:
-        sizes = [len(label) for label in array]
-        factors = None if factors is None else np.repeat(factors, sizes)
-        array = np.array([number for label in array for number in label], dtype=np.int64)
-    return np.bincount(array, factors, minlength=classes)
+def class_counts(labels: Any, classes: int, factors: Callable[[int, int], np.ndarray] | None = None) -> np.ndarray:
+    """How many samples have each class, of at least so many: (C,), from such an array or what is read as one, in parts.
+
+    Args:
+        factors: how often the samples from one number to another count.
+    """
+    counts = np.zeros(classes, dtype=int if factors is None else float)
+    for begin in range(0, len(labels), PART):
+        end = min(begin + PART, len(labels))
+        part, weights = labels[begin:end], None if factors is None else factors(begin, end)
+        if labels.dtype == object:
+            weights = None if weights is None else np.repeat(weights, [len(label) for label in part])
+            part = np.array([number for label in part for number in label], dtype=np.int64)
+        found = np.bincount(part, weights, minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    return counts
 
 
 def as_label(entry: Any) -> Label:

@@ -23,7 +23,8 @@ from scaleup.data.augment import TrainTransform, eval_views, parse_views
 from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.labels import refuse_loss
-from scaleup.data.order import Order, draw_factors
+from scaleup.data.order import Order
+from scaleup.data.repeats import draw_repeats
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
 
@@ -72,9 +73,9 @@ def classes_of(data: schema.Data, heads: Mapping[str, schema.Head] | None = None
             if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
                 raise UserError(f"head '{head}' has other classes in dataset '{name}' than in a dataset before it")
             _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])
-        if (factors := draw_factors(name, data.train[name], shards)) is not None:
-            drawn = f"an epoch of dataset '{name}' draws {round(factors.sum())} samples"
-            print(f"{drawn} of {len(shards)}, the rarest {factors.max():.3g} times", file=sys.stderr)
+        if (repeats := draw_repeats(name, data.train[name], shards)) is not None:
+            drawn = f"an epoch of dataset '{name}' draws {repeats.count} samples"
+            print(f"{drawn} of {len(shards)}, the rarest {repeats.factors.max():.3g} times", file=sys.stderr)
     return lists
 
 
@@ -158,6 +159,11 @@ class Augmented:
         return self.transforms[name](shards.read(index).media, shards.modality, source)
 
 
+def order_of(name: str, data: schema.Data, samples: Samples, seed: int) -> Order:
+    """The order of dataset ``name``."""
+    return Order(samples.sizes, seed, data.window, draw_repeats(name, data.train[name], samples))
+
+
 class TrainSteps(Dataset):
     """Step number -> this rank's :class:`Batch`, whose samples are ``read(dataset, sample number, epoch)``. If this
     raises BadSample, the sample is a failure of the batch.
@@ -180,8 +186,7 @@ class TrainSteps(Dataset):
         self.batch, self.places = data.batch, rank_slice(data.batch, rank, world)
         self.shards, self.read, self.datasets = shards, read, data.train
         self.weights = {name: dataset.weight for name, dataset in data.train.items()}
-        factors = {name: draw_factors(name, data.train[name], each) for name, each in shards.items()}
-        self.orders = {name: Order(each.sizes, seed, data.window, factors[name]) for name, each in shards.items()}
+        self.orders = {name: order_of(name, data, each, seed) for name, each in shards.items()}
         self.bad = {name: BadSamples(f"dataset '{name}'", len(each), data.max_bad) for name, each in shards.items()}
 
     def __getitem__(self, step: int) -> Batch:

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scaleup.common.errors import UserError, nearest
-from scaleup.config import schema
-from scaleup.data.batches import Samples
-from scaleup.data.labels import NUMBER, POWERS, class_counts
+from scaleup.data.permutation import ROUNDS, permute, sides
+from scaleup.data.repeats import Repeats
 
 REPEAT = 1_000_003  # added to the epoch for each repeat in it: another augmentation, another view of a token cache
 WHOLE = 2**16  # sets of at most so many draws that are within one window are shuffled by numpy, all at once
 RUN = 256  # places of larger sets whose samples are computed together
-ROUNDS = 6  # of a permutation that is computed at a place
-ODD = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15], dtype=np.uint64)  # of SplitMix64
 
 
 class Order:
@@ -26,20 +22,25 @@ class Order:
     shuffled completely. The sample at a place is computed from (seed, epoch, place) alone.
 
     Args:
-        factors: how often an epoch draws each sample on average, (N,); None: once. All epochs have the same length,
-            the rounded sum.
+        repeats: how often an epoch draws each sample; None: once.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int, window: int, factors: np.ndarray | None = None) -> None:
-        self.seed = seed
-        self.repeats = None if factors is None else Repeats(sizes, factors)
-        total = sum(sizes)
-        self.count = total if self.repeats is None else self.repeats.count
-        self.whole = is_drawn_whole(self.count, window)
-        self.windows = -(-self.count // window)
+    def __init__(self, sizes: Sequence[int], seed: int, window: int, repeats: Repeats | None = None) -> None:
+        self.seed, self.repeats, total = seed, repeats, sum(sizes)
+        self.count = total if repeats is None else repeats.count
+        self.whole = self.count <= min(window, WHOLE)  # an epoch is one permutation of numpy
+        self.windows = max(1, -(-self.count // window))
+        self.largest = -(-self.count // self.windows)  # window
         typical = np.median([size for size in sizes if size] or [1])
         self.block = max(1, round(typical * self.count / max(1, total)))  # draws of a shard
-        self._runs: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}  # the last two that were used
+        self._runs: dict[tuple[int, int], tuple[list[int], list[int]]] = {}  # the last two that were used
+
+    @property
+    def version(self) -> str:
+        """Of the rule that draws it; empty for the first."""
+        if self.whole:
+            return ""
+        return "2" if sides(self.largest) == sides(self.count // self.windows) else "3"
 
     def at(self, position: int) -> tuple[int, int]:
         """(sample number, epoch) at ``position``, counted over all epochs; where an epoch has a sample again, the epoch
@@ -49,9 +50,9 @@ class Order:
         if (run := (epoch, number)) not in self._runs:
             self._runs = dict(list(self._runs.items())[-1:]) | {run: self._draw(epoch, number)}
         samples, repeats = self._runs[run]
-        return int(samples[within]), epoch + REPEAT * int(repeats[within])
+        return samples[within], epoch + REPEAT * repeats[within]
 
-    def _draw(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, epoch: int, number: int) -> tuple[list[int], list[int]]:
         """Sample numbers of a run, and of each the number of draws before in this epoch."""
         if self.whole:
             in_turn = np.random.default_rng([self.seed, epoch]).permutation(self.count)
@@ -59,9 +60,10 @@ class Order:
             places = np.arange(number * RUN, min((number + 1) * RUN, self.count))
             in_turn = self._shuffled(epoch, places)
         if self.repeats is None:
-            return in_turn, np.zeros_like(in_turn)
+            return in_turn.tolist(), [0] * len(in_turn)
         offset = np.random.default_rng([self.seed, epoch, 1]).integers(2**20) / 2**20
-        return self.repeats.at(in_turn, offset)
+        samples, repeats = self.repeats.at(in_turn, offset)
+        return samples.tolist(), repeats.tolist()
 
     def _shuffled(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Which of the draws, counted shard by shard, are at ``places``."""
@@ -69,116 +71,13 @@ class Order:
         of_windows, of_blocks = random.integers(2**64, size=(2, ROUNDS), dtype=np.uint64)
         window = places * self.windows // self.count
         begins, ends = (-(-(window + one) * self.count // self.windows) for one in (0, 1))
-        places = begins + permute(places - begins, ends - begins, of_windows, window)
+        places = begins + permute(places - begins, ends - begins, self.largest, of_windows, window)
         blocks, rest = divmod(self.count, self.block)  # the rest is a shorter block, read at a random time
+        if not blocks:
+            return places
         before = random.integers(blocks + 1) * self.block
         late = (before <= places) & (places < before + rest)
         block, within = np.divmod(np.where(places < before, places, places - rest), self.block)
-        if not blocks:
-            return places
-        shuffled = permute(np.where(late, 0, block), np.full_like(places, blocks), of_blocks) * self.block + within
+        distinct, which = np.unique(np.where(late, 0, block), return_inverse=True)
+        shuffled = permute(distinct, blocks, blocks, of_blocks)[which] * self.block + within
         return np.where(late, blocks * self.block + places - before, shuffled)
-
-
-def count_draws(samples: Samples, factors: np.ndarray | None) -> int:
-    """The length of an epoch."""
-    return len(samples) if factors is None else round(factors.sum())
-
-
-def is_drawn_whole(count: int, window: int) -> bool:
-    """Whether an epoch of so many draws is one permutation of numpy."""
-    return count <= min(window, WHOLE)
-
-
-def permute(places: np.ndarray, counts: np.ndarray, keys: np.ndarray, tweak: np.ndarray | int = 0) -> np.ndarray:
-    """Where each of ``places`` goes in a random permutation of range(``counts``), all (n,), computed at that place.
-
-    A Feistel network on pairs (left < a, right < b) with a b just above the largest count, walked on from where it
-    leaves range(count) (Black and Rogaway, Ciphers with Arbitrary Finite Domains, methods 2 and 3).
-
-    Args:
-        keys: uint64 (ROUNDS,).
-        tweak: another number is another permutation.
-    """
-    a = int(np.ceil(np.sqrt(counts.max())))
-    b = -(-int(counts.max()) // a)
-    sides, of_place = np.array([a, b], dtype=np.uint64), np.broadcast_to(tweak, places.shape).astype(np.uint64)
-    tweaked = _mix(keys[:, None] + of_place * ODD[2])
-    moved, walking = places.copy(), np.arange(len(places))
-    while len(walking):
-        pair = np.stack(np.divmod(moved[walking], b)).astype(np.uint64)
-        for number, key in enumerate(tweaked[:, walking]):
-            side = number % 2
-            pair[side] = (pair[side] + _mix(pair[1 - side] + key)) % sides[side]
-        moved[walking] = (pair[0] * np.uint64(b) + pair[1]).astype(np.int64)
-        walking = walking[moved[walking] >= counts[walking]]
-    return moved
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators)."""
-    x = (x ^ (x >> np.uint64(30))) * ODD[0]
-    x = (x ^ (x >> np.uint64(27))) * ODD[1]
-    return x ^ (x >> np.uint64(31))
-
-
-class Repeats:
-    """Systematic sampling: of a line on which each sample is as long as its factor, the points one apart, from a random
-    offset on. Only where each shard ends on the line is kept."""
-
-    def __init__(self, sizes: Sequence[int], factors: np.ndarray) -> None:
-        self.numbers, self.factors = np.cumsum([0, *sizes]), factors
-        ends = [0.0]  # of the shards, not scaled
-        for begin, end in zip(self.numbers[:-1], self.numbers[1:], strict=True):
-            ends.append(_running(ends[-1], factors[begin:end])[-1])
-        self.count, self.ends = round(ends[-1]), np.array(ends)
-        self.scale = self.count / ends[-1]  # makes the length of the line a whole number
-
-    def at(self, draws: np.ndarray, offset: float) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of ``draws``, counted along the line, and of each the number of draws of this sample before."""
-        samples, repeats = np.empty_like(draws), np.empty_like(draws)
-        ends = self._points(self.ends, offset)
-        ends[-1] = self.count
-        shards = np.searchsorted(ends, draws, side="right") - 1
-        for shard in np.unique(shards):
-            own, begin, end = shards == shard, *self.numbers[shard : shard + 2]
-            points = self._points(_running(self.ends[shard], self.factors[begin:end]), offset)
-            within = np.searchsorted(points[1:-1], draws[own], side="right")
-            samples[own], repeats[own] = begin + within, draws[own] - points[within]
-        return samples, repeats
-
-    def _points(self, ends: np.ndarray, offset: float) -> np.ndarray:
-        """How many points are on the line before each of ``ends``."""
-        return np.floor(ends * self.scale + offset).astype(int)
-
-
-def _running(before: float, lengths: np.ndarray) -> np.ndarray:
-    """Where samples begin and end on the line, the first at ``before``: (n + 1,)."""
-    return np.append(before, lengths).cumsum()
-
-
-def draw_factors(name: str, dataset: schema.Dataset, samples: Samples) -> np.ndarray | None:
-    """How often an epoch draws each sample of dataset ``name`` on average: (N,), None where all are drawn once.
-
-    The classes of a sample have n samples each and the largest class m: the factor is m/n (full) or sqrt(m/n) (sqrt) of
-    its rarest class. With sqrt it is the repeat factor of LVIS (arXiv 1908.03195), whose threshold is the share of the
-    largest class. Samples without a class have factor 1.
-
-    Raises:
-        UserError: the dataset lacks the label, or the label is a number.
-    """
-    if dataset.sampling == "uniform":
-        return None
-    label = dataset.sampling_label or next(iter(dataset.heads.values()))
-    place = f"data.train.{name}.sampling_label: '{label}'"
-    if label not in samples.classes:
-        have = ", ".join(samples.classes) + nearest(label, samples.classes)
-        raise UserError(f"{place} is no label of '{dataset.shards}', which has: {have}")
-    if samples.kinds.get(label) == NUMBER:
-        raise UserError(f"{place} of '{dataset.shards}' is a number, which has no classes to balance")
-    labels = samples.labels[label]
-    counts = class_counts(labels, len(samples.classes[label]))
-    factors = (max(1, counts.max()) / counts.clip(1)) ** POWERS[dataset.sampling]
-    if labels.dtype != object:
-        return factors[labels]
-    return np.array([max((factors[number] for number in classes), default=1.0) for classes in labels])

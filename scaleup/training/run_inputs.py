@@ -19,8 +19,8 @@ from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
 from scaleup.data.index import index_sha256
 from scaleup.data.labels import NUMBER, POWERS, class_counts
-from scaleup.data.loader import classes_of, open_datasets
-from scaleup.data.order import count_draws, draw_factors, is_drawn_whole
+from scaleup.data.loader import classes_of, open_datasets, order_of
+from scaleup.data.repeats import Repeats, draw_repeats
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, in_cache
 from scaleup.model.adapter import Adapt
@@ -189,8 +189,8 @@ def hash_inputs(recipe: Recipe) -> dict[str, str]:
         sets["data.valid.shards"] = data.valid.shards
     hashes = {name: index_sha256(shards) for name, shards in sets.items()}
     for name, opened in _opened(recipe).items():
-        if not is_drawn_whole(count_draws(opened, draw_factors(name, data.train[name], opened)), data.window):
-            hashes[f"data.train.{name}{ORDER}"] = "2"
+        if version := order_of(name, data, opened, recipe.seed).version:
+            hashes[f"data.train.{name}{ORDER}"] = version
     if recipe.model.load is not None:
         hashes["model.load"] = _hash_files(local(recipe.model.load))
     elif weights is not None and Path(weights).exists():
@@ -224,20 +224,23 @@ def guesses(recipe: Recipe) -> dict[str, dict[str, float]]:
     learns."""
     data, shares = data_of(recipe), dict[str, dict[str, float]]()
     for name, shards in open_datasets(data).items():
-        factors = draw_factors(name, data.train[name], shards)
+        repeats = draw_repeats(name, data.train[name], shards)
         shares[name] = {
-            head: _guess(shards.labels[label], shards.kind(label), recipe.heads.get(head, Head()), factors)
+            head: _guess(shards, label, recipe.heads.get(head, Head()), repeats)
             for head, label in data.train[name].heads.items()
         }
     return shares
 
 
-def _guess(labels: np.ndarray, kind: str, head: Head, factors: np.ndarray | None) -> float:
+def _guess(shards: Shards, label: str, head: Head, repeats: Repeats | None) -> float:
     if head.balance != "none":
         return 1.0
-    if kind == NUMBER:
+    if shards.kind(label) == NUMBER:
         return 0.0
-    return float(class_counts(labels, 1, factors).max() / (len(labels) if factors is None else factors.sum()))
+    labels, classes = shards.labels[label], len(shards.classes[label])
+    if repeats is None:
+        return float(class_counts(labels, classes).max() / len(labels))
+    return float(class_counts(labels, classes, repeats.of).max() / repeats.ends[-1])
 
 
 def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import pickle
 from collections import Counter
 
@@ -5,7 +7,8 @@ import numpy as np
 import pytest
 
 from scaleup.data.loader import dataset_at, rank_slice
-from scaleup.data.order import ROUNDS, RUN, WHOLE, Order, permute
+from scaleup.data.order import RUN, WHOLE, Order
+from scaleup.data.permutation import ROUNDS, permute
 
 
 @pytest.mark.parametrize(
@@ -121,15 +124,42 @@ def test_epochs_and_neighbours_do_not_correlate():
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 17, 90, 1000])
 def test_a_permutation_is_computed_at_a_place(count):
     keys, places = np.arange(ROUNDS, dtype=np.uint64), np.arange(count)
-    one, other = (permute(places, np.full(count, count), keys, tweak) for tweak in (0, 1))
+    one, other = (permute(places, count, count, keys, tweak) for tweak in (0, 1))
     assert sorted(one) == sorted(other) == list(range(count)) and (count < 5 or one.tolist() != other.tolist())
-    assert [permute(places[[i]], np.array([count]), keys, 1)[0] for i in places] == other.tolist()
+    assert [permute(places[[i]], count, count, keys, np.array([1]))[0] for i in places] == other.tolist()
 
 
 def test_all_permutations_are_as_likely():
     keys = np.random.default_rng(0).integers(2**64, size=(2400, ROUNDS), dtype=np.uint64)
-    drawn = Counter(tuple(permute(np.arange(4), np.full(4, 4), each).tolist()) for each in keys)
+    drawn = Counter(tuple(permute(np.arange(4), 4, 4, each).tolist()) for each in keys)
     assert len(drawn) == 24 and min(drawn.values()) > 60 and max(drawn.values()) < 145  # 100, +- 4 deviations
+
+
+@pytest.mark.parametrize("sizes, window", [([905], 91), ([181] * 20, 91), ([1000] * 3, 91)])
+def test_windows_of_two_lengths_take_no_place_twice(sizes, window):
+    """Windows of 90 and of 91 places, which meet within a run."""
+    assert all(sorted(order) == list(range(sum(sizes))) for order in epochs(sizes, window, 2))
+    assert [Order(each, 0, window).version for each in (sizes, [910], [91])] == ["3", "2", ""]
+
+
+@pytest.mark.parametrize(
+    "sizes, seed, window, sha256",
+    [
+        ([40] * 50, 1, 8192, "d07e4895857fd46b"),
+        ([40] * 50, 1, 100, "3d7e12619feba685"),
+        ([100] * 9 + [40], 3, 10, "ab7562c5a3d5962d"),
+        ([30, 0, 70, 9, 41] * 30, 5, 64, "a6799858cf0b50df"),
+        ([1000] * 1000, 7, 8192, "e9de3ec726f39534"),
+        ([10000] * 10000, 1, 8192, "639a4b598880466c"),
+        ([10**12], 0, 10**12, "a9a6877cd5978a7a"),
+    ],
+)
+def test_the_order_of_runs_that_began_is_kept(sizes, seed, window, sha256):
+    order, random = Order(sizes, seed, window), np.random.default_rng(0)
+    far = random.integers(20 * order.count, size=300).tolist()
+    positions = sorted({*range(300), *range(order.count - 40, order.count + 300), *far})
+    drawn = json.dumps([order.at(position) for position in positions])
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == sha256
 
 
 def test_a_shorter_block_is_read_at_any_time():
