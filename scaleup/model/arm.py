@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.errors import UserError
-from scaleup.model.kernels import computed, first_token, knows_first_token, pools_first
+from scaleup.model.kernels import computed, every_token, first_token, knows_first_token, pools_first, products_in
 from scaleup.model.tokenizer import Tokenizer, size_of
 from scaleup.model.trunk import Taps
 from scaleup.model.tubes import module_name
@@ -80,7 +80,7 @@ class Arm(nn.Module):
 
     ``pool`` stands for the backbone's own norm and pool, the ``tail``, which then stays as it is.
     ``grad_checkpointing`` recomputes each block in the backward pass instead of keeping its activations; ``kernels``
-    says how products are computed (:mod:`scaleup.model.kernels`).
+    says how blocks are computed (:mod:`scaleup.model.kernels`).
     """
 
     grad_checkpointing, kernels = False, "library"
@@ -115,11 +115,12 @@ class Arm(nn.Module):
             z0 = self.tokenizer(inputs)
             inputs = Taps(z0, z0, self.tokenizer.context(size_of(inputs)))
         z0, h = inputs.z0, inputs.h
+        of_blocks = inputs.context.to(products_in(h))
         if self.reads_first:
             z0, h = z0[:, :1], (h if inputs.first is None else inputs.first)[:, :1]
         h = self.gate(h, z0) if self.gate is not None else h
         for index, block in self.blocks.items():
-            call, context = self._call(index, block), inputs.context.at(int(index))
+            call, context = self._call(index, block), of_blocks.at(int(index))
             if self.grad_checkpointing and torch.is_grad_enabled():
                 h = checkpoint(call, h, use_reentrant=False, **context)  # type: ignore[call-overload]
             else:
@@ -140,7 +141,7 @@ class Arm(nn.Module):
         """How a block is called: the last one for the class token alone where no other is read."""
         last = index == list(self.blocks)[-1]
         alone = last and self._pools_first and knows_first_token(block)
-        return computed(partial(first_token, block) if alone else block, self.kernels)
+        return partial(computed(first_token if alone else every_token, self.kernels), block)
 
     def train(self, mode: bool = True) -> Arm:
         """Set the mode; blocks in which nothing trains stay in eval mode, as the trunk does."""

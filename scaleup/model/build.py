@@ -33,6 +33,7 @@ from scaleup.config.recipe import default_precision
 from scaleup.config.schema import Model
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
+from scaleup.model.compiled import begin_compiling, has_compiler
 from scaleup.model.kernels import choose, keep_freed_memory
 from scaleup.model.tokenizer import natural_clip, normalise, size_of
 from scaleup.model.trunk import Trunk, cast_trunks, drift, is_on_meta, load_block, measure_precisions
@@ -214,11 +215,31 @@ def set_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
     keep_freed_memory()
     if kernels == "auto":
         kernels = world.first(_kernels_of(next(iter(models)), world.device))
-    for model in models:
-        model.arm.kernels = kernels
-        if model.trunk is not None:
-            model.trunk.kernels = kernels
+    if kernels == "fast" and world.device.type != "cpu":  # what it has beyond lean ones is for CPUs
+        kernels = "lean"
+    _set(models, kernels)
     return kernels
+
+
+def set_compile(models: Collection[TubeViT], compile: str, world: World) -> str:
+    """Have the blocks of ``models`` compiled when they are first called (``blocks``), or not (``off``); ``auto``: on a
+    GPU with a compiler, unless the kernels are the library's. Returns the choice.
+
+    To be called after :func:`set_kernels`, and when blocks are cast and placed.
+    """
+    if compile == "auto":
+        can = has_compiler(world.device) and next(iter(models)).arm.kernels != "library"
+        compile = world.first("blocks" if can else "off")
+    if compile == "blocks":
+        begin_compiling()
+        _set(models, "compiled")
+    return compile
+
+
+def _set(models: Collection[TubeViT], kernels: str) -> None:
+    for part in (part for model in models for part in (model.trunk, model.arm, model.arm.pool)):
+        if part is not None:
+            part.kernels = kernels  # type: ignore[assignment]
 
 
 def _kernels_of(model: TubeViT, device: torch.device) -> str:

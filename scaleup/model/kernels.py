@@ -3,7 +3,8 @@
 ``library``: exactly the library's computation. ``lean``: the last block, frozen or not, is computed only for the class
 token, if pooling reads no other token (:func:`first_token`). ``fast``: as ``lean``, and large float32 products on a CPU
 are computed as 1x1 convolutions. torch computes these with oneDNN, but matrix products with a library that uses only
-half of some CPUs' vector width.
+half of some CPUs' vector width. ``compiled``: as ``lean``, by programs that torch makes of blocks
+(:mod:`scaleup.model.compiled`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from scaleup.model.compiled import Call, program
+
 PAYS = 1.3  # ``fast`` is chosen if it is at least this many times faster than the library
 NARROWEST, FEWEST = 64, 64  # smallest channels and tokens of a product for which ``fast`` can be faster
 LONGEST = 2560  # input channels of a product; longer sums do not fit the cache (5120: a tenth slower)
@@ -32,8 +35,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc
 SMALLEST = 2**18  # tokens times width; for smaller models a measurement would be noise
 
 
-def computed(call: Callable[..., Tensor], kernels: str) -> Callable[..., Tensor]:
-    """A block's function ``call``, computed with ``kernels``."""
+def every_token(block: nn.Module, h: Tensor, **context: Tensor) -> Tensor:
+    """The output of a block for all of tokens h (B, N, D)."""
+    return block(h, **context)
+
+
+def computed(call: Call, kernels: str) -> Call:
+    """``call``, computed with ``kernels``."""
+    if kernels == "compiled":
+        return program(call)
     if kernels != "fast":
         return call
 
@@ -109,6 +119,12 @@ def _exact(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
+def products_in(tensor: Tensor) -> torch.dtype:
+    """The type in which products of a float tensor are computed: its own, or a lower one inside autocast."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 REPLACED: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_product_attention: attention}
 
 
@@ -120,7 +136,7 @@ def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
     """
     if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
         return "lean"
-    calls = {kernels: partial(computed(block, kernels), h, **context) for kernels in ("library", "fast")}
+    calls = {kernels: partial(computed(every_token, kernels), block, h, **context) for kernels in ("library", "fast")}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = measure_in_turns(calls, thread_time)

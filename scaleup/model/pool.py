@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from scaleup.checkpoint.model_directory import Pool
 from scaleup.common.errors import UserError
+from scaleup.model.kernels import computed, every_token
 
 
 class MeanPool(nn.Module):
     """Norm, then the mean of all tokens, those of prefixes too: (B, P+N, D) -> (B, D).
 
     With ``taps``, tokens of smaller depths of the trunk stand beside those of the last block, each depth with a norm,
-    and so a scale, of its own.
+    and so a scale, of its own. ``kernels`` says how blocks, where there are any, are computed.
     """
+
+    kernels = "library"
 
     def __init__(self, norm: nn.Module, width: int, taps: Sequence[int]) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class AttentivePool(MeanPool):
     def forward(self, h: Tensor, lower: Mapping[int, Tensor]) -> Tensor:
         x = self.tokens(h, lower)
         for block in self.blocks:
-            x = block(x)
+            x = computed(every_token, self.kernels)(block, x)
         return self.proj(self._attend(x)).flatten(1)
 
     def _attend(self, x: Tensor) -> Tensor:

@@ -34,8 +34,9 @@ class Context(NamedTuple):
     rope: Tensor | None = None  # rotary sines and cosines (N, 2d), or (depth, heads, N, 2d)
 
     def to(self, dtype: torch.dtype) -> Context:
-        """The context for tokens of another precision: the bias is cast; rotary angles stay exact."""
-        return self if self.attn_mask is None else self._replace(attn_mask=self.attn_mask.to(dtype))
+        """The context for tokens of another precision. (With float32 angles, queries and keys would be turned in
+        float32, and take twice the memory.)"""
+        return Context(*(None if each is None else each.to(dtype) for each in self))
 
     def at(self, block: int) -> dict[str, Tensor]:
         """Keyword arguments of block number ``block``, counted from 0."""

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from scaleup.backbones.backbone import BlockFile
 from scaleup.common.errors import UserError
 from scaleup.common.timing import now
-from scaleup.model.kernels import computed, first_token, measure_in_turns
+from scaleup.model.kernels import Call, computed, every_token, first_token, measure_in_turns
 from scaleup.model.slots import Slots, pin
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
 
@@ -92,11 +92,11 @@ class Trunk(nn.Module):
         h, cast_context, deepest = z0.to(dtype), context.to(dtype), max(depths | first)
         tokens, alone = dict[int, Tensor](), dict[int, Tensor]()
         for index, block in enumerate(iterate_blocks(self.blocks[:deepest], h.device, self.file, dtype)):
-            call, depth = partial(computed(block, self.kernels), **cast_context.at(index)), index + 1
+            call, depth = partial(block, h, **cast_context.at(index)), index + 1
             if depth in first:
-                alone[depth] = call(h, alone=True).to(z0.dtype)
+                alone[depth] = call(computed(first_token, self.kernels)).to(z0.dtype)
             if depth < deepest or depth in depths:
-                h = call(h)
+                h = call(computed(every_token, self.kernels))
             if depth in depths:
                 tokens[depth] = h.to(z0.dtype)
         taps = taps_of(z0, alone | tokens, context)
@@ -190,7 +190,7 @@ def iterate_blocks(
     """Blocks ready to be called, in order. Those that are elsewhere are fetched while the one before computes.
 
     A block on the meta device is read from ``file`` in precision ``dtype``; one that is not on ``device`` is copied to
-    one of two places there. Called with ``alone=True`` a block gives its output for the first token alone.
+    one of two places there. Beside the tokens, each gets what computes it: ``every_token``, or another :data:`Call`.
     """
     if all(_is_on(block, device) for block in blocks):
         yield from (partial(_call, block, None) for block in blocks)
@@ -229,26 +229,25 @@ def _fetched(
     return {name: tensor.pin_memory() for name, tensor in cast.items()} if device.type != "cpu" else cast
 
 
-class FirstToken(nn.Module):
-    """A block that is computed for its first token alone: tokens (B, N, D) -> (B, 1, D)."""
+class Called(nn.Module):
+    """A block that ``call(block, h, **context)`` computes."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, call: Call) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.call = block, call
 
     def forward(self, h: Tensor, **context: Tensor) -> Tensor:
-        return first_token(self.block, h, **context)
+        return self.call(self.block, h, **context)
 
 
 def _call(
-    block: nn.Module, fetched: dict[str, Tensor] | None, h: Tensor, alone: bool = False, **context: Any
+    block: nn.Module, fetched: dict[str, Tensor] | None, h: Tensor, call: Call = every_token, **context: Any
 ) -> Tensor:
-    """The output of a block, for its first token ``alone`` or for all, with the tensors that were ``fetched`` for
-    it."""
-    module, at = (FirstToken(block), "block.") if alone else (block, "")
+    """The output of a block, as ``call`` computes it, with the tensors that were ``fetched`` for it."""
     if fetched is None:
-        return module(h, **context)
-    return functional_call(module, {at + name: tensor for name, tensor in fetched.items()}, (h,), context)
+        return call(block, h, **context)
+    tensors = {f"block.{name}": tensor for name, tensor in fetched.items()}
+    return functional_call(Called(block, call), tensors, (h,), context)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from scaleup.common.processes import environment
 from scaleup.common.timing import Span, progress
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
-from scaleup.model.build import prepare_trunks, set_kernels
+from scaleup.model.build import prepare_trunks, set_compile, set_kernels
+from scaleup.model.compiled import STOPWATCH
 from scaleup.model.kernels import set_products
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, read_numbers, whole_step
@@ -97,13 +98,16 @@ class Run:
             run_inputs.refuse_changed(checkpoint.state["sources"], self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
-        trunk, kernels = recipe.trunk, recipe.train.kernels
+        trunk, kernels, compile = recipe.trunk, recipe.train.kernels, recipe.train.compile
         if checkpoint is not None:  # ``auto`` measures, and may choose differently the next time
             trunk = replace(trunk, precision=checkpoint.state["precision"])
-            kernels = checkpoint.state["kernels"]
+            kernels, compile = checkpoint.state["kernels"], checkpoint.state.get("compile", "off")
+        if compile == "blocks" and kernels == "auto":  # nothing is left to measure
+            kernels = "lean"
         self.kernels = set_kernels(self.models.values(), kernels, self.world)
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.about_trunk = self._prepare(trunk, valid is not None)
+        self.compile = set_compile(self.models.values(), compile, self.world)
         weights = {head: each.to(self.world.device) for head, each in run_inputs.class_weights(recipe).items()}
         self.trainers = {
             name: ArmTrainer(name, self.models[name], arm, recipe, self.world, weights) for name, arm in arms.items()
@@ -190,6 +194,7 @@ class Run:
             "arms": {name: asdict(arm) for name, arm in self.arms.items()},
             "precision": self.about_trunk.get("precision", "float32"),
             "kernels": self.kernels,
+            "compile": self.compile,
             "ranks": self.world.size,
             "sources": self.sources,
         }
@@ -232,6 +237,8 @@ class Run:
                 del entry["arms"][name]
         for sentence in self.remember([entry]):
             self._say(sentence)
+        if self.compile != "off" and (seconds := STOPWATCH.take()):
+            self._say(f"step {step}: blocks were compiled in {seconds:.0f} s, which torch keeps for the next run")
         return entry
 
     def _lose(self, trainer: ArmTrainer, step: int, fault: str) -> None:
@@ -254,6 +261,7 @@ class Run:
             trunk_seconds=late_mean(self.trunk_seconds),
             trunk=self.about_trunk,
             kernels=self.kernels,
+            compile=self.compile,
             arms=arms,
             environment=environment(),
             exit=int(any(arm.diverged is not None for arm in arms.values())),

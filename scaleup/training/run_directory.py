@@ -50,6 +50,7 @@ class RunResult:
     arms: dict[str, ArmResult]
     environment: dict[str, Any]  # see scaleup.common.processes.environment
     exit: int = 0  # the exit code: 1 if an arm diverged
+    compile: str = "off"  # blocks, if they were compiled
     parts: list[list[str]] | None = None  # for a sweep in several parts: the arms of each part
 
     def write(self) -> None:

@@ -31,7 +31,7 @@ from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
 from scaleup.model.adapter import Adapt
-from scaleup.model.build import prepare_trunks, set_kernels
+from scaleup.model.build import prepare_trunks, set_compile, set_kernels
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Taps, drift
 from scaleup.model.tubevit import TubeViT
@@ -220,6 +220,7 @@ def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     world = World(0, 1, device := own_device())
     kernels = set_kernels([model.place(device, None)], recipe.train.kernels, world)
     prepared = prepare_trunks([model], recipe.trunk, world, recipe.data.batch)
+    set_compile([model], recipe.train.compile, world)
     assert prepared is not None
     return asdict(prepared) | {"kernels": kernels}
 

@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
 from scaleup.model import kernels
-from scaleup.model.kernels import Fast, choose, computed
+from scaleup.model.kernels import Fast, choose, computed, every_token
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_a_large_layer_gives_the_same_forward_and_backward(bias: bool, convoluti
     for name in ("library", "fast"):
         layer.zero_grad()
         given = x.clone().requires_grad_(True)
-        out = computed(layer, name)(given)
+        out = computed(every_token, name)(layer, given)
         (out * weights).sum().backward()
         found[name] = [out, given.grad, *(parameter.grad for parameter in layer.parameters())]
     assert convolutions == [(96, 64, 1, 1)]
@@ -43,9 +43,9 @@ def test_many_channels_are_summed_in_parts_where_nothing_trains(
     layer, x = nn.Linear(192, 96), numbers(2, 50, 192)
     for _ in range(2):  # nothing that is given changes
         with torch.no_grad():
-            assert torch.allclose(computed(layer, "fast")(x), layer(x), atol=1e-5)
+            assert torch.allclose(computed(every_token, "fast")(layer, x), layer(x), atol=1e-5)
     assert convolutions == 2 * [(96, shape, 1, 1) for shape in [len(each) for each in torch.empty(192).chunk(parts)]]
-    computed(layer, "fast")(x)  # with gradients
+    computed(every_token, "fast")(layer, x)  # with gradients
     assert convolutions[2 * parts :] == [(96, 192, 1, 1)]
 
 
@@ -92,7 +92,7 @@ def test_attention_is_the_librarys_where_ours_would_differ_or_keep_all_scores(co
 
 def test_blocks_are_computed_alike_when_they_are_computed_twice(convolutions: list[tuple]) -> None:
     layer, x = nn.Linear(64, 96), numbers(2, 50, 64).requires_grad_(True)
-    checkpoint(computed(layer, "fast"), x, use_reentrant=False).sum().backward()
+    checkpoint(computed(every_token, "fast"), layer, x, use_reentrant=False).sum().backward()
     assert len(convolutions) == 2
 
 

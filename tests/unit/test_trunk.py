@@ -199,3 +199,23 @@ def test_a_block_from_a_file_can_be_had_in_memory(tmp_path: Path) -> None:
         wanted = resident.blocks[index].state_dict()
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.state_dict().items())
         assert made is not streamed.blocks[index]
+
+
+def test_angles_and_bias_are_in_the_precision_of_the_products() -> None:
+    """Of frozen blocks and of trained ones; float32 angles would turn queries and keys in float32."""
+    types: list[Any] = []
+
+    class Told(nn.Module):
+        def forward(self, h: Tensor, **context: Tensor) -> Tensor:
+            types.append({name: tensor.dtype for name, tensor in context.items()})
+            return h
+
+    context = Context(torch.zeros(1, 2, 5, 5), torch.zeros(4, 12))
+    model, _ = adapted(frozen_depth=3)
+    model.arm.blocks["3"] = Told()
+    taps = frozen.Taps(*torch.zeros(2, 1, 5, 24), context)
+    model.arm.features(taps)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.arm.features(taps)
+    exact, low = ({"attn_mask": dtype, "rope": dtype} for dtype in (torch.float32, torch.bfloat16))
+    assert types == [exact, low] and {each.dtype for each in context.to(torch.float16)} == {torch.float16}
