@@ -48,11 +48,13 @@ class Samples(Protocol):
     """The source of a batch's samples: shards, or a token cache."""
 
     modality: str
-    keys: Sequence[str]
     sizes: list[int]
     labels: dict[str, Any]  # arrays (N,), see scaleup.data.labels.as_array, or what is read as one
     kinds: dict[str, str]  # of labels that are not one class
     classes: dict[str, list[str]]  # label -> class names
+
+    @property
+    def keys(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 

@@ -62,10 +62,6 @@ class TarEntry:
     sha256: str
     samples: list[SampleEntry]
 
-    @classmethod
-    def of(cls, content: dict[str, Any]) -> TarEntry:
-        return cls(**content | {"samples": [SampleEntry(**sample) for sample in content["samples"]]})
-
 
 @dataclass
 class Index:
@@ -88,10 +84,11 @@ class Index:
         values = {name: value for name, value in content.items() if name not in NOT_OF_IT}
         values["failures"] = [Failure(**failure) for failure in values["failures"]]
         values["notes"] = [Note(**note) for note in values.get("notes", [])]
-        newer = content["format"] == FORMAT
-        tars = [{**tar, "samples": []} if newer else tar for tar in values["shards"]]
-        tars = [{name: value for name, value in tar.items() if name != "crc32"} for tar in tars]
-        return cls(**values | {"shards": [TarEntry.of(tar) for tar in tars]})
+        newer, tars = content["format"] == FORMAT, list[TarEntry]()
+        for tar in values["shards"]:
+            samples = [] if newer else [SampleEntry(**sample) for sample in tar["samples"]]
+            tars.append(TarEntry(tar["file"], tar["bytes"], tar["sha256"], samples))
+        return cls(**values | {"shards": tars})
 
 
 def write_index(path: Path, index: Index, tars: Iterable[TarEntry] | None = None) -> None:

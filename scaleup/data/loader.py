@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import accumulate
 from math import ceil
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -241,28 +244,43 @@ def eval_loader(
     check_heads(shards, heads)
     clips, crops = parse_views(views)
     share = eval_share(len(shards), rank, world)
-    chunks = [share[begin : begin + batch] for begin in range(0, len(share), batch)]
     size = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
     read = partial(_read_views, shards, input, clips, crops)
-    return map(_name_failures, EachOnce(shards, dict(heads), read, chunks).batches(size, workers))
+    return map(_name_failures, EachOnce(shards, dict(heads), read, Parts([share], batch)).batches(size, workers))
 
 
 def _read_views(shards: Shards, input: schema.Input, clips: int, crops: int, index: int) -> Tensor:
     return eval_views(shards.read(index).media, shards.modality, input, clips, crops)
 
 
+class Parts(Sequence[Sequence[int]]):
+    """The ``chunks`` of samples, each divided into parts of ``size``, which are made where they are asked for."""
+
+    def __init__(self, chunks: Sequence[Sequence[int]], size: int) -> None:
+        self.chunks, self.size = chunks, size
+        self.ends = list(accumulate(ceil(len(chunk) / size) for chunk in chunks))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, number: Any) -> Any:
+        chunk = bisect_right(self.ends, number)
+        begin = self.size * (number - (self.ends[chunk - 1] if chunk else 0))
+        return self.chunks[chunk][begin : begin + self.size]
+
+
 @dataclass
 class EachOnce(Dataset):
-    """Number of a chunk -> :class:`Batch` of ``read(index)`` of its samples. What raises BadSample is a failure."""
+    """Number of a part -> :class:`Batch` of ``read(index)`` of its samples. What raises BadSample is a failure."""
 
     shards: Shards
     heads: dict[str, str]
     read: Callable[[int], Tensor]
-    chunks: Sequence[Sequence[int]]
+    parts: Parts
 
     def __getitem__(self, number: int) -> Batch:
         read, failures = [], []
-        for index in self.chunks[number]:
+        for index in self.parts[number]:
             try:
                 read.append((index, self.read(index)))
             except BadSample as error:
@@ -271,8 +289,8 @@ class EachOnce(Dataset):
 
     def batches(self, size: int, workers: int) -> Iterator[Batch]:
         """All batches in order, made by ``workers`` processes; ``size``: bytes of one sample."""
-        largest = max(map(len, self.chunks), default=0)
-        return batches(self, range(len(self.chunks)), workers, largest * size)
+        largest = min(self.parts.size, max(map(len, self.parts.chunks), default=0))
+        return batches(self, range(len(self.parts)), workers, largest * size)
 
 
 def _name_failures(batch: Batch) -> Batch:

@@ -106,7 +106,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
             crcs[f"{sample.key}.json"] = zlib.crc32(labels)
     with tarfile.open(path) as tar:
         for member in tar:
-            key, extension = member.name.split(".")
+            key, _, extension = member.name.rpartition(".")
             entries[key].members[extension] = [member.offset_data, member.size, crcs[member.name]]
     return TarEntry(path.name, path.stat().st_size, file_sha256(path), list(entries.values()))
 

@@ -9,16 +9,19 @@ import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaleup.common.errors import UserError
 from scaleup.data.decode import BadSample
-from scaleup.data.index import COLUMNS, DAMAGE
+from scaleup.data.index import COLUMNS, DAMAGE, TarEntry
 from scaleup.data.labels import ONE, Label, as_label
 from scaleup.data.storage import Directory, Storage, storage
 from scaleup.data.table import Table
+
+ASKED, PART = 16, 64  # tars whose sizes are asked for at a time, each time for so many in turn
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Shards:
         self.failures, self.notes, self.made = index.failures, index.notes, index.made
         self.files = [tar.file for tar in index.shards]
         self.sizes, self.labels = table.sizes, table.labels
-        self.keys: Sequence[str] = table.keys
+        self.keys = table.keys
         self.list_sha256 = table.list_sha256  # accuracies can only be compared if it is the same
 
     def __reduce__(self) -> Any:
@@ -61,8 +64,8 @@ class Shards:
         for tar in table.index.shards:
             if os.path.basename(tar.file) != tar.file:  # noqa: PTH119
                 raise UserError(f"'{path}/index.json' is damaged: '{tar.file}' is not the name of a file in it")
-            if isinstance(place, Directory):
-                _refuse_other_size(f"{place.path}/{tar.file}", tar.bytes)
+        if isinstance(place, Directory):
+            _refuse_other_sizes(str(place.path), table.index.shards)
         return cls(place, table)
 
     def __len__(self) -> int:
@@ -102,10 +105,19 @@ class Shards:
         return {name: as_label(labels[i]) for name, labels in self.labels.items()}
 
 
-def _refuse_other_size(file: str, size: int) -> None:
-    try:
-        actual = os.stat(file).st_size  # noqa: PTH116
-    except OSError:
-        raise UserError(f"shard '{file}' is missing") from None
-    if actual != size:
-        raise UserError(f"shard '{file}' has {actual} bytes; its index says {size}")
+def _refuse_other_sizes(folder: str, tars: Sequence[TarEntry]) -> None:
+    """UserError for the first tar that is missing or has another size. Several are asked for at a time, since disks and
+    networks may take long to answer."""
+
+    def refuse(part: Sequence[TarEntry]) -> None:
+        for tar in part:
+            file = f"{folder}/{tar.file}"
+            try:
+                actual = os.stat(file).st_size  # noqa: PTH116
+            except OSError:
+                raise UserError(f"shard '{file}' is missing") from None
+            if actual != tar.bytes:
+                raise UserError(f"shard '{file}' has {actual} bytes; its index says {tar.bytes}")
+
+    with ThreadPoolExecutor(ASKED) as pool:
+        list(pool.map(refuse, (tars[begin : begin + PART] for begin in range(0, len(tars), PART))))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -92,8 +92,42 @@ def tensor_of(records: Tensor, place: ByteRange) -> Tensor:
     return records[:, place.begin : place.end].contiguous().view(KINDS[place.kind]).view(-1, *place.shape)
 
 
+class CachedKeys(Sequence[str]):
+    """The keys of the samples of a cache: those of their records, and of samples without one."""
+
+    def __init__(self, cached: CachedSet) -> None:
+        self.cached = cached
+
+    def __len__(self) -> int:
+        return len(self.cached)
+
+    def __getitem__(self, number: Any) -> Any:
+        shards, row = self.cached.shards, int(self.cached.rows(range(len(self))[number]))
+        if row < 0:
+            return shards.failures[int(np.searchsorted(self.cached.failed, number))].source
+        return shards.keys[row].rpartition("-v")[0]
+
+
+class CachedLabels:
+    """A label of the samples of a cache, of which those that are asked for are read: an array (n,). One without a
+    record has that of the last record."""
+
+    def __init__(self, cached: CachedSet, name: str) -> None:
+        self.cached, self.labels = cached, cached.shards.labels[name]
+        self.dtype = self.labels.dtype
+
+    def __len__(self) -> int:
+        return len(self.cached)
+
+    def __getitem__(self, numbers: Any) -> np.ndarray:
+        if isinstance(numbers, slice):
+            numbers = np.arange(*numbers.indices(len(self)))
+        return self.labels[self.cached.rows(numbers)]
+
+
 class CachedSet:
-    """One dataset of a cache. Samples have the same numbers as in the shards that it was made from.
+    """One dataset of a cache. Samples have the same numbers as in the shards that it was made from. Time and memory to
+    open it depend on the number of tars, not of samples.
 
     ``made`` says how it was made (from its index). Samples without a record are in ``failures``.
 
@@ -111,10 +145,10 @@ class CachedSet:
         try:
             self.made = self.shards.made
             self.modality, self.views = self.made["modality"], self.made["views"]
-            self.keys, self.sizes = self.made["keys"], self.made["sizes"]
-            self.failures = {failure.source: failure.reason for failure in self.shards.failures}
-            self.rows = self._numbered()
-            self.labels = {name: labels[self.rows[:, 0]] for name, labels in self.shards.labels.items()}
+            self.sizes, self.failures = self.made["sizes"], self.shards.failures
+            self.keys: Sequence[str] = self.made.get("keys") or CachedKeys(self)
+            self.failed = np.array(self._without_record(), dtype=np.int64)  # in rising order, as their failures
+            self.labels = {name: CachedLabels(self, name) for name in self.shards.labels}
             self.layout = {name: ByteRange(*place) for name, place in self.made["layout"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise UserError(f"'{path}' is not a usable token cache: {type(error).__name__} {error}") from None
@@ -122,25 +156,32 @@ class CachedSet:
     @property
     def list_sha256(self) -> str:
         """Of the samples' keys."""
-        return list_sha256(self.keys)
+        return self.made.get("list_sha256") or list_sha256(self.keys)
 
-    def _numbered(self) -> np.ndarray:
-        """The number of the record of each sample and view; -1 if there is none."""
-        rows = np.full((len(self.keys), self.views), -1)
-        for row, key in enumerate(self.shards.keys):
-            number, view = key.split("-v")
-            rows[int(number), int(view)] = row
-        return rows
+    def _without_record(self) -> list[int]:
+        """The numbers of the samples whose failures the index lists."""
+        failed = self.made.get("failed")
+        if failed is None:  # an older index has the keys of all samples
+            numbers = {key: number for number, key in enumerate(self.keys)}
+            failed = [numbers[failure.source] for failure in self.failures]
+        if (len(self) - len(failed)) * self.views != len(self.shards) or len(failed) != len(self.failures):
+            raise ValueError(f"{len(self.shards)} records of {len(self)} samples in {self.views} views")
+        return failed
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return sum(self.sizes)
+
+    def rows(self, numbers: Any) -> np.ndarray:
+        """The number of the record of the first view of each sample; -1 if it has none."""
+        numbers = np.asarray(numbers)
+        before, through = (np.searchsorted(self.failed, numbers, side=side) for side in ("left", "right"))
+        return np.where(through > before, -1, (numbers - before) * self.views)
 
     def record(self, index: int, epoch: int) -> Tensor:
         """The record of a sample in an epoch, uint8 (bytes,); BadSample if there is none, or if it has changed."""
-        row = int(self.rows[index, epoch % self.views])
-        if row < 0:
-            raise BadSample(self.failures.get(self.keys[index], "it has no record"))
-        return torch.frombuffer(bytearray(self.shards.read(row).media), dtype=torch.uint8)
+        if (row := int(self.rows(index))) < 0:
+            raise BadSample(self.failures[int(np.searchsorted(self.failed, index))].reason)
+        return torch.frombuffer(bytearray(self.shards.read(row + epoch % self.views).media), dtype=torch.uint8)
 
     def tensors(self, records: Tensor) -> dict[str, Tensor]:
         """All tensors of a batch of records, in their stored precision."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch
 from scaleup.data.labels import LOSSES, refuse_loss
-from scaleup.data.loader import eval_loader
+from scaleup.data.loader import Parts, eval_loader, eval_share
 from scaleup.data.shards import Shards
 from scaleup.evaluation.scores import ByClass, Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
@@ -106,26 +107,29 @@ class Once:
     ) -> None:
         self.title, self.shards, self.heads, self.views, self.world = title, shards, dict(heads), views, world
         self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
-        self.share = len(range(world.rank, len(shards), world.size))
-        self.keys: list[str] = []
+        self.parts = Parts([eval_share(len(shards), world.rank, world.size)], batch)
+        self.read, self.passed = 0, 0  # samples
         self.failures: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank that have readable samples."""
-        with progress(self.title, self.share) as advance:
-            for batch in self.batches:
-                self.keys += batch.keys
-                self.failures += [(failure.source, failure.reason) for failure in batch.failures]
+        with progress(self.title, sum(map(len, self.parts.chunks))) as advance:
+            for part, batch in zip(self.parts, self.batches, strict=True):
+                failures = [(failure.source, failure.reason) for failure in batch.failures]
+                passed = sorted([*batch.keys, *(key for key, _ in failures)])
+                assert passed == sorted(self.shards.keys[number] for number in part), f"other samples than {part}"
+                self.read, self.passed = self.read + len(batch.keys), self.passed + len(passed)
+                self.failures += failures
                 if batch.keys:
                     yield batch
-                advance(len(batch.keys) + len(batch.failures))
+                advance(len(passed))
 
     def summary(self) -> Coverage:
         """The samples of all ranks. All ranks must call this."""
-        keys, failures = self.world.join_lists(self.keys), self.world.join_lists(self.failures)
-        passed = sorted(keys + [key for key, _ in failures])  # check that each sample was seen exactly once
-        assert passed == sorted(self.shards.keys), f"{len(passed)} samples seen of {len(self.shards)}"
-        return Coverage(self.shards.name, len(keys), failures, self.shards.list_sha256, self.views)
+        counts = np.sum(self.world.gather((self.read, self.passed)), axis=0).tolist()
+        assert counts[1] == len(self.shards), f"{counts[1]} samples seen of {len(self.shards)}"  # each exactly once
+        failures = self.world.join_lists(self.failures)
+        return Coverage(self.shards.name, counts[0], failures, self.shards.list_sha256, self.views)
 
 
 def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:

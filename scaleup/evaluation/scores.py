@@ -132,34 +132,24 @@ class ClassTally:
         return HeadScore(top1, top5, loss, self.chance), ByClass.of("recall", right / samples, samples, names)
 
 
-class Gathered:
-    """All outputs (N, C) and labels of a head, which measures of the whole set need."""
+class SeveralTally:
+    """Probabilities of each class are averaged over the views. Average precision sorts the samples by them, so all
+    are kept: 5 bytes a sample and class."""
 
     def __init__(self) -> None:
-        self.outputs: list[Tensor] = []
-        self.labels: list[Tensor] = []
-
-    def keep(self, outputs: Tensor, labels: Tensor) -> None:
-        self.outputs.append(outputs)
-        self.labels.append(labels)
-
-    def all(self, world: World) -> tuple[Tensor, Tensor] | None:
-        """Of all ranks; None without a sample."""
-        outputs, labels = (world.join_lists(each) for each in (self.outputs, self.labels))
-        return (torch.cat(outputs), torch.cat(labels)) if outputs else None
-
-
-class SeveralTally(Gathered):
-    """Probabilities of each class are averaged over the views."""
+        self.outputs: list[Tensor] = []  # (B, C)
+        self.labels: list[Tensor] = []  # bool (B, C)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        self.keep(logits.sigmoid().mean(1), multi_hot(labels, logits.shape[2]))
+        self.outputs.append(logits.sigmoid().mean(1))
+        self.labels.append(multi_hot(labels, logits.shape[2]).bool())
 
     def score(self, world: World, names: Sequence[str]) -> tuple[SeveralScore, ByClass]:
-        if (gathered := self.all(world)) is None:
+        outputs, hot = (world.join_lists(each) for each in (self.outputs, self.labels))
+        if not outputs:
             nothing = torch.zeros(len(names))
             return SeveralScore(0.0, 0.0, 0.0, 0.0, 0.0), ByClass.of("average precision", nothing, nothing, names)
-        probabilities, labels = gathered
+        probabilities, labels = torch.cat(outputs), torch.cat(hot).float()
         best = labels.gather(1, probabilities.topk(min(5, labels.shape[1])).indices)  # (N, 5)
         precisions = average_precisions(probabilities.numpy(), labels.numpy())
         mean, chance = mean_average_precision(precisions, labels.numpy())
@@ -168,21 +158,36 @@ class SeveralTally(Gathered):
         return score, ByClass.of("average precision", torch.from_numpy(precisions), labels.sum(0), names)
 
 
-class NumberTally(Gathered):
+class NumberTally:
     """Numbers are averaged over the views."""
 
     def __init__(self, loss: HeadLoss) -> None:
-        super().__init__()
         self.objective = Objective(loss)
+        self.sums = torch.zeros(4, dtype=torch.float64)  # samples, absolute and squared errors, losses
+        self.spread = torch.zeros(3, dtype=torch.float64)  # of the labels: samples, mean, sum of squared deviations
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        self.keep(logits.mean(1), labels)
+        numbers, labels = logits.mean(1).double(), labels.double()
+        errors, count = numbers[:, 0] - labels, len(labels)
+        loss = count * self.objective(numbers, labels)
+        self.sums += torch.stack([torch.tensor(count), errors.abs().sum(), errors.square().sum(), loss])
+        self.spread = _joined([self.spread, torch.stack([torch.tensor(count), labels.mean(), _deviations(labels)])])
 
     def score(self, world: World, names: Sequence[str]) -> tuple[NumberScore, None]:
-        if (gathered := self.all(world)) is None:
+        count, absolute, squared, loss = torch.stack(world.gather(self.sums)).sum(0).tolist()
+        if not count:
             return NumberScore(0.0, 0.0, 0.0, 0.0), None
-        numbers, labels = gathered[0].double(), gathered[1].double()
-        errors, spread = numbers[:, 0] - labels, labels.var(correction=0).item()
-        squared = errors.square().mean().item()
-        r2 = 1 - squared / spread if spread else 0.0
-        return NumberScore(r2, errors.abs().mean().item(), squared**0.5, self.objective(numbers, labels).item()), None
+        deviations = _joined(world.gather(self.spread))[2].item()
+        r2 = 1 - squared / deviations if deviations else 0.0
+        return NumberScore(r2, absolute / count, (squared / count) ** 0.5, loss / count), None
+
+
+def _deviations(values: Tensor) -> Tensor:
+    return (values - values.mean()).square().sum()
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """(samples, mean, sum of squared deviations) of several parts together."""
+    counts, means, deviations = torch.stack(list(parts)).unbind(1)
+    mean = (counts * means).sum() / counts.sum().clamp(1)
+    return torch.stack([counts.sum(), mean, (deviations + counts * (means - mean).square()).sum()])

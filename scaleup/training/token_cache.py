@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from scaleup.config.recipe import settle
 from scaleup.config.schema import Recipe
 from scaleup.data.batches import BadSamples, Batch, input_bytes
 from scaleup.data.index import Index
-from scaleup.data.loader import Augmented, EachOnce, open_datasets
+from scaleup.data.loader import Augmented, EachOnce, Parts, open_datasets
 from scaleup.data.pack import GrowingShards
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Failure
@@ -61,7 +61,6 @@ class SetWriter:
     ) -> None:
         self.recipe, self.model, self.name, self.shards, self.origin = recipe, model, name, shards, origin
         self.directory, self.views = directory, origin["views"]
-        self.numbers = {key: number for number, key in enumerate(shards.keys)}
         self.bad = BadSamples(f"dataset '{name}'", len(shards), recipe.data.max_bad, "; what is finished is kept")
         length, count = samples_of_a_tar(origin["record_bytes"], self.views), len(shards)
         self.chunks = [range(begin, min(begin + length, count)) for begin in range(0, count, length)]  # of the tars
@@ -72,19 +71,23 @@ class SetWriter:
         self.tars = GrowingShards(self.directory, self.chunks, self.name)
         advance(self.tars.done)
         self.bad.add(self.tars.failures)
-        unfinished = {number: self._divide(chunk) for number, chunk in self.tars.unfinished.items()}
-        batches = self._batches([part for parts in unfinished.values() for part in parts])
-        for number, parts in unfinished.items():
-            self.tars.write(number, self._samples(islice(batches, len(parts)), advance))
+        unfinished = self.tars.unfinished
+        batches = self._batches(Parts(list(unfinished.values()), self.batch))
+        for number, chunk in unfinished.items():
+            self.tars.write(number, self._samples(Parts([chunk], self.batch), batches, advance))
 
     def conclude(self) -> None:
         """Write the index, and remove all other files except tars that have samples."""
-        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], self.shards.kinds, made=self.origin))
+        made = self.origin | {"failed": list(self._failed())}
+        self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], self.shards.kinds, made=made))
 
-    def _divide(self, chunk: Sequence[int]) -> list[Sequence[int]]:
-        return [chunk[begin : begin + self.batch] for begin in range(0, len(chunk), self.batch)]
+    def _failed(self) -> Iterator[int]:
+        """The numbers of the samples that could not be read, in the order of their failures."""
+        for tar, chunk in enumerate(self.chunks):
+            if failures := {failure.source for failure in self.tars.parts[tar].failures}:
+                yield from (number for number in chunk if self.shards.keys[number] in failures)
 
-    def _batches(self, parts: list[Sequence[int]]) -> Iterator[Batch]:
+    def _batches(self, parts: Parts) -> Iterator[Batch]:
         """All views of the samples of each part."""
         input, shards = self.model.config.input, self.shards
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: shards})
@@ -92,16 +95,18 @@ class SetWriter:
         size = input_bytes(input, shards.modality) * self.views
         return EachOnce(shards, {}, read, parts).batches(size, self.recipe.data.workers)
 
-    def _samples(self, batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
-        for batch in batches:
+    def _samples(
+        self, parts: Parts, batches: Iterator[Batch], advance: Callable[[int], None]
+    ) -> Iterator[Sample | Failure]:
+        for part, batch in zip(parts, islice(batches, len(parts)), strict=True):
             self.bad.name(batch.failures)
             self.bad.add(batch.failures)
             yield from batch.failures
             records = self._records(batch.pixels.flatten(0, 1)) if batch.keys else iter(())
-            for number in (self.numbers[key] for key in batch.keys):
-                for view in range(self.views):
-                    key, labels = f"{number:08d}-v{view}", self.shards.labels_of(number)
-                    yield Sample(key, "safetensors", next(records), labels)
+            failed = {failure.source for failure in batch.failures}
+            for number, key in ((number, self.shards.keys[number]) for number in part):
+                for view in range(self.views) if key not in failed else ():
+                    yield Sample(f"{key}-v{view}", "safetensors", next(records), self.shards.labels_of(number))
             advance(len(batch.keys) + len(batch.failures))
 
     def _records(self, pixels: Tensor) -> Iterator[bytes]:
@@ -207,7 +212,7 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
     """How the taps of a dataset are computed, for its index; to be called before the trunk is cast."""
     return {
         "modality": shards.modality,
-        "keys": list(shards.keys),
+        "list_sha256": shards.list_sha256,
         "sizes": shards.sizes,
         "record_bytes": len(blank),
         "layout": {name: list(place) for name, place in layout(blank).items()},
@@ -253,7 +258,7 @@ def _described(path: Path) -> CachedDataset:
 SHARD = 2**29  # bytes of a tar, roughly; a killed process loses at most one
 SPARE = 0.05  # share of the free disk that stays free
 BLOCK, END = 512, 10240  # sizes of members, headers and whole tars are multiples of these
-ENTRY = 160  # bytes of a record in the index, roughly
+ENTRY = 120  # bytes of a record in the index beside its key, roughly
 
 
 def blank_record(model: TubeViT, modality: str, depths: list[int], precision: str) -> bytes:
@@ -271,13 +276,13 @@ def samples_of_a_tar(record: int, views: int) -> int:
 
 def cache_bytes(shards: Shards, record: int, views: int) -> int:
     """Bytes on the disk of a dataset with records of ``record`` bytes: exact for tars (unless a label is a list of many
-    classes), roughly for the index."""
+    classes, or a key has more than 80 characters), roughly for the index."""
     label = json.dumps({"labels": shards.labels_of(0)})
     sample = views * (2 * BLOCK + _up(record, BLOCK) + _up(len(label), BLOCK))
     length = samples_of_a_tar(record, views)
-    counts = [min(length, len(shards) - begin) for begin in range(0, len(shards), length)]
-    index = len(shards) * views * ENTRY + sum(len(key) + 3 for key in shards.keys)
-    return sum(_up(count * sample + 2 * BLOCK, END) for count in counts) + index
+    full, rest = divmod(len(shards), length)
+    tars = full * _up(length * sample + 2 * BLOCK, END) + (_up(rest * sample + 2 * BLOCK, END) if rest else 0)
+    return tars + views * (len(shards) * ENTRY + len(shards.keys.values))
 
 
 def _up(size: int, multiple: int) -> int:

@@ -54,7 +54,7 @@ class Ranks:
         self.tallies = tallies
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        name = "sums" if value is self.tallies[0].sums else "counts"
+        name = next(each for each in ("sums", "counts", "spread") if getattr(self.tallies[0], each, None) is value)
         return [getattr(each, name) for each in self.tallies]
 
     def join_lists(self, values: list[Tensor]) -> list[Tensor]:
@@ -114,7 +114,8 @@ def test_ranks_together_score_as_one_does(kind: str) -> None:
 
 def test_errors_of_numbers() -> None:
     counted = tally(HeadLoss("l2", 10.0, 2.0), 1)
-    counted.add(torch.tensor([[[1.0], [3.0]], [[4.0], [4.0]]]), torch.tensor([1.0, 5.0]))  # means of views: 2 and 4
+    for views, label in (([[1.0], [3.0]], 1.0), ([[4.0], [4.0]], 5.0)):  # means of views: 2 and 4
+        counted.add(torch.tensor([views]), torch.tensor([label]))
     score, _ = counted.score(ALONE, ["number"])
     assert vars(score) == pytest.approx({"r2": 1 - 1 / 4, "mae": 1.0, "rmse": 1.0, "loss": 1 / 4})
     assert str(score) == "R2 0.75, MAE 1, RMSE 1"

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.indexes import whole_index
 
 from scaleup.common.errors import UserError
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Input, Recipe
+from scaleup.data.columns import Ragged
+from scaleup.data.index import write_index
 from scaleup.data.loader import train_loader
 from scaleup.data.pack import write_shards
 from scaleup.data.shards import Shards
-from scaleup.data.token_records import cached_loader, cached_sets
+from scaleup.data.storage import Failure
+from scaleup.data.token_records import CachedSet, cached_loader, cached_sets
 from scaleup.model.trunk import Trunk
 from scaleup.training.run import Run, train
 from scaleup.training.token_cache import make
@@ -78,9 +82,17 @@ def test_what_cannot_be_read_is_replaced_as_live(frozen: Frozen, tmp_path: Path,
     made = make(frozen(*changes), [1, 3], tmp_path / "cache", precision="float32").datasets["videos"]
     assert made.samples == 11 and [failure.source for failure in made.failures] == [samples[3].key]
     changes += [f"trunk.cache={tmp_path / 'cache'}", "train.steps=6"]
-    data = frozen(*changes).data
-    cached = cached_loader(data, cached_sets(data, str(tmp_path / "cache")), 1, range(6), 0, 1)
-    assert [batch.keys for batch in cached] == [batch.keys for batch in live]
+    data, keys = frozen(*changes).data, [batch.keys for batch in live]
+    for make_old in (None, make_older_cache):
+        if make_old:
+            make_old(tmp_path / "cache/videos")
+        sets = cached_sets(data, str(tmp_path / "cache"))
+        assert [batch.keys for batch in cached_loader(data, sets, 1, range(6), 0, 1)] == keys
+        opened, videos = Shards.open(hurt), sets["videos"]
+        assert list(videos.keys) == list(opened.keys) and videos.list_sha256 == opened.list_sha256
+        labels, there = opened.labels["motion"], [number for number in range(12) if number != 3]
+        assert videos.labels["motion"][there].tolist() == labels[there].tolist()
+        assert videos.labels["motion"][4:9].tolist() == labels[4:9].tolist()
 
     tar = tmp_path / "cache/videos/000000.tar"
     content = bytearray(tar.read_bytes())
@@ -91,6 +103,33 @@ def test_what_cannot_be_read_is_replaced_as_live(frozen: Frozen, tmp_path: Path,
     said = capsys.readouterr().err
     assert f"sample '{samples[3].key}' left out: not a readable video" in said
     assert f"sample '{samples[0].key}' left out: its bytes in 000000.tar have changed" in said
+
+
+def make_older_cache(path: Path) -> None:
+    """As versions wrote it that named all samples in ``index.json``."""
+    index, keys = whole_index(path), list(CachedSet(path).keys)
+    index.made = {name: value for name, value in index.made.items() if name not in ("failed", "list_sha256")}
+    index.made["keys"] = keys
+    write_index(path, index)
+
+
+def test_a_cache_that_contradicts_itself_is_refused(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache / "videos", tmp_path / "videos")
+    index = whole_index(tmp_path / "videos")
+    index.made["failed"] = [3]
+    index.failures.append(Failure("3", "not a readable video"))
+    write_index(tmp_path / "videos", index)
+    with pytest.raises(UserError, match="is not a usable token cache: ValueError 12 records of 12 samples in 1 views"):
+        CachedSet(tmp_path / "videos")
+
+
+def test_to_open_a_cache_reads_no_key_and_no_label(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Ragged, "span", never)
+    opened = CachedSet(cache / "videos")
+    assert len(opened) == 12 and len(opened.list_sha256) == 64
 
 
 def test_no_video_is_decoded_and_no_frozen_block_computes(

@@ -1,7 +1,10 @@
 import json
+import os
 import re
 import shutil
 import zlib
+from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import webdataset
@@ -140,6 +143,19 @@ OPENING = {
     "missing tar": (lambda path: (path / "000001.tar").unlink(), r"000001.tar' is missing"),
     "truncated": (lambda path: (path / "000001.tar").write_bytes(b"0" * 1024), r"000001.tar' has 1024 bytes"),
 }
+
+
+def test_several_tars_are_asked_for_their_size_at_a_time(shards, monkeypatch):
+    """A disk that answers none of three before all are asked for."""
+    asked, real = Barrier(3), os.stat
+    monkeypatch.setattr("scaleup.data.shards.PART", 1)
+
+    def stat(file):
+        asked.wait(timeout=20)
+        return real(file)
+
+    monkeypatch.setattr("scaleup.data.shards.os", SimpleNamespace(stat=stat, path=os.path))
+    assert len(Shards.open(shards.path)) == 7
 
 
 @pytest.mark.parametrize("case", OPENING)
