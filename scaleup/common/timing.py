@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from statistics import median
@@ -59,6 +59,19 @@ class Span:
         if self.device.type == "cpu":
             return self.ended - self.began
         return self.began.elapsed_time(self.ended) / 1000  # from milliseconds
+
+
+def measure_in_turns(
+    calls: Mapping[str, Callable[[], Any]], clock: Callable[[], float], rounds: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of some runs of each call, after a first one. Calls take turns, so that other work slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            began = clock()
+            call()
+            seconds[name].append(clock() - began)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 SHORTEST = 0.5  # seconds; steps that are shorter are counted together

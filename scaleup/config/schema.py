@@ -236,7 +236,7 @@ class Train:
     label_smoothing: Share = 0.0
     mixup: NotNegative = 0.0  # alpha of the Beta distribution; 0: no mixup
     cutmix: NotNegative = 0.0  # the same; if both are set, each step uses one of them, with equal probability
-    kernels: Literal["library", "lean", "fast", "auto"] = "auto"  # model/kernels.py; auto: fast where it is faster
+    kernels: Literal["library", "lean", "products", "fast", "auto"] = "auto"  # model/kernels.py; auto: the fastest
     compile: Literal["auto", "off", "blocks"] = "auto"  # blocks by torch.compile; auto: on a GPU with a compiler
     zero_stage: Annotated[Whole, Field(ge=0, le=2), allowed(STAGES)] = 0
     offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2

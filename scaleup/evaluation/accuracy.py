@@ -23,7 +23,8 @@ from scaleup.data.labels import LOSSES, refuse_loss
 from scaleup.data.loader import Parts, eval_loader, eval_share
 from scaleup.data.shards import Shards
 from scaleup.evaluation.scores import ByClass, Score, tally
-from scaleup.model.build import PreparedTrunk, prepare_trunks, set_kernels
+from scaleup.model.build import PreparedTrunk, prepare_trunks
+from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.tubevit import TubeViT, arm_inputs
 
 MEASURED_ON = ("shards", "modality", "list_sha256", "views", "labels")  # fields that identify the data of an evaluation
@@ -79,7 +80,7 @@ def evaluate(
     with world.together():
         for model in models.values():
             model.eval().arm.to(world.device)
-        set_kernels(models.values(), "auto", world)
+        set_kernels(models.values(), "auto", world, batch, trains=False)
         prepared = prepare_trunks(models.values(), trunk or Trunk(), world, batch)
         once = Once("evaluating", opened, heads, first.config.input, views, batch, workers, world)
         evaluations = scores(models, once)

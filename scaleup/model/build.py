@@ -1,5 +1,5 @@
-"""Builds models from recipes, model directories and run directories, and prepares them for a run: placement, precision
-and kernels.
+"""Builds models from recipes, model directories and run directories, and prepares them for a run: placement and
+precision.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from scaleup.config.recipe import default_precision
 from scaleup.config.schema import Model
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
-from scaleup.model.compiled import begin_compiling, has_compiler
-from scaleup.model.kernels import choose, keep_freed_memory
 from scaleup.model.tokenizer import natural_clip, normalise, size_of
-from scaleup.model.trunk import Trunk, cast_trunks, drift, is_on_meta, load_block, measure_precisions
+from scaleup.model.trunk import Trunk, cast_trunks, drift, load_block, measure_precisions
 from scaleup.model.tubes import TubeSpec, TubeTokenizer
 from scaleup.model.tubevit import TubeViT, depths_of
 
@@ -205,53 +203,6 @@ def _cast(
         for shared, own in zip(trunks, blocks, strict=True):
             shared.blocks, shared.precision, shared.originals = own, "float32", {}
     return choices[-1], drifts(choices[-1])
-
-
-def set_kernels(models: Collection[TubeViT], kernels: str, world: World) -> str:
-    """Have the trunks and arms of ``models`` compute as :mod:`scaleup.model.kernels` says; ``auto`` measures a block.
-
-    To be called before blocks are cast; returns the choice.
-    """
-    keep_freed_memory()
-    if kernels == "auto":
-        kernels = world.first(_kernels_of(next(iter(models)), world.device))
-    if kernels == "fast" and world.device.type != "cpu":  # what it has beyond lean ones is for CPUs
-        kernels = "lean"
-    _set(models, kernels)
-    return kernels
-
-
-def set_compile(models: Collection[TubeViT], compile: str, world: World) -> str:
-    """Have the blocks of ``models`` compiled when they are first called (``blocks``), or not (``off``); ``auto``: on a
-    GPU with a compiler, unless the kernels are the library's. Returns the choice.
-
-    To be called after :func:`set_kernels`, and when blocks are cast and placed.
-    """
-    if compile == "auto":
-        can = has_compiler(world.device) and next(iter(models)).arm.kernels != "library"
-        compile = world.first("blocks" if can else "off")
-    if compile == "blocks":
-        begin_compiling()
-        _set(models, "compiled")
-    return compile
-
-
-def _set(models: Collection[TubeViT], kernels: str) -> None:
-    for part in (part for model in models for part in (model.trunk, model.arm, model.arm.pool)):
-        if part is not None:
-            part.kernels = kernels  # type: ignore[assignment]
-
-
-def _kernels_of(model: TubeViT, device: torch.device) -> str:
-    """The fastest kernels, measured on one block. All blocks of a model are alike, so all arms of a sweep use the
-    same."""
-    block, frames = model.blocks[0], model.preprocess.frames
-    h = torch.randn(1, model.count_tokens(frames), model.tokenizer.embed_dim, device=device)
-    if model.trunk is not None and is_on_meta(block):
-        block = load_block(model.trunk.blocks, 0, model.trunk.file)
-    with torch.no_grad():
-        context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
-    return choose(block, h, context)
 
 
 def inflate(tubes: TubeTokenizer, backbone: Backbone) -> None:

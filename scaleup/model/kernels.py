@@ -1,10 +1,10 @@
 """How blocks are computed: as by the library, or in faster ways whose results differ only by rounding.
 
 ``library``: exactly the library's computation. ``lean``: the last block, frozen or not, is computed only for the class
-token, if pooling reads no other token (:func:`first_token`). ``fast``: as ``lean``, and large float32 products on a CPU
-are computed as 1x1 convolutions. torch computes these with oneDNN, but matrix products with a library that uses only
-half of some CPUs' vector width. ``compiled``: as ``lean``, by programs that torch makes of blocks
-(:mod:`scaleup.model.compiled`).
+token, if pooling reads no other token (:func:`first_token`). ``products``: as ``lean``, and large float32 products of
+weights on a CPU are computed as 1x1 convolutions. torch computes these with oneDNN, but matrix products with a library
+that uses only half of some CPUs' vector width. ``fast``: as ``products``, and so are the products of attention.
+``compiled``: as ``lean``, by programs that torch makes of blocks (:mod:`scaleup.model.compiled`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
-from time import thread_time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +25,10 @@ from torch.overrides import TorchFunctionMode
 
 from scaleup.model.compiled import Call, program
 
-PAYS = 1.3  # ``fast`` is chosen if it is at least this many times faster than the library
 NARROWEST, FEWEST = 64, 64  # smallest channels and tokens of a product for which ``fast`` can be faster
 LONGEST = 2560  # input channels of a product; longer sums do not fit the cache (5120: a tenth slower)
 LARGEST = 2**23  # attention scores that are computed at a time, to fit a last-level cache
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc
-SMALLEST = 2**18  # tokens times width; for smaller models a measurement would be noise
 
 
 def every_token(block: nn.Module, h: Tensor, **context: Tensor) -> Tensor:
@@ -44,21 +40,26 @@ def computed(call: Call, kernels: str) -> Call:
     """``call``, computed with ``kernels``."""
     if kernels == "compiled":
         return program(call)
-    if kernels != "fast":
+    if kernels not in REPLACED:
         return call
 
     def fast(*args: Any, **kwargs: Any) -> Tensor:
-        with Fast():
+        with Fast(kernels):
             return call(*args, **kwargs)
 
     return fast
 
 
 class Fast(TorchFunctionMode):
-    """Inside this context, :func:`linear` and :func:`attention` replace torch's functions in all modules."""
+    """Inside this context, :func:`linear`, and with ``fast`` kernels :func:`attention`, replace torch's functions in
+    all modules."""
+
+    def __init__(self, kernels: str = "fast") -> None:
+        super().__init__()
+        self.replaced = REPLACED[kernels]
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return REPLACED.get(func, func)(*args, **(kwargs or {}))
+        return self.replaced.get(func, func)(*args, **(kwargs or {}))
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -125,34 +126,10 @@ def products_in(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-REPLACED: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_product_attention: attention}
-
-
-@torch.no_grad()
-def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
-    """``fast`` if it computes a block on float32 tokens h (B, N, D) clearly faster on this machine, else ``lean``.
-
-    CPU time on one thread is measured, because other processes do not change it.
-    """
-    if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
-        return "lean"
-    calls = {kernels: partial(computed(every_token, kernels), block, h, **context) for kernels in ("library", "fast")}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds = measure_in_turns(calls, thread_time)
-    torch.set_num_threads(threads)
-    return "fast" if min(seconds["library"]) >= PAYS * min(seconds["fast"]) else "lean"
-
-
-def measure_in_turns(calls: Mapping[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of three runs of each call, after a first one. Calls take turns, so that other work slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(4):
-        for name, call in calls.items():
-            began = clock()
-            call()
-            seconds[name].append(clock() - began)
-    return {name: times[1:] for name, times in seconds.items()}
+REPLACED: dict[str, dict[Any, Callable[..., Tensor]]] = {
+    "products": {F.linear: linear},
+    "fast": {F.linear: linear, F.scaled_dot_product_attention: attention},
+}
 
 
 def set_products(device: torch.device, tf32: bool, deterministic: bool) -> None:

@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from scaleup.backbones.backbone import BlockFile
 from scaleup.common.errors import UserError
-from scaleup.common.timing import now
-from scaleup.model.kernels import Call, computed, every_token, first_token, measure_in_turns
+from scaleup.common.timing import measure_in_turns, now
+from scaleup.model.kernels import Call, computed, every_token, first_token
 from scaleup.model.slots import Slots, pin
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
 

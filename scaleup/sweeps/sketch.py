@@ -16,7 +16,8 @@ from torch import nn
 from scaleup.config.recipe import settle
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import open_datasets
-from scaleup.model.kernels import LARGEST, SMALLEST
+from scaleup.model.kernel_choice import SMALLEST
+from scaleup.model.kernels import LARGEST
 from scaleup.model.trunk import COMPUTED_IN, Taps, Trunk, taps_of
 from scaleup.model.tubes import Size
 from scaleup.model.tubevit import TubeViT, arm_inputs, depths_of

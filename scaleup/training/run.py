@@ -15,8 +15,9 @@ from scaleup.common.processes import environment
 from scaleup.common.timing import Span, progress
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
-from scaleup.model.build import prepare_trunks, set_compile, set_kernels
+from scaleup.model.build import prepare_trunks
 from scaleup.model.compiled import STOPWATCH
+from scaleup.model.kernel_choice import set_compile, set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, read_numbers, whole_step
@@ -98,13 +99,14 @@ class Run:
             run_inputs.refuse_changed(checkpoint.state["sources"], self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
+        self.pass_size = recipe.data.batch // self.world.size // recipe.train.accumulate
         trunk, kernels, compile = recipe.trunk, recipe.train.kernels, recipe.train.compile
         if checkpoint is not None:  # ``auto`` measures, and may choose differently the next time
             trunk = replace(trunk, precision=checkpoint.state["precision"])
             kernels, compile = checkpoint.state["kernels"], checkpoint.state.get("compile", "off")
         if compile == "blocks" and kernels == "auto":  # nothing is left to measure
             kernels = "lean"
-        self.kernels = set_kernels(self.models.values(), kernels, self.world)
+        self.kernels = set_kernels(self.models.values(), kernels, self.world, self.pass_size)
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.about_trunk = self._prepare(trunk, valid is not None)
         self.compile = set_compile(self.models.values(), compile, self.world)
@@ -125,9 +127,8 @@ class Run:
         made = self.feed.made if isinstance(self.feed, Cached) else None
         if made:
             trunk = replace(trunk, precision=made["trunk"]["precision"], placement="host")
-        batch = self.recipe.data.batch // self.world.size // self.recipe.train.accumulate
         models = self.models.values()
-        prepared = prepare_trunks(models, trunk, self.world, batch) if validates or not made else None
+        prepared = prepare_trunks(models, trunk, self.world, self.pass_size) if validates or not made else None
         about = asdict(prepared) if prepared else {}
         if made:
             cache = {"directory": self.recipe.trunk.cache} | {key: made[key] for key in ("views", "precision", "seed")}
@@ -193,7 +194,7 @@ class Run:
         return {
             "arms": {name: asdict(arm) for name, arm in self.arms.items()},
             "precision": self.about_trunk.get("precision", "float32"),
-            "kernels": self.kernels,
+            "kernels": asdict(self.kernels),
             "compile": self.compile,
             "ranks": self.world.size,
             "sources": self.sources,
@@ -260,7 +261,7 @@ class Run:
             steps=self.steps,
             trunk_seconds=late_mean(self.trunk_seconds),
             trunk=self.about_trunk,
-            kernels=self.kernels,
+            kernels=asdict(self.kernels),
             compile=self.compile,
             arms=arms,
             environment=environment(),

@@ -46,7 +46,7 @@ class RunResult:
     steps: int  # of the arm with most steps
     trunk_seconds: float  # of the trunk in a step: the mean without the first few; for several parts their sum
     trunk: dict[str, Any]  # see scaleup.model.build.PreparedTrunk; "cache" if a token cache was used
-    kernels: str  # see scaleup.model.kernels
+    kernels: dict[str, str]  # of the trunk and of the arms, see scaleup.model.kernels
     arms: dict[str, ArmResult]
     environment: dict[str, Any]  # see scaleup.common.processes.environment
     exit: int = 0  # the exit code: 1 if an arm diverged

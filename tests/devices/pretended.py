@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from scaleup.model import build, trunk
+from scaleup.model import kernel_choice, trunk
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -418,7 +418,7 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     )
     yield real_accelerator, {"ds_accelerator": None}  # DeepSpeed chooses again
     yield trunk, {"ThreadPoolExecutor": Pool}
-    yield build, {"has_compiler": lambda _: False}  # programs would not see the marks
+    yield kernel_choice, {"has_compiler": lambda _: False}  # programs would not see the marks
 
 
 @contextmanager

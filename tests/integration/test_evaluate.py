@@ -139,7 +139,7 @@ def test_arms_in_one_pass_give_what_each_gives_alone(swept: Path, shards: Path) 
 
 def test_kernels_are_chosen_once_for_all_arms(swept: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = iter(["fast"])
-    monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(chosen))
+    monkeypatch.setattr("scaleup.model.kernel_choice.choose", lambda *_, trains: next(chosen))
     models = load_run(swept)
     evaluate(models, shards, "1x1")
     parts = [part for model in models.values() for part in (model.trunk, model.arm) if part is not None]

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from support.tools import script
 from torch import nn
-from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
 from scaleup.model import kernels
-from scaleup.model.kernels import Fast, choose, computed, every_token
+from scaleup.model.kernels import Fast, computed, every_token
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -90,34 +89,19 @@ def test_attention_is_the_librarys_where_ours_would_differ_or_keep_all_scores(co
     assert convolutions == []
 
 
+def test_products_leave_attention_to_the_library(convolutions: list[tuple]) -> None:
+    query, key, value = numbers(3, 2, 4, 70, 16)
+    with torch.no_grad(), Fast("products"):
+        found = F.scaled_dot_product_attention(query, key, value)
+        nn.Linear(64, 96)(numbers(2, 50, 64))
+    assert convolutions == [(96, 64, 1, 1)]
+    assert torch.equal(found, F.scaled_dot_product_attention(query, key, value))
+
+
 def test_blocks_are_computed_alike_when_they_are_computed_twice(convolutions: list[tuple]) -> None:
     layer, x = nn.Linear(64, 96), numbers(2, 50, 64).requires_grad_(True)
     checkpoint(computed(every_token, "fast"), layer, x, use_reentrant=False).sum().backward()
     assert len(convolutions) == 2
-
-
-class Clock:
-    """A block that takes as long as it is told, by how it is computed."""
-
-    def __init__(self, **takes: float) -> None:
-        self.time, self.takes = 0.0, takes
-
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        self.time += self.takes["fast" if _get_current_function_mode() else "library"]
-        return h
-
-
-@pytest.mark.parametrize(("library", "fast", "chosen"), [(1.5, 1.0, "fast"), (1.25, 1.0, "lean"), (1.0, 2.0, "lean")])
-def test_what_is_clearly_faster_is_chosen(
-    library: float, fast: float, chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    block: Any = Clock(library=library, fast=fast)
-    monkeypatch.setattr(kernels, "thread_time", lambda: block.time)
-    assert choose(block, torch.zeros(1, 512, 512), {}) == chosen
-
-
-def test_small_models_are_not_measured() -> None:
-    assert choose(None, torch.zeros(8, 100, 192), {}) == "lean"  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")

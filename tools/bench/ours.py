@@ -12,7 +12,8 @@ from bench.tokenizer import FOLDED, SIZE
 from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Backbone, Input, Model, Positions, Recipe, Tube
-from scaleup.model.build import fresh, set_kernels
+from scaleup.model.build import fresh
+from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.trunk import Inputs
 from scaleup.model.tubes import TubeSpec
 from scaleup.model.tubevit import TubeViT, arm_inputs
@@ -73,7 +74,7 @@ class Training:
         self.deepest = max(self.models, key=lambda model: model.frozen_depth)
         size = template.preprocess.frames, *template.preprocess.size
         self.clips = random_clips(*size, batch // world.size).to(world.device)
-        set_kernels(self.models, kernels, world)
+        set_kernels(self.models, kernels, world, len(self.clips))
         self.trainers = [
             ArmTrainer(str(index), model, arm, recipe, world)
             for index, (model, arm) in enumerate(zip(self.models, arms, strict=True))

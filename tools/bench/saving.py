@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from statistics import median
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from bench.measure import Figures, rotate, timed
 from scaleup.common.distributed import join
 from scaleup.config.schema import Arm, Recipe
-from scaleup.model.build import set_kernels
+from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
@@ -40,7 +41,7 @@ class Steps:
         world = join()
         for model in self.models.values():
             model.place(world.device)
-        self.kernels = set_kernels(self.models.values(), "auto", world)
+        self.kernels = set_kernels(self.models.values(), "auto", world, len(clips))
         self.trainers = {name: ArmTrainer(name, self.models[name], settings[name], recipe, world) for name in settings}
         self.clips = clips.to(world.device)
         self.labels = {head: torch.zeros(len(clips), dtype=torch.long, device=world.device) for head in heads}
@@ -115,6 +116,6 @@ def savings(template: TubeViT, clips: Tensor, recipe: Recipe, repeats: int) -> F
             "cached_over_full": (depth - frozen) / depth,
             "shared_over_apart": shared_cost / sum(costs.values()),
         },
-        "kernels": steps.kernels,
+        "kernels": asdict(steps.kernels),
         "seconds": {name: median(seconds[name] for seconds in rounds) for name in rounds[0]},
     }

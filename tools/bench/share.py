@@ -12,7 +12,7 @@ import torch
 from bench.measure import GIGA, Figures, medians, rotate, timed
 from scaleup.common.distributed import join
 from scaleup.model.adapter import Adapt
-from scaleup.model.build import set_kernels
+from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.kernels import Fast
 from scaleup.model.trunk import Trunk
 from scaleup.model.tubevit import TubeViT
@@ -32,7 +32,7 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
     """
     depth = template.depth - template.depth // 4
     model = template.with_arm(depth, False, {}, adapt=Adapt("none"))
-    kernels = set_kernels([model], "auto", join())
+    kernels = set_kernels([model], "auto", join(), len(x), trains=False)
     trunk = model.trunk
     assert trunk is not None
     library = Trunk(model.tokenizer, trunk.blocks)
@@ -49,7 +49,7 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
     rounds = rotate(timers, repeats, label=f"blocks of width {tokens.shape[2]}")
     rates = [{name: work[name] / seconds[name] / GIGA for name in timers} for seconds in rounds]  # GFLOP/s
     return {
-        "kernels": kernels,
+        "kernels": kernels.trunk,
         "seconds": median(flops / rate["trunk"] / GIGA for rate in rates),
         "gflops": medians(rates),
         "of_matmul": median(rate["trunk"] / max(rate["mm"], rate["conv"]) for rate in rates),
@@ -64,7 +64,7 @@ def products(tokens: torch.Tensor) -> dict[str, Callable[[], Any]]:
     rows, weight = tokens.flatten(0, 1), layer.weight.t()
 
     def by_convolution() -> None:
-        with Fast():
+        with Fast("products"):
             _repeated(partial(layer, tokens))
 
     return {"mm": partial(_repeated, partial(torch.mm, rows, weight)), "conv": by_convolution}

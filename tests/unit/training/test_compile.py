@@ -16,8 +16,8 @@ from torch._dynamo import lookup_backend
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Recipe
-from scaleup.model import build, compiled, trunk
-from scaleup.model.build import set_compile
+from scaleup.model import compiled, kernel_choice, trunk
+from scaleup.model.kernel_choice import set_compile
 from scaleup.model.kernels import computed, every_token
 from scaleup.training.run import Run, train
 
@@ -146,7 +146,7 @@ def test_the_choice(
     monkeypatch.setattr(compiled, "find_spec", lambda _: compiler or None)
     monkeypatch.setattr(compiled.shutil, "which", lambda _: "/usr/bin/cc")
     model = small_model("cosine")
-    build._set([model], kernels)
+    kernel_choice._set([model], kernel_choice.Kernels(kernels, kernels))
     assert set_compile([model], compile, World(0, 1, torch.device(device))) == choice
     assert {model.trunk.kernels, model.arm.kernels} == {"compiled" if choice == "blocks" else kernels}
 

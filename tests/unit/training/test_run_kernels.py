@@ -10,6 +10,7 @@ import scaleup
 from scaleup.common.tensors import hashes
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
+from scaleup.model.kernel_choice import Kernels
 from scaleup.training.run import Run, train
 
 Tiny = Callable[..., Recipe]
@@ -23,27 +24,27 @@ def convolutions(convolutions: list[tuple], monkeypatch: pytest.MonkeyPatch) -> 
     return convolutions
 
 
-def test_a_run_measures_once_for_trunk_and_arms(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter(["fast"])
-    monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(calls))
+def test_a_run_measures_once_for_all_trunks_and_once_for_all_arms(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(["fast", "products"])
+    monkeypatch.setattr("scaleup.model.kernel_choice.choose", lambda *_, trains: f"{next(calls)}{trains}")
     recipe = tiny()
-    training = Run(recipe, sweep_arms(recipe))
-    parts = [part for model in training.models.values() for part in (model.trunk, model.arm) if part is not None]
-    assert {part.kernels for part in parts} == {"fast"} and training.kernels == "fast"
+    models = Run(recipe, sweep_arms(recipe)).models.values()
+    assert {model.trunk.kernels for model in models if model.trunk is not None} == {"fastFalse"}
+    assert {model.arm.kernels for model in models} == {"productsTrue"}
 
 
 def test_what_the_recipe_names_is_not_measured(tiny: Tiny) -> None:
     recipe = tiny("train.kernels=library")
-    assert Run(recipe, {"model": recipe.arm}).kernels == "library"
+    assert Run(recipe, {"model": recipe.arm}).kernels == Kernels("library", "library")
 
 
 def test_a_resumed_run_keeps_the_kernels_that_were_chosen(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured again, others could be the fastest."""
-    recipe, chosen = tiny(), iter(["fast", "lean"])
-    monkeypatch.setattr("scaleup.model.build.choose", lambda *_: next(chosen))
+    recipe, chosen = tiny(), iter(["fast", "products", "lean", "lean"])
+    monkeypatch.setattr("scaleup.model.kernel_choice.choose", lambda *_, trains: next(chosen))
     arms = {"model": replace(recipe.arm, frozen_depth=2)}
     train(recipe, arms, stop_after=0)
-    assert train(recipe, arms).kernels == "fast"
+    assert train(recipe, arms).kernels == {"trunk": "fast", "arm": "products"}
 
 
 def test_fast_arms_learn_alike_together_and_alone(tiny: Tiny, tmp_path: Path, convolutions: list[tuple]) -> None:

@@ -1,0 +1,198 @@
+"""How the blocks of a run are computed. What is fastest on this machine is measured once, and kept in a file of the
+user's cache."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import thread_time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scaleup.common.distributed import World
+from scaleup.common.files import write_json
+from scaleup.common.timing import measure_in_turns
+from scaleup.model.compiled import begin_compiling, has_compiler
+from scaleup.model.kernels import REPLACED, computed, every_token, keep_freed_memory
+from scaleup.model.trunk import is_on_meta, load_block
+from scaleup.model.tubevit import TubeViT
+
+PAYS = 1.05  # what is chosen is at least this many times faster than ``lean``
+ROUNDS = 5  # of measurements that count
+SMALLEST = 2**18  # tokens times width of a clip; for smaller models a measurement would be noise
+LARGEST_BATCH = 2**20  # the same of all clips that are measured together
+FORWARD, TRAINED = ("lean", "products", "fast"), ("lean", "products")  # candidates; fast ones train as products do
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How frozen blocks, and those of arms, are computed; see :mod:`scaleup.model.kernels`."""
+
+    trunk: str
+    arm: str
+
+
+def set_kernels(
+    models: Collection[TubeViT],
+    kernels: str | Mapping[str, str],
+    world: World,
+    batch: int = 1,
+    trains: bool = True,
+) -> Kernels:
+    """Have the trunks and arms of ``models`` compute as :mod:`scaleup.model.kernels` says.
+
+    To be called before blocks are cast; returns the choice.
+
+    Args:
+        kernels: of all blocks, or those of ``trunk`` and ``arm``; ``auto`` measures a block.
+        batch: clips of a pass, for ``auto``.
+        trains: whether the arms train, for ``auto``.
+    """
+    keep_freed_memory()
+    if kernels == "auto":
+        kernels = world.first(_measured_kernels(models, world.device, batch, trains) if world.rank == 0 else {})
+    if kernels in [*REPLACED] and world.device.type != "cpu":  # what they have beyond lean ones is for CPUs
+        kernels = "lean"
+    chosen = Kernels(kernels, kernels) if isinstance(kernels, str) else Kernels(**kernels)
+    _set(models, chosen)
+    return chosen
+
+
+def set_compile(models: Collection[TubeViT], compile: str, world: World) -> str:
+    """Have the blocks of ``models`` compiled when they are first called (``blocks``), or not (``off``); ``auto``: on a
+    GPU with a compiler, unless the kernels are the library's. Returns the choice.
+
+    To be called after :func:`set_kernels`, and when blocks are cast and placed.
+    """
+    if compile == "auto":
+        can = has_compiler(world.device) and next(iter(models)).arm.kernels != "library"
+        compile = world.first("blocks" if can else "off")
+    if compile == "blocks":
+        begin_compiling()
+        _set(models, Kernels("compiled", "compiled"))
+    return compile
+
+
+def _set(models: Collection[TubeViT], kernels: Kernels) -> None:
+    for model in models:
+        if model.trunk is not None:
+            model.trunk.kernels = kernels.trunk
+        for part in (model.arm, model.arm.pool):
+            if part is not None:
+                part.kernels = kernels.arm
+
+
+def _measured_kernels(models: Collection[TubeViT], device: torch.device, batch: int, trains: bool) -> dict[str, str]:
+    """The fastest kernels, measured on one block. All blocks of a model are alike, so all arms of a sweep use the
+    same."""
+    model = next(iter(models))
+    block, frames = model.blocks[0], model.preprocess.frames
+    tokens, width = model.count_tokens(frames), model.tokenizer.embed_dim
+    clips = max(1, min(batch, LARGEST_BATCH // (tokens * width)))
+    h = torch.randn(clips, tokens, width, device=device)
+    if model.trunk is not None and is_on_meta(block):
+        block = load_block(model.trunk.blocks, 0, model.trunk.file)
+    with torch.no_grad():
+        context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
+    trunk = choose(block, h, context, trains=False)
+    late = trains and any(model.arm.blocks for model in models)
+    return {"trunk": trunk, "arm": choose(block, h, context, trains=True) if late else trunk}
+
+
+def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], trains: bool) -> str:
+    """The kernels that compute a block on float32 tokens h (B, N, D) fastest on this machine; ``lean`` if none gains.
+
+    CPU time on one thread is measured, because other processes do not change it. The choice is kept in
+    :func:`kept_choices`.
+
+    Args:
+        trains: of a forward and a backward pass; else of a forward pass without gradients.
+    """
+    if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
+        return "lean"
+    key, kept = " | ".join([_machine(), _described(block, h, context), _work(trains)]), read_choices()
+    if kept.get(key) in (TRAINED if trains else FORWARD):
+        return kept[key]
+    chosen = _measured(block, h, context, trains)
+    with suppress(OSError):  # then the next run measures again
+        kept_choices().parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept_choices(), read_choices() | {key: chosen})
+    return chosen
+
+
+def kept_choices() -> Path:
+    """The file with the choices of this user, by machine, block and work."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaleup" / "kernels.json"
+
+
+def read_choices() -> dict[str, Any]:
+    """What the file holds; nothing if it is not there or damaged."""
+    with suppress(OSError, ValueError):
+        content = json.loads(kept_choices().read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _machine() -> str:
+    """The processor, and torch, which has the libraries."""
+    with suppress(OSError):
+        about = Path("/proc/cpuinfo").read_text()
+        first = re.findall(r"^(?:model name|cpu family|model|stepping)\s*: (.*)$", about, re.MULTILINE)[:4]
+        return f"{' '.join(first)} {torch.backends.cpu.get_cpu_capability()} | torch {torch.__version__}"
+    return f"{platform.processor()} | torch {torch.__version__}"
+
+
+def _described(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
+    weights = {tuple(parameter.shape): None for parameter in block.parameters() if parameter.dim() > 1}
+    heads = [part.num_heads for part in block.modules() if hasattr(part, "num_heads")]
+    return f"{type(block).__name__}{list(weights)}, heads {heads}, tokens {tuple(h.shape)}, {sorted(context)}"
+
+
+def _work(trains: bool) -> str:
+    return "forward and backward" if trains else "forward"
+
+
+def _measured(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], trains: bool) -> str:
+    work = _pass
+    if trains:
+        work, block = _passes, copy.deepcopy(block).requires_grad_(True)
+    named = {kernels: computed(every_token, kernels) for kernels in (TRAINED if trains else FORWARD)}
+    calls = {kernels: partial(work, partial(call, block), h, context) for kernels, call in named.items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return fastest(measure_in_turns(calls, thread_time, ROUNDS))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def _pass(block: Callable[..., Tensor], h: Tensor, context: Mapping[str, Tensor]) -> None:
+    block(h, **context)
+
+
+@torch.enable_grad()
+def _passes(block: Callable[..., Tensor], h: Tensor, context: Mapping[str, Tensor]) -> None:
+    block(h.clone().requires_grad_(True), **context).sum().backward()
+
+
+def fastest(seconds: Mapping[str, list[float]]) -> str:
+    """The name that gains most over the first one, in the median of the rounds; the first if no gain reaches PAYS.
+
+    A gain is noise if the first was faster in more than one round.
+    """
+    (first, base), *others = seconds.items()
+    gains = {name: sorted(one / own for one, own in zip(base, times, strict=True)) for name, times in others}
+    clear = {name: median(each) for name, each in gains.items() if each[1] >= 1 and median(each) >= PAYS}
+    return max(clear, key=clear.__getitem__, default=first)
