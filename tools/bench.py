@@ -69,6 +69,11 @@ def arguments():
     add("--plot", help="file for a plot, such as docs/peers.png")
     add("--steps", type=int, default=2, help=STEPS)
     add("--quick", action="store_true", help=QUICK)
+    add = figure("gpu", 5, "a GPU's ceilings, and steps, inference, peers, placements and the loader as shares of them")
+    add("--docs", help="the page that is written, docs/gpu.md")
+    add("--from", dest="source", metavar="FILE", help="an earlier result (--json), from which --docs is written")
+    add("--minutes", type=float, default=9, help="after which nothing new is begun (default %(default)s)")
+    add("--quick", action="store_true", help=QUICK)
     add = figure("curves", 3, "how the cost of a step grows with frames, frozen depth, arms, batch and ranks")
     add("--out", default="runs/curves", help="directory for the plots (default %(default)s)")
     add("--steps", type=int, default=2, help=STEPS)
@@ -111,6 +116,8 @@ def partial_result(error):
 
 def show(result):
     print(" ".join(f"{key}={value}" for key, value in result["machine"].items()))
+    for each in result.get("missing", ()) if "partial" not in result else ():
+        print(f"not measured: {each}", file=sys.stderr)
     if "partial" in result:
         print(f"not all was measured: {result['partial']}", file=sys.stderr)
         missing = ", ".join(result["missing"]) or "the rest"

@@ -160,7 +160,7 @@ INDEXING = {
     *(aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default),
     aten._unsafe_index.Tensor,
 }
-FREE = {"set_", "resize_", "record_stream"}  # may have tensors of two devices
+FREE = {"set_", "resize_", "record_stream", "_has_compatible_shallow_copy_type"}  # may have tensors of two devices
 
 
 class Operations(TorchDispatchMode):

@@ -3,6 +3,7 @@
 from bench.busy import busy
 from bench.cache import cache
 from bench.curves import curves
+from bench.gpu import gpu
 from bench.loader import loader
 from bench.peers import peers
 from bench.scale import scale
@@ -12,4 +13,17 @@ from bench.tokenizer import tokenizer
 from bench.transplant import transplant
 from bench.trunk import trunk
 
-__all__ = ["busy", "cache", "curves", "loader", "peers", "scale", "step", "stream", "tokenizer", "transplant", "trunk"]
+__all__ = [
+    "busy",
+    "cache",
+    "curves",
+    "gpu",
+    "loader",
+    "peers",
+    "scale",
+    "step",
+    "stream",
+    "tokenizer",
+    "transplant",
+    "trunk",
+]

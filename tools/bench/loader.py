@@ -80,6 +80,15 @@ def loader(
     return measured(before, all_rows, goals, clips_per_second=speeds)
 
 
+def steady(shards: Shards, workers: int, clips: int) -> float:
+    """Clips per second of our loader, after its processes have begun."""
+    batches = _ours(shards, workers)
+    list(islice(batches, 2 * workers))
+    began = time.perf_counter()
+    list(islice(batches, clips // BATCH))
+    return clips / (time.perf_counter() - began)
+
+
 class Cost(NamedTuple):
     """Wall seconds and processor seconds. Other processes lengthen the first, but not the second."""
 

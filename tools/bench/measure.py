@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
 from scaleup.common.processes import peak_bytes
-from scaleup.common.timing import progress
+from scaleup.common.timing import now, progress
 from scaleup.sweeps.trace import counter
 
 T = TypeVar("T")
@@ -128,12 +128,13 @@ def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def timed(work: Callable[[], Any]) -> Callable[[], float]:
-    """A function that calls ``work`` and returns how many seconds this took."""
+    """A function that calls ``work`` and returns how many seconds this took, until the device has done its part."""
 
     def seconds() -> float:
-        began = time.perf_counter()
+        device = own_device()
+        began = now(device)
         work()
-        return time.perf_counter() - began
+        return now(device) - began
 
     return seconds
 
@@ -191,9 +192,9 @@ def run_ranks(ranks: int, work: Callable[..., T], *arguments: Any) -> list[T]:
 
 def cost(make: Callable[..., Side], arguments: tuple, steps: int) -> Figures:
     """The cost of the model that ``make(*arguments)`` returns: GFLOPs (a multiplication and its addition count as two),
-    median seconds, and how much the peak memory of this process rises, weights included. One step and one inference
-    run before the timed ones: they warm up, and their operations are counted."""
-    before = peak_bytes()
+    median seconds, and how much the peak memory of this process, or of its GPU, rises, weights included. One step and
+    one inference run before the timed ones: they warm up, and their operations are counted."""
+    before = held_bytes()
     side = make(*arguments)
     train_gflop, gflop = gflops(side.step), side.infer and gflops(side.infer)
     return {
@@ -204,8 +205,24 @@ def cost(make: Callable[..., Side], arguments: tuple, steps: int) -> Figures:
         "train_gflop": train_gflop,
         "step_seconds": median(timed(side.step)() for _ in range(steps)),
         "infer_seconds": side.infer and median(timed(side.infer)() for _ in range(steps)),
-        "peak_bytes": peak_bytes() - before,
+        "peak_bytes": most_bytes() - before,
     }
+
+
+def held_bytes() -> int:
+    """What is held from here on: of a GPU's memory now, of the host's at most so far."""
+    device = own_device()
+    if device.type == "cpu":
+        return peak_bytes()
+    memory = torch.get_device_module(device)
+    memory.reset_peak_memory_stats()
+    return memory.memory_allocated()
+
+
+def most_bytes() -> int:
+    """The largest memory of this process since :func:`held_bytes`; where it has a GPU, of that."""
+    device = own_device()
+    return peak_bytes() if device.type == "cpu" else torch.get_device_module(device).max_memory_allocated()
 
 
 def gflops(work: Callable[[], Any]) -> float:
@@ -223,8 +240,11 @@ def goal(name: str, measured: float, limit: float, at_least: bool = False) -> Fi
 
 def machine(**settings: Any) -> Figures:
     """The machine and the settings of a run. A load above 0 before the run means that other processes were working."""
+    device = own_device()
+    cards = {} if device.type == "cpu" else {"device": torch.get_device_module(device).get_device_name()}
     return {
         "system": f"{platform.system()} {platform.machine()}",
+        **cards,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_before": os.getloadavg()[0],

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from bench.measure import Figures, rotate, timed
 from scaleup.common.distributed import join
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, Trunk
+from scaleup.model.build import prepare_trunks
 from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
-from scaleup.training.arm_trainer import ArmTrainer
+from scaleup.training.arm_trainer import ArmTrainer, Classifier
 
 FROZEN, FULL = "frozen", "full"  # arms: three quarters of the blocks are frozen; no block is
 
@@ -40,8 +41,9 @@ class Steps:
         self.models = {name: template.with_arm(arm.frozen_depth, arm.gate, heads) for name, arm in settings.items()}
         world = join()
         for model in self.models.values():
-            model.place(world.device)
+            model.place(world.device, None)
         self.kernels = set_kernels(self.models.values(), "auto", world, len(clips))
+        prepare_trunks(self.models.values(), Trunk(), world, len(clips))
         self.trainers = {name: ArmTrainer(name, self.models[name], settings[name], recipe, world) for name in settings}
         self.clips = clips.to(world.device)
         self.labels = {head: torch.zeros(len(clips), dtype=torch.long, device=world.device) for head in heads}
@@ -60,7 +62,7 @@ class Steps:
     def timers(self) -> dict[str, Callable[[], float]]:
         """Name -> a function that does this work and returns its seconds."""
         arms = {
-            f"{name} alone": timed(partial(passes, self.models[name], self.stored[depth], self.labels))
+            f"{name} alone": timed(partial(passes, self.trainers[name], self.stored[depth], self.labels))
             for name, depth in self.depths.items()
         }
         return {
@@ -86,11 +88,12 @@ class Steps:
         self.trainers[name].step(0, inputs, self.labels, None)
 
 
-def passes(model: TubeViT, inputs: Tensor | Taps, labels: Mapping[str, Tensor]) -> None:
+def passes(trainer: ArmTrainer, inputs: Tensor | Taps, labels: Mapping[str, Tensor]) -> None:
     """Forward and backward pass of an arm, without an update."""
-    pooled = model.arm.features(inputs)
-    losses = [F.cross_entropy(model.arm.heads[head](pooled), classes) for head, classes in labels.items()]
-    trained = [parameter for parameter in model.arm.parameters() if parameter.requires_grad]
+    arm = trainer.model.arm
+    logits = Classifier(arm, trainer.settings.precision)(inputs, list(labels))
+    losses = [F.cross_entropy(logits[head], classes) for head, classes in labels.items()]
+    trained = [parameter for parameter in arm.parameters() if parameter.requires_grad]
     torch.autograd.grad(torch.stack(losses).mean(), trained)
 
 

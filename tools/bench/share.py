@@ -11,10 +11,12 @@ import torch
 
 from bench.measure import GIGA, Figures, medians, rotate, timed
 from scaleup.common.distributed import join
+from scaleup.config.schema import Trunk as Settings
 from scaleup.model.adapter import Adapt
+from scaleup.model.build import prepare_trunks
 from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.kernels import Fast
-from scaleup.model.trunk import Trunk
+from scaleup.model.trunk import COMPUTED_IN, Trunk
 from scaleup.model.tubevit import TubeViT
 from scaleup.sweeps.trace import counter
 
@@ -24,21 +26,23 @@ PRODUCTS = 4  # matrix products of the shape of an MLP's first layer, timed toge
 @torch.no_grad()
 def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
     """Three quarters of the blocks on x (B, 3, T, H, W), with the kernels that a run would choose and with the
-    library's.
+    library's, in the default precision of the device.
 
     Returns:
         ``{"kernels", "seconds", "gflops": {name: rate}, "of_matmul", "of_mm", "library_of_mm"}``: medians over the
-        rounds; ``of_matmul`` compares with the faster of ``torch.mm`` and the 1x1 convolution, in float32.
+        rounds; ``of_matmul`` compares with the faster of ``torch.mm`` and the 1x1 convolution, in this precision.
     """
-    depth = template.depth - template.depth // 4
-    model = template.with_arm(depth, False, {}, adapt=Adapt("none"))
-    kernels = set_kernels([model], "auto", join(), len(x), trains=False)
+    depth, world = template.depth - template.depth // 4, join()
+    model, x = template.with_arm(depth, False, {}, adapt=Adapt("none")).place(world.device, None), x.to(world.device)
+    kernels = set_kernels([model], "auto", world, len(x), trains=False)
+    prepare_trunks([model], Settings(), world, len(x))
     trunk = model.trunk
     assert trunk is not None
     library = Trunk(model.tokenizer, trunk.blocks)
+    library.precision = trunk.precision
     with counter() as flop_counter:
         tokens = library(x, [depth])[depth].h  # (B, N, D)
-    product, flops = products(tokens), flop_counter.get_total_flops()
+    product, flops = products(tokens.to(COMPUTED_IN[trunk.precision])), flop_counter.get_total_flops()
     timers = {
         "trunk": timed(lambda: trunk(x, [depth])),
         "library": timed(lambda: library(x, [depth])),
@@ -60,7 +64,8 @@ def trunk_share(template: TubeViT, x: torch.Tensor, repeats: int) -> Figures:
 
 def products(tokens: torch.Tensor) -> dict[str, Callable[[], Any]]:
     """The matrix product (B * N, D) by (D, 4 D), as ``torch.mm`` and as a 1x1 convolution, ``PRODUCTS`` times."""
-    layer = torch.nn.Linear(tokens.shape[2], 4 * tokens.shape[2], bias=False, device=tokens.device)
+    width = tokens.shape[2]
+    layer = torch.nn.Linear(width, 4 * width, bias=False, device=tokens.device, dtype=tokens.dtype)
     rows, weight = tokens.flatten(0, 1), layer.weight.t()
 
     def by_convolution() -> None:

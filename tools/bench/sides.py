@@ -1,6 +1,7 @@
 """The other models that TubeViT is compared with, all of one size and with random weights.
 
-Each gets the same clip of 32x224x224 bytes. A model of fewer frames gets evenly spaced frames of it.
+Each gets the same clips of 32x224x224 bytes. A model of fewer frames gets evenly spaced frames of them. On a GPU all
+compute in bfloat16, as ours do there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.measure import Side
+from scaleup.common.distributed import own_device
+from scaleup.config.recipe import default_precision
 from scaleup.config.schema import Input
 from scaleup.model.tokenizer import Preprocess
 
@@ -44,28 +47,36 @@ def random_clips(frames: int, height: int, width: int, count: int = 1) -> Tensor
     return torch.randint(256, (count, 3, frames, height, width), dtype=torch.uint8, generator=generator)
 
 
-def with_plain_loop(model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size) -> Side:
-    """A model with the simplest training loop.
+def with_plain_loop(
+    model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size, batch: int
+) -> Side:
+    """A model with the simplest training loop, on this process's device.
 
     Args:
         logits: function from normalised clips (B, 3, T, H, W) to the model's logits.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = own_device()
+    trained = [parameter for parameter in model.to(device).parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     pixels = Preprocess(Input(FRAMES, [size.image] * 2))
-    clip, label = random_clips(FRAMES, size.image, size.image), torch.zeros(1, dtype=torch.long)
-    clip = clip[:, :, :: FRAMES // frames]
+    clips = random_clips(FRAMES, size.image, size.image, batch)[:, :, :: FRAMES // frames].to(device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def computed() -> Tensor:
+        low = default_precision(device.type) == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            return logits(pixels(clips)).float()
 
     def step() -> None:
         model.train()
-        F.cross_entropy(logits(pixels(clip)), label).backward()
+        F.cross_entropy(computed(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     @torch.inference_mode()
     def infer() -> None:
         model.eval()
-        logits(pixels(clip))
+        computed()
 
     return Side(tokens, frames, sum(parameter.numel() for parameter in trained), step, infer)
 
@@ -85,7 +96,7 @@ def transformers_model(name: str, size: Size, **settings: Any) -> Any:
     return getattr(transformers, f"{name}ForVideoClassification")(config)
 
 
-def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Size) -> Side:
+def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Size, batch: int = 1) -> Side:
     """VideoMAE, TimeSformer and ViViT: everything trains; the library's defaults are the published base models.
 
     Args:
@@ -94,19 +105,19 @@ def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Siz
     settings = {"num_frames": frames, "intermediate_size": 4 * size.width, "image_size": size.image}
     model = transformers_model(name, size, **settings)
     tokens = steps * size.patches + prefix
-    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size)
+    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size, batch)
 
 
-def vjepa2(size: Size) -> Side:
+def vjepa2(size: Size, batch: int = 1) -> Side:
     """V-JEPA 2: the encoder is frozen, the attentive pooler and the classifier train. A classifier has no predictor."""
     settings = {"crop_size": size.image, "frames_per_clip": FRAMES, "pred_num_hidden_layers": 0}
     model = transformers_model("VJEPA2", size, **settings)
     model.vjepa2.requires_grad_(False)
     tokens = FRAMES // 2 * size.patches
-    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, tokens, size)
+    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, tokens, size, batch)
 
 
-def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size) -> Side:
+def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size, batch: int = 1) -> Side:
     """An image ViT on every frame; logits are averaged over frames. The head is linear, so this averages features
     too."""
     shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads, "img_size": size.image}
@@ -115,7 +126,11 @@ def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size) ->
     prepare(vit, size)
     vit.head.requires_grad_(True)
     tokens = frames * (size.patches + 1)
-    return with_plain_loop(vit, lambda x: vit(x.transpose(1, 2).flatten(0, 1)).mean(0, True), frames, tokens, size)
+
+    def logits(x: Tensor) -> Tensor:
+        return vit(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, frames)).mean(1)
+
+    return with_plain_loop(vit, logits, frames, tokens, size, batch)
 
 
 def last_quarter(vit: Any, size: Size) -> None:
@@ -130,7 +145,7 @@ def lora(vit: Any, size: Size) -> None:
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=r"blocks\..*\.(qkv|proj|fc1|fc2)"), vit)
 
 
-PEERS: dict[str, Callable[[Size], Side]] = {
+PEERS: dict[str, Callable[..., Side]] = {
     "VideoMAE, 16 frames": partial(from_transformers, "VideoMAE", 16, 8, 0),
     "VideoMAE, 32 frames": partial(from_transformers, "VideoMAE", 32, 16, 0),
     "TimeSformer, 8 frames": partial(from_transformers, "Timesformer", 8, 8, 1),

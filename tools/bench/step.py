@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from statistics import median
 
-from bench.measure import GIB, Figures, alternate, compare, goal, machine, measured, rotate, timed
+from bench.measure import GIB, Figures, alternate, compare, goal, machine, measured, most_bytes, rotate, timed
 from bench.ours import Training, adapted
 from bench.saving import savings
 from bench.share import trunk_share
 from bench.sides import random_clips
 from bench.tokenizer import SIZE
-from scaleup.common.processes import peak_bytes
 from scaleup.config.schema import Arm, Recipe
 from scaleup.training.run_inputs import sizes
 
@@ -81,8 +80,8 @@ def time_step(backbone: str, frozen_depth: int | None, full: bool, batch: int, r
     row: Figures = {"backbone": backbone, "depth": depth, **sizes(late.models[0]), "batch": batch}
     if fully_trained is not None:
         row |= compare(alternate(timed(late.step), timed(fully_trained.step), repeats))
-        row |= {"bound": (frozen + 3 * (depth - frozen)) / (3 * depth), "peak_bytes": peak_bytes()}
+        row |= {"bound": (frozen + 3 * (depth - frozen)) / (3 * depth), "peak_bytes": most_bytes()}
         return measured(before, [row])
     first, *seconds = (results["step"] for results in rotate({"step": timed(late.step)}, repeats + 1, warmup=0))
-    row |= {"first_seconds": first, "seconds": median(seconds), "peak_bytes": peak_bytes()}
+    row |= {"first_seconds": first, "seconds": median(seconds), "peak_bytes": most_bytes()}
     return measured(before, [row], [goal("peak memory in GiB", row["peak_bytes"] / GIB, 14.0)])
