@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.common.errors import UserError
+from scaleup.common.files import refuse_existing
 
 if TYPE_CHECKING:
     from scaleup.evaluation.predictor import Predictions
@@ -27,6 +29,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--hop", type=float, help="seconds from one clip of a long video to the next (default: a clip's length)")
     add("--batch", type=int, default=8, help="batch size in clips (default 8)")
     add("--overlay", metavar="FILE", help="for one source: also write a .mp4 or .png that shows where the model looks")
+    add("--out", metavar="FILE", help="write the predictions here, a line of JSON each; none are kept in memory")
+    add("--overwrite", action="store_true", help="replace an existing output")
     add("--base", help="the backbone's weights, if they have moved")
     return parser
 
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> Predictions:
     from scaleup.evaluation.predictor import predict
     from scaleup.model.build import load  # takes seconds; wrong arguments are refused before
 
-    how = args.head, args.top, args.hop, args.batch, args.overlay, args.threshold
+    how = args.head, args.top, args.hop, args.batch, args.overlay, args.threshold, args.out
     return predict(load(args.model, args.base), sources, *how)
 
 
@@ -53,6 +57,8 @@ def read_sources(args: argparse.Namespace) -> list[str]:
             raise UserError(f"--{option} {value} is not above 0")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold} is not between 0 and 1")
+    if args.out:
+        refuse_existing(Path(args.out), args.overwrite)
     sources = expanded(args.sources)
     if args.overlay:
         from scaleup.evaluation import overlay  # takes seconds
@@ -72,5 +78,7 @@ def show(result: Predictions) -> None:
         print(f"{file.source}: {answer(file.top, file.value)}")
         for clip in file.clips if len(file.clips) > 1 else ():
             print(f"  {clip}")
+    if result.out is not None:
+        print(f"predictions -> {result.out}")
     if result.overlay is not None:
         print(f"overlay -> {result.overlay}")

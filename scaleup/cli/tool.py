@@ -10,10 +10,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, NoReturn, get_args
 
 from scaleup.common import processes
+from scaleup.common.files import json_value
 from scaleup.common.timing import is_first_rank
 from scaleup.config import rules
 
@@ -71,7 +71,7 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
         with _keep_stdout_clean():
             result = run(args)
         if args.json and is_first_rank():
-            print(json.dumps(result, default=_as_json))
+            print(json.dumps(result, default=json_value))
         elif is_first_rank():
             show(result)
         sys.stdout.flush()
@@ -84,11 +84,6 @@ def main(run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, sho
         finally:
             processes.end_all(code)
     sys.exit(result.get("exit", 0) if isinstance(result, dict) else getattr(result, "exit", 0))
-
-
-def _as_json(result: Any) -> dict[str, Any]:
-    """A dataclass as a dict; the field ``class_`` becomes the key ``class``."""
-    return asdict(result, dict_factory=lambda pairs: {name.removesuffix("_"): value for name, value in pairs})
 
 
 def _explain(error: BaseException) -> int:

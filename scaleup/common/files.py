@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,6 +159,30 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it has the key {name!r} twice")
     return content
+
+
+def json_value(result: Any) -> dict[str, Any]:
+    """A dataclass as a dict; the field ``class_`` becomes the key ``class``."""
+    return asdict(result, dict_factory=lambda pairs: {name.removesuffix("_"): value for name, value in pairs})
+
+
+@contextmanager
+def growing_lines(out: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that writes a dataclass as a line of JSON to ``.OUT.partial``, which becomes ``out`` when the block
+    ends, and is removed if it fails.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = partial_name(out)
+    try:
+        with partial.open("w") as file:
+            yield lambda value: print(json.dumps(value, default=json_value), file=file)
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -112,7 +112,7 @@ def read_dataset(
     if not paths:
         raise UserError(f"split '{split}' of '{name}' has no rows")
     rows = enumerate(zip(paths, texts, strict=True))
-    items = [Item(_place(f"{PREFIX}{name}/{split}/{row}", path), text) for row, (path, text) in rows]
+    items = [Item(str(_place(f"{PREFIX}{name}/{split}/{row}", path)), text) for row, (path, text) in rows]
     files = tuple(file["filename"] for file in dataset.cache_files)
     refused = [refuse_label(item, labelling) for item in items]
     return Listing(refused, labelling, kinds[media].lower(), Rows(files, media), str(files))

@@ -9,18 +9,22 @@ size opens at once.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from scaleup.common.errors import UserError
 from scaleup.common.files import write_text
-from scaleup.data.columns import ENDS, open_columns, rows_crc32, write_columns
+from scaleup.data.columns import ENDS, Ragged, open_columns, rows_crc32, text, write_columns
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.labels import KINDS, NUMBER, ONE, SEVERAL, Label, explain_label
 from scaleup.data.storage import Directory, Failure, storage
@@ -29,6 +33,7 @@ FORMAT, OLDER = "scaleup-shards-2", "scaleup-shards-1"  # the older one has all 
 COLUMNS = "index.columns"
 OPTIONAL = {"kinds", "notes", "in_place", "made", "converted"}  # keys that stand in index.json if they say something
 NOT_OF_IT = {"format", "crc32", "endings", "columns", "list_sha256"}  # keys of index.json
+SORTED = 2**18  # keys that are sorted together
 LABEL = "label "  # begins the name of a column
 CHANGED = "it has changed since it was written"
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # raised for an invalid index
@@ -97,14 +102,13 @@ def write_index(path: Path, index: Index, tars: Iterable[TarEntry] | None = None
     Args:
         tars: in place of the index's own; they may be made one after the other, so that few are in memory.
     """
-    endings, keys = dict[str, int](), list[str]()
+    endings = dict[str, int]()
 
     def parts() -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         for tar in index.shards if tars is None else tars:
-            keys.extend(str(entry.key) for entry in tar.samples)
             yield vars(tar) | {"samples": len(tar.samples)}, columns_of(tar.samples, index, endings)
 
-    write_rows(path, index, columns_of([], index, endings), parts(), endings, keys)
+    write_rows(path, index, columns_of([], index, endings), parts(), endings)
 
 
 def write_rows(
@@ -113,7 +117,7 @@ def write_rows(
     empty: dict[str, np.ndarray],
     parts: Iterable[tuple[dict[str, Any], dict[str, np.ndarray]]],
     endings: Iterable[str],
-    keys: Iterable[str],
+    list_hash: str | None = None,
 ) -> None:
     """:func:`write_index` for rows that are columns already.
 
@@ -121,7 +125,7 @@ def write_rows(
         empty: the columns without a row.
         parts: for every tar its entry, with the number of its samples, and its rows.
         endings: of all members, by number.
-        keys: of all samples; they are read after ``parts``.
+        list_hash: in place of that of the keys, which takes minutes for a hundred million.
     """
     shards = list[dict[str, Any]]()
 
@@ -136,7 +140,8 @@ def write_rows(
     for tar in shards:
         begin, end = end, end + tar["samples"]
         tar["crc32"] = rows_crc32(written, begin, end)
-    newer = {"shards": shards, "endings": list(endings), "columns": layout, "list_sha256": list_sha256(keys)}
+    hashed = list_sha256(Ragged(written, "keys", text)) if list_hash is None else list_hash
+    newer = {"shards": shards, "endings": list(endings), "columns": layout, "list_sha256": hashed}
     _write(path / "index.json", FORMAT, vars(index) | newer)
 
 
@@ -234,8 +239,23 @@ def convert(path: Path) -> bool:
 
 
 def list_sha256(keys: Iterable[str]) -> str:
-    """Hash of the sorted keys. Accuracies can only be compared if it is the same."""
-    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+    """Hash of the sorted keys, of which ``SORTED`` are in memory. Accuracies can only be compared if it is the same."""
+    keys, runs, digest, between = iter(keys), list[Iterable[str]](), hashlib.sha256(), b""
+    with ExitStack() as files:
+        while run := sorted(islice(keys, SORTED)):
+            runs.append(run if len(run) < SORTED else _spooled(run, files.enter_context(tempfile.TemporaryFile("w+"))))
+        merged = heapq.merge(*runs)
+        while part := list(islice(merged, SORTED)):
+            digest.update(between + "\n".join(part).encode())
+            between = b"\n"
+    return digest.hexdigest()
+
+
+def _spooled(keys: Sequence[str], file: IO[str]) -> Iterator[str]:
+    """The keys, read from ``file``, to which they are written."""
+    file.writelines(f"{json.dumps(key)}\n" for key in keys)
+    file.seek(0)
+    return map(json.loads, file)
 
 
 def file_sha256(path: Path) -> str:

@@ -134,7 +134,7 @@ class Labelling:
         name = class_name(text, self.classes, self._numbers)
         if name is None:
             raise ValueError(unknown(text, self.classes))
-        return name
+        return self.classes[self._numbers[name]]  # one text for all samples of the class
 
     def _parts(self, text: str) -> list[str]:
         return split_label(text) if self.kind == SEVERAL else [text]

@@ -57,7 +57,8 @@ def _matches(source: str) -> list[str]:
 def _in_folder(path: Path) -> list[str]:
     items = list(walk(path))
     names = _files(items)
-    left_out = [item for item in items if item.reason and _as_file(str(item.path)) not in names]
+    used = set(names)
+    left_out = [item for item in items if item.reason and _as_file(item.file) not in used]
     for line in count_by_reason(failure(item.path, item.reason) for item in left_out):
         print(f"left out: {line}", file=sys.stderr)
     return names

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -41,7 +41,7 @@ from scaleup.data.sources import Listing
 from scaleup.data.storage import Failure, Item, failure
 
 MTIME = 2 * 10**9  # nanoseconds; some file systems store modification times only to two seconds
-T = TypeVar("T")
+C = TypeVar("C", bound=Sized)
 
 
 def write_shards(
@@ -111,7 +111,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> TarEntry:
     return TarEntry(path.name, path.stat().st_size, file_sha256(path), list(entries.values()))
 
 
-class GrowingShards(Generic[T]):
+class GrowingShards(Generic[C]):
     """A shard directory that is written tar by tar. Tars that an earlier run finished are checked and kept.
 
     Every finished tar has its own index file, such as ``000000.json``.
@@ -121,7 +121,7 @@ class GrowingShards(Generic[T]):
         name: name of the dataset, for messages.
     """
 
-    def __init__(self, directory: Path, chunks: Sequence[Sequence[T]], name: str = "") -> None:
+    def __init__(self, directory: Path, chunks: Sequence[C], name: str = "") -> None:
         directory.mkdir(exist_ok=True)
         self.directory, self.chunks = directory, chunks
         self.parts = {number: part for number in range(len(chunks)) if (part := self._read_finished(number))}
@@ -149,7 +149,7 @@ class GrowingShards(Generic[T]):
         return sum(len(self.chunks[number]) for number in self.parts)
 
     @property
-    def unfinished(self) -> dict[int, Sequence[T]]:
+    def unfinished(self) -> dict[int, C]:
         """The unfinished chunks, by the numbers of their tars."""
         return {number: chunk for number, chunk in enumerate(self.chunks) if number not in self.parts}
 
@@ -193,7 +193,6 @@ def _without_samples(part: Index) -> Index:
     return replace(part, shards=[replace(tar, samples=[]) for tar in part.shards])
 
 
-Task = tuple[int, Item]  # its number in the listing
 Read = tuple[str, bytes, list[str]] | str  # extension, bytes and notes of a file; or the reason why it is left out
 
 
@@ -221,17 +220,18 @@ def pack(
     refuse_existing(out, overwrite)
     items = [item for item in listing.items if not item.reason]
     left_out = [failure(item.path, item.reason) for item in listing.items if item.reason]
-    order = np.random.default_rng(seed).permutation(len(items)).tolist()
-    tasks = [(number, items[number]) for number in order]
+    order = np.random.default_rng(seed).permutation(len(items))
+    chunks = [order[begin : begin + per_shard] for begin in range(0, len(items), per_shard)]
     read = partial(_read, listing.read, listing.modality, encoding)
     labelling = listing.labelling
     with partial_directory(out, _plan(items, labelling, encoding, seed, per_shard, listing.version)) as directory:
-        shards = GrowingShards(directory, [tasks[i : i + per_shard] for i in range(0, len(tasks), per_shard)])
+        shards = GrowingShards(directory, chunks)
         advance(len(left_out) + shards.done)
         unread = shards.unfinished
-        with closing(parallel(read, (task for chunk in unread.values() for task in chunk), processes)) as results:
-            for number, chunk in unread.items():
-                shards.write(number, _results(chunk, results, labelling, advance))
+        tasks = (items[number] for chunk in unread.values() for number in chunk)
+        with closing(parallel(read, tasks, processes)) as results:
+            for tar, chunk in unread.items():
+                shards.write(tar, _results([(n, items[n]) for n in chunk], results, labelling, advance))
         if not any(part.count for part in shards.parts.values()):
             failures = left_out + shards.failures
             shutil.rmtree(directory)
@@ -241,15 +241,15 @@ def pack(
 
 
 def _results(
-    tasks: Sequence[Task], results: Iterator[Read], labelling: Labelling, advance: Callable[[int], None]
+    items: Sequence[tuple[int, Item]], results: Iterator[Read], labelling: Labelling, advance: Callable[[int], None]
 ) -> Iterator[Sample | Failure | Note]:
-    """The samples, failures and notes of a tar. ``results`` are the read files of ``tasks``."""
-    for (number, item), result in zip(tasks, islice(results, len(tasks)), strict=True):
+    """The samples, failures and notes of a tar. ``results`` are the read files of numbered ``items``."""
+    for (number, item), result in zip(items, islice(results, len(items)), strict=True):
         if isinstance(result, str):
             yield failure(item.path, result)
         else:
             extension, data, notes = result
-            yield from (Note(str(item.path), note) for note in notes)
+            yield from (Note(item.file, note) for note in notes)
             # The number makes it unique, the stem readable. It has no character with a meaning for tar or WebDataset.
             key = f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', item.path.stem)[:60]}"
             yield Sample(key, extension, data, {"label": labelling.value(item.label)})
@@ -261,16 +261,16 @@ def _plan(items: list[Item], labelling: Labelling, encoding: Encoding, seed: int
     settings = [asdict(encoding), seed, per_shard, labelling.classes, *labelling.kinds.values()]
     digest = hashlib.sha256(json.dumps(settings).encode() + version.encode())
     for item in items:
+        named = f"Item(path={item.path!r}, label={item.label!r}, reason='')"  # as when items had a path: a plan stays
         try:
             file = item.path.stat()
-            digest.update(f"{item} {file.st_size} {file.st_mtime_ns // MTIME}\n".encode())
+            digest.update(f"{named} {file.st_size} {file.st_mtime_ns // MTIME}\n".encode())
         except (OSError, ValueError):
-            digest.update(f"{item}\n".encode())
+            digest.update(f"{named}\n".encode())
     return digest.hexdigest()
 
 
-def _read(read: Callable[[Path], tuple[str, bytes]], modality: str, encoding: Encoding, task: Task) -> Read:
-    _, item = task
+def _read(read: Callable[[Path], tuple[str, bytes]], modality: str, encoding: Encoding, item: Item) -> Read:
     try:
         extension, data = read(item.path)
         if not data:

@@ -33,7 +33,7 @@ def _clip(row: dict[str, str], root: Path) -> Item:
         name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
     except (TypeError, ValueError):
         reason = f"times {row['time_start']!r} and {row['time_end']!r} are not whole seconds"
-        return Item(root / f"{row['youtube_id']}.mp4", reason=reason)
+        return Item(str(root / f"{row['youtube_id']}.mp4"), reason=reason)
     beside = below(root, name, row["label"], "" if row["label"] else "has no label")
     inside = below(root, f"{row['label']}/{name}", row["label"])
     return inside if not beside.path.exists() and not inside.reason and inside.path.exists() else beside
@@ -93,4 +93,4 @@ def published_classes(source: Path, kind: str) -> Path | None:
 def below(root: Path, path: str, label: str, reason: str = "") -> Item:
     """A file below ``root``."""
     outside = path.startswith("/") or ".." in PurePosixPath(path).parts
-    return Item(root / path, label, reason or ("its path is outside the folder of the files" if outside else ""))
+    return Item(str(root / path), label, reason or ("its path is outside the folder of the files" if outside else ""))

@@ -138,9 +138,9 @@ def folder(source: Path, _: Path, __: str | None) -> Iterator[Item]:
         hint = f"'{source}' has no class folders with files; it needs {source}/CLASS/FILE"
         raise UserError("; ".join([hint, *reasons]))
     for name, item in inside:
-        yield Item(item.path, name, item.reason or _explain_misplaced(name, folders))
+        yield Item(item.file, name, item.reason or _explain_misplaced(name, folders))
     for name in sorted(folders.keys() - {name for name, _ in inside}):
-        yield Item(folders[name], reason="is a class folder without files")
+        yield Item(str(folders[name]), reason="is a class folder without files")
 
 
 def _explain_misplaced(name: str, folders: Collection[str]) -> str:
@@ -248,11 +248,11 @@ def refuse_label(item: Item, labelling: Labelling) -> Item:
 
 def _merge_doubles(items: list[Item]) -> list[Item]:
     """The items, each file once, with the labels of all its lines."""
-    paths: dict[Path, list[Item]] = {}
+    files: dict[str, list[Item]] = {}
     for item in items:
-        paths.setdefault(item.path, []).append(item)
+        files.setdefault(item.file, []).append(item)
     merged = []
-    for same in paths.values():
+    for same in files.values():
         usable = [item for item in same if not item.reason]
         labels = [label for item in usable for label in split_label(item.label)]
         merged.append(replace(usable[0], label=json.dumps(labels, ensure_ascii=False)) if len(usable) > 1 else same[0])
@@ -261,10 +261,10 @@ def _merge_doubles(items: list[Item]) -> list[Item]:
 
 def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
     """The items; a file that occurs again is marked as left out."""
-    paths: set[Path] = set()
+    files: set[str] = set()
     results = []
     for item in items:
-        twice = item.path in paths and not item.reason
+        twice = item.file in files and not item.reason
         results.append(replace(item, reason="is listed twice") if twice else item)
-        paths.add(item.path)
+        files.add(item.file)
     return results

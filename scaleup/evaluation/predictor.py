@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
+from scaleup.common.files import growing_lines
 from scaleup.common.timing import progress
 from scaleup.data.augment import eval_views
 from scaleup.data.decode import BadSample
@@ -69,10 +72,11 @@ class Predictions:
     """The predictions for several sources."""
 
     head: str  # the head that was used
-    files: list[Prediction]
+    files: list[Prediction]  # empty where they were written to ``out``
     failures: list[Failure]  # sources that cannot be read
     exit: int  # exit code: 1 if a source failed
     overlay: str | None = None  # the overlay that was written
+    out: str | None = None  # the file with a line of JSON for each source that was read
 
 
 class Predictor:
@@ -169,6 +173,7 @@ def predict(
     batch: int = 8,
     picture: str | None = None,
     threshold: float | None = None,
+    out: str | None = None,
 ) -> Predictions:
     """Predict the classes, or the number, of images and videos. An unreadable source is printed on stderr, and the
     others continue.
@@ -178,24 +183,27 @@ def predict(
         sources: files, folders, patterns, addresses, or ``-`` for a video stream on stdin.
         head, top, hop, batch, threshold: see :class:`Predictor`.
         picture: a .png or .mp4 file to write, which shows where the model looks in the first source.
+        out: a file for the predictions, a line of JSON each, which are then not kept in memory.
 
     Raises:
-        UserError: there is no such head or source, ``picture`` has another extension, or the head has no threshold.
+        UserError: there is no such head or source, ``picture`` has another extension, the head has no threshold, or
+            ``out`` cannot be written.
     """
     predictor = Predictor(model.place(own_device()), head, top, hop, batch, threshold)
-    names = expanded(sources)
-    files, failures = [], []
-    with progress("predicting", len(names)) as advance:
+    names, files, failures = expanded(sources), list[Prediction](), list[Failure]()
+    kept = growing_lines(Path(out)) if out else nullcontext(files.append)
+    with kept as keep, progress("predicting", len(names)) as advance:
         for name in names:
             try:
-                files.append(replace(_predict(predictor, name), source=name))
+                keep(replace(_predict(predictor, name), source=name))
             except BadSample as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 failures.append(Failure(name, str(error)))
             advance(1, name)
-    if picture and files:
-        draw(predictor, names[0], picture)
-    return Predictions(predictor.head, files, failures, int(bool(failures)), picture if files else None)
+    drawn = picture if picture and len(failures) < len(names) else None
+    if drawn:
+        draw(predictor, names[0], drawn)
+    return Predictions(predictor.head, files, failures, int(bool(failures)), drawn, out)
 
 
 def draw(predictor: Predictor, source: str, path: str) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import av
 import numpy as np
@@ -18,12 +19,14 @@ from support import tools
 
 import scaleup
 from scaleup.common.errors import UserError
+from scaleup.common.files import json_value
 from scaleup.config.schema import Recipe
 from scaleup.data.augment import eval_views
 from scaleup.data.media import expanded
 from scaleup.data.pictures import Pictures, whole_view
 from scaleup.data.shapes import CLASSES, make_sample
 from scaleup.data.stream import frames
+from scaleup.evaluation import predictor
 from scaleup.model.build import fresh
 
 predicted = partial(tools.tool, "predict")
@@ -66,6 +69,30 @@ def test_files_of_all_kinds_in_one_call(model: Path, folder: Path) -> None:
         assert list(found) == [names[index] for index in best.indices]
         assert list(found.values()) == pytest.approx(best.values.tolist(), abs=1e-5)
     assert again == short and len(long["clips"]) == 3 and len(short["clips"]) == 1
+
+
+def test_predictions_are_written_as_they_come(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, out = scaleup.load(model), tmp_path / "lines.jsonl"
+    whole = scaleup.predict(loaded, [str(folder)])
+    result = scaleup.predict(loaded, [str(folder)], out=str(out))
+    assert (result.files, result.failures, result.exit) == ([], whole.failures, 1)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines == [json.loads(json.dumps(json_value(each))) for each in whole.files] and len(lines) == 3
+    real, kept = predictor._predict, out.read_text()
+
+    def fails(*args: Any) -> Any:
+        if Path(args[1]).name == "short.mp4":
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(predictor, "_predict", fails)
+    with pytest.raises(KeyboardInterrupt):
+        scaleup.predict(loaded, [str(folder)], out=str(out))
+    assert out.read_text() == kept and not [*tmp_path.glob(".*partial")]
+    refused = predicted(model, folder, "--out", out)
+    assert refused.returncode == 2 and "lines.jsonl' exists" in refused.stderr
 
 
 def test_what_is_hidden_is_passed_over_and_colons_are_no_protocols(

@@ -82,7 +82,7 @@ def make_index(path: Path, count: int, per_shard: int) -> None:
     path.mkdir()
     index = Index("image", {"label": [f"class{n}" for n in range(CLASSES)]}, count, [], [])
     first = _rows(0, 0)
-    write_rows(path, index, first, _parts(path, count, per_shard), ["png", "json"], [])
+    write_rows(path, index, first, _parts(path, count, per_shard), ["png", "json"], "0" * 64)
 
 
 def _parts(path: Path, count: int, per_shard: int) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:

@@ -93,7 +93,8 @@ def test_tars_in_place(tar, tmp_path, way, times):
         if way == "cut":  # here nothing is changed that could be decoded all the same
             samples = [shards.read(i) for i in range(len(shards))]
             assert all((f"{s.key}.jpg", s.media) == downloaded(int(s.key))[0] for s in samples)
-            assert any("cut off" in failure.reason for failure in shards.failures) or not hurt[-1024:].strip(b"\0")
+            said = " ".join(failure.reason for failure in shards.failures)
+            assert "cut off" in said or "unexpected end of data" in said or not hurt[-1024:].strip(b"\0")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The index in columns: what is mapped, what is checked and when, and older indexes."""
 
+import hashlib
 import json
 import pickle
 import zlib
@@ -16,7 +17,7 @@ from scaleup.common.errors import UserError
 from scaleup.data import columns as files_of_columns
 from scaleup.data import table
 from scaleup.data.columns import Ragged, text, write_columns
-from scaleup.data.index import Index, convert, write_index
+from scaleup.data.index import Index, convert, list_sha256, write_index
 from scaleup.data.pack import write_shards
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Directory, Remote
@@ -159,3 +160,11 @@ def test_an_index_of_no_samples_opens(tmp_path: Path) -> None:
     write_index(tmp_path, Index("image", CLASSES, 0, [], [], KINDS))
     shards = Shards.open(tmp_path)
     assert len(shards) == 0 and list(shards.keys) == [] and len(shards.labels["size"]) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 11])
+def test_a_hash_of_the_keys_sorts_a_few_at_a_time(count, monkeypatch):
+    keys = [f"{number * 7 % 11:02d}\n\u00e4 {number}" for number in range(count)]
+    monkeypatch.setattr("scaleup.data.index.SORTED", 4)
+    whole = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+    assert list_sha256(iter(keys)) == whole and list_sha256(reversed(keys)) == whole
