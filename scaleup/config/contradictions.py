@@ -60,7 +60,7 @@ def _in_training(recipe: Recipe) -> Iterator[str]:
         yield f"train.valid_every: {train.valid_every} needs a validation set (data.valid)"
     for kind in [kind for kind in ("mixup", "cutmix") if recipe.trunk.cache and getattr(train, kind)]:
         yield f"train.{kind}: mixes pixels before the trunk, but a cache (trunk.cache) only has the trunk's output"
-    if train.compile == "blocks" and train.kernels in ("library", "fast"):
+    if train.compile == "blocks" and train.kernels in ("library", "products", "fast"):
         yield f"train.compile: blocks computes otherwise than train.kernels {train.kernels}; choose auto or lean"
     if train.offload and train.zero_stage == 0:
         yield "train.offload: True needs ZeRO, but train.zero_stage is 0"

@@ -202,7 +202,7 @@ class Arm:
     pool_heads: Count = 16  # of attentive: heads of its attention
     pool_depth: PoolDepth = 1  # of attentive: blocks, the last of them cross-attention
     taps: list[Count] = field(default_factory=list)  # depths below frozen_depth whose tokens a pool reads too
-    precision: Literal["float32", "bfloat16"] | None = None  # of products; weights are float32. None: recipe.settle
+    precision: Literal["float32", "bfloat16", "auto"] | None = None  # of products; None: recipe.settle; auto: measured
     grad_checkpointing: bool = False  # compute blocks again in the backward pass, keep no activations
     lr: Positive = 1e-3
     gate_lr: Positive = 5e-3

@@ -15,20 +15,21 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import thread_time
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World
 from scaleup.common.files import write_json
-from scaleup.common.timing import measure_in_turns
-from scaleup.model.compiled import begin_compiling, has_compiler
+from scaleup.common.timing import measure_in_turns, now
+from scaleup.model.compiled import Call, begin_compiling, has_compiler
 from scaleup.model.kernels import REPLACED, computed, every_token, keep_freed_memory
+from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import is_on_meta, load_block
 from scaleup.model.tubevit import TubeViT
 
-PAYS = 1.05  # what is chosen is at least this many times faster than ``lean``
+PAYS = 1.05  # what is chosen is at least this many times faster than ``lean``, or float32
 ROUNDS = 5  # of measurements that count
 SMALLEST = 2**18  # tokens times width of a clip; for smaller models a measurement would be noise
 LARGEST_BATCH = 2**20  # the same of all clips that are measured together
@@ -96,35 +97,68 @@ def _set(models: Collection[TubeViT], kernels: Kernels) -> None:
 def _measured_kernels(models: Collection[TubeViT], device: torch.device, batch: int, trains: bool) -> dict[str, str]:
     """The fastest kernels, measured on one block. All blocks of a model are alike, so all arms of a sweep use the
     same."""
-    model = next(iter(models))
+    sample = sample_of(next(iter(models)), device, batch)
+    trunk = choose(*sample, trains=False)
+    return {"trunk": trunk, "arm": choose(*sample, trains=True) if trains else trunk}
+
+
+class Sample(NamedTuple):
+    """A block in float32, tokens h (B, N, D) that enter it, and what it gets beside them."""
+
+    block: nn.Module
+    h: Tensor
+    context: Mapping[str, Tensor]
+
+
+def sample_of(model: TubeViT, device: torch.device, batch: int) -> Sample:
+    """The first block of a model, with random tokens of a batch, or of fewer clips where these are many."""
     block, frames = model.blocks[0], model.preprocess.frames
     tokens, width = model.count_tokens(frames), model.tokenizer.embed_dim
     clips = max(1, min(batch, LARGEST_BATCH // (tokens * width)))
-    h = torch.randn(clips, tokens, width, device=device)
     if model.trunk is not None and is_on_meta(block):
         block = load_block(model.trunk.blocks, 0, model.trunk.file)
     with torch.no_grad():
         context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
-    trunk = choose(block, h, context, trains=False)
-    late = trains and any(model.arm.blocks for model in models)
-    return {"trunk": trunk, "arm": choose(block, h, context, trains=True) if late else trunk}
+    return Sample(block, torch.randn(clips, tokens, width, device=device), context)
 
 
 def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], trains: bool) -> str:
     """The kernels that compute a block on float32 tokens h (B, N, D) fastest on this machine; ``lean`` if none gains.
-
-    CPU time on one thread is measured, because other processes do not change it. The choice is kept in
-    :func:`kept_choices`.
 
     Args:
         trains: of a forward and a backward pass; else of a forward pass without gradients.
     """
     if h.device.type != "cpu" or h.shape[1:].numel() < SMALLEST:
         return "lean"
-    key, kept = " | ".join([_machine(), _described(block, h, context), _work(trains)]), read_choices()
-    if kept.get(key) in (TRAINED if trains else FORWARD):
+    names, work = (TRAINED, "forward and backward") if trains else (FORWARD, "forward")
+    calls = {kernels: computed(every_token, kernels) for kernels in names}
+    return _kept(work, Sample(block, h, context), calls, trains)
+
+
+def choose_precision(models: Collection[TubeViT], world: World, batch: int) -> Literal["float32", "bfloat16"]:
+    """The precision in which a block of an arm trains fastest on this device: float32, unless bfloat16 gains.
+
+    To be called after :func:`set_kernels`, and before blocks are cast.
+    """
+    model = next(iter(models))
+    exact = computed(every_token, model.arm.kernels)
+    calls: dict[str, Call] = {"float32": exact, "bfloat16": partial(_in_bfloat16, exact)}
+    work = f"precision of forward and backward, {model.arm.kernels}"
+    own = _kept(work, sample_of(model, world.device, batch), calls, True) if world.rank == 0 else "float32"
+    return "bfloat16" if world.first(own) == "bfloat16" else "float32"
+
+
+def _in_bfloat16(call: Call, block: nn.Module, h: Tensor, **context: Tensor) -> Tensor:
+    with torch.autocast(h.device.type, torch.bfloat16):
+        return call(block, h, **Context(**context).to(torch.bfloat16).at(0))
+
+
+def _kept(work: str, sample: Sample, calls: Mapping[str, Call], trains: bool) -> str:
+    """The fastest of ``calls``, from the file or measured; see :func:`kept_choices`."""
+    key, kept = " | ".join([_machine(sample.h.device), _described(sample), work]), read_choices()
+    if kept.get(key) in [*calls]:
         return kept[key]
-    chosen = _measured(block, h, context, trains)
+    chosen = _measured(sample, calls, trains)
     with suppress(OSError):  # then the next run measures again
         kept_choices().parent.mkdir(parents=True, exist_ok=True)
         write_json(kept_choices(), read_choices() | {key: chosen})
@@ -144,35 +178,37 @@ def read_choices() -> dict[str, Any]:
     return {}
 
 
-def _machine() -> str:
-    """The processor, and torch, which has the libraries."""
-    with suppress(OSError):
+def _machine(device: torch.device) -> str:
+    """The processor or GPU, and torch, which has the libraries."""
+    name = platform.processor()
+    if device.type != "cpu":
+        name = torch.get_device_module(device).get_device_name()
+    elif Path("/proc/cpuinfo").is_file():
         about = Path("/proc/cpuinfo").read_text()
         first = re.findall(r"^(?:model name|cpu family|model|stepping)\s*: (.*)$", about, re.MULTILINE)[:4]
-        return f"{' '.join(first)} {torch.backends.cpu.get_cpu_capability()} | torch {torch.__version__}"
-    return f"{platform.processor()} | torch {torch.__version__}"
+        name = f"{' '.join(first)} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name} | torch {torch.__version__}"
 
 
-def _described(block: nn.Module, h: Tensor, context: Mapping[str, Tensor]) -> str:
+def _described(sample: Sample) -> str:
+    block, h, context = sample
     weights = {tuple(parameter.shape): None for parameter in block.parameters() if parameter.dim() > 1}
     heads = [part.num_heads for part in block.modules() if hasattr(part, "num_heads")]
     return f"{type(block).__name__}{list(weights)}, heads {heads}, tokens {tuple(h.shape)}, {sorted(context)}"
 
 
-def _work(trains: bool) -> str:
-    return "forward and backward" if trains else "forward"
-
-
-def _measured(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], trains: bool) -> str:
+def _measured(sample: Sample, calls: Mapping[str, Call], trains: bool) -> str:
+    """On a CPU, time on one thread is measured, because other processes do not change it."""
+    block, h, context = sample
     work = _pass
     if trains:
-        work, block = _passes, copy.deepcopy(block).requires_grad_(True)
-    named = {kernels: computed(every_token, kernels) for kernels in (TRAINED if trains else FORWARD)}
-    calls = {kernels: partial(work, partial(call, block), h, context) for kernels, call in named.items()}
+        work, block = _passes, copy.deepcopy(block).to(h.device).requires_grad_(True)
+    works = {name: partial(work, partial(call, block), h, context) for name, call in calls.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return fastest(measure_in_turns(calls, thread_time, ROUNDS))
+        clock = thread_time if h.device.type == "cpu" else partial(now, h.device)
+        return fastest(measure_in_turns(works, clock, ROUNDS))
     finally:
         torch.set_num_threads(threads)
 

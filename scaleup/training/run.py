@@ -17,7 +17,7 @@ from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.model.build import prepare_trunks
 from scaleup.model.compiled import STOPWATCH
-from scaleup.model.kernel_choice import set_compile, set_kernels
+from scaleup.model.kernel_choice import choose_precision, set_compile, set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.training import run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, late_mean, read_numbers, whole_step
@@ -107,6 +107,7 @@ class Run:
         if compile == "blocks" and kernels == "auto":  # nothing is left to measure
             kernels = "lean"
         self.kernels = set_kernels(self.models.values(), kernels, self.world, self.pass_size)
+        self.arms = arms = self._with_precisions(arms, checkpoint)
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.about_trunk = self._prepare(trunk, valid is not None)
         self.compile = set_compile(self.models.values(), compile, self.world)
@@ -121,6 +122,17 @@ class Run:
         self.trunk_seconds: list[float] = []
         if checkpoint is not None:
             self._restore(checkpoint)
+
+    def _with_precisions(self, arms: dict[str, Arm], checkpoint: Checkpoint | None) -> dict[str, Arm]:
+        """The arms, with the precision that is measured or was chosen before in place of ``auto``."""
+        unsettled = [name for name, arm in arms.items() if arm.precision == "auto"]
+        if checkpoint is not None:
+            stored = checkpoint.state["arms"]
+            chosen = {name: stored[name]["precision"] for name in unsettled if name in stored}
+        else:
+            fastest = choose_precision(self.models.values(), self.world, self.pass_size) if unsettled else None
+            chosen = dict.fromkeys(unsettled, fastest)
+        return arms | {name: replace(arms[name], precision=precision) for name, precision in chosen.items()}
 
     def _prepare(self, trunk: Trunk, validates: bool) -> dict[str, Any]:
         """Prepare the trunk. With a token cache, only validation uses it, and its blocks are not moved."""

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.small import small_model
 from torch import nn
 from torch.overrides import _get_current_function_mode
 
+from scaleup.common.distributed import World
 from scaleup.model import kernel_choice
-from scaleup.model.kernel_choice import choose, fastest, kept_choices
+from scaleup.model.kernel_choice import choose, choose_precision, fastest, kept_choices
 
 H = torch.zeros(1, 512, 512)
 
@@ -87,6 +89,22 @@ def test_a_file_that_cannot_be_written_costs_a_measurement_each_time(own_cache: 
     own_cache.write_text("no directory")
     block = Clock(lean=2, products=1, fast=3)
     assert [choose(block, H, {}, trains=False) for _ in range(2)] == ["products"] * 2
+
+
+@pytest.mark.parametrize(("low", "chosen"), [(0.9, "bfloat16"), (0.97, "float32"), (2.0, "float32")])
+def test_a_precision_is_chosen_where_it_trains_faster(low: float, chosen: str) -> None:
+    model, world = small_model("cosine"), World(0, 1, torch.device("cpu"))
+
+    def wait(*_: Any) -> None:
+        assert torch.is_grad_enabled()
+        Clock.calls += 1
+        Clock.time += low if torch.is_autocast_enabled("cpu") else 1.0
+
+    model.blocks[0].register_forward_pre_hook(wait)
+    assert choose_precision([model], world, 2) == chosen
+    calls = Clock.calls
+    assert choose_precision([model], world, 2) == chosen
+    assert Clock.calls == calls
 
 
 def test_small_models_are_not_measured() -> None:

@@ -137,7 +137,10 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ("arm.adapt=loar", "arm.adapt: 'loar' is not one of 'full', 'lora', 'dora', 'ia3', 'none'; nearest: 'lora'"),
         ("arm.lora_rank=0", "arm.lora_rank: 0 is not a whole number of at least 1"),
         ("arms.last.lora_alpha=0", "arms.last.lora_alpha: 0 is not a number above 0"),
-        ("arm.precision=float16", "arm.precision: 'float16' is not one of 'float32', 'bfloat16'; nearest: 'bfloat16'"),
+        (
+            "arm.precision=float16",
+            "arm.precision: 'float16' is not one of 'float32', 'bfloat16', 'auto'; nearest: 'bfloat16'",
+        ),
         ("arm.gate=maybe", "arm.gate: 'maybe' is not one of False, True, 'channel'"),
         ("data.max_bad=101%", "data.max_bad: '101%' is not a number between 0 and 1"),
         ("data.max_bad=x%", "data.max_bad: 'x%' is not a number between 0 and 1"),

@@ -151,7 +151,7 @@ def test_the_choice(
     assert {model.trunk.kernels, model.arm.kernels} == {"compiled" if choice == "blocks" else kernels}
 
 
-@pytest.mark.parametrize("kernels", ["library", "fast"])
+@pytest.mark.parametrize("kernels", ["library", "products", "fast"])
 def test_kernels_that_contradict_are_refused(tiny: Tiny, kernels: str) -> None:
     with pytest.raises(UserError, match=f"train.compile: blocks computes otherwise than train.kernels {kernels}"):
         tiny("train.compile=blocks", f"train.kernels={kernels}")

@@ -47,6 +47,16 @@ def test_a_resumed_run_keeps_the_kernels_that_were_chosen(tiny: Tiny, monkeypatc
     assert train(recipe, arms).kernels == {"trunk": "fast", "arm": "products"}
 
 
+def test_auto_is_measured_once_for_all_arms_and_kept_on_resume(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, chosen = tiny("arm.precision=auto"), iter(["bfloat16", "float32"])
+    monkeypatch.setattr("scaleup.training.run.choose_precision", lambda *_: next(chosen))
+    own = replace(recipe.arm, frozen_depth=2)
+    arms = {"one": own, "two": replace(own, lr=0.1), "exact": replace(own, precision="float32")}
+    train(recipe, arms, stop_after=0)
+    found = {name: arm.precision for name, arm in train(recipe, arms).arms.items()}
+    assert found == {"one": "bfloat16", "two": "bfloat16", "exact": "float32"}
+
+
 def test_fast_arms_learn_alike_together_and_alone(tiny: Tiny, tmp_path: Path, convolutions: list[tuple]) -> None:
     recipe = tiny("train.kernels=fast", "train.steps=2")
     arms, weights = sweep_arms(recipe), {}
