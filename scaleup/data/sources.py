@@ -18,9 +18,9 @@ from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.labels import Labelling, split_label
 from scaleup.data.lists import ENDINGS, is_media, read_rows
+from scaleup.data.members import is_tar, packed_as
 from scaleup.data.published import below, charades, hmdb51, kinetics, published_classes, ssv2, ucf101
 from scaleup.data.storage import NO_FILE, Item, count_by_reason, failure, hidden, printable, walk
-from scaleup.data.tars import is_tar, packed_as
 
 
 def read_file(path: Path) -> tuple[str, bytes]:

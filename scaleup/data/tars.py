@@ -3,118 +3,29 @@
 from __future__ import annotations
 
 import json
-import re
-import tarfile
+import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
+from typing import IO, BinaryIO
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import refuse_existing
 from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample, check
+from scaleup.data.doubles import Doubles
 from scaleup.data.index import Index, Note, SampleEntry, TarEntry, file_sha256, write_index
-from scaleup.data.labels import ONE, Labelling
+from scaleup.data.labels import NUMBER, ONE, Labelling
+from scaleup.data.members import Headers, group_members, is_tar, member_failure, packed_as
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Shards
-from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unreadable, failure, hidden, printable
+from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unreadable, failure, hidden
 
-COMMANDS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
-SHORT = {"tgz": "gz", "taz": "gz", "tbz": "bz2", "tbz2": "bz2", "txz": "xz", "tzst": "zst"}
-MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"\x04\x22\x4d\x18": "lz4"}
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
 MAX_TEXT = 2**24  # bytes of a member with a label
-
-Headers = dict[str, tarfile.TarInfo]  # of the members of one sample, by ending
-
-
-def is_tar(path: Path) -> bool:
-    return path.suffix.lower() == ".tar" and not path.is_dir()
-
-
-def packed_as(path: Path) -> str:
-    """A sentence on an archive that cannot be used in place, by its name; empty for other files and plain tars."""
-    stem, _, ending = path.name.lower().rpartition(".")
-    if ending in SHORT or ending in COMMANDS and stem.endswith(".tar"):
-        command = COMMANDS[SHORT.get(ending, ending)]
-        return f"a compressed tar, which cannot be read in place; decompress it first: {command} '{path.name}'"
-    return "an archive that is not a tar; unpack it first" if ending in ("zip", "rar", "7z") else ""
-
-
-def group_members(path: Path) -> tuple[dict[str, Headers], list[Failure]]:
-    """Members of a tar by key and extension (as WebDataset splits names), and failures of names or of the tar."""
-    samples: dict[str, Headers] = {}
-    wrong: list[tuple[str, str]] = []  # (key, reason); the key is empty for the tar itself
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.size < 0 or member.offset < end:  # else this could loop for ever
-                    raise ValueError("a header that points backwards")
-                end = member.offset_data + (-(-member.size // 512) * 512 if member.isreg() else 0)
-                end = tar.offset if member.issparse() else end  # a sparse member has its unpacked size
-                if not member.isdir():
-                    _place(member, samples, wrong)
-        if not end:
-            wrong.append(("", "has no files"))
-        elif not _ends(path, end):
-            wrong.append(("", f"cut off or damaged at byte {end}; nothing after it is used"))
-    except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
-        wrong.append(("", _explain_compressed(path) or f"not a readable tar after byte {end}: {error}"))
-    for key, _ in wrong:
-        samples.pop(key, None)
-    return samples, [_failure(path, key, reason) for key, reason in wrong]
-
-
-def _place(member: tarfile.TarInfo, samples: dict[str, Headers], wrong: list[tuple[str, str]]) -> None:
-    match = re.fullmatch(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", member.name, re.DOTALL)
-    if ".." in PurePosixPath(member.name).parts or member.name.startswith("/"):
-        wrong.append((member.name, "its name is outside the tar"))
-    elif not member.isreg():
-        wrong.append((member.name, "is not a file but a link or a device"))
-    elif printable(member.name) != member.name:
-        wrong.append((member.name, "its name is not text in UTF-8"))
-    elif not match:
-        wrong.append((member.name, "its name is not KEY.ENDING"))
-    elif member.issparse():
-        wrong.append((match[1], f".{match[2]} is sparse, stored without its zeros; make the tar without --sparse"))
-    elif match[2].lower() in (headers := samples.setdefault(match[1], {})):
-        wrong.append((match[1], f"has two members .{match[2]}"))
-    else:
-        headers[match[2].lower()] = member
-
-
-def _ends(path: Path, end: int) -> bool:
-    """Whether a tar whose last member ends at byte ``end`` has the zeros that mark its end, and nothing else."""
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = 0
-        while piece := file.read(2**20):
-            if piece.strip(b"\0"):
-                return False
-            rest += len(piece)
-    return rest >= 1024
-
-
-def _explain_compressed(path: Path) -> str:
-    """A sentence on a compressed file that is called .tar; empty if it is not compressed."""
-    with path.open("rb") as file:
-        begin = file.read(8)
-    for magic, ending in MAGIC.items():
-        if begin.startswith(magic):
-            new = f"{path.name}.{ending}"
-            how = f"mv '{path.name}' '{new}'; {COMMANDS[ending]} '{new}'"
-            return f"is compressed, although its name ends in .tar; decompress it first: {how}"
-    return ""
-
-
-def _failure(tar: Path, key: str, reason: str) -> Failure:
-    """A sample that cannot be used, or the tar itself (no key)."""
-    return failure(f"{tar.name}: {key}" if key else tar.name, reason)
 
 
 @dataclass
@@ -158,18 +69,20 @@ def index_tars(
     if unread and not tars:
         raise UserError(f"'{source / unread[0].source}' {unread[0].reason}")
     modality = _modality(tars)
-    scans: list[Scan] = []
-    for scan in parallel(partial(_scan, modality=modality, label=label), tars, processes):
-        scans.append(scan)
-        advance(1)
-    labelling = Labelling(labels, (label for scan in scans for label in scan.labels), classes)
-    failures = [failure for scan in scans for failure in scan.failures] + _number(scans, labelling) + unread
-    count = sum(len(scan.tar.samples) for scan in scans)
-    if not count:
-        raise UserError(f"no sample in '{source}' can be used; the first: {failures[0].reason}{_hint_folders(source)}")
-    notes = [note for scan in scans for note in scan.notes]
-    entries, names = [scan.tar for scan in scans], {"label": labelling.classes}
-    write_index(source, Index(modality, names, count, failures, entries, labelling.kinds, notes, in_place=True))
+    index, texts, keys = Index(modality, {}, 0, [], [], in_place=True), set[str](), Doubles()
+    with tempfile.TemporaryFile("w+") as file:  # of what was scanned; it may be more than memory holds
+        for scan in parallel(partial(_scan, modality=modality, label=label), tars, processes):
+            print(json.dumps([scan.tar, scan.labels], default=vars), file=file)
+            index.failures += scan.failures
+            index.notes += scan.notes
+            texts.update(scan.labels if labels != NUMBER else ())
+            keys.add(sample.key for sample in scan.tar.samples)
+            advance(1)
+        labelling = Labelling(labels, texts, classes)
+        index.classes, index.kinds = {"label": labelling.classes}, labelling.kinds
+        file.seek(0)
+        place = f"'{source}'", _hint_folders(source)
+        write_index(source, index, _numbered(file, index, labelling, keys.suspects(), unread, place))
     return Shards.open(source)
 
 
@@ -193,23 +106,34 @@ def _hint_folders(source: Path) -> str:
     return f"; it also has folders, such as '{folders[0]}'; to pack these use --kind folder" if folders else ""
 
 
-def _number(scans: list[Scan], labelling: Labelling) -> list[Failure]:
-    """Replace labels that are text. Samples without a label, and samples whose key occurred before, become failures."""
-    failures = []
+def _numbered(
+    file: IO[str], index: Index, labelling: Labelling, suspects: set[int], unread: list[Failure], place: tuple[str, str]
+) -> Iterator[TarEntry]:
+    """The tars that were written to ``file``, with labels that are numbers. Samples without a label, and samples whose
+    key occurred before, become failures of ``index``, which gets the number of the others too.
+
+    Args:
+        suspects: hashes of the keys that may occur more than once.
+        place: the folder, and a hint, for the error if there is no sample.
+    """
     first: dict[str, str] = {}  # tar by key
-    for scan in scans:
-        usable = []
-        for sample, text in zip(scan.tar.samples, scan.labels, strict=True):
-            tar = first.setdefault(sample.key, scan.tar.file)
+    for line in file:
+        content, texts = json.loads(line)
+        tar = TarEntry(**content | {"samples": []})
+        for sample, text in zip((SampleEntry(**sample) for sample in content["samples"]), texts, strict=True):
+            before = first.setdefault(sample.key, tar.file) if hash(sample.key) in suspects else tar.file
             try:
                 sample.labels["label"] = labelling.value(text)
-                if tar != scan.tar.file:
-                    raise ValueError(f"its key occurs in {tar} already")
-                usable.append(sample)
+                if before != tar.file:
+                    raise ValueError(f"its key occurs in {before} already")
+                tar.samples.append(sample)
             except ValueError as error:
-                failures.append(_failure(Path(scan.tar.file), sample.key, str(error)))
-        scan.tar.samples = usable
-    return failures
+                index.failures.append(member_failure(Path(tar.file), sample.key, str(error)))
+        index.count += len(tar.samples)
+        yield tar
+    index.failures += unread
+    if not index.count:
+        raise UserError(f"no sample in {place[0]} can be used; the first: {index.failures[0].reason}{place[1]}")
 
 
 def _modality(tars: list[Path]) -> str:
@@ -235,7 +159,7 @@ def _scan(path: Path, modality: str, label: str | None) -> Scan:
             with path.open("rb") as file:
                 text, places = _sample(file, headers, modality, label, odd.append)
         except BadSample as error:
-            scan.failures.append(_failure(path, key, str(error)))
+            scan.failures.append(member_failure(path, key, str(error)))
             continue
         scan.tar.samples.append(SampleEntry(key, {}, places))
         scan.labels.append(text)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from scaleup.common.processes import parallel
 from scaleup.common.timing import progress
 from scaleup.data.decode import BadSample, check
+from scaleup.data.doubles import Doubles
 from scaleup.data.index import (
     CHANGED,
     COLUMNS,
@@ -28,10 +29,10 @@ from scaleup.data.index import (
     read_index,
 )
 from scaleup.data.labels import ONE, explain_label
+from scaleup.data.members import Headers, group_members
 from scaleup.data.playback import Noted
 from scaleup.data.storage import Failure, storage
 from scaleup.data.table import Table
-from scaleup.data.tars import Headers, group_members
 
 
 @dataclass
@@ -56,16 +57,17 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
     problems, notes = [f"index.json: '{path}/index.json' is damaged: {CHANGED}"] if changed else [], list[str]()
     try:
         index = Index.of(content)
-        task, keys = partial(_check_tar, path, replace(index, shards=[])), Counter[str]()
-        tars = _tars(Table.of(path, content), problems) if content["format"] == FORMAT else index.shards
+        task, keys = partial(_check_tar, path, replace(index, shards=[])), Doubles()
+        table = Table.of(path, content) if content["format"] == FORMAT else None
+        tars = index.shards if table is None else _tars(table, problems)
         with progress(f"checking {Path(path).name}", len(index.shards)) as advance:
             for of_tar, notes_of_tar in parallel(task, _counted(tars, keys), processes):
                 problems += of_tar
                 notes += notes_of_tar
                 advance()
-        problems += [f"index.json: key '{key}' occurs {times} times" for key, times in keys.items() if times > 1]
-        if index.count != keys.total():
-            problems.append(f"index.json: count is {index.count}, but {keys.total()} samples are listed")
+        problems += _twice(index.shards if table is None else _tars(table, []), keys.suspects())
+        if index.count != len(keys):
+            problems.append(f"index.json: count is {index.count}, but {len(keys)} samples are listed")
     except (OSError, *DAMAGE) as error:
         problems.append(f"index.json: damaged, {type(error).__name__} {error}")
     count = content.get("count")
@@ -85,10 +87,18 @@ def _tars(table: Table, problems: list[str]) -> Iterator[TarEntry]:
             yield tar
 
 
-def _counted(tars: Iterable[TarEntry], keys: Counter[str]) -> Iterator[TarEntry]:
+def _counted(tars: Iterable[TarEntry], keys: Doubles) -> Iterator[TarEntry]:
     for tar in tars:
-        keys.update(sample.key for sample in tar.samples)
+        keys.add(sample.key for sample in tar.samples)
         yield tar
+
+
+def _twice(tars: Iterable[TarEntry], suspects: set[int]) -> list[str]:
+    """A sentence for every key that occurs more than once, whose hash is one of ``suspects``."""
+    if not suspects:
+        return []
+    keys = Counter(sample.key for tar in tars for sample in tar.samples if hash(sample.key) in suspects)
+    return [f"index.json: key '{key}' occurs {times} times" for key, times in keys.items() if times > 1]
 
 
 def _left_out(content: dict[str, Any]) -> list[Failure]:

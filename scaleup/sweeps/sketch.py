@@ -23,8 +23,8 @@ from scaleup.model.tubes import Size
 from scaleup.model.tubevit import TubeViT, arm_inputs, depths_of
 from scaleup.sweeps.trace import Pass, Trace, affine, empty, empty_tensor
 from scaleup.training.arm_trainer import Classifier
+from scaleup.training.cache_size import blank_record, cache_bytes
 from scaleup.training.run_inputs import data_of, models_on_meta
-from scaleup.training.token_cache import blank_record, cache_bytes
 
 SETTINGS = (  # settings of an arm that change the cost of its step
     *("frozen_depth", "gate", "adapt", "lora_rank", "precision", "grad_checkpointing"),

@@ -1,10 +1,12 @@
 """The simulation of large sets, with a small one; no time is asserted."""
 
+import sys
 from pathlib import Path
 
+import pytest
 from support.indexes import whole_index
 
-from bench.scale import MEDIUM, PER_RANK, make_index, measure
+from bench.scale import MEDIUM, PER_RANK, make_index, measure, scale
 from scaleup.data.shards import Shards
 
 
@@ -18,3 +20,13 @@ def test_sparse_tars_are_what_their_index_says(tmp_path: Path) -> None:
     figures = measure(str(tmp_path / "set"))
     assert {"batch_seconds_8_ranks", "resume_seconds", "order_ms"} <= figures.keys()
     assert "batch_seconds_64_ranks" not in figures
+
+
+def test_the_figure_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two numbers of samples, as the bench runs them, but in this process: figures, goals of the larger, a plot."""
+    monkeypatch.setattr(sys.modules["bench.scale"], "run_in_process", lambda work, *args, modules: work(*args))
+    (tmp_path / "indexes").mkdir()
+    result = scale([300, 3000], 100, str(tmp_path / "indexes"), str(tmp_path / "plot.png"), repeats=2)
+    assert [row["samples"] for row in result["rows"]] == [300, 3000] and len(result["goals"]) == 4
+    assert result["goals"][0]["what"].startswith("3,000 samples") and (tmp_path / "plot.png").stat().st_size > 1000
+    assert result["rows"][1]["batch_seconds_64_ranks"] > 0 and not [*(tmp_path / "indexes").iterdir()]

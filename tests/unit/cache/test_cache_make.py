@@ -16,6 +16,7 @@ from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, dequantise, quantise
 from scaleup.data.verify import verify
 from scaleup.model.tubevit import TubeViT
+from scaleup.training import cache_size
 from scaleup.training import token_cache as making
 from scaleup.training.run_inputs import build_models
 from scaleup.training.token_cache import SetWriter, make
@@ -27,7 +28,8 @@ SETS = ("videos", "images")
 @pytest.fixture
 def small_tars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five samples a tar of either set."""
-    monkeypatch.setattr("scaleup.training.token_cache.samples_of_a_tar", lambda record, views: 5)
+    for module in ("token_cache", "cache_size"):
+        monkeypatch.setattr(f"scaleup.training.{module}.samples_of_a_tar", lambda record, views: 5)
 
 
 def model_of(recipe: Recipe) -> TubeViT:
@@ -76,8 +78,8 @@ def test_the_same_input_gives_the_same_bytes_as_many_as_were_said(
         assert [tar.name for tar in tars] == ["000000.tar", "000001.tar", "000002.tar"]
         assert (columns.name, index.name) == ("index.columns", "index.json")
         record = result.datasets[name].record_bytes
-        roughly = making.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
-        assert roughly == 3 * (12 * making.ENTRY + sum(map(len, shards.keys)))
+        roughly = cache_size.cache_bytes(shards, record, 3) - sum(tar.stat().st_size for tar in tars)
+        assert roughly == 3 * (12 * cache_size.ENTRY + sum(map(len, shards.keys)))
         assert 0.7 * roughly < columns.stat().st_size < roughly
         assert verify(tmp_path / "one" / name, processes=1).problems == []
     assert "the cache takes" in capsys.readouterr().err

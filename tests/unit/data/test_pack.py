@@ -20,8 +20,9 @@ from scaleup.common.errors import UserError
 from scaleup.data import pack as packing
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
-from scaleup.data.pack import pack
-from scaleup.data.shards import Shards
+from scaleup.data.members import group_members
+from scaleup.data.pack import pack, write_shard
+from scaleup.data.shards import Sample, Shards
 from scaleup.data.sources import read_source
 from scaleup.data.verify import verify
 
@@ -244,3 +245,13 @@ def test_index_holds_what_it_should(folder, tmp_path):
             offset, size, _ = sample.members["png"]
             assert tar[offset : offset + size] == picture(int(sample.key[-2:]))
     assert Shards.open(tmp_path / "out").failures[0].source.endswith("03.png")
+
+
+def test_a_key_may_have_folders_with_dots(tmp_path):
+    """As keys of tars that are used in place have, and the records of their cache."""
+    entry = write_shard(tmp_path / "a.tar", [Sample("./v1.0/a-v0", "safetensors", b"abc", {})])
+    ((key, members),) = [(sample.key, sample.members) for sample in entry.samples]
+    assert (
+        key == "./v1.0/a-v0"
+        and members.keys() == {"safetensors", "json"} == group_members(tmp_path / "a.tar")[0][key].keys()
+    )
