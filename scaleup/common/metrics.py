@@ -61,10 +61,13 @@ def average_precisions(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.array([average_precision(*columns) for columns in zip(scores.T, positive.T, strict=True)])
 
 
-def mean_average_precision(precisions: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Mean of the average precisions (C,) over the classes that a sample has, and what random scores would give."""
-    counts = positive.sum(axis=0)
+def mean_average_precision(precisions: np.ndarray, counts: np.ndarray, total: int) -> tuple[float, float]:
+    """Mean of the average precisions (C,) over the classes that a sample has, and what random scores would give.
+
+    Args:
+        counts: of ``total`` samples, how many have each class, (C,).
+    """
     present = np.flatnonzero(counts)
     if not len(present):
         return 0.0, 0.0
-    return float(np.mean(precisions[present])), float(counts[present].mean() / len(positive))
+    return float(np.mean(precisions[present])), float(counts[present].mean() / total)

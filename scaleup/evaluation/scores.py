@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,10 @@ from torch import Tensor
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
 from scaleup.common.metrics import MEASURES, average_precisions, leading, mean_average_precision
+from scaleup.evaluation.spool import Spool
 from scaleup.model.objective import Objective, multi_hot
+
+SORTED = 2**24  # outputs that are in memory for average precision, or those of one class
 
 
 @dataclass
@@ -107,7 +111,7 @@ class Tally(Protocol):
 def tally(loss: HeadLoss, classes: int) -> Tally:
     if loss.kind == "softmax":
         return ClassTally(classes)
-    return SeveralTally() if loss.kind == "sigmoid" else NumberTally(loss)
+    return SeveralTally(classes) if loss.kind == "sigmoid" else NumberTally(loss)
 
 
 class ClassTally:
@@ -133,29 +137,44 @@ class ClassTally:
 
 
 class SeveralTally:
-    """Probabilities of each class are averaged over the views. Average precision sorts the samples by them, so all
-    are kept: 5 bytes a sample and class."""
+    """Probabilities of each class are averaged over the views. Average precision sorts all samples by them, a few
+    classes at a time; until then they are on disk if they are many."""
 
-    def __init__(self) -> None:
-        self.outputs: list[Tensor] = []  # (B, C)
-        self.labels: list[Tensor] = []  # bool (B, C)
+    def __init__(self, classes: int) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64)  # samples, first right, right among five, loss
+        self.counts = torch.zeros(classes, dtype=torch.float64)  # samples of each class
+        self.outputs, self.labels = Spool(), Spool()
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        self.outputs.append(logits.sigmoid().mean(1))
-        self.labels.append(multi_hot(labels, logits.shape[2]).bool())
+        probabilities, hot = logits.sigmoid().mean(1), multi_hot(labels, logits.shape[2])
+        best = hot.gather(1, probabilities.topk(min(5, hot.shape[1])).indices)  # (B, 5)
+        loss = len(hot) * F.binary_cross_entropy(probabilities, hot)
+        self.sums += torch.stack([torch.tensor(len(hot)), best[:, 0].sum(), best.amax(1).sum(), loss])
+        self.counts += hot.sum(0)
+        self.outputs.add(probabilities.numpy())
+        self.labels.add(hot.bool().numpy())
 
     def score(self, world: World, names: Sequence[str]) -> tuple[SeveralScore, ByClass]:
-        outputs, hot = (world.join_lists(each) for each in (self.outputs, self.labels))
-        if not outputs:
-            nothing = torch.zeros(len(names))
-            return SeveralScore(0.0, 0.0, 0.0, 0.0, 0.0), ByClass.of("average precision", nothing, nothing, names)
-        probabilities, labels = torch.cat(outputs), torch.cat(hot).float()
-        best = labels.gather(1, probabilities.topk(min(5, labels.shape[1])).indices)  # (N, 5)
-        precisions = average_precisions(probabilities.numpy(), labels.numpy())
-        mean, chance = mean_average_precision(precisions, labels.numpy())
-        loss = F.binary_cross_entropy(probabilities, labels).item()
-        score = SeveralScore(mean, best[:, 0].mean().item(), best.amax(1).mean().item(), loss, chance)
-        return score, ByClass.of("average precision", torch.from_numpy(precisions), labels.sum(0), names)
+        total, *sums = torch.stack(world.gather(self.sums)).sum(0).tolist()
+        counts = torch.stack(world.gather(self.counts)).sum(0)
+        precisions = np.concatenate(list(self._precisions(world, int(total), len(names))))
+        mean, chance = mean_average_precision(precisions, counts.numpy(), int(total))
+        top1, top5, loss = (each / max(total, 1) for each in sums)
+        by_class = ByClass.of("average precision", torch.from_numpy(precisions), counts, names)
+        return SeveralScore(mean, top1, top5, loss, chance), by_class
+
+    def _precisions(self, world: World, total: int, classes: int) -> Iterator[np.ndarray]:
+        """The average precisions of all classes, over the samples of all ranks."""
+        step = max(1, SORTED // max(total, 1))
+        for begin in range(0, classes, step):
+            end = min(begin + step, classes)
+            own = [each.columns(begin, end) for each in (self.outputs, self.labels)] if self.sums[0] else None
+            parts = [each for each in world.gather(own) if each is not None]
+            if not parts:
+                yield np.zeros(end - begin)
+                continue
+            outputs, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+            yield average_precisions(outputs, labels)
 
 
 class NumberTally:

@@ -1,16 +1,19 @@
 """Scores of heads against slow references, and over several ranks."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
 from scaleup.common.metrics import average_precision, average_precisions, mean_average_precision
+from scaleup.evaluation import scores, spool
 from scaleup.evaluation.scores import Tally, tally
+from scaleup.evaluation.spool import Spool
 
 
 def slow_precision(scores: list[float], positive: list[float]) -> float:
@@ -43,23 +46,22 @@ def test_the_mean_is_over_classes_that_a_sample_has() -> None:
     positive = np.array([[1, 1, 0], [0, 0, 0]])
     precisions = average_precisions(scores, positive)
     assert precisions.tolist() == pytest.approx([1, 0.5, np.nan], nan_ok=True)
-    assert mean_average_precision(precisions, positive) == (pytest.approx((1 + 0.5) / 2), 0.5)
-    assert mean_average_precision(precisions, np.zeros((2, 3))) == (0, 0)
+    assert mean_average_precision(precisions, positive.sum(0), 2) == (pytest.approx((1 + 0.5) / 2), 0.5)
+    assert mean_average_precision(precisions, np.zeros(3), 2) == (0, 0)
 
 
 class Ranks:
-    """The world of several ranks, each with a tally of its own."""
+    """The world of several ranks, which are threads."""
 
-    def __init__(self, tallies: list[Any]) -> None:
-        self.tallies = tallies
+    def __init__(self, count: int) -> None:
+        self.given, self.all_gave = dict[int, Any](), Barrier(count)
 
-    def gather(self, value: Tensor) -> list[Tensor]:
-        name = next(each for each in ("sums", "counts", "spread") if getattr(self.tallies[0], each, None) is value)
-        return [getattr(each, name) for each in self.tallies]
-
-    def join_lists(self, values: list[Tensor]) -> list[Tensor]:
-        name = "outputs" if values is self.tallies[0].outputs else "labels"
-        return [value for each in self.tallies for value in getattr(each, name)]
+    def gather(self, value: Any) -> list[Any]:
+        self.given[get_ident()] = value
+        self.all_gave.wait(timeout=20)
+        everyone = [self.given[rank] for rank in sorted(self.given)]
+        self.all_gave.wait(timeout=20)
+        return everyone
 
 
 ALONE, NAMES = World(0, 1, torch.device("cpu")), list("abcdefg")
@@ -93,7 +95,11 @@ def test_classes_are_scored_one_by_one_and_the_worst_is_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "l2", "l1"])
-def test_ranks_together_score_as_one_does(kind: str) -> None:
+def test_ranks_together_score_as_one_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three classes at a time are sorted, two of the outputs' rows written."""
+    monkeypatch.setattr(scores, "SORTED", 90)
+    monkeypatch.setattr(spool, "ROWS", 7)
+
     def new() -> Tally:
         return tally(HeadLoss(kind, 1.0, 2.0), 7)  # type: ignore[arg-type]
 
@@ -107,7 +113,11 @@ def test_ranks_together_score_as_one_does(kind: str) -> None:
         one.add(logits, each)
         three[number % 3].add(logits, each)
     names = NAMES if kind in ("softmax", "sigmoid") else ["number"]
-    (alone, single), (together, joined) = one.score(ALONE, names), three[0].score(cast(World, Ranks(three)), names)
+    alone, single = one.score(ALONE, names)
+    world = cast(World, Ranks(3))
+    with ThreadPoolExecutor(3) as pool:
+        (together, joined), *others = pool.map(lambda each: each.score(world, names), three)
+    assert others == [(together, joined)] * 2
     assert repr(joined) == repr(single) and (single is None) == kind.startswith("l")
     assert vars(together) == pytest.approx(vars(alone), rel=1e-6) and together.lead == pytest.approx(alone.lead)
 
@@ -134,3 +144,15 @@ def test_scores_of_several_classes() -> None:
     loss = -(hot * p.log() + (1 - hot) * (1 - p).log()).mean().item()
     assert score.loss == pytest.approx(loss, rel=1e-5)  # type: ignore[attr-defined]
     assert str(score) == "mAP 75.00%, top-1 50.00%, top-5 50.00% (chance 75.00%)"
+
+
+def test_a_spool_gives_columns_back_from_memory_and_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).random((50, 6), np.float32)
+    for most in (10, 10**6):
+        monkeypatch.setattr(spool, "IN_MEMORY", most)
+        monkeypatch.setattr(spool, "ROWS", 8)
+        kept = Spool()
+        for begin in range(0, 50, 3):
+            kept.add(rows[begin : begin + 3])
+            assert np.array_equal(kept.columns(2, 5), rows[: begin + 3, 2:5])
+        assert kept._file._rolled == (most == 10)  # type: ignore[attr-defined]
