@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from scaleup.common.errors import UserError
 from scaleup.config import schema
+from scaleup.model.windows import COLUMNS, ROWS, Run, Runs, runs_of, windows
 
 AXES = ("t", "h", "w")
+WIDE = 8  # width of kernels from which rows of pixels are read faster than columns
 Size = tuple[int, int, int]
 Result = TypeVar("Result")
 
@@ -121,16 +123,15 @@ class TubeSpec:
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Read only the pixels of the tube's places: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places)."""
-        runs, indices = _reading(self, tuple(x.shape[2:]), x.device)
-        for dim, (kernel, run) in enumerate(zip(self.kernel, runs, strict=True), start=2):
-            first, end, step = run or (0, x.shape[dim], 1)
-            x = x.narrow(dim, first, end - first).unfold(dim, kernel, step)
-        windows = (
-            x[:, :, indices[0], indices[1], indices[2]] if indices else x
-        )  # (B, C, t, h, w, kt, kh, kw), x: a view
-        return windows.permute(0, 1, 5, 6, 7, 2, 3, 4).flatten(5).flatten(1, 4)
+    def columns(self, x: Tensor) -> Tensor:
+        """The pixels of the tube's places, a column for each: x (B, C, T, H, W) -> (B, C*kt*kh*kw, places)."""
+        reading = _reading(self, tuple(x.shape[2:]), x.device)
+        return windows(x, self.kernel, reading, COLUMNS).flatten(5).flatten(1, 4)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The same, a row for each, in the order of a token's places: (B, N, f, C*kt*kh*kw)."""
+        reading = _reading(self, tuple(x.shape[2:]), x.device)
+        return windows(x, self.kernel, reading, ROWS).flatten(7).flatten(4, 6).flatten(1, 3)
 
     def concatenate(self, places: Tensor, size: Size) -> Tensor:
         """Concatenate the channels of a token's places, in the order t, h, w: (B, c, places) -> (B, N, f*c)."""
@@ -150,42 +151,26 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
-class Run(NamedTuple):
-    """Pixels (frames) from ``first`` to ``end`` along one axis; a kernel is applied every ``step`` of them."""
-
-    first: int
-    end: int
-    step: int
-
-
 @cached
-def _reading(spec: TubeSpec, size: Size, device: torch.device) -> tuple[list[Run | None], tuple[Tensor, ...]]:
-    """A run along each axis whose places are evenly spaced; if an axis has none, indices that broadcast to a grid."""
-    runs = [_run(spec, axis, length) for axis, length in enumerate(size)]
-    if None not in runs:
-        return runs, ()
-    places = [starts.flatten() for starts in spec.places(size)]
-    t, h, w = (torch.arange(starts.shape[0]) if run else starts for starts, run in zip(places, runs, strict=True))
-    return runs, (t[:, None, None].to(device), h[:, None].to(device), w.to(device))
+def _reading(spec: TubeSpec, size: Size, device: torch.device) -> tuple[Runs | Tensor, ...]:
+    """For each axis its places as runs, or as indices on the device where T is symbolic and folded."""
+    return tuple(_along(spec, axis, length, device) for axis, length in enumerate(size))
+
+
+def _along(spec: TubeSpec, axis: int, length: int, device: torch.device) -> Runs | Tensor:
+    if spec.fold[axis] == 1:
+        return ((Run(spec.offset[axis], spec.count(axis, length), spec.stride[axis], 1, 1),),)
+    if isinstance(length, torch.SymInt):
+        return spec._places_along(axis, length).to(device)
+    offsets, last = spec.offsets(axis, length), length - spec.kernel[axis]  # in numbers: torch.export knows no tensors
+    firsts = (spec.offset[axis] + spec.stride[axis] * token for token in range(spec.count(axis, length)))
+    return runs_of((min(first, last - offsets[-1]) for first in firsts), offsets)
 
 
 @cached
 def centres(spec: TubeSpec, size: Size, device: torch.device) -> Tensor:
     """:meth:`TubeSpec.centres` on a device."""
     return spec.centres(size).to(device)
-
-
-def _run(spec: TubeSpec, axis: int, length: int) -> Run | None:
-    """The places along one axis as a run, if they are evenly spaced; else None, also if T is symbolic."""
-    first, stride, fold, count = spec.offset[axis], spec.stride[axis], spec.fold[axis], spec.count(axis, length)
-    if fold == 1:
-        return Run(first, length, stride)
-    offsets = spec.offsets(axis, length)
-    gap = offsets[1]
-    if isinstance(length, torch.SymInt) or offsets != [gap * index for index in range(fold)]:
-        return None
-    end = first + gap * (fold * count - 1) + spec.kernel[axis]
-    return Run(first, end, gap) if end <= length and (count == 1 or gap * fold == stride) else None
 
 
 class Folds(NamedTuple):
@@ -233,12 +218,12 @@ class Tube(nn.Module):
     def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
         """x (B, 3, T, H, W) -> tokens (B, N, D), without positions."""
         weight = self.kernel if shared is None else resize_kernel(shared, self.spec.kernel)
-        columns = self.spec.gather(x)  # (B, K, places)
         if self.spec.summed:
-            columns = self.spec.concatenate(columns, x.shape[2:])  # type: ignore[arg-type]  # (B, N, f*K)
-            return F.linear(columns, weight.flatten(1), self.bias)
+            return F.linear(self.spec.rows(x).flatten(2), weight.flatten(1), self.bias)  # of (B, N, f*K)
+        if self.spec.kernel[2] >= WIDE:
+            return F.linear(self.spec.rows(x), weight.flatten(1), self.bias).flatten(2)[..., : self.embed_dim]
         # A 1x1 convolution is a matrix product, and on many CPUs the fastest one of torch.
-        places = F.conv1d(columns, weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
+        places = F.conv1d(self.spec.columns(x), weight.flatten(1)[:, :, None], self.bias)  # (B, c, places)
         tokens = self.spec.concatenate(places, x.shape[2:])  # type: ignore[arg-type]
         return tokens[..., : self.embed_dim]
 

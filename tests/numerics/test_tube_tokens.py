@@ -19,6 +19,11 @@ SPECS = {
     "2x2 in space": TubeSpec("tube", (4, 2, 2), (4, 8, 8), (1, 2, 2), fold=(1, 2, 2)),
     "5 in time": TubeSpec("tube", (2, 4, 4), (6, 8, 8), fold=(5, 1, 1)),
     "mixed": TubeSpec("tube", (2, 3, 3), (4, 6, 8), fold=(2, 3, 2)),
+    "wide": TubeSpec("tube", (2, 3, 8), (4, 5, 6), (1, 0, 2)),
+    "wide, 2 and 3": TubeSpec("tube", (2, 3, 8), (4, 6, 8), fold=(2, 3, 1)),
+    "wide, 5 across": TubeSpec("tube", (3, 2, 9), (4, 8, 7), fold=(1, 1, 5)),
+    "wide, 3 and 2": TubeSpec("tube", (2, 2, 8), (4, 8, 8), fold=(1, 3, 2)),
+    "wide, truncated": TubeSpec("tube", (2, 4, 8), (4, 8, 8), fold=(3, 1, 1), channels=25),
     "truncated": TubeSpec("tube", (2, 4, 4), (4, 8, 8), fold=(3, 1, 1), channels=25),
 }
 CLIP = (13, 17, 19)
