@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def as_array(labels: Sequence[Any], kind: str) -> np.ndarray:
     return array
 
 
-PART = 2**18  # labels that are counted together
+PART = 2**18  # labels that are read together
 POWERS = {"sqrt": 0.5, "full": 1.0}  # how strongly rare classes are balanced: of their inverse counts
 
 
@@ -206,6 +206,21 @@ def class_counts(labels: Any, classes: int, factors: Callable[[int, int], np.nda
         found[: len(counts)] += counts
         counts = found
     return counts
+
+
+def mean_and_deviation(columns: Sequence[Any]) -> tuple[float, float]:
+    """Of the numbers in arrays (N,), or in what is read as one, together; read in parts. The deviation is 0 where all
+    are the same."""
+
+    def parts() -> Iterator[np.ndarray]:
+        for column in columns:
+            yield from (np.asarray(column[begin : begin + PART]) for begin in range(0, len(column), PART))
+
+    count, first = sum(map(len, columns)), next(parts())[0]
+    if all((part == first).all() for part in parts()):
+        return float(first), 0.0
+    mean = sum(part.sum() for part in parts()) / count
+    return mean, math.sqrt(sum(((part - mean) ** 2).sum() for part in parts()) / count)
 
 
 def as_label(entry: Any) -> Label:

@@ -18,7 +18,7 @@ from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
 from scaleup.data.index import index_sha256
-from scaleup.data.labels import NUMBER, POWERS, class_counts
+from scaleup.data.labels import NUMBER, POWERS, class_counts, mean_and_deviation
 from scaleup.data.loader import classes_of, open_datasets, order_of
 from scaleup.data.repeats import Repeats, draw_repeats
 from scaleup.data.shards import Shards
@@ -55,10 +55,10 @@ def losses_of(recipe: Recipe) -> dict[str, HeadLoss]:
         kind = loss_of(recipe, head)
         losses[head] = HeadLoss(kind)
         if kind in ("l2", "l1"):
-            numbers = np.concatenate([shards.labels[label] for label, shards in sets])
-            if (numbers == numbers[0]).all():
-                raise UserError(f"head {head!r} has nothing to learn: its label is {numbers[0]:g} in every sample")
-            losses[head] = HeadLoss(kind, _rounded(numbers.mean()), _rounded(numbers.std()))
+            mean, deviation = mean_and_deviation([shards.labels[label] for label, shards in sets])
+            if not deviation:
+                raise UserError(f"head {head!r} has nothing to learn: its label is {mean:g} in every sample")
+            losses[head] = HeadLoss(kind, _rounded(mean), _rounded(deviation))
     return {head: loss for head, loss in losses.items() if loss.kind != "softmax"}
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from support.indexes import whole_index
 
 from scaleup.common.errors import UserError
+from scaleup.data import labels
 from scaleup.data.batches import collate
 from scaleup.data.index import write_index, write_part
-from scaleup.data.labels import split_label
+from scaleup.data.labels import as_array, split_label
 from scaleup.data.pack import pack, write_shards
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.sources import read_source
@@ -158,3 +159,23 @@ def test_labels_that_are_none_are_refused_when_they_are_written_and_read(tmp_pat
     with pytest.raises(UserError, match=f"index.json' is damaged: .*{reason}"):
         Shards.open(tmp_path / "out")
     assert any(reason in problem for problem in verify(tmp_path / "out").problems)
+
+
+@pytest.mark.parametrize("part", [3, 2**18])
+def test_counts_and_deviations_are_those_of_all_parts_together(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "PART", part)
+    source = np.random.default_rng(0)
+    numbers, others, classes = source.random(10) + 100, source.random(7), source.integers(0, 4, 20)
+    lists = as_array([sorted({*source.integers(0, 4, 2).tolist()}) for _ in range(20)], "several")
+    whole = np.concatenate([numbers, others])
+    assert labels.mean_and_deviation([numbers, others]) == pytest.approx((whole.mean(), whole.std()))
+    assert labels.mean_and_deviation([np.full(5, 0.1), np.full(4, 0.1)]) == (0.1, 0)
+    weights = source.random(20)
+    for column in (classes, lists):
+        slow, weighted = np.zeros(6), np.zeros(6)
+        for row, label in enumerate(column):
+            for number in np.atleast_1d(label).astype(int):
+                slow[number] += 1
+                weighted[number] += weights[row]
+        assert labels.class_counts(column, 6).tolist() == slow.tolist()
+        assert labels.class_counts(column, 6, lambda *rows: weights[slice(*rows)]) == pytest.approx(weighted)
