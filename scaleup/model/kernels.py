@@ -123,7 +123,8 @@ def _exact(tensor: Tensor) -> bool:
 def products_in(tensor: Tensor) -> torch.dtype:
     """The type in which products of a float tensor are computed: its own, or a lower one inside autocast."""
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    low = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not on the meta device
+    return torch.get_autocast_dtype(kind) if low else tensor.dtype
 
 
 REPLACED: dict[str, dict[Any, Callable[..., Tensor]]] = {

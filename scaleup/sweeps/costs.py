@@ -198,8 +198,11 @@ def waves(recipe: Recipe, arms: dict[str, Arm], available: int, ranks: int = 1) 
 
 
 def _waves(sketch: Sketch, available: int, ranks: int) -> list[dict[str, Arm]]:
+    deepest_first = sorted(sketch.arms.items(), key=lambda pair: -pair[1].frozen_depth)
+    if by_part(sketch, sketch.arms, ranks=ranks)["total"] <= available:  # seconds sooner than arm after arm
+        return [dict(deepest_first)]
     waves: list[dict[str, Arm]] = []
-    for name, arm in sorted(sketch.arms.items(), key=lambda pair: -pair[1].frozen_depth):
+    for name, arm in deepest_first:
         if waves and by_part(sketch, [*waves[-1], name], ranks=ranks)["total"] <= available:
             waves[-1][name] = arm
             continue

@@ -107,7 +107,7 @@ def test_the_public_layout_gives_the_tokens_that_model_computes(tmp_path: Path) 
     for kernel, (size, stride, (t, h, w)), bias in zip(donor.kernels, geometry, biases[:3], strict=True):
         resized = weight if size == (8, 8, 8) else F.interpolate(weight, size, mode="trilinear")
         wanted = F.conv3d(x[:, :, t:, h:, w:], resized, bias, stride).flatten(2).mT
-        columns = kernel.spec.gather(x)
+        columns = kernel.spec.columns(x)
         found = (kernel.weight.flatten(1) @ columns + kernel.bias[:, None]).mT
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert tuple(kernel.spec for kernel in donor.kernels) == LIGHTNING_TUBES
