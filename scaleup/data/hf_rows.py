@@ -20,6 +20,7 @@ from PIL import Image
 from scaleup.common.errors import UserError, first_line, nearest
 from scaleup.common.text import join_words
 from scaleup.data.decode import EXTENSIONS, BadSample
+from scaleup.data.items import Items
 from scaleup.data.labels import NUMBER, Labelling
 from scaleup.data.sources import Listing, extension_of, read_file, refuse_label
 from scaleup.data.storage import Item
@@ -112,9 +113,9 @@ def read_dataset(
     if not paths:
         raise UserError(f"split '{split}' of '{name}' has no rows")
     rows = enumerate(zip(paths, texts, strict=True))
-    items = [Item(str(_place(f"{PREFIX}{name}/{split}/{row}", path)), text) for row, (path, text) in rows]
+    items = (Item(str(_place(f"{PREFIX}{name}/{split}/{row}", path)), text) for row, (path, text) in rows)
     files = tuple(file["filename"] for file in dataset.cache_files)
-    refused = [refuse_label(item, labelling) for item in items]
+    refused = Items(refuse_label(item, labelling) for item in items)
     return Listing(refused, labelling, kinds[media].lower(), Rows(files, media), str(files))
 
 

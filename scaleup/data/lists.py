@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scaleup.common.errors import UserError
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
-
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # spreadsheets save "Unicode text" so
-
-
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark; UserError if it is neither."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not text in UTF-8 (byte {error.start} is wrong); save it as UTF-8") from None
-    if text.count("\0") > len(text) / 4:
-        raise UserError(f"'{path}' is not text in UTF-8 but looks like UTF-16; save it as UTF-8")
-    return text
+from scaleup.data.lines import Lines, read_lines
 
 
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """Line numbers (from 1) and lines without surrounding space. Empty lines are left out."""
-    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(number, stripped) for number, line in enumerate(lines, 1) if (stripped := line.strip())]
+@dataclass(frozen=True)
+class Split:
+    """The lines of a list that are neither its header nor a comment, divided into fields, which are not kept."""
 
+    lines: Lines
+    separator: str
+    headers: int  # lines before the first row
 
-def read_lines(path: Path) -> list[str]:
-    """Lines without surrounding space. Empty lines are left out."""
-    return [line for _, line in numbered_lines(path)]
+    def __iter__(self) -> Iterator[tuple[int, str, list[str]]]:
+        for number, line in islice(self.lines, self.headers, None):
+            if not _is_comment(line):
+                yield number, line, _fields(line, self.separator)
+
+    @property
+    def fields(self) -> Iterator[list[str]]:
+        return (fields for _, _, fields in self)
 
 
 # If a list has several of these separators equally often, the first one here is used.
@@ -84,7 +78,7 @@ class Columns(NamedTuple):
     names: list[str] = []  # of classes, if each label column says with 0 or 1 whether a sample has one
 
 
-def read_rows(source: Path, several: bool = False) -> list[Row]:
+def read_rows(source: Path, several: bool = False) -> Iterator[Row]:
     """The rows of a list, without its header and lines that begin with ``#``.
 
     Args:
@@ -95,24 +89,21 @@ def read_rows(source: Path, several: bool = False) -> list[Row]:
     Raises:
         UserError: there are more than two columns, and no header says which are path and label.
     """
-    lines = numbered_lines(source)
-    texts = [line for _, line in lines]
-    if texts and texts[0].startswith("{"):
+    lines = Lines.of(source)
+    first = next((line for _, line in lines), "")
+    if first.startswith("{"):
         raise UserError(f"'{source}' holds JSON; a list has a path and a label in each line, such as clips/a.mp4 run")
-    separator = _separator(texts)
-    header = _header(texts, separator)
-    lines = [(number, line) for number, line in lines[1 if header else 0 :] if not _is_comment(line)]
-    split = [_fields(line, separator) for _, line in lines]
+    separator = _separator(lines)
+    header = _header(first, Split(lines, separator, 1))
+    split = Split(lines, separator, 1 if header else 0)
     columns = _several_columns(header, split) if several else None
     columns = columns or _columns(source, header, split)
-    rows = []
-    for (number, line), fields in zip(lines, split, strict=True):
+    for number, line, fields in split:
         path = fields[min(columns.path, len(fields) - 1)]
         if reason := _explain_line(line, fields, separator, columns):
-            rows.append(Row(path, reason=f"line {number} {reason}"))
+            yield Row(path, reason=f"line {number} {reason}")
         else:
-            rows.append(Row(path, _label(fields, columns)))
-    return rows
+            yield Row(path, _label(fields, columns))
 
 
 def _label(fields: list[str], columns: Columns) -> str:
@@ -123,12 +114,13 @@ def _label(fields: list[str], columns: Columns) -> str:
     return cells[0] if len(cells) == 1 else json.dumps(list(filter(None, cells)))
 
 
-def _separator(lines: Sequence[str]) -> str:
+def _separator(lines: Lines) -> str:
     """The separator that divides most lines into a path and another field."""
-    counts = {}
-    for separator in SEPARATORS:
-        split = [_fields(line, separator) for line in lines]
-        counts[separator] = sum(map(_has_one_path, split)), sum(len(fields) > 1 for fields in split)
+    counts = dict.fromkeys(SEPARATORS, (0, 0))
+    for _, line in lines:
+        for separator, (paths, several) in counts.items():
+            fields = _fields(line, separator)
+            counts[separator] = paths + _has_one_path(fields), several + (len(fields) > 1)
     return max(SEPARATORS, key=lambda separator: counts[separator])
 
 
@@ -173,38 +165,39 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
-def _header(lines: Sequence[str], separator: str) -> list[str]:
+def _header(first: str, others: Split) -> list[str]:
     """The names of the columns in lower case; empty if the first line is not a header, because it has a path."""
-    bare = lines[0].lstrip("# ") if lines else ""
+    bare, separator = first.lstrip("# "), others.separator
     names = bare.split() if separator == " " else _fields(bare, separator)
     names = [_unquoted(name).lower().replace(" ", "_") for name in names]
     count = sum(name in PATHS or name in LABELS for name in names)
-    paths_follow = any(any(map(is_media, _fields(line, separator))) for line in lines[1:])
+    paths_follow = any(any(map(is_media, fields)) for fields in others.fields)
     if count < (1 if paths_follow else 2) or any(name.isdecimal() or "." in name or "/" in name for name in names):
         return []
     return names
 
 
-def _several_columns(header: list[str], split: list[list[str]]) -> Columns | None:
+def _several_columns(header: list[str], split: Split) -> Columns | None:
     """The columns of a list whose labels are in several columns; None if they are in one."""
-    count = len(header) or max(map(len, split), default=2)
+    count = len(header) or max(map(len, split.fields), default=2)
     path = _path_column(header, split, count)
     others = [column for column in range(count) if column != path]
-    cells = {fields[column] for fields in split for column in others if column < len(fields)}
+    cells = {fields[column] for fields in split.fields for column in others if column < len(fields)}
     if header and cells <= {"0", "1"}:
         return Columns(path, others, count, [header[column] for column in others])
     labels = [column for column in others if not header or re.sub(r"_?\d+$", "", header[column]) in LABELS]
     return Columns(path, labels, count) if len(labels) > 1 else None
 
 
-def _path_column(header: list[str], split: list[list[str]], count: int) -> int:
-    paths = Counter(column for fields in split for column, field in enumerate(fields[:count]) if is_media(field))
+def _path_column(header: list[str], split: Split, count: int) -> int:
+    paths = Counter(column for fields in split.fields for column, field in enumerate(fields[:count]) if is_media(field))
     named = [header.index(name) for name in PATHS if name in header] or list(range(count))
     return max(named, key=lambda column: paths[column])
 
 
-def _columns(source: Path, header: list[str], split: list[list[str]]) -> Columns:
-    count = len(header) or (Counter(map(len, split)).most_common(1)[0][0] if split else 2)
+def _columns(source: Path, header: list[str], split: Split) -> Columns:
+    lengths = Counter(map(len, split.fields)).most_common(1)
+    count = len(header) or (lengths[0][0] if lengths else 2)
     path = _path_column(header, split, count)
     labels = [header.index(name) for name in LABELS if name in header] or ([1 - path] if count == 2 else [])
     if count > 1 and not labels:

@@ -218,20 +218,23 @@ def pack(
     """
     out, encoding = Path(out), encoding or Encoding()
     refuse_existing(out, overwrite)
-    items = [item for item in listing.items if not item.reason]
-    left_out = [failure(item.path, item.reason) for item in listing.items if item.reason]
-    order = np.random.default_rng(seed).permutation(len(items))
-    chunks = [order[begin : begin + per_shard] for begin in range(0, len(items), per_shard)]
+    items = listing.items
+    left_out = [failure(item.file, item.reason) for item in items if item.reason]
+    usable = np.fromiter((number for number, item in enumerate(items) if not item.reason), np.int64)
+    order = np.random.default_rng(seed).permutation(len(usable))
+    chunks = [order[begin : begin + per_shard] for begin in range(0, len(order), per_shard)]
     read = partial(_read, listing.read, listing.modality, encoding)
     labelling = listing.labelling
-    with partial_directory(out, _plan(items, labelling, encoding, seed, per_shard, listing.version)) as directory:
+    with partial_directory(
+        out, _plan((items[n] for n in usable), labelling, encoding, seed, per_shard, listing.version)
+    ) as directory:
         shards = GrowingShards(directory, chunks)
         advance(len(left_out) + shards.done)
         unread = shards.unfinished
-        tasks = (items[number] for chunk in unread.values() for number in chunk)
+        tasks = (items[usable[number]] for chunk in unread.values() for number in chunk)
         with closing(parallel(read, tasks, processes)) as results:
             for tar, chunk in unread.items():
-                shards.write(tar, _results([(n, items[n]) for n in chunk], results, labelling, advance))
+                shards.write(tar, _results([(n, items[usable[n]]) for n in chunk], results, labelling, advance))
         if not any(part.count for part in shards.parts.values()):
             failures = left_out + shards.failures
             shutil.rmtree(directory)
@@ -256,7 +259,9 @@ def _results(
         advance(1)
 
 
-def _plan(items: list[Item], labelling: Labelling, encoding: Encoding, seed: int, per_shard: int, version: str) -> str:
+def _plan(
+    items: Iterable[Item], labelling: Labelling, encoding: Encoding, seed: int, per_shard: int, version: str
+) -> str:
     """A hash of everything that the bytes of the shards depend on."""
     settings = [asdict(encoding), seed, per_shard, labelling.classes, *labelling.kinds.values()]
     digest = hashlib.sha256(json.dumps(settings).encode() + version.encode())

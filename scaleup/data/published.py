@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
-from scaleup.data.lists import read_lines
+from scaleup.data.lines import read_lines
 from scaleup.data.storage import Item
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")  # of Kinetics

@@ -6,7 +6,8 @@ import csv
 import json
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -16,7 +17,8 @@ from urllib.parse import unquote
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
-from scaleup.data.labels import Labelling, split_label
+from scaleup.data.items import Items, merge_doubles, refuse_doubles
+from scaleup.data.labels import Labelling
 from scaleup.data.lists import ENDINGS, is_media, read_rows
 from scaleup.data.members import is_tar, packed_as
 from scaleup.data.published import below, charades, hmdb51, kinetics, published_classes, ssv2, ucf101
@@ -34,7 +36,7 @@ def read_file(path: Path) -> tuple[str, bytes]:
 class Listing:
     """The files of a source in its order, how its labels are read, and image or video."""
 
-    items: list[Item]
+    items: Sequence[Item]
     labelling: Labelling
     modality: str
     read: Callable[[Path], tuple[str, bytes]] = read_file  # of the path of an item; it is sent to processes
@@ -73,18 +75,18 @@ def read_source(
     labels = labels or ("several" if kind == "charades" else "one")
     reader = partial(path_list, several=labels == "several") if kind == "list" else KINDS[kind]
     try:
-        items = list(reader(source, Path(root) if root else source.parent, split))
-        items = _merge_doubles(items) if labels == "several" else _refuse_doubles(items)
+        items: Sequence[Item] = Items(reader(source, Path(root) if root else source.parent, split))
+        items = merge_doubles(items) if labels == "several" else refuse_doubles(items)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"'{source}' cannot be read as a source of kind '{kind}': {error}") from error
     if not items:
         chosen = f" in split '{split}'" if split else ""
         raise UserError(f"'{source}' lists no files{chosen}")
     modality = modality_of(items, source)
-    items = [_refuse_others(item, modality) for item in items]
-    usable = (item.label for item in items if not item.reason)
+    fitting = partial(_refuse_others, modality)
+    usable = (item.label for item in map(fitting, items) if not item.reason)
     labelling = Labelling(labels, usable, classes or published_classes(source, kind))
-    return Listing([refuse_label(item, labelling) for item in items], labelling, modality)
+    return Listing(Items(refuse_label(item, labelling) for item in map(fitting, items)), labelling, modality)
 
 
 def kind_of(source: Path) -> str:
@@ -204,20 +206,19 @@ KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {
 }
 
 
-def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
+def modality_of(items: Sequence[Item], source: str | Path = "source") -> str:
     """Image or video: the kind of most files, by their extensions.
 
     Raises:
         UserError: no file is an image or a video, or there are too many files of the other kind.
     """
-    items = list(items)
-    usable = [item.path for item in items if not item.reason]
-    files = {kind: [path for path in usable if extension_of(path) in endings] for kind, endings in EXTENSIONS.items()}
-    few, most = sorted(files, key=lambda kind: len(files[kind]))
-    if len(files[most]) >= max(1, 2 * len(files[few])):
+    endings = Counter(extension_of(item.path) for item in items if not item.reason)
+    files = {kind: sum(endings[ending] for ending in known) for kind, known in EXTENSIONS.items()}
+    few, most = sorted(files, key=lambda kind: files[kind])
+    if files[most] >= max(1, 2 * files[few]):
         return most
     kinds = [kind for kind in files if files[kind]]
-    counts = " and ".join(f"{len(files[kind])}, such as '{files[kind][0]}'" for kind in kinds)
+    counts = " and ".join(f"{files[kind]}, such as '{_first(items, kind).file}'" for kind in kinds)
     held = f"{' and '.join(kinds)} files ({counts})" if kinds else "no files"
     reasons = count_by_reason(failure(item.path, item.reason) for item in items if item.reason)
     raise UserError(
@@ -225,11 +226,15 @@ def modality_of(items: Iterable[Item], source: str | Path = "source") -> str:
     )
 
 
+def _first(items: Iterable[Item], modality: str) -> Item:
+    return next(item for item in items if not item.reason and extension_of(item.path) in EXTENSIONS[modality])
+
+
 def extension_of(path: Path) -> str:
     return {"jpeg": "jpg"}.get(extension := path.suffix.lower().lstrip("."), extension)
 
 
-def _refuse_others(item: Item, modality: str) -> Item:
+def _refuse_others(modality: str, item: Item) -> Item:
     """Mark an item of another kind (image, video) as left out."""
     fits = extension_of(item.path) in EXTENSIONS[modality]
     return item if fits or item.reason else replace(item, reason=f"is not a file of {modality}s by its extension")
@@ -244,27 +249,3 @@ def refuse_label(item: Item, labelling: Labelling) -> Item:
         return item if labelling.kind != "one" else replace(item, label=labelling.name(item.label))
     except ValueError as error:
         return replace(item, label="", reason=str(error))
-
-
-def _merge_doubles(items: list[Item]) -> list[Item]:
-    """The items, each file once, with the labels of all its lines."""
-    files: dict[str, list[Item]] = {}
-    for item in items:
-        files.setdefault(item.file, []).append(item)
-    merged = []
-    for same in files.values():
-        usable = [item for item in same if not item.reason]
-        labels = [label for item in usable for label in split_label(item.label)]
-        merged.append(replace(usable[0], label=json.dumps(labels, ensure_ascii=False)) if len(usable) > 1 else same[0])
-    return merged
-
-
-def _refuse_doubles(items: Iterable[Item]) -> list[Item]:
-    """The items; a file that occurs again is marked as left out."""
-    files: set[str] = set()
-    results = []
-    for item in items:
-        twice = item.file in files and not item.reason
-        results.append(replace(item, reason="is listed twice") if twice else item)
-        files.add(item.file)
-    return results

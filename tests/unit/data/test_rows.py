@@ -43,9 +43,9 @@ ROWS = {  # lists, and the pairs of path and label in them
 def test_lists_as_people_have_them(tmp_path, case):
     text, pairs = ROWS[case]
     (tmp_path / "list.csv").write_bytes(text.encode())
-    assert read_rows(tmp_path / "list.csv") == [Row(*pair) for pair in pairs]
+    assert list(read_rows(tmp_path / "list.csv")) == [Row(*pair) for pair in pairs]
     (tmp_path / "list.csv").write_bytes(text.removeprefix("\ufeff").encode("utf-16"))
-    assert read_rows(tmp_path / "list.csv") == [Row(*pair) for pair in pairs]
+    assert list(read_rows(tmp_path / "list.csv")) == [Row(*pair) for pair in pairs]
 
 
 WRONG = {
@@ -65,7 +65,7 @@ WRONG = {
 def test_a_line_that_is_no_row_is_named_and_the_others_are_read(tmp_path, case):
     text, wrong, reason = WRONG[case]
     (tmp_path / "list.csv").write_text(text)
-    rows = read_rows(tmp_path / "list.csv")
+    rows = list(read_rows(tmp_path / "list.csv"))
     assert rows[wrong].reason.startswith(reason) and [bool(row.reason) for row in rows].count(True) == 1
 
 

@@ -7,8 +7,10 @@ import pytest
 
 from scaleup.common.errors import UserError
 from scaleup.data.hf_rows import read_dataset
+from scaleup.data.items import Items
 from scaleup.data.lists import read_classes
 from scaleup.data.sources import kind_of, read_source
+from scaleup.data.storage import Item
 
 
 def touched(root, *names):
@@ -213,3 +215,14 @@ def test_a_dataset_of_hugging_face_needs_a_package(monkeypatch):
     assert kind_of(Path("hf:owner/name")) == "hf"
     with pytest.raises(UserError, match=r"needs the package 'datasets': pip install 'scaleup\[hf\]'"):
         read_dataset("hf:owner/name")
+
+
+def test_items_come_back_as_they_were():
+    made = [
+        Item(f"/a/{number}\udcff\ud800.mp4", "run" if number % 2 else "", "is hidden" * (number == 3))
+        for number in range(7)
+    ]
+    kept = Items(iter(made))
+    assert list(kept) == made and kept[-1] == made[-1] and len(kept) == 7 and not list(Items())
+    with pytest.raises(IndexError):
+        kept[7]
