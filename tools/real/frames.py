@@ -70,16 +70,20 @@ class FrameTokens:
 
 
 @torch.inference_mode()
-def encode(model: TubeViT, shards: Path, heads: Mapping[str, str], depths: tuple[int, ...], out: Path) -> FrameTokens:
+def encode(model: TubeViT, shards: Path, heads: Mapping[str, str], depths: tuple[int, ...], out: Path) -> int:
     """Compute the tokens of FRAMES frames of each clip with the frozen blocks of ``model``, frame by frame.
 
     Args:
         model: its trunk is deep enough for ``depths``.
         out: a directory; it appears when it is complete.
+
+    Returns:
+        The number of clips.
     """
     assert model.trunk is not None
+    opened = Shards.open(shards)
     if not out.exists():
-        opened, partial = Shards.open(shards), out.with_name(f".{out.name}.partial")
+        partial = out.with_name(f".{out.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         shape = len(opened), FRAMES, model.count_tokens(1), model.tokenizer.embed_dim
         files = {d: np.lib.format.open_memmap(partial / f"{d}.npy", "w+", np.float16, shape) for d in depths}
@@ -97,7 +101,7 @@ def encode(model: TubeViT, shards: Path, heads: Mapping[str, str], depths: tuple
                 advance(len(batch.keys))
         np.savez(partial / "labels.npz", **labels)  # type: ignore[arg-type]
         partial.replace(out)
-    return FrameTokens.read(out, depths)
+    return len(opened)
 
 
 class FrameReader(nn.Module):

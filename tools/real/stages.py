@@ -88,6 +88,7 @@ class Stages:
         small = self._stage("small", self._train_small)
         tubes = self._stage("transplant", self._transplant)
         exact = self._stage("exact", self._compare_images)
+        self._stage("frames", self._encode_frames)
         rows = [small]
         for seed in self.seeds:
             for group in TUBES:
@@ -195,33 +196,44 @@ class Stages:
                 top1[name] |= {head: score.lead for head, score in each.heads.items()}
         return top1
 
+    @property
+    def _depths(self) -> tuple[int, int]:
+        """The depths at which the tokens of frames are kept: below the late blocks, and after all blocks."""
+        arms = recipes.sweep_arms(self._read("sweep"))
+        return arms["last3"].frozen_depth, arms["head"].frozen_depth
+
+    def _encode_frames(self) -> dict[str, int]:
+        """Compute the tokens of the frames of all clips that train or test; the number of clips of each set."""
+        adapted = load(self.out / "transplanted")
+        whole, sizes = adapted.with_arm(adapted.depth, False, {}).eval(), {}
+        for name, heads in HEADS.items():
+            for split in ("train", "test"):
+                shards, out = self.out / f"data/{name}/videos-{split}", self.out / f"frames/{name}-{split}"
+                sizes[f"{name}-{split}"] = frames.encode(whole, shards, heads, self._depths, out)
+        return sizes
+
     def _read_frames(self, reading: Reading, seed: int) -> dict[str, Any]:
         """A reading of single frames, with the sweep's steps, batches and rates."""
         recipe = self._read("sweep")
         recipe.seed, arms = seed, recipes.sweep_arms(recipe)
         arm = arms["last3_attentive" if reading.kind == "late" else "attentive"]
-        adapted, depths = load(self.out / "transplanted"), (arms["last3"].frozen_depth, arms["head"].frozen_depth)
-        whole = adapted.with_arm(adapted.depth, False, {}).eval()
+        adapted = load(self.out / "transplanted")
         reader = FrameReader.of(adapted, reading, arm, self._classes(), seed)
-        frames.train(reader, arm.frozen_depth, self._encode(whole, "train", depths), recipe, arm)
+        frames.train(reader, arm.frozen_depth, self._frames("train"), recipe, arm)
         top1: dict[str, float] = {}
-        for test in self._encode(whole, "test", depths).values():
+        for test in self._frames("test").values():
             top1 |= frames.accuracy(reader, arm.frozen_depth, test)
+        whole = adapted.with_arm(adapted.depth, False, {}).eval()
         return asdict(row_of_frames(whole, reader, arm.frozen_depth, top1))
+
+    def _frames(self, split: str) -> dict[str, FrameTokens]:
+        return {name: FrameTokens.read(self.out / f"frames/{name}-{split}", self._depths) for name in HEADS}
 
     def _precisions(self) -> dict[str, Any]:
         """The attentive arm on real films, with its frozen blocks in each precision."""
         arm, films = self.out / f"sweep-transplanted-{self.seeds[0]}/attentive", self.out / "data/films/videos-test"
         moved = compare_precisions(arm, films, "film_motion", HEADS["films"]["film_motion"])
         return {precision: asdict(each) for precision, each in moved.items()}
-
-    def _encode(self, model: TubeViT, split: str, depths: tuple[int, ...]) -> dict[str, FrameTokens]:
-        return {
-            name: frames.encode(
-                model, self.out / f"data/{name}/videos-{split}", heads, depths, self.out / f"frames/{name}-{split}"
-            )
-            for name, heads in HEADS.items()
-        }
 
     def _classes(self) -> dict[str, list[str]]:
         """The classes of each head."""
