@@ -150,12 +150,20 @@ class Pass(NamedTuple):
 
 
 def affine(run: Callable[[int], Pass]) -> Callable[[int], Pass]:
-    """The result of ``run(batch)`` for any batch, from two calls: a constant plus a figure for each sample."""
-    first, second = (run(batch) for batch in BATCHES)
-    assert len(first.alive) == len(second.alive), "the operations of a pass depend on the batch size"
+    """The result of ``run(batch)`` for any batch. It is called for two batches, the first that are asked for; from these
+    follow all others: a constant plus a figure for each sample."""
+    known: dict[int, Pass] = {}
 
     def at(batch: int) -> Pass:
+        if batch in known or (len(known) < 2 and batch >= BATCHES[0]):
+            known[batch] = known.get(batch) or run(batch)
+            return known[batch]
+        for other in BATCHES:
+            if len(known) < 2 and other not in known:
+                known[other] = run(other)
+        (low, first), (high, second) = known.items()
+        assert len(first.alive) == len(second.alive), "the operations of a pass depend on the batch size"
         pairs: Any = zip(first, second, strict=True)
-        return Pass(*(one + (batch - BATCHES[0]) * (two - one) for one, two in pairs))
+        return Pass(*(one + (batch - low) * (two - one) // (high - low) for one, two in pairs))
 
     return at
