@@ -150,8 +150,11 @@ class Pass(NamedTuple):
 
 
 def affine(run: Callable[[int], Pass]) -> Callable[[int], Pass]:
-    """The result of ``run(batch)`` for any batch. It is called for two batches, the first that are asked for; from these
-    follow all others: a constant plus a figure for each sample."""
+    """The result of ``run(batch)`` for any batch.
+
+    It is called for the first two batches that are asked for. From these follow all others: a constant plus a figure
+    for each sample.
+    """
     known: dict[int, Pass] = {}
 
     def at(batch: int) -> Pass:
