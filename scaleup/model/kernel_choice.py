@@ -36,6 +36,9 @@ LARGEST_BATCH = 2**20  # the same of all clips that are measured together
 FORWARD, TRAINED = ("lean", "products", "fast"), ("lean", "products")  # candidates; fast ones train as products do
 
 
+UNWRITABLE = (OSError, RuntimeError)  # of a file; of a user without a home directory
+
+
 @dataclass(frozen=True)
 class Kernels:
     """How frozen blocks, and those of arms, are computed; see :mod:`scaleup.model.kernels`."""
@@ -159,7 +162,7 @@ def _kept(work: str, sample: Sample, calls: Mapping[str, Call], trains: bool) ->
     if kept.get(key) in [*calls]:
         return kept[key]
     chosen = _measured(sample, calls, trains)
-    with suppress(OSError):  # then the next run measures again
+    with suppress(*UNWRITABLE):  # then the next run measures again
         kept_choices().parent.mkdir(parents=True, exist_ok=True)
         write_json(kept_choices(), read_choices() | {key: chosen})
     return chosen
@@ -172,7 +175,7 @@ def kept_choices() -> Path:
 
 def read_choices() -> dict[str, Any]:
     """What the file holds; nothing if it is not there or damaged."""
-    with suppress(OSError, ValueError):
+    with suppress(*UNWRITABLE, ValueError):
         content = json.loads(kept_choices().read_text())
         return content if isinstance(content, dict) else {}
     return {}

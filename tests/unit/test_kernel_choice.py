@@ -85,9 +85,17 @@ def test_a_damaged_file_costs_a_measurement(damage: str) -> None:
         assert kept_choices().read_text() == whole
 
 
-def test_a_file_that_cannot_be_written_costs_a_measurement_each_time(own_cache: Path) -> None:
+def test_a_file_that_cannot_be_written_costs_a_measurement_each_time(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
     own_cache.write_text("no directory")
     block = Clock(lean=2, products=1, fast=3)
+    assert [choose(block, H, {}, trains=False) for _ in range(2)] == ["products"] * 2
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
     assert [choose(block, H, {}, trains=False) for _ in range(2)] == ["products"] * 2
 
 
