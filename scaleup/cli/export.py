@@ -19,7 +19,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("model", help="model directory or hub id")
-    add("--to", required=True, help="delta, full, peft, timm, transformers, torch, onnx or aoti")
+    add("--to", required=True, help="delta, full, tubes, peft, timm, transformers, torch, onnx or aoti")
     add("--out", type=Path, required=True, help="output directory")
     lengths = "other clip lengths (64) and ranges of lengths (32-128); each gets its own program (torch, onnx, aoti)"
     add("--frames", nargs="+", default=[], metavar="N", help=lengths)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scaleup.backbones.backbone import resolve
 from scaleup.backbones.timm import create
-from scaleup.checkpoint.model_directory import ADAPTER_PREFIX, ADAPTER_WEIGHTS
+from scaleup.checkpoint.model_directory import ADAPTER_PREFIX, ADAPTER_WEIGHTS, local
 from scaleup.common import tensors
 from scaleup.common.distributed import device_type
 from scaleup.common.errors import UserError, nearest
@@ -25,10 +25,11 @@ from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import programs
 from scaleup.outputs.programs import Costs, Outputs, difference, largest, medians
+from scaleup.transplants import donor
 
 OWN = ("delta", "full")
 ON_DEVICE = ("torch", "aoti")  # programs with a device built in
-TARGETS = (*OWN, "peft", "timm", "transformers", *programs.FORMS)
+TARGETS = (*OWN, "tubes", "peft", "timm", "transformers", *programs.FORMS)
 HALF_ROUNDING = 2e-2  # the same in float16
 ROUNDING = 1e-4  # allowed difference, relative to an output's size, if sums have another order
 
@@ -72,9 +73,10 @@ def export(
     """Write a model in another form, read that back, and compare the two on an image and on a video.
 
     Args:
-        to: ``delta`` or ``full`` (our own directories), ``peft`` (the adapter alone), ``timm`` (the image model alone,
-            in timm's layout), ``transformers`` (for its pipeline of videos), ``torch`` (torch.export), ``onnx`` or
-            ``aoti`` (compiled for this machine by AOTInductor).
+        to: ``delta`` or ``full`` (our own directories), ``tubes`` (what a transplant takes of a small model, in
+            float16), ``peft`` (the adapter alone), ``timm`` (the image model alone, in timm's layout),
+            ``transformers`` (for its pipeline of videos), ``torch`` (torch.export), ``onnx`` or ``aoti`` (compiled for
+            this machine by AOTInductor).
         base: the backbone's weights, if they have been moved.
         frames: other lengths of clips, and spans of lengths (``"32-128"``), for which programs are written and
             compared too.
@@ -100,10 +102,12 @@ def export(
     out = Path(out)
     refuse_existing(out, overwrite)
     model, costs = load(source, base).to(device), None
-    relative = to in programs.FORMS or merge
+    relative, low = to in programs.FORMS or to == "tubes" or merge, half or to == "tubes"
     with new_directory(out, overwrite) as place:
         if to in OWN:
             differences = write_own(model, source, to, place, base, merge)
+        elif to == "tubes":
+            differences = donor.write(local(source), place)
         elif to == "peft":
             differences = write_adapter(model, source, place, base)
         elif to == "timm":
@@ -114,7 +118,7 @@ def export(
             merged = merge_adapter(model) if model.config.adapter else model
             form = programs.HALF if half else programs.FORMS[to]
             differences, costs = programs.write(merged, form, place, frames)
-        limit = HALF_ROUNDING if half else ROUNDING if relative else 0
+        limit = HALF_ROUNDING if low else ROUNDING if relative else 0
         if not (most := largest(differences.values())) <= limit:
             share = " of its size" if relative else ""
             raise UserError(f"{to} of {source} differs from it by {most:.1e}{share}; allowed is {limit:g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from scaleup.checkpoint.model_directory import FULL, ModelConfig, read_config, read_report, trained_on, without_part
 from scaleup.common import tensors
-from scaleup.common.errors import UserError
+from scaleup.common.errors import UserError, nearest
+from scaleup.common.files import make_readable, write_text
 from scaleup.common.model_choice import report_choice
+from scaleup.config.recipe import OWN
 from scaleup.config.schema import Frames, Input, Model
 from scaleup.model.tubes import TubeSpec, resize_kernel
 
@@ -54,12 +58,13 @@ class Donor:
 
 
 def read(path: str | Path) -> Donor:
-    """Read a small model: one of our directories, its ``.safetensors``, a checkpoint with our names, or a public one.
+    """Read a small model: one of our directories, its ``.safetensors``, a checkpoint with our names, a public one, or
+    tubes that come with scaleup (``donors/NAME``).
 
     Raises:
         UserError: the file is no checkpoint, holds no tubes, or does not say where its tubes are applied.
     """
-    path = Path(path)
+    path = _located(Path(path))
     file = path / FULL if path.is_dir() else path
     config: ModelConfig | Model | None = read_config(path) if path.is_dir() else None
     if path.is_dir() and not file.exists():
@@ -78,6 +83,50 @@ def read(path: str | Path) -> Donor:
             raise UserError(f"{file}: the kernel of the tube {kernel.spec.name!r} is not finite; training diverged")
     data = [shards for shards, _ in trained_on(read_report(path))] if path.is_dir() else []
     return Donor(str(path), kernels, patch, config, own, tensors.fingerprint(tensors.hashes(own)), data)
+
+
+def _located(path: Path) -> Path:
+    """The path; if nothing is there and it is called ``donors/NAME``, scaleup's own donor of this name."""
+    if path.exists() or path.parts[:1] != ("donors",):
+        return path
+    own = {f"donors/{place.name}": place for place in sorted((OWN / "donors").glob("*"))}
+    if str(path) not in own:
+        allowed = f"allowed are the path of a small model and {', '.join(own)}{nearest(str(path), own)}"
+        raise UserError(f"there is no donor {str(path)!r}; {allowed}")
+    return own[str(path)]
+
+
+def write(source: Path, out: Path) -> dict[str, float]:
+    """Write what a transplant takes from the small model ``source``, a directory: its tubes and patches, in float16.
+
+    Returns:
+        By tube, how far the written kernel is from the small model's: the largest difference over the largest weight.
+    """
+    donor = read(source)
+    names = {name for kernel in donor.kernels for name in kernel.parents}
+    names |= {f"{name}.{part}" for name in PATCHES for part in ("weight", "bias")} & donor.tensors.keys()
+    save_file({name: donor.tensors[name].half().contiguous() for name in sorted(names)}, out / FULL)
+    make_readable(out / FULL)  # safetensors writes for the owner alone
+    shutil.copy(source / "config.json", out)
+    if (source / "report.json").exists():
+        shutil.copy(source / "report.json", out)
+    written = read(out)
+    write_text(out / "README.md", _card(written))
+    return {
+        own.spec.name: float((own.weight - copy.weight).abs().max() / own.weight.abs().max())
+        for own, copy in zip(donor.kernels, written.kernels, strict=True)
+    }
+
+
+def _card(donor: Donor) -> str:
+    tubes = [f"`{each.spec.name}` {'x'.join(map(str, each.spec.kernel))}" for each in donor.kernels]
+    seen = [f"{each['shards']} ({each['samples']:,} {each['modality']}s)" for each in donor.data]
+    return (
+        f"The tubes of a small model of width {len(donor.kernels[0].bias)}, in float16: {', '.join(tubes)}.\n\n"
+        f"- trained on: {', '.join(seen) or 'not known'}\n"
+        f"- sha256 of the tensors: `{donor.sha256}`\n\n"
+        "It has no blocks and no heads. `tools/transplant.py THIS VIT --out DIR` moves them into a large image ViT.\n"
+    )
 
 
 def _config_beside(file: Path, beside: Mapping[str, Any]) -> ModelConfig:

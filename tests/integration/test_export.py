@@ -83,6 +83,16 @@ def test_a_full_model_needs_no_base_and_a_delta_its_own(delta: Path, tmp_path: P
     assert not (tmp_path / "wrong").exists()
 
 
+def test_the_tubes_of_a_small_model_alone(delta: Path, tmp_path: Path) -> None:
+    done = tool(tmp_path / "small", "--to", "tubes", "--out", tmp_path / "tubes", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert 0 < max(value for key, value in result.items() if key.endswith("_max_rel_diff")) < 1e-3
+    assert result["bytes"] < (tmp_path / "small" / "model.safetensors").stat().st_size
+    done = tool(delta, "--to", "tubes", "--out", tmp_path / "other")
+    assert done.returncode == 2 and "tubes are moved from a whole small model" in done.stderr
+
+
 def test_an_unknown_target_is_named_with_the_nearest(delta: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown target 'detla'; allowed are delta, full.*'delta'"):
         export(delta, "detla", tmp_path / "out")

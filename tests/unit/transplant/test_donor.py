@@ -10,7 +10,8 @@ from torch import Tensor
 
 from scaleup.common.errors import UserError
 from scaleup.model.tubes import TubeSpec, resize_kernel
-from scaleup.transplants.donor import LIGHTNING_TUBES, Donor, read
+from scaleup.transplants import donor as donors_on_disk
+from scaleup.transplants.donor import LIGHTNING_TUBES, Donor, read, write
 
 
 def assert_same(donor: Donor, wanted: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -46,6 +47,33 @@ def test_what_a_small_model_was_trained_on_in_all_its_stages(saved: tuple) -> No
     report = {"data": {"b": second}, "began_from": {"data": {"a": first}}}
     (directory / "report.json").write_text(json.dumps(report))
     assert read(directory).data == [second, first]
+
+
+def test_tubes_alone_are_all_that_a_transplant_takes(saved: tuple, tmp_path: Path) -> None:
+    directory, kernels = saved
+    (directory / "report.json").write_text(
+        json.dumps({"data": {"a": {"shards": "v", "samples": 7, "modality": "video"}}})
+    )
+    (tmp_path / "alone").mkdir()
+    assert max(write(directory, tmp_path / "alone").values()) < 1e-3
+    donor, whole = read(tmp_path / "alone"), read(directory)
+    assert_same(donor, {name: (w.half().float(), b.half().float()) for name, (w, b) in kernels.items()})
+    assert donor.patch and whole.patch and torch.equal(donor.patch.weight, whole.patch.weight.half().float())
+    assert donor.config == whole.config and donor.data == whole.data
+    assert not [name for name in donor.tensors if "block" in name or "head" in name]
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert donor.sha256 in card and "v (7 videos)" in card
+
+
+def test_donors_of_scaleup_have_names(saved: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, kernels = saved
+    (tmp_path / "own" / "donors").mkdir(parents=True)
+    directory.rename(tmp_path / "own" / "donors" / "ti")
+    monkeypatch.setattr(donors_on_disk, "OWN", tmp_path / "own")
+    monkeypatch.chdir(tmp_path)
+    assert_same(read("donors/ti"), kernels)
+    with pytest.raises(UserError, match="there is no donor 'donors/it'; allowed are .* donors/ti; .*'donors/ti'"):
+        read("donors/it")
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "last.pt"])
