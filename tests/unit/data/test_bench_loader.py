@@ -36,7 +36,7 @@ def test_figures_of_every_side(small, tmp_path):
     sides = {row["side"]: row for row in result["rows"]}
     assert {"pyav", "webdataset", "decode_only", "memory"} <= sides.keys()
     speeds = result["clips_per_second"]
-    assert speeds.keys() == {"ours", "pyav", "decord", "webdataset", "decode_only"} and speeds["ours"] > 0
+    assert speeds.keys() == {"ours", "pyav", "decord", "torchcodec", "webdataset", "decode_only"} and speeds["ours"] > 0
     for name in ("pyav", "webdataset", "decode_only"):
         assert speeds[name] == pytest.approx(4 / sides[name]["other_seconds"]) and sides[name]["ratio"] > 0
         assert sides[name]["cpu_ratio"] > 0
