@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
-from scaleup.data.encode import Encoding, encoded
+from scaleup.data.encode import STEADY, Encoding, encoded
 from scaleup.data.pack import write_shards
 from scaleup.data.shards import Sample, Shards
 
@@ -37,7 +37,7 @@ def video(seed: int) -> bytes:
     rng, buffer = np.random.default_rng(seed), io.BytesIO()
     ground = rng.integers(0, 255, (HEIGHT // 8 + 40, WIDTH // 8 + 80, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     with av.open(buffer, "w", format="mp4") as file:
-        stream: Any = file.add_stream("libx264", rate=FPS, options={"crf": "23"})
+        stream: Any = file.add_stream("libx264", rate=FPS, options={"crf": "23", "x264-params": STEADY})
         stream.height, stream.width, stream.pix_fmt, stream.thread_count = HEIGHT, WIDTH, "yuv420p", 1
         for i in range(FPS * SECONDS):
             picture = ground[i : i + HEIGHT, 2 * i : 2 * i + WIDTH].astype(np.int16)

@@ -20,6 +20,7 @@ from scaleup.common.errors import UserError
 from scaleup.data import pack as packing
 from scaleup.data.decode import BadSample, decode_clip, decode_image
 from scaleup.data.encode import Encoding, encoded
+from scaleup.data.generated import encode_mp4
 from scaleup.data.members import group_members
 from scaleup.data.pack import pack, write_shard
 from scaleup.data.shards import Sample, Shards
@@ -255,3 +256,12 @@ def test_a_key_may_have_folders_with_dots(tmp_path):
         key == "./v1.0/a-v0"
         and members.keys() == {"safetensors", "json"} == group_members(tmp_path / "a.tar")[0][key].keys()
     )
+
+
+def test_a_video_is_re_encoded_to_the_same_bytes_each_time():
+    rng = np.random.default_rng(0)
+    ground = rng.integers(0, 255, (48, 90, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    noise = rng.integers(-12, 13, (40, 64, 80, 3))
+    pictures = [np.clip(ground[i : i + 64, 2 * i : 2 * i + 80] + noise[i], 0, 255) for i in range(40)]
+    data = encode_mp4(np.stack(pictures).astype(np.uint8))
+    assert len({encoded(data, "mp4", "video", Encoding(again=True))[1] for _ in range(20)}) == 1
