@@ -62,6 +62,8 @@ def _in_training(recipe: Recipe) -> Iterator[str]:
         yield f"train.{kind}: mixes pixels before the trunk, but a cache (trunk.cache) only has the trunk's output"
     if train.compile == "blocks" and train.kernels in ("library", "products", "fast"):
         yield f"train.compile: blocks computes otherwise than train.kernels {train.kernels}; choose auto or lean"
+    if train.compile == "blocks" and train.zero_stage == 3:
+        yield "train.compile: blocks needs whole weights, but train.zero_stage 3 divides them"
     if train.offload and train.zero_stage == 0:
         yield "train.offload: True needs ZeRO, but train.zero_stage is 0"
 
@@ -108,6 +110,16 @@ def _in_arm(at: str, arm: Arm, recipe: Recipe) -> Iterator[str]:
         yield f"{at}.taps: {above[0]} is not below frozen_depth, {arm.frozen_depth}"
     if len(set(arm.taps)) < len(arm.taps):
         yield f"{at}.taps: {arm.taps} names a depth twice"
+    if recipe.train.zero_stage == 3 and arm.adapt != "full":
+        yield (
+            f"{at}.adapt: {arm.adapt} leaves blocks frozen that arms share with the trunk, and train.zero_stage 3 "
+            "would divide them; allowed with it is full"
+        )
+    if recipe.train.zero_stage == 3 and arm.frozen_depth == 0:
+        yield (
+            f"{at}.frozen_depth: 0 trains the tokenizer, whose weights are read outside of its forward pass, but "
+            "train.zero_stage 3 divides them"
+        )
     if arm.taps and arm.pool == "own":
         yield f"{at}.taps: the backbone's own pool reads no other depth; allowed are pool: mean and pool: attentive"
     if recipe.trunk.cache and arm.frozen_depth == 0:

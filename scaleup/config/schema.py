@@ -222,9 +222,6 @@ class Trunk:
     cache: Cache | None = None  # a token cache (tools/cache.py) to train from
 
 
-STAGES = "0, 1 or 2 (3 would split the frozen weights, which arms share with the trunk)"
-
-
 @dataclass
 class Train:
     """Optimizer and schedule of all arms. An arm may have its own steps and warm-up."""
@@ -238,8 +235,8 @@ class Train:
     cutmix: NotNegative = 0.0  # the same; if both are set, each step uses one of them, with equal probability
     kernels: Literal["library", "lean", "products", "fast", "auto"] = "auto"  # model/kernels.py; auto: the fastest
     compile: Literal["auto", "off", "blocks"] = "auto"  # blocks by torch.compile; auto: on a GPU with a compiler
-    zero_stage: Annotated[Whole, Field(ge=0, le=2), allowed(STAGES)] = 0
-    offload: bool = False  # optimizer state and update on the host; needs zero_stage 1 or 2
+    zero_stage: Annotated[Whole, Field(ge=0, le=3), allowed("0, 1, 2 or 3")] = 0
+    offload: bool = False  # optimizer state and update on the host; needs a zero_stage
     accumulate: Count = 1  # gradient accumulation: micro-batches per step
     tf32: bool = True  # a GPU computes float32 products in TF32
     deterministic: bool = False  # a GPU gives the same bits each time, which takes longer

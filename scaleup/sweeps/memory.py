@@ -25,6 +25,7 @@ from scaleup.config.schema import Train
 from scaleup.model.trunk import COMPUTED_IN
 from scaleup.model.tubes import Size
 from scaleup.sweeps.sketch import Sketch, device, tensors
+from scaleup.training.engine import LIVE
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
 MARGIN = 0.1  # share of a GPU's memory that plans leave free
@@ -56,7 +57,7 @@ def by_part(sketch: Sketch, names: Collection[str], batch: int | None = None, ra
     fullest = max(_moments(sketch, names, batch, ranks), key=sum)
     parts = {
         "trunk": trunk_bytes(sketch, names),
-        "arms": weights_of_arms(sketch, names),
+        "arms": _held_weights(sketch, names, ranks),
         "optimizer": sum(_optimizer(trained(sketch, name), sketch.recipe.train, ranks) for name in names),
         "gradients": fullest.gradients,
         "activations": fullest.activations,
@@ -119,6 +120,15 @@ def _bytes(modules: Collection[nn.Module]) -> int:
     return sum(tensor.nbytes for tensor in tensors(modules).values())
 
 
+def _held_weights(sketch: Sketch, names: Collection[str], ranks: int) -> int:
+    """Bytes of the weights of arms on a device: with stage 3 a part of them, and those whole that a pass uses at a
+    time."""
+    weights = weights_of_arms(sketch, names)
+    if sketch.recipe.train.zero_stage < 3:
+        return weights
+    return weights // ranks + min(LIVE * torch.float32.itemsize, max(trained(sketch, name) for name in names))
+
+
 def weights_of_arms(sketch: Sketch, names: Collection[str]) -> int:
     """Bytes of the weights of arms. Tensors that arms share, or that the trunk holds too, are counted once."""
     weights = tensors([sketch.models[name].arm for name in names])
@@ -141,7 +151,7 @@ def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> 
     micro = batch // ranks // train.accumulate
     trunk = sketch.trunk(names, sketch.largest, micro)
     every = sum(trained(sketch, name) for name in names) if train.accumulate > 1 else 0
-    waiting = every // ranks if train.zero_stage == 2 else every  # of earlier micro-batches
+    waiting = every // ranks if train.zero_stage >= 2 else every  # of earlier micro-batches
     yield Moment(waiting, int(trunk.alive.max()) + (sketch.scores() if trunk.flops else 0))
     for name in names:
         arm, own = sketch.arm(name, sketch.largest, micro), trained(sketch, name)

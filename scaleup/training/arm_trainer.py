@@ -22,7 +22,7 @@ from scaleup.model.arm import Arm, alphas
 from scaleup.model.objective import Objective
 from scaleup.model.trunk import Taps
 from scaleup.model.tubevit import TubeViT
-from scaleup.training import engine
+from scaleup.training import optimizer_state
 from scaleup.training.engine import Engine
 from scaleup.training.feed import WHOLE, Mix, head_loss
 from scaleup.training.log import AtChance, Entry, Gap, Recent
@@ -173,9 +173,10 @@ class ArmTrainer:
 
     def validated(self, accuracy: float, steps: int) -> None:
         """Note an accuracy after ``steps``, keep the best weights, and end where the patience does."""
-        if self.standing.validated(accuracy, steps) and self.world.rank == 0:
-            weights = engine.weights(self.model.arm)
-            self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        if self.standing.validated(accuracy, steps):
+            with self.engine.whole():
+                weights = optimizer_state.weights(self.model.arm) if self.world.rank == 0 else {}
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         if self.standing.waited >= self.settings.patience > 0:
             self.end("early", steps)
 
@@ -192,19 +193,24 @@ class ArmTrainer:
     def end(self, how: str, steps: int) -> None:
         """Take no step any more. The model is final: on the first rank as it was at its best, where that is known."""
         self.standing.ended, self.standing.steps = how, steps
+        self.engine.unite()
         self.engine.optimizer.state.clear()
-        for name, tensor in engine.weights(self.model.arm).items() if self.best else ():
+        for name, tensor in optimizer_state.weights(self.model.arm).items() if self.best else ():
             tensor.copy_(self.best[name])
         self.best = {}
 
     def gather(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, on the first rank; all ranks must call."""
-        return engine.gather(self.engine, self.world) | {f"best/{name}": each for name, each in self.best.items()}
+        return optimizer_state.gather(self.engine, self.world) | {
+            f"best/{name}": each for name, each in self.best.items()
+        }
 
     def restore(self, tensors: dict[str, Tensor], standing: Mapping[str, Any]) -> None:
         """Put back what :meth:`gather` found, and how the arm stood."""
-        engine.restore(self.engine, tensors)
+        optimizer_state.restore(self.engine, tensors)
         self.standing = ArmState(**standing)
+        if self.standing.ended:
+            self.engine.unite()
         if self.world.rank == 0:
             self.best = {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}
 

@@ -1,22 +1,32 @@
-"""All use of DeepSpeed: one engine for each arm, and the state of its optimizer."""
+"""All use of DeepSpeed: one engine for each arm."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World
-from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Train
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+LIVE = 10**8  # weights that stage 3 has whole at a time
+SMALL = 10**5  # weights of a tensor that each rank has whole all the time
+DIVIDED = {
+    "stage3_max_live_parameters": LIVE,
+    "stage3_max_reuse_distance": LIVE,
+    "stage3_param_persistence_threshold": SMALL,
+    "memory_efficient_linear": False,  # it would replace torch's linear function for all of the process
+}
+HELD = -1  # in the place of the number of a module that uses a parameter: it stays whole
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -29,6 +39,13 @@ def _deepspeed() -> ModuleType:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+def _zero(train: Train) -> dict[str, Any]:
+    """DeepSpeed's settings of a stage."""
+    if train.zero_stage == 3:  # DeepSpeed calls what torch has renamed
+        warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+    return {"stage": train.zero_stage} | (DIVIDED if train.zero_stage == 3 else {}) | (OFFLOAD if train.offload else {})
 
 
 def parameter_groups(arm: nn.Module, settings: Arm) -> list[dict[str, Any]]:
@@ -58,7 +75,8 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, settings: Arm, train: Train, batch: int, world: World) -> None:
-        self.arm = cast(nn.Module, module.arm)
+        self.arm, self.rank = cast(nn.Module, module.arm), world.rank
+        self.divides = train.zero_stage == 3  # each rank has a part of every weight
         param_groups = parameter_groups(self.arm, settings)
         self.optimizer = OPTIMIZERS[train.optimizer](param_groups, betas=tuple(train.betas), fused=True)
         self.optimizer.register_step_pre_hook(self._rest)
@@ -69,13 +87,14 @@ class Engine:
             "train_micro_batch_size_per_gpu": batch // world.size // train.accumulate,
             "gradient_accumulation_steps": train.accumulate,
             "gradient_clipping": settings.clip if train.zero_stage else 0.0,
-            "zero_optimization": {"stage": train.zero_stage} | (OFFLOAD if train.offload else {}),
+            "zero_optimization": _zero(train),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's own fused update works on the host too
             "steps_per_print": sys.maxsize,
             "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice a step
         }
         self.groups = [list(group["params"]) for group in param_groups]
+        self.units = [group["unit"] for group in param_groups]
         self.parameters = [parameter for group in self.groups for parameter in group]
         self.used: set[str] = set()
         used = self.used  # a hook that refers to the engine would keep it in memory (see close)
@@ -90,6 +109,34 @@ class Engine:
 
     def __call__(self, *inputs: Any) -> Any:
         return self.engine(*inputs)
+
+    @contextmanager
+    def whole(self, changes: bool = False) -> Iterator[None]:
+        """Inside, each rank has all weights of the arm, also where stage 3 divides them. All ranks must call.
+
+        Args:
+            changes: those of the first rank are kept.
+        """
+        if not self.divides:
+            yield
+            return
+        parameters: list[Any] = [*self.arm.parameters()]
+        with _deepspeed().zero.GatheredParameters(parameters, 0 if changes else None):
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.add(HELD)
+            try:
+                yield
+            finally:
+                for parameter in parameters:
+                    parameter.ds_active_sub_modules.discard(HELD)
+
+    def unite(self) -> None:
+        """Give each rank all weights for good, on the host; the arm trains no more. All ranks must call."""
+        for parameter in self.arm.parameters() if self.divides else ():
+            with _deepspeed().zero.GatheredParameters([parameter]):
+                whole = parameter.detach().to("cpu", copy=True)
+            parameter.data = whole
+        self.divides = False
 
     def close(self) -> None:
         """Free the memory; the engine can no longer train.
@@ -111,11 +158,21 @@ class Engine:
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip and self.engine.is_gradient_accumulation_boundary() and self._may_clip(norm):
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        if self.divides and self.engine.is_gradient_accumulation_boundary():
+            self._forget()
         self.engine.step()
         if self.engine.micro_steps % self.engine.gradient_accumulation_steps() == 0:
             self.used.clear()
         zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
         return norm if zero_norm is None else float(zero_norm)
+
+    def _forget(self) -> None:
+        """Make gradients that this step does not have 0: stage 3 keeps them, and counts them into the norm."""
+        from deepspeed.utils import safe_set_local_grad
+
+        for unit, group in zip(self.units, self.groups, strict=True):
+            for parameter in group if unit not in self.used else ():
+                safe_set_local_grad(parameter, torch.zeros_like(parameter.ds_tensor))  # type: ignore[attr-defined]
 
     def _may_clip(self, norm: Tensor) -> bool:
         """Whether to multiply by the clipping factor. A GPU always does, by 1 where the norm is small: if the host
@@ -127,7 +184,12 @@ class Engine:
 
         This is the parameter itself; with ZeRO, this rank's part of the concatenated parameters of its group.
         """
-        flat = getattr(self.engine.optimizer, "single_partition_of_fp32_groups", None)
+        zero = self.engine.optimizer
+        if self.divides:
+            flat = zero.fp32_partitioned_groups_flat
+            yield from ((each, flat[zero.grad_position[zero.get_param_id(each)][0]]) for each in self.parameters)
+            return
+        flat = getattr(zero, "single_partition_of_fp32_groups", None)
         for index, group in enumerate(self.groups):
             yield from ((parameter, parameter if flat is None else flat[index]) for parameter in group)
 
@@ -148,86 +210,3 @@ class Engine:
         for parameter, gradient in self.resting:
             parameter.grad = gradient
         self.resting.clear()
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class Piece(NamedTuple):
-    """This rank's part of a parameter: elements ``here`` of the flat parameter are elements ``there`` of ``holder``,
-    the tensor that the optimizer updates."""
-
-    holder: Tensor
-    here: slice
-    there: slice
-
-
-def gather(engine: Engine, world: World) -> dict[str, Tensor]:
-    """The trained parameters and the optimizer's state, on the first rank, on the CPU. All ranks must call.
-
-    The names are ``arm/NAME``, ``exp_avg/NAME``, ``exp_avg_sq/NAME`` (of the parameter's shape) and ``step/NAME``."""
-    tensors = {f"arm/{name}": tensor for name, tensor in weights(engine.arm).items()}
-    for name, parameter, piece, state in _pieces(engine):
-        for key in MOMENTS if state else ():
-            tensors[f"{key}/{name}"] = _whole(parameter, state[key], piece, world)
-        if state:
-            tensors[f"step/{name}"] = state["step"]
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return copies if world.rank == 0 else {}
-
-
-@torch.no_grad()
-def restore(engine: Engine, tensors: dict[str, Tensor]) -> None:
-    """Restore what :func:`gather` returned, with any number of ranks and any ZeRO stage.
-
-    Raises:
-        UserError: the arm has other tensors than these.
-    """
-    own = weights(engine.arm)
-    names = {name.removeprefix("arm/") for name in tensors if name.startswith("arm/")}
-    if names != own.keys():
-        raise UserError(f"the checkpoint is of another model: {', '.join(sorted(names ^ own.keys())[:6])}")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[f"arm/{name}"])
-    engine.refresh_holders()
-    for name, _, piece, state in _pieces(engine):
-        if f"step/{name}" not in tensors:
-            continue
-        for key in MOMENTS:
-            moment = state.setdefault(key, torch.zeros_like(piece.holder))
-            moment.view(-1)[piece.there] = tensors[f"{key}/{name}"].flatten()[piece.here].to(moment)
-        state["step"] = tensors[f"step/{name}"].to(piece.holder)
-
-
-def weights(arm: nn.Module) -> dict[str, Tensor]:
-    """The tensors that an arm does not share with the trunk."""
-    frozen = {name for name, parameter in arm.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in arm.state_dict().items() if name not in frozen}
-
-
-def _pieces(engine: Engine) -> Iterator[tuple[str, nn.Parameter, Piece, dict[str, Any]]]:
-    """Each trained parameter: its name, this rank's part of it, and the optimizer's state of the holder."""
-    names = {parameter: name for name, parameter in engine.arm.named_parameters()}
-    for parameter, holder in engine.holders():
-        piece = Piece(holder, slice(None), slice(None))
-        if holder is not parameter:
-            part: Any = parameter._hp_mapping  # type: ignore[attr-defined]  # None: other ranks have all of it
-            here, there = (part.lp_fragment_address, part.hp_fragment_address) if part else (None, None)
-            piece = Piece(holder, _slice(here), _slice(there))
-        yield names[parameter], parameter, piece, engine.optimizer.state[holder]
-
-
-def _slice(address: Any) -> slice:
-    return slice(address.start, address.start + address.numel) if address else slice(0, 0)
-
-
-def _whole(parameter: nn.Parameter, part: Tensor, piece: Piece, world: World) -> Tensor:
-    """Combine the parts of all ranks, bit for bit: they are summed as integers, because 0.0 + -0.0 is 0.0.
-
-    Parts that are on the host travel by the device: NCCL takes no others."""
-    if piece.holder is parameter:
-        return part
-    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=world.device)
-    whole[piece.here] = part[piece.there]
-    world.sum(whole.view(torch.int32))
-    return whole.view(parameter.shape)

@@ -104,6 +104,8 @@ class Run:
         if checkpoint is not None:  # ``auto`` measures, and may choose differently the next time
             trunk = replace(trunk, precision=checkpoint.state["precision"])
             kernels, compile = checkpoint.state["kernels"], checkpoint.state.get("compile", "off")
+        if recipe.train.zero_stage == 3:  # programs take whole weights
+            compile = "off"
         if compile == "blocks" and kernels == "auto":  # nothing is left to measure
             kernels = "lean"
         self.kernels = set_kernels(self.models.values(), kernels, self.world, self.pass_size)

@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from scaleup.common.distributed import World
@@ -46,7 +47,10 @@ class Validation:
         Returns what :meth:`measured` says of them, and has told them. All ranks must call.
         """
         due = {name: arm for name, arm in arms.items() if steps % self.every == 0 or steps == arm.steps}
-        results = self.measured({name: arm.model for name, arm in due.items()}) if due else {}
+        with ExitStack() as stack:
+            for arm in due.values():
+                stack.enter_context(arm.engine.whole())
+            results = self.measured({name: arm.model for name, arm in due.items()}) if due else {}
         for name, arm in due.items():
             arm.validated(results[name]["accuracy"], steps)
         if due and self.world.rank == 0:

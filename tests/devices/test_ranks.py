@@ -39,8 +39,10 @@ assert evaluate({"model": load(f"{out}/whole/model")}, shards, "1x1", workers=0)
 @pytest.mark.parametrize(
     "changes",
     [
+        ["train.zero_stage=3"],
         ["train.zero_stage=2", "train.offload=true"],
-        *at_length(["train.zero_stage=1", "train.offload=true"], ["train.zero_stage=2"], ["train.zero_stage=1"], []),
+        *at_length(["train.zero_stage=1", "train.offload=true"], ["train.zero_stage=3", "train.offload=true"]),
+        *at_length(["train.zero_stage=2"], ["train.zero_stage=1"], []),
     ],
 )
 def test_two_ranks_go_on_where_they_were_stopped(changes: list[str], tiny_path: Path, tmp_path: Path) -> None:

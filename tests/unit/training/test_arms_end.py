@@ -19,7 +19,7 @@ from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import load, load_run
 from scaleup.training import arm_trainer
 from scaleup.training.arm_trainer import ArmState
-from scaleup.training.engine import weights
+from scaleup.training.optimizer_state import weights
 from scaleup.training.run import Run, train
 from scaleup.training.run_directory import RunResult
 from scaleup.training.validation import Validation

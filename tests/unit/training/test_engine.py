@@ -14,8 +14,8 @@ from scaleup.common.distributed import World, join
 from scaleup.config.schema import Arm, Train
 from scaleup.training.engine import Engine, parameter_groups
 
-ZERO = [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}]
-ZERO += [{"zero_stage": 1, "offload": True}, {"zero_stage": 2, "offload": True}]
+ZERO = [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}]
+ZERO += [{"zero_stage": stage, "offload": True} for stage in (1, 2, 3)]
 STAGES = pytest.mark.parametrize("zero", ZERO, ids=str)
 
 

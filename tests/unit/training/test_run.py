@@ -17,7 +17,7 @@ from scaleup.config import schema
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
 from scaleup.model.trunk import Taps
-from scaleup.training import engine
+from scaleup.training import optimizer_state
 from scaleup.training.run import Run, train
 from scaleup.training.run_directory import StoppedRun, lock_run
 
@@ -296,9 +296,9 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
 def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny) -> None:
     recipe = tiny()
     trainer = Run(recipe, {"model": recipe.arm}).trainers["model"]
-    tensors = engine.gather(trainer.engine, trainer.world)
+    tensors = optimizer_state.gather(trainer.engine, trainer.world)
     with pytest.raises(UserError, match="the checkpoint is of another model: tail.norm.weight"):
-        engine.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
+        optimizer_state.restore(trainer.engine, {n: t for n, t in tensors.items() if n != "arm/tail.norm.weight"})
 
 
 STILL = ["model.backbone.kwargs.proj_drop_rate=0", "model.backbone.kwargs.drop_path_rate=0"]
