@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from scaleup.model.build import load, load_run
     from scaleup.outputs.conversion import export
     from scaleup.sweeps.costs import plan
+    from scaleup.sweeps.out_of_memory import train
     from scaleup.sweeps.parts import sweep
-    from scaleup.training.run import train
     from scaleup.transplants.adapted_model import adapt, transplant
     from scaleup.transplants.transplant_plan import Options
 
@@ -52,7 +52,7 @@ SOURCES = {  # public name -> module:name; imported at first use, because torch 
     "probe": "scaleup.evaluation.depth_profile:probe",
     "sweep": "scaleup.sweeps.parts:sweep",
     "sweep_arms": "scaleup.config.recipe:sweep_arms",
-    "train": "scaleup.training.run:train",
+    "train": "scaleup.sweeps.out_of_memory:train",
     "transplant": "scaleup.transplants.adapted_model:transplant",
 }
 __all__ = [*SOURCES]

@@ -37,13 +37,11 @@ def run(args: argparse.Namespace) -> Result:
     limit = seconds(args.stop_after)
     read = recipe.load(args.recipe, args.changes)
     from scaleup.sweeps import costs  # takes seconds; wrong arguments are refused before
-    from scaleup.sweeps.out_of_memory import memory_explained
-    from scaleup.training.run import train
+    from scaleup.sweeps.out_of_memory import train
 
     if args.plan:
         return costs.plan(read, {"model": read.arm})
-    with memory_explained(read, {"model": read.arm}):
-        return train(read, None, args.overwrite, limit)
+    return train(read, None, args.overwrite, limit)
 
 
 def seconds(text: str | None) -> float | None:

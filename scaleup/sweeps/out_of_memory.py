@@ -1,9 +1,9 @@
-"""What is said where a device has no memory left: which part takes what by the plan, and which batch fits."""
+"""Training, where a device without free memory is a UserError: which part takes what by the plan, and which batch
+fits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import wraps
 
 import torch
 
@@ -13,16 +13,18 @@ from scaleup.common.text import format_gib
 from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory
 from scaleup.sweeps.sketch import Sketch
+from scaleup.training import run
+from scaleup.training.run_directory import RunResult, StoppedRun
 
 
-@contextmanager
-def memory_explained(recipe: Recipe, arms: dict[str, Arm]) -> Iterator[None]:
-    """Turn the error of a device without free memory into a UserError: which part takes what by the plan, and the
-    largest batch that fits."""
+@wraps(run.train)
+def train(
+    recipe: Recipe, arms: dict[str, Arm] | None = None, overwrite: bool = False, stop_after: float | None = None
+) -> RunResult | StoppedRun:
     try:
-        yield
+        return run.train(recipe, arms, overwrite, stop_after)
     except torch.OutOfMemoryError as error:
-        raise UserError(_out_of_memory(Sketch(recipe, arms), join().size)) from error
+        raise UserError(_out_of_memory(Sketch(recipe, arms or {"model": recipe.arm}), join().size)) from error
 
 
 def _out_of_memory(sketch: Sketch, ranks: int) -> str:

@@ -21,10 +21,9 @@ from scaleup.common.files import move, new_directory
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps import costs
-from scaleup.sweeps.out_of_memory import memory_explained
+from scaleup.sweeps.out_of_memory import train
 from scaleup.sweeps.sketch import Sketch
 from scaleup.training import run_directory
-from scaleup.training.run import train
 from scaleup.training.run_directory import RESULT, RunResult, StoppedRun, is_complete, read_result
 
 PARTS = "parts"
@@ -71,8 +70,7 @@ def sweep(
     with world.together(), ExitStack() as stack:
         parts = world.first(split_arms(recipe, arms, overwrite, lambda: waves(recipe, arms, memory)) if leads else [])
         if not parts:
-            with memory_explained(recipe, arms):
-                return train(recipe, arms, overwrite, stop_after)
+            return train(recipe, arms, overwrite, stop_after)
         if leads:
             stack.enter_context(run_directory.lock_run(out))
         for number, part in enumerate(parts, 1):

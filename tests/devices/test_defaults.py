@@ -10,6 +10,7 @@ import torch
 from pretended import gpu
 from test_placed import EXACT
 
+import scaleup
 from scaleup.common.errors import UserError
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
@@ -100,7 +101,10 @@ def test_plans_are_made_in_the_precision_of_a_gpu_and_leave_a_margin(
     assert planned.memory["trunk"] < 0.7 * exact  # blocks in bfloat16; their originals are on the host
 
 
-def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("train", [sweep, scaleup.train])
+def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(
+    train: Callable[..., Any], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = ArmTrainer.step
 
     def full(self: ArmTrainer, number: int, *args: Any) -> Any:
@@ -112,12 +116,12 @@ def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(tiny: Tiny, monkey
     monkeypatch.setattr(costs, "waves", lambda recipe, arms, *_: [arms])  # a plan takes seconds
     read = tiny("train.save_every=1", "train.steps=4")
     with gpu(), pytest.raises(UserError, match=r"^the device has no memory left; .*last checkpoint stays") as raised:
-        sweep(read, GATED)
+        train(read, GATED)
     for part in ("trunk", "arms", "optimizer", "activations", "try data.batch=2;"):
         assert part in str(raised.value)
     saved = Checkpoints(Path(read.out) / "checkpoints", 2).newest()
     assert saved is not None and saved.step == 2
     monkeypatch.setattr(ArmTrainer, "step", step)
     with gpu():
-        result = sweep(tiny("train.save_every=1", "train.steps=4", "trunk.placement=host"), GATED)
+        result = train(tiny("train.save_every=1", "train.steps=4", "trunk.placement=host"), GATED)
     assert result.arms["gated"].steps == 4
