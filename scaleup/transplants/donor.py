@@ -17,7 +17,7 @@ from torch import Tensor
 from scaleup.checkpoint.model_directory import FULL, ModelConfig, read_config, read_report, trained_on, without_part
 from scaleup.common import tensors
 from scaleup.common.errors import UserError, nearest
-from scaleup.common.files import make_readable, write_text
+from scaleup.common.files import make_readable, write_json, write_text
 from scaleup.common.model_choice import report_choice
 from scaleup.config.recipe import OWN
 from scaleup.config.schema import Frames, Input, Model
@@ -108,8 +108,8 @@ def write(source: Path, out: Path) -> dict[str, float]:
     save_file({name: donor.tensors[name].half().contiguous() for name in sorted(names)}, out / FULL)
     make_readable(out / FULL)  # safetensors writes for the owner alone
     shutil.copy(source / "config.json", out)
-    if (source / "report.json").exists():
-        shutil.copy(source / "report.json", out)
+    if donor.data:
+        write_json(out / "report.json", {"data": {each["shards"]: each for each in donor.data}})
     written = read(out)
     write_text(out / "README.md", _card(written))
     return {

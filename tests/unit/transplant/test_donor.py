@@ -11,7 +11,9 @@ from torch import Tensor
 from scaleup.common.errors import UserError
 from scaleup.model.tubes import TubeSpec, resize_kernel
 from scaleup.transplants import donor as donors_on_disk
+from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.donor import LIGHTNING_TUBES, Donor, read, write
+from scaleup.transplants.transplant_plan import Options
 
 
 def assert_same(donor: Donor, wanted: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -74,6 +76,20 @@ def test_donors_of_scaleup_have_names(saved: tuple, tmp_path: Path, monkeypatch:
     assert_same(read("donors/ti"), kernels)
     with pytest.raises(UserError, match="there is no donor 'donors/it'; allowed are .* donors/ti; .*'donors/ti'"):
         read("donors/it")
+
+
+def test_the_donor_that_comes_with_scaleup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    donor = read("donors/ti192")
+    assert {kernel.spec.name: tuple(kernel.weight.shape) for kernel in donor.kernels} == {
+        "short": (192, 3, 8, 16, 16),
+        "long": (192, 3, 16, 8, 8),
+    }
+    place = donors_on_disk.OWN / "donors" / "ti192"
+    assert donor.sha256 in (place / "README.md").read_text()
+    assert sum(file.stat().st_size for file in place.iterdir()) < 4_000_000
+    report = transplant("donors/ti192", "timm:test_vit", tmp_path / "adapted", Options(weights=None, size=(112, 112)))
+    assert report.parents["small"].sha256 == donor.sha256
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "last.pt"])
