@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import NoReturn, TypeVar
 from weakref import WeakSet
 
@@ -101,6 +102,12 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def cpu_facts() -> str:
+    """What Linux says of the processors; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
 
 
 def peak_bytes() -> int:

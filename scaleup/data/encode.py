@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -15,6 +14,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from PIL import Image
 
+from scaleup.common.processes import cpu_facts
 from scaleup.data.decode import check, every_frame, upright_image
 from scaleup.data.pictures import Cut, Pictures, shrunk_size
 from scaleup.data.playback import Noted, ignore
@@ -25,9 +25,8 @@ COLOURS = 6, 1  # BT.601, limited range (ITU-T H.273), as FFmpeg converts; else 
 # Options for fast decoding of clips: cheap entropy coding and filters, and no other frame refers to three of four
 # frames, so clips at half the frame rate need not decode them. Decoding takes half the time; files are a tenth larger.
 X264 = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "64", "bf": "3"}
-# With AVX-512, x264's search ahead gives other bytes from run to run; as with AVX2, it gives those of other machines.
-CPU = Path("/proc/cpuinfo")
-STEADY = "asm=avx2" if CPU.is_file() and "avx512" in CPU.read_text() else ""
+# With AVX-512, x264's search ahead gives other bytes from run to run; with AVX2 it does not.
+STEADY = "asm=avx2" if "avx512" in cpu_facts() else ""
 X264 |= {"x264-params": ":".join(filter(None, ["b-adapt=0", "b-pyramid=none", STEADY]))}
 
 

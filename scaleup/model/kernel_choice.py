@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from scaleup.common.distributed import World
 from scaleup.common.files import write_json
+from scaleup.common.processes import cpu_facts
 from scaleup.common.timing import measure_in_turns, now
 from scaleup.model.compiled import Call, begin_compiling, has_compiler
 from scaleup.model.kernels import REPLACED, computed, every_token, keep_freed_memory
@@ -34,8 +35,6 @@ ROUNDS = 5  # of measurements that count
 SMALLEST = 2**18  # tokens times width of a clip; for smaller models a measurement would be noise
 LARGEST_BATCH = 2**20  # the same of all clips that are measured together
 FORWARD, TRAINED = ("lean", "products", "fast"), ("lean", "products")  # candidates; fast ones train as products do
-
-
 UNWRITABLE = (OSError, RuntimeError)  # of a file; of a user without a home directory
 
 
@@ -186,8 +185,7 @@ def _machine(device: torch.device) -> str:
     name = platform.processor()
     if device.type != "cpu":
         name = torch.get_device_module(device).get_device_name()
-    elif Path("/proc/cpuinfo").is_file():
-        about = Path("/proc/cpuinfo").read_text()
+    elif about := cpu_facts():
         first = re.findall(r"^(?:model name|cpu family|model|stepping)\s*: (.*)$", about, re.MULTILINE)[:4]
         name = f"{' '.join(first)} {torch.backends.cpu.get_cpu_capability()}"
     return f"{name} | torch {torch.__version__}"

@@ -102,7 +102,8 @@ def export(
     out = Path(out)
     refuse_existing(out, overwrite)
     model, costs = load(source, base).to(device), None
-    relative, low = to in programs.FORMS or to == "tubes" or merge, half or to == "tubes"
+    low = half or to == "tubes"
+    relative = low or merge or to in programs.FORMS
     with new_directory(out, overwrite) as place:
         if to in OWN:
             differences = write_own(model, source, to, place, base, merge)
