@@ -10,10 +10,11 @@ import pytest
 import reproduce
 from reproduce import DOCS, tasks, work
 from reproduce.desk import Desk, start_models
-from reproduce.page import claims, document, judge
+from reproduce.page import claims, document
 from reproduce.runs import arm_name, identity
 from reproduce.tables import RANDOM, STAGES, TABLES, TRANSPLANTS, Claim, Row, Source, Table
 from reproduce.tasks import Remaining, Speed
+from reproduce.verdict import judge
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Backbone, Model, Recipe, Train, Tube
 

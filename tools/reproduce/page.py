@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from reproduce.tables import RANDOM, Claim, Table
+from reproduce.verdict import WORDS, Verdict, judge
 from scaleup.common.files import read_json
 from scaleup.common.text import markdown
 
 RULE = """Rows of one seed share data and start models, so they are compared seed by seed. A claim *holds* if the mean
 difference is above 0 by more than its 95 % interval (Student's t over the seeds). It *does not hold* if the difference
 is below 0 by as much. Otherwise it is *within noise*. With a single seed, no claim is judged."""
-# Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
 EDGE = "*"  # marks the lowest or highest learning rate that was tried: a better one may lie beyond it
-WORDS = ("holds", "within noise", "does not hold")
 INTRODUCTION = f"""# The paper's tables at desk scale
 
 `python tools/reproduce.py TABLE... --write` writes this page from `docs/reproduction/*.json`, and runs what is missing;
@@ -132,35 +128,3 @@ def _verdict(claim: Claim, head: str, rows: Mapping[str, Any]) -> Verdict:
         for name in (claim.better, claim.worse)
     )
     return judge(better, worse)
-
-
-class Verdict(NamedTuple):
-    """Whether a claim holds: ``word``, from ``difference`` +- ``interval`` (shares of 1)."""
-
-    word: str  # holds | does not hold | within noise | one seed | not measured
-    difference: float | None = None
-    interval: float | None = None
-
-
-def judge(better: Mapping[str, float], worse: Mapping[str, float]) -> Verdict:
-    """Judge a claim.
-
-    Args:
-        better: seed -> accuracy of the row that should be better.
-        worse: seed -> accuracy of the row that should be worse. Only seeds that both rows have count.
-    """
-    differences = [better[seed] - worse[seed] for seed in better if seed in worse]
-    if not differences:
-        return Verdict("not measured")
-    mean = statistics.fmean(differences)
-    if len(differences) == 1:
-        return Verdict("one seed", mean)
-    interval = _interval(differences)
-    if abs(mean) <= interval:
-        return Verdict("within noise", mean, interval)
-    return Verdict("holds" if mean > 0 else "does not hold", mean, interval)
-
-
-def _interval(values: Sequence[float]) -> float:
-    freedom = min(len(values) - 1, len(STUDENT))
-    return STUDENT[freedom - 1] * statistics.stdev(values) / math.sqrt(len(values))
