@@ -1,5 +1,6 @@
 """``make real`` on a tiny backbone, with films and photographs that the test makes: all stages, and going on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from safetensors.torch import save_file
 from real import stages
 from real.exact import difference_to_timm
 from real.frames import READINGS, FrameReader, FrameTokens, Reading, order
+from real.groups import ABLATIONS, CONTROLS, DONORS
 from real.material import Material
 from real.page import BEGIN, END, rewrite, write
 from real.rows import Real
-from real.stages import CONTROLS, Stages
+from real.stages import Stages
 from scaleup.common.errors import UserError
 from scaleup.common.files import read_json
 from scaleup.config import recipe as recipes
@@ -41,8 +43,8 @@ BOTH = ["train.steps=2", "train.warmup=1", "data.batch=4", "data.workers=0"]
 class Tiny(Stages):
     """All stages, with recipes of the tiny backbone's size."""
 
-    def _read(self, name: str, **paths: str) -> Recipe:
-        return replace(self, changes=[*BOTH, *CHANGES[name]])._recipe(name, **paths)
+    def _read(self, name: str, changes: Sequence[str] = (), **paths: str) -> Recipe:
+        return replace(self, changes=[*BOTH, *CHANGES[name]])._recipe(name, changes, **paths)
 
     _recipe = Stages._read
 
@@ -68,7 +70,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(out: Path, material: Path) -> Tiny:
     videos = {name: {"train": 8, "val": 4, "test": 6} for name in ("scenes", "films")}
     images = {"scenes": {"train": 8}, "films": {}}
-    return Tiny(out, material, (0, 1), (), BACKBONE, SIDE, (SIDE, 96), videos, images)
+    return Tiny(out, material, (0, 1), (), True, BACKBONE, SIDE, (SIDE, 96), videos, images)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def done(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material: Path) -> None:
     out, real = done
     arms = recipes.sweep_arms(tiny(out, material)._read("sweep"))
-    names = [("small", "small model"), *(("transplanted", arm) for arm in arms)]
-    names += [(group, arm) for group in ("matched", "random") for arm in CONTROLS]
+    names = [*(("small", donor) for donor in DONORS), *(("transplanted", arm) for arm in arms)]
+    names += [(group, arm) for group in ("matched", "random", *ABLATIONS) for arm in CONTROLS]
     assert [(row.group, row.name) for row in real.rows] == [*names, *(("frames", each.name) for each in READINGS)]
     for row in real.rows:
         assert row.top1.keys() == real.chance.keys()
@@ -133,7 +135,7 @@ def test_the_page_keeps_what_stands_around_its_figures(done: tuple[Path, Real], 
     page.write_text(f"before\n{BEGIN}old\n{END}after\n")
     rewrite(page, real)
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
     assert "| last3, random tubes |" in text and (tmp_path / "page.json").exists()
 
 

@@ -30,6 +30,7 @@ from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import lr_factor
 
 FRAMES = 8  # of a clip that are computed; a reading takes all, every second, every fourth, or the first
+BATCH = 8  # clips of which the frames are computed at once
 
 
 class Reading(NamedTuple):
@@ -89,7 +90,7 @@ def encode(model: TubeViT, shards: Path, heads: Mapping[str, str], depths: tuple
         files = {d: np.lib.format.open_memmap(partial / f"{d}.npy", "w+", np.float16, shape) for d in depths}
         labels, done = {head: np.empty(len(opened), np.int64) for head in heads}, 0
         with progress(f"frames of {shards.parent.name}/{shards.name}", len(opened)) as advance:
-            for batch in eval_loader(opened, heads, model.config.input, batch=8):
+            for batch in eval_loader(opened, heads, model.config.input, batch=BATCH):
                 rows = slice(done, done + len(batch.keys))
                 every = batch.pixels.shape[3] // FRAMES
                 x = model.preprocess(batch.pixels[:, 0, :, ::every]).transpose(1, 2).flatten(0, 1)  # (B*F, 3, H, W)

@@ -19,20 +19,23 @@ from real.emoji import draw_animals
 from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
 from real.frames import READINGS, FrameReader, FrameTokens, Reading
+from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.material import MODEL, Material, fetch_material
 from real.rows import Real, Row, join_seeds, row_of_frames, row_of_model
 from scaleup.cli.cache import frozen_depths
+from scaleup.common.distributed import join
 from scaleup.common.files import read_json, write_json
 from scaleup.common.processes import environment
 from scaleup.common.timing import progress
 from scaleup.config import recipe as recipes
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.data.generated import write_splits
 from scaleup.data.scenes import Material as Pictures
 from scaleup.data.scenes import Scenes
 from scaleup.data.shards import Shards
 from scaleup.evaluation.accuracy import evaluate
-from scaleup.model.build import load, load_run
+from scaleup.model.build import load, load_run, prepare_trunks
+from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import token_cache
 from scaleup.training.run import train
@@ -48,12 +51,6 @@ HEADS = {  # of the test sets -> labels
     "scenes": {"object": "object", "motion": "motion", "event": "event", "camera": "camera"},
     "films": {"film_motion": "motion", "film": "film"},
 }
-TUBES = {  # group of rows -> options of its transplant
-    "transplanted": {},
-    "matched": {"match_scale": True},
-    "random": {"random_tubes": True},
-}
-CONTROLS = ("attentive", "last3")  # arms of the groups after the first
 
 
 @dataclass
@@ -64,6 +61,7 @@ class Stages:
         material: where the material is, or is fetched to.
         seeds: of the late arms and of the readings of frames. There is one small model.
         changes: to all recipes, such as ``train.steps=20``.
+        ablations: whether the groups of ABLATIONS are run too.
         backbone: timm's name of the model whose weights are in the material.
         size: of clips, pixels of a side.
         sides: at which images are compared with timm's own model.
@@ -74,6 +72,7 @@ class Stages:
     material: Path
     seeds: Sequence[int] = (0,)
     changes: Sequence[str] = ()
+    ablations: bool = False
     backbone: str = MODEL
     size: int = 112
     sides: Sequence[int] = (112, 126, 224, 518)
@@ -85,14 +84,15 @@ class Stages:
         self.out.mkdir(parents=True, exist_ok=True)
         self._stage("material", lambda: {"weights": str(fetch_material(self.material).weights)})
         clips = self._stage("shards", self._write_shards)
-        small = self._stage("small", self._train_small)
+        groups = GROUPS | (ABLATIONS if self.ablations else {})
+        donors = {TUBES[group.tubes].donor: None for group in groups.values()}
+        rows = [self._stage(donor, partial(self._train_donor, donor)) for donor in donors]
         tubes = self._stage("transplant", self._transplant)
         exact = self._stage("exact", self._compare_images)
         self._stage("frames", self._encode_frames)
-        rows = [small]
         for seed in self.seeds:
-            for group in TUBES:
-                rows += self._stage(f"arms-{group}-{seed}", partial(self._arms, group, seed))
+            for name, group in groups.items():
+                rows += self._stage(f"arms-{name}-{seed}", partial(self._arms, name, group, seed))
             for reading in READINGS:
                 rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
         precisions = self._stage("precisions", self._precisions)
@@ -139,31 +139,35 @@ class Stages:
                 sizes |= {f"{name}, {kind}, {split}": count for split, count in counts.items()}
         return sizes
 
-    def _read(self, name: str, **paths: str) -> Recipe:
-        """A recipe, with paths inside ``out`` and the run's changes."""
+    def _read(self, name: str, changes: Sequence[str] = (), **paths: str) -> Recipe:
+        """A recipe, with paths inside ``out``, these changes and the run's."""
         data = {f"data.train.{key}.shards": f"data/{key}/videos-train" for key in ("scenes", "films")}
-        changes = [f"{key}={self.out / value}" for key, value in (data | paths).items()]
-        return recipes.load(RECIPES / f"{name}.yaml", [*changes, *self.changes])
+        inside = [f"{key}={self.out / value}" for key, value in (data | paths).items()]
+        return recipes.load(RECIPES / f"{name}.yaml", [*inside, *changes, *self.changes])
 
-    def _train_small(self) -> dict[str, Any]:
+    def _train_donor(self, donor: str) -> dict[str, Any]:
         paths = {"data.train.images.shards": "data/scenes/images-train", "data.valid.shards": "data/scenes/videos-val"}
-        recipe = self._read("small", out="small", **paths)
+        recipe = self._read("small", DONORS[donor], out=donor, **paths)
         _train(recipe, {"model": recipe.arm})
-        model = load(self.out / "small" / "model")
-        scores = self._evaluate({"model": model})["model"]
-        return asdict(row_of_model("small model", "small", model, scores))
+        model = load(self.out / donor / "model")
+        scores = self._evaluate({"model": model}, Trunk())["model"]
+        return asdict(row_of_model(donor, "small", model, scores))
 
     def _transplant(self) -> dict[str, Any]:
-        """The small model's tubes in the pretrained ViT, in each of the ways; the report on each tube of the first."""
-        frozen_depth = recipes.sweep_arms(self._read("sweep"))["last3"].frozen_depth
-        reports = [self._move(name, self.size, frozen_depth, **options) for name, options in TUBES.items()]
-        return {name: asdict(tube) for name, tube in reports[0].tubes.items()}
+        """The small model's tubes in the pretrained ViT; the report on each tube."""
+        return {name: asdict(tube) for name, tube in self._move_tubes("transplanted").tubes.items()}
 
-    def _move(self, name: str, side: int, frozen_depth: int | None = None, **options: bool) -> TransplantReport:
+    def _move_tubes(self, tubes: str) -> TransplantReport:
+        frozen_depth = recipes.sweep_arms(self._read("sweep"))["last3"].frozen_depth
+        return self._move(tubes, self.size, TUBES[tubes].donor, frozen_depth, **TUBES[tubes].options)
+
+    def _move(
+        self, out: str, side: int, donor: str = "small", frozen_depth: int | None = None, **options: Any
+    ) -> TransplantReport:
         weights = str(Material.of(self.material).weights)
-        choices = Options(weights, frozen_depth, size=(side, side), overwrite=True, **options)  # type: ignore[arg-type]
+        choices = Options(weights, frozen_depth, size=(side, side), overwrite=True, **options)
         clips = self.out / "data/films/videos-train" if side == self.size else None
-        return transplant(str(self.out / "small/model"), f"timm:{self.backbone}", self.out / name, choices, clips)
+        return transplant(str(self.out / donor / "model"), f"timm:{self.backbone}", self.out / out, choices, clips)
 
     def _compare_images(self) -> dict[str, float]:
         """At each side, the largest difference between the adapted model's features of photographs and timm's."""
@@ -174,25 +178,29 @@ class Stages:
             differences[str(side)] = difference_to_timm(model, self.backbone, material, side)
         return differences
 
-    def _arms(self, group: str, seed: int) -> list[dict[str, Any]]:
-        """The arms of the sweep on the tubes of one kind, from a token cache."""
-        recipe = self._read("sweep", **{"model.load": group})
-        if group != next(iter(TUBES)):
-            recipe.arms = {name: recipe.arms[name] for name in CONTROLS}
-        if not (cache := self.out / f"cache-{group}").exists():
+    def _arms(self, name: str, group: Group, seed: int) -> list[dict[str, Any]]:
+        """The arms of a group, from a token cache."""
+        changes = [change.format(out=self.out) for change in group.changes]
+        recipe = self._read("sweep", changes, **{"model.load": group.tubes})
+        if group.arms is not None:
+            recipe.arms = {arm: recipe.arms[arm] for arm in group.arms}
+        if not (self.out / group.tubes).exists():
+            self._move_tubes(group.tubes)
+        if not (cache := self.out / f"cache-{name}").exists():
             token_cache.make(recipe, frozen_depths(recipe), cache)
-        recipe.trunk.cache, recipe.out, recipe.seed = str(cache), str(self.out / f"sweep-{group}-{seed}"), seed
+        recipe.trunk.cache, recipe.out, recipe.seed = str(cache), str(self.out / f"sweep-{name}-{seed}"), seed
         arms = recipes.sweep_arms(recipe)
         _train(recipe, arms)
         models = load_run(recipe.out)
-        scores = self._evaluate(models)
-        return [asdict(row_of_model(arm, group, models[arm], scores[arm])) for arm in arms]
+        scores = self._evaluate(models, recipe.trunk)
+        return [asdict(row_of_model(arm, name, models[arm], scores[arm])) for arm in arms]
 
-    def _evaluate(self, models: dict[str, TubeViT]) -> dict[str, dict[str, float]]:
+    def _evaluate(self, models: dict[str, TubeViT], trunk: Trunk) -> dict[str, dict[str, float]]:
         """Top-1 of each head on the test sets, by model."""
         top1: dict[str, dict[str, float]] = {name: {} for name in models}
         for data, heads in HEADS.items():
-            for name, each in evaluate(models, self.out / f"data/{data}/videos-test", "1x1", heads).items():
+            shards = self.out / f"data/{data}/videos-test"
+            for name, each in evaluate(models, shards, "1x1", heads, trunk=trunk).items():
                 top1[name] |= {head: score.lead for head, score in each.heads.items()}
         return top1
 
@@ -206,6 +214,9 @@ class Stages:
         """Compute the tokens of the frames of all clips that train or test; the number of clips of each set."""
         adapted = load(self.out / "transplanted")
         whole, sizes = adapted.with_arm(adapted.depth, False, {}).eval(), {}
+        recipe = self._read("sweep")
+        set_kernels([whole], recipe.train.kernels, world := join(), frames.BATCH, trains=False)
+        prepare_trunks([whole], recipe.trunk, world, frames.BATCH)
         for name, heads in HEADS.items():
             for split in ("train", "test"):
                 shards, out = self.out / f"data/{name}/videos-{split}", self.out / f"frames/{name}-{split}"

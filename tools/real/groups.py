@@ -1,0 +1,81 @@
+"""The groups of rows: which small model's tubes go into the ViT, in which way, and which arms train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CONTROLS = ("attentive", "last3")  # the arms of every group but the first
+
+DONORS: Mapping[str, Sequence[str]] = {  # small models -> changes to their recipe
+    "small": (),
+    "small_videos": ("data.train.images=null", "train.steps=900"),  # as many steps on videos as the joint one
+    "small_one_tube": ("model.tubes.long=null",),
+    "small_folded": ("model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]"),  # as many tokens
+}
+
+
+@dataclass(frozen=True)
+class Tubes:
+    """An adapted model: a donor's tubes in the ViT.
+
+    Args:
+        donor: of DONORS.
+        options: of the transplant.
+    """
+
+    donor: str = "small"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+TUBES = {
+    "transplanted": Tubes(),
+    "matched": Tubes(options={"match_scale": True}),
+    "random": Tubes(options={"random_tubes": True}),
+    "aligned": Tubes(options={"match": "align"}),
+    "cosine": Tubes(options={"positions": "cosine"}),
+    "of_videos": Tubes("small_videos"),
+    "one_tube": Tubes("small_one_tube"),
+    "folded": Tubes("small_folded"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms that train alike on one adapted model.
+
+    Args:
+        tubes: of TUBES.
+        title: what follows the name of an arm on the page.
+        arms: of the recipe; None: all.
+        changes: to the recipe of the sweep; ``{out}`` is the run's directory.
+    """
+
+    tubes: str
+    title: str
+    arms: Sequence[str] | None = CONTROLS
+    changes: Sequence[str] = ()
+
+
+IMAGES = (  # every fourth step is one of images, so that as many see clips as elsewhere
+    "data.train.images.shards={out}/data/scenes/images-train",
+    "data.train.images.heads.object=object",
+    "data.train.images.augment.crop_scale=[1, 1]",
+    "data.train.images.augment.crop_ratio=[1, 1]",
+    "data.train.images.augment.flip=false",
+    "train.steps=400",
+)
+GROUPS = {
+    "transplanted": Group("transplanted", "", None),
+    "matched": Group("matched", "matched tubes"),
+    "random": Group("random", "random tubes"),
+}
+ABLATIONS = {
+    "with_images": Group("transplanted", "with images", changes=IMAGES),
+    "aligned": Group("aligned", "aligned tubes"),
+    "cosine": Group("cosine", "cosine positions"),
+    "of_videos": Group("of_videos", "tubes of videos alone"),
+    "one_tube": Group("one_tube", "one tube"),
+    "folded": Group("folded", "tubes folded in time"),
+}
