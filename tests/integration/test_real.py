@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from real import stages
+from real.claims import CLAIMS, verdicts
 from real.exact import difference_to_timm
 from real.frames import READINGS, FrameReader, FrameTokens, Reading, order
-from real.groups import ABLATIONS, CONTROLS, DONORS
+from real.groups import ABLATIONS, CONTROLS, DONORS, GROUPS, title
 from real.material import Material
 from real.page import BEGIN, END, rewrite, write
 from real.rows import Real
@@ -107,6 +108,35 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
         assert row.seconds > 0 and row.step_gflop >= row.clip_gflop > 0
     assert real.exact == {"64": 0.0, "96": 0.0}
     assert real.precisions["float32"]["drift"] == 0 < real.precisions["bfloat16"]["drift"] < 0.1
+
+
+def test_every_claim_is_about_rows_that_are_there(done: tuple[Path, Real]) -> None:
+    assert [claim for claim, _ in verdicts(done[1])] == [*CLAIMS]
+    assert len({title(row.group, row.name) for row in done[1].rows}) == len(done[1].rows)
+
+
+def test_a_small_model_is_compared_with_each_seed_of_an_arm(done: tuple[Path, Real]) -> None:
+    """Its one seed stands against each; two small models have one seed, and so no verdict."""
+    shares = {"last3": [0.5, 0.6, 0.7], "small": [0.1], "small_videos": [0.2]}
+    some = [row for row in done[1].rows if row.group in ("small", "transplanted")]
+    rows = [replace(row, top1=dict.fromkeys(row.top1, shares.get(row.name, [0.0]))) for row in some]
+    found = {(each.better, each.worse): verdict for each, verdict in verdicts(replace(done[1], rows=rows))}
+    heir = found["last3", "small model"]
+    assert heir.word == "holds" and heir.difference == pytest.approx(0.5)
+    assert heir.interval == pytest.approx(4.303 * 0.1 / 3**0.5)  # Student's t of two degrees of freedom
+    assert found["small model", "small model, videos alone"].word == "one seed"
+
+
+def test_arms_of_a_group_stand_on_its_tubes(done: tuple[Path, Real]) -> None:
+    """By the report that an arm keeps of its transplant, and by the datasets of its run."""
+    for name, group in (GROUPS | ABLATIONS).items():
+        arm = load(done[0] / f"sweep-{name}-1" / "attentive")
+        tubes = load(done[0] / group.tubes)
+        assert all(
+            torch.equal(a, b) for a, b in zip(arm.tokenizer.parameters(), tubes.tokenizer.parameters(), strict=True)
+        )
+        sets = recipes.load(done[0] / f"sweep-{name}-1" / "recipe.yaml").data.train
+        assert ("images" in sets) == (name == "with_images")
 
 
 def test_a_step_of_frozen_blocks_costs_no_backward_pass(done: tuple[Path, Real]) -> None:

@@ -8,11 +8,27 @@ from typing import Any
 
 CONTROLS = ("attentive", "last3")  # the arms of every group but the first
 
-DONORS: Mapping[str, Sequence[str]] = {  # small models -> changes to their recipe
-    "small": (),
-    "small_videos": ("data.train.images=null", "train.steps=900"),  # as many steps on videos as the joint one
-    "small_one_tube": ("model.tubes.long=null",),
-    "small_folded": ("model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]"),  # as many tokens
+
+@dataclass(frozen=True)
+class Donor:
+    """A small model.
+
+    Args:
+        title: on the page.
+        changes: to the recipe of the small model.
+    """
+
+    title: str
+    changes: Sequence[str] = ()
+
+
+DONORS = {
+    "small": Donor("small model"),
+    "small_videos": Donor("small model, videos alone", ("data.train.images=null", "train.steps=900")),  # as many videos
+    "small_one_tube": Donor("small model, one tube", ("model.tubes.long=null",)),
+    "small_folded": Donor(  # as many tokens
+        "small model, folded in time", ("model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]")
+    ),
 }
 
 
@@ -79,3 +95,11 @@ ABLATIONS = {
     "one_tube": Group("one_tube", "one tube"),
     "folded": Group("folded", "tubes folded in time"),
 }
+
+
+def title(group: str, name: str) -> str:
+    """The name of a row on the page: an arm's with its group's, a small model's, or a reading's."""
+    if group == "small":
+        return DONORS[name].title
+    groups = GROUPS | ABLATIONS
+    return f"{name}, {groups[group].title}" if group in groups and groups[group].title else name

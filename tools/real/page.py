@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from real.claims import verdicts
+from real.groups import title
 from real.rows import Real
 from scaleup.common.files import write_json, write_text
 from scaleup.common.text import around_marks, markdown
@@ -43,7 +45,9 @@ def figures(real: Real) -> list[str]:
     return [
         *table(real),
         "",
-        f"Top-1 in %, one view; {seeds} of the late arms and of the readings, one small model. Chance: {chance}.",
+        f"Top-1 in %, one view; {seeds} of late arms and readings, one of each small model. Chance: {chance}.",
+        "",
+        *_claims(real),
         "",
         f"Clips and images: {clips}.",
         "",
@@ -54,6 +58,16 @@ def figures(real: Real) -> list[str]:
         f"Seconds of the stages: {_seconds(real)}.",
         "",
     ]
+
+
+def _claims(real: Real) -> list[str]:
+    """Each claim with its verdict, as a Markdown table."""
+    rows = []
+    for claim, verdict in verdicts(real):
+        measured = f"{100 * (verdict.difference or 0):+.1f}"
+        measured += f" ± {100 * verdict.interval:.1f}" if verdict.interval is not None else ""
+        rows.append([claim.source, claim.better, claim.worse, claim.head, measured, verdict.word])
+    return markdown(["", "is better", "than", "by", "points", "verdict"], rows, to_right=[4])
 
 
 def _moved(real: Real) -> list[list[str]]:
@@ -82,12 +96,11 @@ def table(real: Real) -> list[str]:
         scores = [figure(row.top1[head]) if head in row.top1 else "-" for head in HEADS]
         cache = "-" if row.cache_bytes is None else f"{row.cache_bytes / 1000:.0f}"
         cost = f"{row.step_gflop:.1f}", f"{row.clip_gflop:.1f}", f"{1000 * row.seconds:.0f}", cache
-        title = f"{row.name}, {row.group} tubes" if row.group in ("matched", "random") else row.name
-        rows.append([title, *scores, f"{row.trained_parameters:,}", *cost])
+        rows.append([title(row.group, row.name), *scores, f"{row.trained_parameters:,}", *cost])
     return markdown(header, rows, to_right=range(1, len(header)))
 
 
-GROUPS = {
+MARKERS = {
     "small": ("small model, trained from scratch", "tab:gray", "s"),
     "transplanted": ("its tubes in the frozen DINOv2-S", "tab:blue", "o"),
     "matched": ("its tubes, as strong as the ViT's own tokens", "tab:cyan", "D"),
@@ -105,7 +118,7 @@ def plot(real: Real, path: Path, heads: Sequence[str] = ("film_motion", "object"
 
     figure, panels = plt.subplots(1, len(heads), figsize=(6 * len(heads), 5), layout="constrained", squeeze=False)
     for axes, head in zip(panels[0], heads, strict=True):
-        for group, (label, colour, marker) in GROUPS.items():
+        for group, (label, colour, marker) in MARKERS.items():
             rows = [row for row in real.rows if row.group == group and head in row.top1]
             points = [row.step_gflop for row in rows], [100 * row.mean(head) for row in rows]
             axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label)

@@ -147,7 +147,7 @@ class Stages:
 
     def _train_donor(self, donor: str) -> dict[str, Any]:
         paths = {"data.train.images.shards": "data/scenes/images-train", "data.valid.shards": "data/scenes/videos-val"}
-        recipe = self._read("small", DONORS[donor], out=donor, **paths)
+        recipe = self._read("small", DONORS[donor].changes, out=donor, **paths)
         _train(recipe, {"model": recipe.arm})
         model = load(self.out / donor / "model")
         scores = self._evaluate({"model": model}, Trunk())["model"]

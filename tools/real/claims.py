@@ -1,0 +1,76 @@
+"""What the rows of ``make real`` are asked: whether one is better than another by the accuracy of a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from real.groups import title
+from real.rows import Real
+from reproduce.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a row is better than another one.
+
+    Args:
+        source: a table of the paper, or what else is asked.
+        better, worse: titles of rows.
+        head: whose accuracy is compared.
+    """
+
+    source: str
+    better: str
+    worse: str
+    head: str
+
+
+CLAIMS = (
+    Claim("Table 6", "last3", "head", "film_motion"),
+    Claim("Table 6, the gate", "last3_gate", "last3", "film_motion"),
+    Claim("Table 6, the gate", "last3_gate", "last3", "motion"),
+    Claim("heads that read all tokens", "attentive", "head", "film_motion"),
+    Claim("heads that read all tokens", "attentive_taps", "attentive", "film_motion"),
+    Claim("heads that read all tokens", "last3", "attentive_taps", "film_motion"),
+    Claim("transplanted against random tubes", "attentive", "attentive, random tubes", "film_motion"),
+    Claim("transplanted against random tubes", "attentive", "attentive, random tubes", "camera"),
+    Claim("transplanted against random tubes", "last3", "last3, random tubes", "film_motion"),
+    Claim("transplanted against random tubes", "last3", "last3, random tubes", "motion"),
+    Claim("strong tubes against matched ones", "last3", "last3, matched tubes", "film_motion"),
+    Claim("strong tubes against matched ones", "attentive", "attentive, matched tubes", "object"),
+    Claim("heir against donor", "last3", "small model", "film_motion"),
+    Claim("heir against donor", "attentive_taps", "small model", "camera"),
+    Claim("heir against donor", "attentive", "small model", "object"),
+    Claim("tubes against frames", "last3", "2 frames, late", "film_motion"),
+    Claim("tubes against frames", "attentive", "1 frame, attentive", "object"),
+    Claim("Table 5", "small model", "small model, videos alone", "object"),
+    Claim("Table 5", "small model", "small model, videos alone", "film_motion"),
+    Claim("Table 5", "attentive, with images", "attentive", "object"),
+    Claim("Table 5", "last3, with images", "last3", "object"),
+    Claim("Table 5", "last3, with images", "last3", "film_motion"),
+    Claim("Table 5", "last3", "last3, tubes of videos alone", "film_motion"),
+    Claim("Table 7a", "last3, cosine positions", "last3", "film_motion"),
+    Claim("Table 7a", "last3, cosine positions", "last3", "object"),
+    Claim("Table 7b", "small model", "small model, one tube", "film_motion"),
+    Claim("Table 7b", "last3", "last3, one tube", "film_motion"),
+    Claim("Table 7c", "small model, folded in time", "small model", "film_motion"),
+    Claim("Table 7c", "small model, folded in time", "small model", "event"),
+    Claim("Table 7c", "last3, tubes folded in time", "last3", "film_motion"),
+    Claim("align against fold", "attentive, aligned tubes", "attentive", "film_motion"),
+    Claim("align against fold", "last3, aligned tubes", "last3", "film_motion"),
+    Claim("align against fold", "attentive, aligned tubes", "attentive", "object"),
+)
+
+
+def verdicts(real: Real) -> list[tuple[Claim, Verdict]]:
+    """The claims about rows that were measured."""
+    rows = {title(row.group, row.name): row.top1 for row in real.rows}
+    measured = [claim for claim in CLAIMS if claim.better in rows and claim.worse in rows]
+    return [(claim, _judge(rows[claim.better][claim.head], rows[claim.worse][claim.head])) for claim in measured]
+
+
+def _judge(better: list[float], worse: list[float]) -> Verdict:
+    """The verdict on two rows, by seed. A small model, which has one seed, is compared with each seed of an arm."""
+    seeds = max(len(better), len(worse))
+    pairs = (shares if len(shares) > 1 else shares * seeds for shares in (better, worse))
+    return judge(*({str(seed): share for seed, share in enumerate(shares)} for shares in pairs))
