@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 TRAINS, FROZEN, PLAIN = "#f6c38c", "#c3d5e8", "#f2f2f2"
 TRANSPLANTED, RANDOM = "#d9822b", "#8fa3b8"
 CHANCE = {"shape": 12.5, "motion": 16.7}
-LABELS = {"head": "head\nalone", "last1": "last\nblock", "last2": "last 2\nblocks", "last2_gate": "last 2,\ngated"}
+LABELS = {
+    "head": "head\nalone",
+    "attentive": "learned\nquery",
+    "last1": "last\nblock",
+    "last2": "last 2\nblocks",
+    "last2_gate": "last 2,\ngated",
+}
 LABELS |= {"full": "all, tubes\ntrain too"}
 
 

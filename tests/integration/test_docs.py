@@ -146,8 +146,8 @@ def test_the_result_is_drawn_from_the_table_of_the_readme() -> None:
     found = draw_method.scores(page)
     assert {arm for arm, _ in found} >= set(draw_method.LABELS)
     assert all(0 <= score.low <= score.mean <= score.high <= 100 for row in found.values() for score in row.values())
-    assert "| adapted: last1 | random | 5 of 6 | 70 (61 to 78) | 32 (30 to 34) |" in page
-    assert found["last1", "random"] == {"shape": (70, 61, 78), "motion": (32, 30, 34)}
+    assert "| adapted: last1 | random | 5 of 6 | 70 (64 to 77) | 30 (24 to 38) |" in page
+    assert found["last1", "random"] == {"shape": (70, 64, 77), "motion": (30, 24, 38)}
 
 
 def test_the_readme_is_short() -> None:
