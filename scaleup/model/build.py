@@ -132,7 +132,9 @@ class PreparedTrunk:
     precision: str
     placement: str
     block_seconds: dict[str, float]  # of a block in each precision, where it was chosen by measuring
-    drift: dict[int, float]  # by frozen depth how far h moves from float32: RMS of the difference over that of h
+    drift: dict[
+        int, float
+    ]  # by frozen depth, how far casting moves h: RMS of the difference over that of h
 
 
 def prepare_trunks(
@@ -141,13 +143,14 @@ def prepare_trunks(
     """Cast and place the blocks that the trunks of ``models`` share; None where nothing is frozen.
 
     Blocks are cast where they are, one at a time, and then move: a GPU never holds all of them in float32. How far h
-    moves is measured on a made-up clip.
+    moves is measured on a made-up clip. Blocks that were cast before stay as they are, unless another precision is
+    asked for.
 
     Args:
         batch: samples of a pass, for which ``auto`` measures.
 
     Raises:
-        UserError: the trunk overflows in the precision that was asked for.
+        UserError: the trunk overflows in the precision that was asked for, or was cast to another one before.
     """
     trunks = [model.trunk for model in models if model.trunk is not None]
     if not trunks:
@@ -157,6 +160,15 @@ def prepare_trunks(
     assert trunk is not None
     for shared in trunks:
         shared.place(world.device, None)
+    if trunk.precision != "float32":
+        if settings.precision not in (None, "auto", trunk.precision):
+            raise UserError(
+                f"the frozen blocks are in {trunk.precision} already, not in {settings.precision}; load the model again"
+            )
+        cast_trunks(trunks, trunk.precision, set())
+        for shared in trunks:
+            shared.place(world.device, settings.placement)
+        return PreparedTrunk(trunk.precision, settings.placement, {}, {})
     clip = natural_clip(deepest.preprocess.frames, deepest.preprocess.size)
     clip = normalise(clip, deepest.config.input).to(world.device)
     seconds = world.first(_measured(trunk, clip, batch)) if settings.precision == "auto" else {}

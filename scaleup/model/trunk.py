@@ -118,7 +118,7 @@ def is_on_meta(block: nn.Module) -> bool:
 
 
 def cast_trunks(trunks: list[Trunk], precision: str, public: set[str]) -> None:
-    """Put the blocks that trunks share into another precision, one at a time.
+    """Put the blocks that trunks share into a precision, one at a time, unless those of the deepest trunk are in it.
 
     Args:
         public: names (``blocks.3.attn.qkv.weight``) whose content the public backbone has; the float32 content of all
@@ -126,7 +126,7 @@ def cast_trunks(trunks: list[Trunk], precision: str, public: set[str]) -> None:
     """
     deepest = max(trunks, key=lambda trunk: len(trunk.blocks))
     for index, block in enumerate(deepest.blocks):
-        if not is_on_meta(block):
+        if deepest.precision != precision and not is_on_meta(block):
             tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
             deepest.originals |= {name: tensor.cpu() for name, tensor in tensors.items() if name not in public}
             block = cast(block, precision)

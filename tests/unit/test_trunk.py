@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from scaleup.backbones.backbone import BlockFile
 from scaleup.backbones.build import build
+from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
+from scaleup.config.schema import Trunk as Settings
 from scaleup.model import trunk as frozen
+from scaleup.model.build import prepare_trunks
 from scaleup.model.tokenizer import Context, Relative
 from scaleup.model.trunk import (
     COMPUTED_IN,
@@ -149,6 +152,23 @@ def test_trunks_share_the_blocks_that_were_cast_and_keep_what_nobody_else_has() 
     assert trunks[0].originals is trunks[1].originals and trunks[0].originals.keys() == before.keys() - public
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunks[0].originals.items())
     assert all(torch.equal(t, before[f"blocks.{n}"]) for n, t in template.trunk.blocks.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_blocks_that_were_cast_are_not_cast_again(precision: Any) -> None:
+    """A second preparation keeps them, shares them with trunks that were not there, and names what it cannot do."""
+    (model, _), world = adapted(frozen_depth=3), World(0, 1, torch.device("cpu"))
+    arms = [model.with_arm(depth, False, {}) for depth in (3, 1)]
+    exact = {name: tensor.clone() for name, tensor in model.trunk.blocks.state_dict().items()}
+    prepare_trunks(arms[:1], Settings(precision), world)
+    cast = [*arms[0].trunk.blocks]
+    for asked in (precision, "auto", None):
+        again = prepare_trunks(arms, Settings(asked), world)
+        assert (again.precision, again.drift) == (precision, {})
+        assert [*arms[0].trunk.blocks] == cast and [*arms[1].trunk.blocks] == cast[:1]
+    with pytest.raises(UserError, match=f"are in {precision} already, not in float32; load the model again"):
+        prepare_trunks(arms, Settings("float32"), world)
+    assert all(torch.equal(kept, exact[name.removeprefix("blocks.")]) for name, kept in arms[1].trunk.originals.items())
 
 
 def test_relative_positions_follow_the_precision() -> None:
