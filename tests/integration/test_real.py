@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from real import stages
 from real.claims import CLAIMS, verdicts
-from real.exact import difference_to_timm
+from real.exact import PRECISIONS, difference_to_timm
 from real.frames import READINGS, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, CONTROLS, DONORS, GROUPS, title
 from real.material import Material
+from real.neighbours import NEAREST, PROGRAMS, name_by_neighbours
 from real.page import BEGIN, END, rewrite, write
 from real.rows import Real
 from real.stages import Stages
@@ -109,6 +110,21 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
         assert row.seconds > 0 and row.step_gflop >= row.clip_gflop > 0
     assert real.exact == {"64": 0.0, "96": 0.0}
     assert real.precisions["float32"]["drift"] == 0 < real.precisions["bfloat16"]["drift"] < 0.1
+    moved = {name: each["drift"] for name, each in real.neighbours.items()}
+    assert moved["float32"] == 0 < moved["bfloat16"] < 0.1 and moved.keys() == {*PRECISIONS, *PROGRAMS}
+    assert max(moved["torch"], moved["onnx"]) < 1e-5 < moved["onnx, half"] < 0.01
+
+
+def test_neighbours_vote_by_their_cosine() -> None:
+    """Compared with loops."""
+    torch.manual_seed(0)
+    known, labels, asked = torch.randn(30, 4), torch.randint(3, (30,)), torch.randn(9, 4)
+    for query, named in zip(asked, name_by_neighbours(known, labels, asked), strict=True):
+        cosines = [float(query @ each / query.norm() / each.norm()) for each in known]
+        votes = dict.fromkeys(range(3), 0.0)
+        for index in sorted(range(30), key=lambda index: -cosines[index])[:NEAREST]:
+            votes[int(labels[index])] += cosines[index]
+        assert int(named) == max(votes, key=lambda name: votes[name])
 
 
 def test_every_claim_is_about_rows_that_are_there(done: tuple[Path, Real]) -> None:

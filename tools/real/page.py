@@ -55,6 +55,8 @@ def figures(real: Real) -> list[str]:
         "",
         *markdown(["frozen blocks in", "features move by", "same first class", "film_motion"], _moved(real)),
         "",
+        *markdown(["an image's features in", "move by", "object, by 5 nearest neighbours"], _told(real)),
+        "",
         f"Seconds of the stages: {_seconds(real)}.",
         "",
     ]
@@ -75,6 +77,13 @@ def _moved(real: Real) -> list[list[str]]:
     return [
         [name, *(f"{100 * each[key]:.1f} %" for key in ("drift", "same", "top1"))]
         for name, each in real.precisions.items()
+    ]
+
+
+def _told(real: Real) -> list[list[str]]:
+    """The rows of nearest neighbours, by precision and program."""
+    return [
+        [name, *(f"{100 * each[key]:.2g} %" for key in ("drift", "top1"))] for name, each in real.neighbours.items()
     ]
 
 

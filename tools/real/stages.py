@@ -21,6 +21,7 @@ from real.films import Films
 from real.frames import READINGS, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.material import MODEL, Material, fetch_material
+from real.neighbours import compare_neighbours
 from real.rows import Real, Row, join_seeds, row_of_frames, row_of_model
 from scaleup.cli.cache import frozen_depths
 from scaleup.common.distributed import join
@@ -96,6 +97,7 @@ class Stages:
             for reading in READINGS:
                 rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
         precisions = self._stage("precisions", self._precisions)
+        neighbours = self._stage("neighbours", self._neighbours)
         seconds = {file.stem: read_json(file)["seconds"] for file in (self.out / "stages").glob("*.json")}
         chance = {head: 1 / len(names) for head, names in self._classes().items()}
         return Real(
@@ -106,6 +108,7 @@ class Stages:
             tubes,
             exact,
             precisions,
+            neighbours,
             seconds,
             environment(),
         )
@@ -245,6 +248,12 @@ class Stages:
         arm, films = self.out / f"sweep-transplanted-{self.seeds[0]}/attentive", self.out / "data/films/videos-test"
         moved = compare_precisions(arm, films, "film_motion", HEADS["films"]["film_motion"])
         return {precision: asdict(each) for precision, each in moved.items()}
+
+    def _neighbours(self) -> dict[str, Any]:
+        """Objects told apart by the nearest neighbours of images, in each precision and each exported program."""
+        known, asked = self.out / "data/scenes/images-train", self.out / "data/scenes/videos-test"
+        told = compare_neighbours(self.out / "transplanted", known, asked, "object", self.out / "programs")
+        return {name: asdict(each) for name, each in told.items()}
 
     def _classes(self) -> dict[str, list[str]]:
         """The classes of each head."""
