@@ -118,7 +118,7 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
 def test_neighbours_vote_by_their_cosine() -> None:
     """Compared with loops."""
     torch.manual_seed(0)
-    known, labels, asked = torch.randn(30, 4), torch.randint(3, (30,)), torch.randn(9, 4)
+    known, labels, asked = torch.randn(30, 4), torch.randint(3, (30,)), torch.randn(99, 4)
     for query, named in zip(asked, name_by_neighbours(known, labels, asked), strict=True):
         cosines = [float(query @ each / query.norm() / each.norm()) for each in known]
         votes = dict.fromkeys(range(3), 0.0)
