@@ -15,7 +15,7 @@ from real import stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
 from real.frames import READINGS, FrameReader, FrameTokens, Reading, order
-from real.groups import ABLATIONS, CONTROLS, DONORS, GROUPS, title
+from real.groups import ABLATIONS, DONORS, GROUPS, title
 from real.material import Material
 from real.neighbours import NEAREST, PROGRAMS, name_by_neighbours
 from real.page import BEGIN, END, rewrite, write
@@ -102,7 +102,8 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     out, real = done
     arms = recipes.sweep_arms(tiny(out, material)._read("sweep"))
     names = [*(("small", donor) for donor in DONORS), *(("transplanted", arm) for arm in arms)]
-    names += [(group, arm) for group in ("matched", "random", *ABLATIONS) for arm in CONTROLS]
+    controls = {name: group.arms for name, group in (GROUPS | ABLATIONS).items() if group.arms}
+    names += [(group, arm) for group, some in controls.items() for arm in some]
     assert [(row.group, row.name) for row in real.rows] == [*names, *(("frames", each.name) for each in READINGS)]
     for row in real.rows:
         assert row.top1.keys() == real.chance.keys()
@@ -154,6 +155,7 @@ def test_arms_of_a_group_stand_on_its_tubes(done: tuple[Path, Real]) -> None:
         )
         sets = recipes.load(done[0] / f"sweep-{name}-1" / "recipe.yaml").data.train
         assert ("images" in sets) == (name == "with_images")
+    assert len([*done[0].glob("cache-*")]) == len(GROUPS | ABLATIONS) - 1  # `longer` reads the cache of the first group
 
 
 def test_a_step_of_frozen_blocks_costs_no_backward_pass(done: tuple[Path, Real]) -> None:

@@ -66,12 +66,14 @@ class Group:
         title: what follows the name of an arm on the page.
         arms: of the recipe; None: all.
         changes: to the recipe of the sweep; ``{out}`` is the run's directory.
+        cache: name of the token cache; None: that of the tubes.
     """
 
     tubes: str
     title: str
     arms: Sequence[str] | None = CONTROLS
     changes: Sequence[str] = ()
+    cache: str | None = None
 
 
 IMAGES = (  # every fourth step is one of images, so that as many see clips as elsewhere
@@ -88,7 +90,8 @@ GROUPS = {
     "random": Group("random", "random tubes"),
 }
 ABLATIONS = {
-    "with_images": Group("transplanted", "with images", changes=IMAGES),
+    "longer": Group("transplanted", "1,200 steps", ("attentive", "attentive_taps"), ("train.steps=1200",)),
+    "with_images": Group("transplanted", "with images", changes=IMAGES, cache="with_images"),
     "aligned": Group("aligned", "aligned tubes"),
     "cosine": Group("cosine", "cosine positions"),
     "of_videos": Group("of_videos", "tubes of videos alone"),

@@ -189,7 +189,7 @@ class Stages:
             recipe.arms = {arm: recipe.arms[arm] for arm in group.arms}
         if not (self.out / group.tubes).exists():
             self._move_tubes(group.tubes)
-        if not (cache := self.out / f"cache-{name}").exists():
+        if not (cache := self.out / f"cache-{group.cache or group.tubes}").exists():
             token_cache.make(recipe, frozen_depths(recipe), cache)
         recipe.trunk.cache, recipe.out, recipe.seed = str(cache), str(self.out / f"sweep-{name}-{seed}"), seed
         arms = recipes.sweep_arms(recipe)
