@@ -12,7 +12,7 @@ def arguments():
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
     add("changes", nargs="*", metavar="key=value", help="changes to all recipes, such as data.batch=32")
-    add("--seed", type=int, default=0)
+    add("--seed", type=tool.at_least(0), default=0)
     add("--overwrite", action="store_true")
     return parser
 

@@ -16,8 +16,8 @@ def arguments():
     add("tables", nargs="+", metavar="TABLE", help="table6, table7a, ... or all")
     add("changes", nargs="*", metavar="key=value", help="changes to all recipes, such as train.steps=100")
     add("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    add("--samples", type=int, default=4000, help="videos to train on (default: %(default)s)")
+    add("--seeds", type=tool.at_least(0), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--samples", type=tool.at_least(1), default=4000, help="videos to train on (default: %(default)s)")
     add("--plan", action="store_true", help="print what is missing and how long it takes, and stop")
     add("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
     return parser

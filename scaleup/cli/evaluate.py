@@ -24,8 +24,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--views", default="4x3", help="temporal x spatial crops, e.g. 1x1, 4x3, 10x10 (default 4x3)")
     add("--heads", nargs="*", metavar="HEAD=LABEL", help="label that each head is compared with")
     add("--strides", nargs="*", metavar="TUBE=T,H,W", help="strides that differ from training (for more tokens)")
-    add("--batch", type=int, default=16, help="batch size (default 16)")
-    add("--workers", type=int, default=1, help="loader processes (default 1)")
+    add("--batch", type=tool.at_least(1), default=16, help="batch size (default 16)")
+    add("--workers", type=tool.at_least(0), default=1, help="loader processes (default 1)")
     precisions, placements = tool.choices(Trunk, "precision"), tool.choices(Trunk, "placement")
     own = "default: the run's; on a CPU float32, on a GPU bfloat16"
     add("--precision", choices=precisions, help=f"precision of the frozen blocks ({own})")

@@ -161,8 +161,12 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument_group("with source 'shapes' or 'scenes'").add_argument
     add("--videos", default="train=4000,val=500,test=1000", help="videos of each split (default: %(default)s)")
     add("--images", default="train=4000,val=500,test=1000", help="images of each split (default: %(default)s)")
-    add("--size", type=int, help=f"width and height in pixels (default: {Shapes.size}, scenes {Scenes.size})")
-    add("--frames", type=int, default=16, help="frames per video (default: %(default)s)")
+    add(
+        "--size",
+        type=tool.at_least(1),
+        help=f"width and height in pixels (default: {Shapes.size}, scenes {Scenes.size})",
+    )
+    add("--frames", type=tool.at_least(1), default=16, help="frames per video (default: %(default)s)")
     add(
         "--places",
         action="store_true",

@@ -18,9 +18,15 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     tool.add_recipe(parser)
     add("--memory", metavar="SIZE", help="memory of each device, such as 24GiB (default: this machine's)")
-    add("--gflops", type=float, help="GFLOP per second of each device (default: measured on this machine)")
-    add("--ranks", type=int, default=1, help="devices that train together (default: 1)")
-    add("--views", type=int, default=1, help="augmented views of each sample in a token cache (default: 1)")
+    add(
+        "--gflops",
+        type=tool.at_least(0.001, float),
+        help="GFLOP per second of each device (default: measured on this machine)",
+    )
+    add("--ranks", type=tool.at_least(1), default=1, help="devices that train together (default: 1)")
+    add(
+        "--views", type=tool.at_least(1), default=1, help="augmented views of each sample in a token cache (default: 1)"
+    )
     return parser
 
 

@@ -24,10 +24,14 @@ def arguments() -> argparse.ArgumentParser:
     add("model", help="model directory or hub id")
     add("sources", nargs="+", metavar="source", help="file, folder, pattern, address, or - for stdin")
     add("--head", help="head to use (default: the model's only head)")
-    add("--top", type=int, help="number of most probable classes to print (default: 5; all above the threshold)")
+    add(
+        "--top",
+        type=tool.at_least(1),
+        help="number of most probable classes to print (default: 5; all above the threshold)",
+    )
     add("--threshold", type=float, help="probability from which a head with loss sigmoid names a class (default 0.5)")
     add("--hop", type=float, help="seconds from one clip of a long video to the next (default: a clip's length)")
-    add("--batch", type=int, default=8, help="batch size in clips (default 8)")
+    add("--batch", type=tool.at_least(1), default=8, help="batch size in clips (default 8)")
     add("--overlay", metavar="FILE", help="for one source: also write a .mp4 or .png that shows where the model looks")
     add("--out", metavar="FILE", help="write the predictions here, a line of JSON each; none are kept in memory")
     add("--overwrite", action="store_true", help="replace an existing output")
@@ -52,9 +56,8 @@ def read_sources(args: argparse.Namespace) -> list[str]:
     """
     from scaleup.data.media import STDIN, expanded
 
-    for option in ("top", "hop", "batch"):
-        if (value := getattr(args, option)) is not None and value <= 0:
-            raise UserError(f"--{option} {value} is not above 0")
+    if args.hop is not None and not args.hop > 0:
+        raise UserError(f"--hop {args.hop} is not above 0")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold} is not between 0 and 1")
     if args.out:

@@ -55,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--depths",
         nargs="+",
-        type=int,
+        type=tool.at_least(0),
         metavar="N",
         help="blocks after which to measure; 0 is the input of block 1 (default: all)",
     )

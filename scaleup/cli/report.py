@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
-from scaleup.common.errors import UserError
 
 if TYPE_CHECKING:
     from scaleup.outputs.report_page import Page
@@ -24,13 +23,16 @@ def arguments() -> argparse.ArgumentParser:
     add("--shards", help="shards for the confusion matrices of complete runs")
     profile = "output of tools/probe.py to show with the sweep (default: probe/ in the model that it started from)"
     add("--probe", metavar="DIR", help=profile)
-    add("--watch", type=int, metavar="SECONDS", help="write the page again every SECONDS, until all runs are complete")
+    add(
+        "--watch",
+        type=tool.at_least(1),
+        metavar="SECONDS",
+        help="write the page again every SECONDS, until all runs are complete",
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> Page:
-    if args.watch is not None and args.watch < 1:
-        raise UserError(f"--watch {args.watch} is not at least 1 second")
     from scaleup.outputs import report_page  # takes seconds
 
     while args.watch is not None:

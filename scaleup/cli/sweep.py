@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from scaleup.cli import train
+from scaleup.cli import tool, train
 from scaleup.cli.train import seconds, show
 from scaleup.common.errors import UserError
 from scaleup.common.text import parse_bytes
@@ -25,7 +25,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--memory", metavar="SIZE", help=memory)
     where = "share the arms out: among processes of this machine, or among SLURM jobs (both use submitit)"
     add("--where", choices=("local", "slurm"), help=where)
-    add("--machines", type=int, metavar="N", help="number of processes or jobs, with --where")
+    add("--machines", type=tool.at_least(1), metavar="N", help="number of processes or jobs, with --where")
     slurm = "options of sbatch for each job, with '_' for '-', such as time=180 gpus_per_node=8 ntasks_per_node=8"
     add("--slurm", nargs="+", default=[], metavar="key=value", help=slurm)
     return parser
@@ -54,7 +54,7 @@ def _checked(args: argparse.Namespace) -> dict[str, str]:
     Raises:
         UserError: the arguments contradict each other.
     """
-    if args.where and (args.machines or 0) < 1:
+    if args.where and args.machines is None:
         raise UserError(f"--where {args.where} needs --machines, a whole number of at least 1")
     if not args.where and (args.machines is not None or args.slurm):
         raise UserError(f"--{'slurm' if args.slurm else 'machines'} needs --where, which is local or slurm")

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, get_args
 
 from scaleup.common import processes
@@ -18,11 +18,18 @@ from scaleup.common.timing import is_first_rank
 from scaleup.config import rules
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one sentence, without a list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists what is allowed\n")
+
+
 def parser(description: str | None, example: str) -> argparse.ArgumentParser:
     """An argument parser whose ``--help`` ends with ``example`` and that knows ``--json``."""
     if sys.argv[0].startswith("scaleup "):
         example = re.sub(r"tools/(\w+)\.py", r"scaleup \1", example)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,11 +53,11 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
     """The argparse type of an option: a number of at least ``low``."""
 
     def number(text: str) -> Any:
-        if not kind(text) >= low:
-            raise ValueError
-        return kind(text)
+        with suppress(ValueError):
+            if (value := kind(text)) >= low:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number of at least {low}")
 
-    number.__name__ = f"number of at least {low}"
     return number
 
 

@@ -23,14 +23,14 @@ def arguments() -> argparse.ArgumentParser:
     places = "the backbone's weights: a file, a directory, hf-hub:owner/name, or FILE:teacher for one model of a file"
     add("--weights", default="pretrained", help=places)
     add("--random-init", action="store_true", help="use random weights for the backbone, to try things out")
-    add("--gate-at", type=int, help="frozen blocks below the gate (default: three quarters)")
+    add("--gate-at", type=tool.at_least(0), help="frozen blocks below the gate (default: three quarters)")
     widths = """how the small width becomes the large one: fold puts several places side by side (as the paper does);
         align fits a linear map from the small model's image tokens to the backbone's, for any two widths"""
     add("--match", choices=("fold", "align"), default="fold", help=widths)
     add("--images", type=Path, help="for align: image shards to fit the map on (default: frames of --clips)")
     add(
         "--fold",
-        type=int,
+        type=tool.at_least(1),
         nargs=2,
         metavar=("H", "W"),
         default=(1, 1),
@@ -47,9 +47,9 @@ def arguments() -> argparse.ArgumentParser:
         help="random: a control with random kernels",
     )
     add("--clips", type=Path, help="video shards to measure scales on (default: an artificial clip)")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size in pixels")
+    add("--size", type=tool.at_least(1), nargs=2, metavar=("H", "W"), help="input size in pixels")
     add("--placement", choices=("device", "disk"), default="device", help="disk: the frozen blocks stay in their file")
-    add("--seed", type=int, default=0, help="seed of everything random (default 0)")
+    add("--seed", type=tool.at_least(0), default=0, help="seed of everything random (default 0)")
     add("--dry-run", action="store_true", help="only print the plan; no weights are read")
     add("--overwrite", action="store_true", help="replace an existing output")
     return parser

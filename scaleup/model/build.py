@@ -132,9 +132,7 @@ class PreparedTrunk:
     precision: str
     placement: str
     block_seconds: dict[str, float]  # of a block in each precision, where it was chosen by measuring
-    drift: dict[
-        int, float
-    ]  # by frozen depth, how far casting moves h: RMS of the difference over that of h
+    drift: dict[int, float]  # by frozen depth, how far casting moves h: RMS of the difference over that of h
 
 
 def prepare_trunks(

@@ -19,6 +19,7 @@ MISTAKES = [
     "make_shards shapes --out x --videos train=x",
     "plan RECIPE --memory lots",
     "predict model nowhere.mp4",
+    "evaluate model shards --batch 0",
     "predict model x.mp4 --top 0",
     "probe model train test --out .",
     "probe model train test --save x",

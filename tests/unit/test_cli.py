@@ -1,5 +1,8 @@
 """``scaleup VERB`` is ``tools/VERB.py``; unknown verbs and recipes name the nearest."""
 
+import argparse
+import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scaleup import cli
+from scaleup.cli import tool as cli_tool
 from scaleup.common.errors import UserError
 from scaleup.config import recipe
 
@@ -50,6 +54,32 @@ def test_the_example_is_of_the_command_that_was_called(
     said = capsys.readouterr().out
     assert said.startswith(f"usage: scaleup {verb} ") and f"scaleup {verb} " in said.split("example:")[1]
     assert "tools/" not in said.split("example:")[1]
+
+
+@pytest.mark.parametrize("tool", [*cli.VERBS, *sorted(INSTRUMENTS)])
+def test_a_whole_number_of_an_option_has_a_limit(tool: str) -> None:
+    own = tool in cli.VERBS
+    module = vars(importlib.import_module(f"scaleup.cli.{tool}")) if own else runpy.run_path(str(TOOLS / f"{tool}.py"))
+    parsers = [module["arguments"]()]
+    for action in parsers[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    assert not [action.option_strings for parser in parsers for action in parser._actions if action.type is int]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (int, "0", "'0' is not a whole number of at least 1"),
+        (int, "1.5", "'1.5' is not a whole number of at least 1"),
+        (float, "nan", "'nan' is not a number of at least 1"),
+        (float, "x", "'x' is not a number of at least 1"),
+    ],
+)
+def test_a_number_below_its_limit_is_named(kind: type, text: str, said: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        cli_tool.at_least(1, kind)(text)
+    assert cli_tool.at_least(1, kind)("2") == 2
 
 
 def test_the_toolkits_own_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
