@@ -96,29 +96,21 @@ def export(
         raise UserError(f"--frames is for programs ({', '.join(programs.FORMS)}); {to} is of no fixed length")
     if half and to != "onnx":
         raise UserError(f"--half is for onnx; {to} is written in the precision of the model")
+    if merge and to in ("tubes", "peft"):
+        raise UserError(f"--merge is for targets that hold blocks; {to} holds none")
     if head and to != "transformers":
         raise UserError(f"--head is for transformers; {to} has all heads or none")
     _refuse_device(device, to)
     out = Path(out)
     refuse_existing(out, overwrite)
-    model, costs = load(source, base).to(device), None
     low = half or to == "tubes"
     relative = low or merge or to in programs.FORMS
     with new_directory(out, overwrite) as place:
-        if to in OWN:
-            differences = write_own(model, source, to, place, base, merge)
-        elif to == "tubes":
-            differences = donor.write(local(source), place)
-        elif to == "peft":
-            differences = write_adapter(model, source, place, base)
-        elif to == "timm":
-            differences, costs = write_timm(merge_adapter(model) if merge else model, place)
-        elif to == "transformers":
-            differences = write_transformers(merge_adapter(model) if merge else model, place, head)
+        if to == "tubes":
+            differences, costs = donor.write(local(source), place), None
         else:
-            merged = merge_adapter(model) if model.config.adapter else model
-            form = programs.HALF if half else programs.FORMS[to]
-            differences, costs = programs.write(merged, form, place, frames)
+            model = load(source, base).to(device)
+            differences, costs = _write(model, source, to, place, base, merge, frames, head, half)
         limit = HALF_ROUNDING if low else ROUNDING if relative else 0
         if not (most := largest(differences.values())) <= limit:
             share = " of its size" if relative else ""
@@ -128,6 +120,31 @@ def export(
             write_json(place / "report.json", result.figures())
     result.bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return result
+
+
+def _write(
+    model: TubeViT,
+    source: str | Path,
+    to: str,
+    place: Path,
+    base: str | None,
+    merge: bool,
+    frames: Sequence[int | str],
+    head: str | None,
+    half: bool,
+) -> tuple[dict[str, float], Costs | None]:
+    """Write a model in another form; returns how far what was written is from it, and what a program costs."""
+    if to in OWN:
+        return write_own(model, source, to, place, base, merge), None
+    if to == "peft":
+        return write_adapter(model, source, place, base), None
+    if merge or (to in programs.FORMS and model.config.adapter):
+        model = merge_adapter(model)
+    if to == "timm":
+        return write_timm(model, place)
+    if to == "transformers":
+        return write_transformers(model, place, head), None
+    return programs.write(model, programs.HALF if half else programs.FORMS[to], place, frames)
 
 
 @torch.inference_mode()

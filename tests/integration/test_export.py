@@ -212,6 +212,9 @@ def test_the_tool_merges_what_has_an_adapter(adapted: Path, delta: Path, tmp_pat
     assert scaleup.load(tmp_path / "out").config.adapter is None
     with pytest.raises(UserError, match="no adapter to merge; leave out --merge"):
         export(delta, "full", tmp_path / "other", merge=True)
+    for to in ("tubes", "peft"):
+        with pytest.raises(UserError, match=f"--merge is for targets that hold blocks; {to} holds none"):
+            export(adapted, to, tmp_path / "other", merge=True)
     assert not (tmp_path / "other").exists()
 
 
