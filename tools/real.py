@@ -19,22 +19,26 @@ def arguments():
     add("--material", type=Path, metavar="DIR", help="where the material is, or is fetched to (default: OUT/material)")
     add("--seeds", type=tool.at_least(0), nargs="+", default=[0], help="of the late arms and the frames (default: 0)")
     add("--ablations", action="store_true", help="also train on images, with other tubes and positions (2 h)")
-    add("--docs", type=Path, metavar="FILE", help="replace the figures of this page too, with its JSON and picture")
+    add("--docs", type=Path, metavar="FILE", help="replace the figures of this page too, with its JSON and pictures")
     add("changes", nargs="*", metavar="key=value", help="changes to the recipes, such as train.steps=20")
     return parser
 
 
 def run(args):
+    from real.material import Material
     from real.page import BEGIN, END, rewrite, write
+    from real.samples import draw_samples
     from real.stages import Stages
     from scaleup.common.text import around_marks
 
     if args.docs:
         around_marks(args.docs, BEGIN, END)  # a page without marks is refused before anything is measured
-    real = Stages(args.out, args.material or args.out / "material", args.seeds, args.changes, args.ablations).run()
+    folder = args.material or args.out / "material"
+    real = Stages(args.out, folder, args.seeds, args.changes, args.ablations).run()
     write(real, args.out)
     if args.docs:
         rewrite(args.docs, real)
+        draw_samples(Material.of(folder), args.docs.with_name(f"{args.docs.stem}_data.jpg"))
     return asdict(real) if args.json else (real, args.out)
 
 

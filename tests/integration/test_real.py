@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from real import stages
+from real import samples, stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
 from real.frames import READINGS, FrameReader, FrameTokens, Reading, order
@@ -76,6 +76,13 @@ def tiny(out: Path, material: Path) -> Tiny:
     return Tiny(out, material, (0, 1), (), True, BACKBONE, SIDE, (SIDE, 96), videos, images)
 
 
+def draw(_: Path, folder: Path) -> None:
+    """Two objects."""
+    folder.mkdir(parents=True)
+    for name, colour in (("ball", "red"), ("cube", "green")):
+        Image.new("RGBA", (20, 20), colour).save(folder / f"{name}.png")
+
+
 @pytest.fixture(scope="module")
 def done(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Real]:
     """A complete run, and its figures."""
@@ -84,11 +91,6 @@ def done(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     def fetch(folder: Path) -> Material:
         fetched.append(folder)
         return Material.of(folder)
-
-    def draw(_: Path, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        for name, colour in (("ball", "red"), ("cube", "green")):
-            Image.new("RGBA", (20, 20), colour).save(folder / f"{name}.png")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "fetch_material", fetch)
@@ -186,6 +188,24 @@ def test_the_page_keeps_what_stands_around_its_figures(done: tuple[Path, Real], 
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
     assert "| last3, random tubes |" in text and (tmp_path / "page.json").exists()
+
+
+def test_the_picture_shows_frames_of_each_sample(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what may be shown, and nothing else of the material."""
+    for kind, own, names in (("photos", "0.png", samples.PHOTOS), ("films", "sea.mp4", [samples.FILM])):
+        (tmp_path / kind).mkdir()
+        for name in names:
+            (tmp_path / kind / name).write_bytes((material / kind / own).read_bytes())
+    monkeypatch.setattr(samples, "draw_animals", draw)
+    samples.draw_samples(Material.of(tmp_path), tmp_path / "seen.png")
+    with Image.open(tmp_path / "seen.png") as image:
+        rows = len(samples.SCENES) + len(samples.CLIPS)
+        assert image.size == (samples.SHOWN * (112 + samples.GAP), rows * (112 + samples.GAP))
+        pixels = np.asarray(image.convert("RGB"))[: -samples.GAP]
+    frames = pixels[-112:].reshape(112, samples.SHOWN, -1, 3)[:, :, :112]  # of the film, which brightens
+    assert frames[:, -1].mean() > frames[:, 0].mean() + 5
 
 
 def test_frames_are_the_frozen_vit_on_each_frame(done: tuple[Path, Real]) -> None:
