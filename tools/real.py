@@ -47,7 +47,7 @@ def show(result):
 
     real, out = result
     print("\n".join(table(real)))
-    print(f"\n{sum(real.seconds.values()):.0f} s in all stages; page, picture and figures in {out}")
+    print(f"\n{sum(real.seconds.values()):.0f} s in all stages; page, picture, figures and report.html in {out}")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
         assert row.top1.keys() == real.chance.keys()
         assert {len(shares) for shares in row.top1.values()} == {1 if row.group == "small" else 2}
         assert row.seconds > 0 and row.step_gflop >= row.clip_gflop > 0
+    assert "last3_gate" in (out / "report.html").read_text()
     assert real.exact == {"64": 0.0, "96": 0.0}
     assert real.precisions["float32"]["drift"] == 0 < real.precisions["bfloat16"]["drift"] < 0.1
     moved = {name: each["drift"] for name, each in real.neighbours.items()}

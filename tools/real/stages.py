@@ -38,6 +38,7 @@ from scaleup.evaluation.accuracy import evaluate
 from scaleup.model.build import load, load_run, prepare_trunks
 from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.tubevit import TubeViT
+from scaleup.outputs import report_page
 from scaleup.training import token_cache
 from scaleup.training.run import train
 from scaleup.training.run_directory import StoppedRun, is_complete
@@ -98,6 +99,7 @@ class Stages:
                 rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
         precisions = self._stage("precisions", self._precisions)
         neighbours = self._stage("neighbours", self._neighbours)
+        self._stage("report", self._report)
         seconds = {file.stem: read_json(file)["seconds"] for file in (self.out / "stages").glob("*.json")}
         chance = {head: 1 / len(names) for head, names in self._classes().items()}
         return Real(
@@ -254,6 +256,11 @@ class Stages:
         known, asked = self.out / "data/scenes/images-train", self.out / "data/scenes/videos-test"
         told = compare_neighbours(self.out / "transplanted", known, asked, "object", self.out / "programs")
         return {name: asdict(each) for name, each in told.items()}
+
+    def _report(self) -> dict[str, Any]:
+        """A page with curves, tubes and confusions of the first arms, on scenes."""
+        run, shards = self.out / f"sweep-transplanted-{self.seeds[0]}", self.out / "data/scenes/videos-test"
+        return asdict(report_page.write([run], self.out / "report.html", shards))
 
     def _classes(self) -> dict[str, list[str]]:
         """The classes of each head."""
