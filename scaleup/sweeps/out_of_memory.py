@@ -33,9 +33,8 @@ def _out_of_memory(sketch: Sketch, ranks: int) -> str:
     parts = ", ".join(f"{part} {format_gib(size)}" for part, size in needed.items() if size and part != "total")
     advice = f"the largest batch that fits is {largest}, data.batch is {batch}" if largest else "not one sample fits"
     if largest >= batch:
-        advice = (
-            f"by the plan a batch of {batch} fits, so other processes may use the device; try data.batch={batch // 2}"
-        )
+        advice = f"by the plan a batch of {batch} fits, so other processes may use the device"
+        advice += f"; try data.batch={batch // 2}" * (batch > 1)
     return (
         f"the device has no memory left; by the plan it holds {parts}, in all {format_gib(needed['total'])} of "
         f"{format_gib(own_memory())}; {advice}; train.accumulate and arm.grad_checkpointing=true "

@@ -119,6 +119,8 @@ def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(
         train(read, GATED)
     for part in ("trunk", "arms", "optimizer", "activations", "try data.batch=2;"):
         assert part in str(raised.value)
+    with gpu(), pytest.raises(UserError, match="so other processes may use the device; train.accumulate"):
+        train(tiny("data.batch=1", f"out={read.out}-single"), GATED)  # a smaller batch cannot be advised
     saved = Checkpoints(Path(read.out) / "checkpoints", 2).newest()
     assert saved is not None and saved.step == 2
     monkeypatch.setattr(ArmTrainer, "step", step)
