@@ -51,6 +51,9 @@ READINGS = [  # the last 3 blocks on 4 and 8 frames cost more than a step of the
 ]
 
 
+CHEAP = [reading for reading in READINGS if reading.kind not in ("joint", "late")]  # the others take 5 minutes each
+
+
 @dataclass(frozen=True)
 class FrameTokens:
     """The tokens of one set of clips, and their labels."""

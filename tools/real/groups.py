@@ -22,12 +22,24 @@ class Donor:
     changes: Sequence[str] = ()
 
 
+NO_SCENES = ("data.train.scenes=null",)
+FILMS = (*NO_SCENES, "data.train.images=null", "data.valid=null", "train.valid_every=0", "train.steps=400")
 DONORS = {
     "small": Donor("small model"),
-    "small_videos": Donor("small model, videos alone", ("data.train.images=null", "train.steps=900")),  # as many videos
-    "small_one_tube": Donor("small model, one tube", ("model.tubes.long=null",)),
-    "small_folded": Donor(  # as many tokens
-        "small model, folded in time", ("model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]")
+    "films": Donor("small model, films alone", FILMS),  # a short training, which those below differ from in one thing
+    "films_one_tube": Donor("small model, films, one tube", (*FILMS, "model.tubes.long=null")),
+    "films_three_tubes": Donor(
+        "small model, films, three tubes",
+        (*FILMS, "model.tubes.flat.kernel=[2,28,28]", "model.tubes.flat.stride=[4,28,28]"),
+    ),
+    "films_folded": Donor(  # as many tokens
+        "small model, films, tubes folded in time",
+        (*FILMS, "model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]"),
+    ),
+    "films_learned": Donor("small model, films, learned positions", (*FILMS, "model.positions.kind=learned")),
+    "films_narrow": Donor(  # of a width that does not divide the ViT's
+        "small model, films, width 160",
+        (*FILMS, "model.backbone.kwargs.embed_dim=160", "model.backbone.kwargs.num_heads=4"),
     ),
 }
 
@@ -51,9 +63,11 @@ TUBES = {
     "random": Tubes(options={"random_tubes": True}),
     "aligned": Tubes(options={"match": "align"}),
     "cosine": Tubes(options={"positions": "cosine"}),
-    "of_videos": Tubes("small_videos"),
-    "one_tube": Tubes("small_one_tube"),
-    "folded": Tubes("small_folded"),
+    "of_films": Tubes("films"),
+    "one_tube": Tubes("films_one_tube"),
+    "three_tubes": Tubes("films_three_tubes"),
+    "folded": Tubes("films_folded"),
+    "narrow": Tubes("films_narrow"),
 }
 
 
@@ -94,9 +108,11 @@ ABLATIONS = {
     "with_images": Group("transplanted", "with images", changes=IMAGES, cache="with_images"),
     "aligned": Group("aligned", "aligned tubes"),
     "cosine": Group("cosine", "cosine positions"),
-    "of_videos": Group("of_videos", "tubes of videos alone"),
-    "one_tube": Group("one_tube", "one tube"),
-    "folded": Group("folded", "tubes folded in time"),
+    "of_films": Group("of_films", "films alone", changes=NO_SCENES),
+    "one_tube": Group("one_tube", "films, one tube", changes=NO_SCENES),
+    "three_tubes": Group("three_tubes", "films, three tubes", changes=NO_SCENES),
+    "folded": Group("folded", "films, tubes folded in time", changes=NO_SCENES),
+    "narrow": Group("narrow", "films, tubes of width 160", changes=NO_SCENES),
 }
 
 

@@ -82,10 +82,10 @@ def costs(features: Callable[[], Tensor]) -> tuple[float, float, float]:
     """GFLOP of a step and of inference, and median seconds of inference, of what makes features of one clip."""
     with counter() as step:
         features().sum().backward()
+    with counter() as inference:  # without no_grad, which torch's counter does not survive where positions are learned
+        features()
     seconds = []
     with torch.no_grad():
-        with counter() as inference:
-            features()
         for _ in range(5):
             began = time.perf_counter()
             features()

@@ -18,7 +18,7 @@ from real import frames
 from real.emoji import draw_animals
 from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
-from real.frames import READINGS, FrameReader, FrameTokens, Reading
+from real.frames import CHEAP, READINGS, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.material import MODEL, Material, fetch_material
 from real.neighbours import compare_neighbours
@@ -61,7 +61,8 @@ class Stages:
 
     Args:
         material: where the material is, or is fetched to.
-        seeds: of the late arms and of the readings of frames. There is one small model.
+        seeds: of the late arms and of the readings of frames, but dear ones, which have the first seed alone. There is
+            one small model of each kind.
         changes: to all recipes, such as ``train.steps=20``.
         ablations: whether the groups of ABLATIONS are run too.
         backbone: timm's name of the model whose weights are in the material.
@@ -87,7 +88,7 @@ class Stages:
         self._stage("material", lambda: {"weights": str(fetch_material(self.material).weights)})
         clips = self._stage("shards", self._write_shards)
         groups = GROUPS | (ABLATIONS if self.ablations else {})
-        donors = {TUBES[group.tubes].donor: None for group in groups.values()}
+        donors = DONORS if self.ablations else ["small"]
         rows = [self._stage(donor, partial(self._train_donor, donor)) for donor in donors]
         tubes = self._stage("transplant", self._transplant)
         exact = self._stage("exact", self._compare_images)
@@ -95,7 +96,7 @@ class Stages:
         for seed in self.seeds:
             for name, group in groups.items():
                 rows += self._stage(f"arms-{name}-{seed}", partial(self._arms, name, group, seed))
-            for reading in READINGS:
+            for reading in READINGS if seed == self.seeds[0] else CHEAP:
                 rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
         precisions = self._stage("precisions", self._precisions)
         neighbours = self._stage("neighbours", self._neighbours)
@@ -203,10 +204,12 @@ class Stages:
     def _evaluate(self, models: dict[str, TubeViT], trunk: Trunk) -> dict[str, dict[str, float]]:
         """Top-1 of each head on the test sets, by model."""
         top1: dict[str, dict[str, float]] = {name: {} for name in models}
-        for data, heads in HEADS.items():
-            shards = self.out / f"data/{data}/videos-test"
-            for name, each in evaluate(models, shards, "1x1", heads, trunk=trunk).items():
-                top1[name] |= {head: score.lead for head, score in each.heads.items()}
+        learnt = next(iter(models.values())).config.heads
+        for data, labels in HEADS.items():
+            if heads := {head: label for head, label in labels.items() if head in learnt}:
+                scores = evaluate(models, self.out / f"data/{data}/videos-test", "1x1", heads, trunk=trunk)
+                for name, each in scores.items():
+                    top1[name] |= {head: score.lead for head, score in each.heads.items()}
         return top1
 
     @property
