@@ -46,6 +46,8 @@ CLAIMS = (
     Claim("budget", "attentive, 1,200 steps", "attentive", "object"),
     Claim("budget", "attentive, 1,200 steps", "attentive", "film_motion"),
     Claim("budget", "attentive_taps, 1,200 steps", "last3", "film_motion"),
+    Claim("depth of the gate", "last3, from block 6 on", "last3", "film_motion"),
+    Claim("depth of the gate", "last3_gate, from block 6 on", "last3, from block 6 on", "film_motion"),
     Claim("Table 5", "attentive, with images", "attentive", "object"),
     Claim("Table 5", "last3, with images", "last3", "object"),
     Claim("Table 5", "last3, with images", "last3", "film_motion"),

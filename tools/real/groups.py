@@ -105,6 +105,12 @@ GROUPS = {
 }
 ABLATIONS = {
     "longer": Group("transplanted", "1,200 steps", ("attentive", "attentive_taps"), ("train.steps=1200",)),
+    "deeper": Group(
+        "transplanted",
+        "from block 6 on",
+        ("last3", "last3_gate"),
+        ("arms.last3.frozen_depth=6", "arms.last3_gate.frozen_depth=6"),
+    ),
     "with_images": Group("transplanted", "with images", changes=IMAGES, cache="with_images"),
     "aligned": Group("aligned", "aligned tubes"),
     "cosine": Group("cosine", "cosine positions"),
