@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from real.claims import verdicts
-from real.groups import title
-from real.rows import Real
+from real.groups import ABLATIONS, title
+from real.rows import Real, Row
 from scaleup.common.files import write_json, write_text
 from scaleup.common.text import around_marks, markdown
 
@@ -45,6 +46,7 @@ def figures(real: Real) -> list[str]:
     return [
         *table(real),
         "",
+        *_ablations(real),
         f"Top-1 in %, one view; {seeds} of late arms and readings, one of each small model. Chance: {chance}.",
         "",
         *_claims(real),
@@ -57,7 +59,7 @@ def figures(real: Real) -> list[str]:
         "",
         *markdown(["an image's features in", "move by", "object, by 5 nearest neighbours"], _told(real)),
         "",
-        f"Seconds of the stages: {_seconds(real)}.",
+        f"Seconds of the stages, all seeds together: {_seconds(real)}.",
         "",
     ]
 
@@ -87,8 +89,23 @@ def _told(real: Real) -> list[list[str]]:
     ]
 
 
+def _ablations(real: Real) -> list[str]:
+    """The rows that differ from others in one thing, if they were measured."""
+    rows = [row for row in real.rows if _is_ablation(row)]
+    return ["With one thing changed:", "", *_table(rows), ""] if rows else []
+
+
+def _is_ablation(row: Row) -> bool:
+    return row.group in ABLATIONS or (row.group == "small" and row.name != "small")
+
+
 def _seconds(real: Real) -> str:
-    return "; ".join(f"{name} {value:.0f}" for name, value in sorted(real.seconds.items()))
+    """Seconds by stage, over all seeds."""
+    sums: dict[str, float] = {}
+    for name, seconds in sorted(real.seconds.items()):
+        stage = re.sub(r"-\d+$", "", name)
+        sums[stage] = sums.get(stage, 0) + seconds
+    return "; ".join(f"{stage} {seconds:.0f}" for stage, seconds in sums.items())
 
 
 def figure(values: Sequence[float]) -> str:
@@ -98,10 +115,14 @@ def figure(values: Sequence[float]) -> str:
 
 
 def table(real: Real) -> list[str]:
-    """The rows as a Markdown table: top-1 in per cent, and costs."""
+    """The rows but ablations as a Markdown table: top-1 in per cent, and costs."""
+    return _table([row for row in real.rows if not _is_ablation(row)])
+
+
+def _table(every: Sequence[Row]) -> list[str]:
     header = ["model", *HEADS, "trained", "GFLOP / step", "GFLOP / clip", "ms / clip", "cache kB / clip"]
     rows = []
-    for row in real.rows:
+    for row in every:
         scores = [figure(row.top1[head]) if head in row.top1 else "-" for head in HEADS]
         cache = "-" if row.cache_bytes is None else f"{row.cache_bytes / 1000:.0f}"
         cost = f"{row.step_gflop:.1f}", f"{row.clip_gflop:.1f}", f"{1000 * row.seconds:.0f}", cache
@@ -128,7 +149,7 @@ def plot(real: Real, path: Path, heads: Sequence[str] = ("film_motion", "object"
     figure, panels = plt.subplots(1, len(heads), figsize=(6 * len(heads), 5), layout="constrained", squeeze=False)
     for axes, head in zip(panels[0], heads, strict=True):
         for group, (label, colour, marker) in MARKERS.items():
-            rows = [row for row in real.rows if row.group == group and head in row.top1]
+            rows = [row for row in real.rows if row.group == group and not _is_ablation(row)]
             points = [row.step_gflop for row in rows], [100 * row.mean(head) for row in rows]
             axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label)
             for row, cost, share in zip(rows, *points, strict=True):
