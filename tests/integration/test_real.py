@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from real import samples, stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
-from real.frames import READINGS, FrameReader, FrameTokens, Reading, order
+from real.frames import CHEAP, JOINT, LATE, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, DONORS, GROUPS, title
 from real.material import Material
 from real.neighbours import NEAREST, PROGRAMS, name_by_neighbours
@@ -106,10 +106,13 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     names = [*(("small", donor) for donor in DONORS), *(("transplanted", arm) for arm in arms)]
     controls = {name: group.arms for name, group in (GROUPS | ABLATIONS).items() if group.arms}
     names += [(group, arm) for group, some in controls.items() for arm in some]
-    assert [(row.group, row.name) for row in real.rows] == [*names, *(("frames", each.name) for each in READINGS)]
+    assert [(row.group, row.name) for row in real.rows] == [
+        *names,
+        *(("frames", each.name) for each in (*CHEAP, LATE, JOINT)),
+    ]
     for row in real.rows:
         assert row.top1.keys() == ({"film_motion", "film"} if "films" in title(row.group, row.name) else {*real.chance})
-        once = row.group == "small" or row.name in ("4 frames, joint", "2 frames, late")
+        once = row.group == "small" or row.name in (LATE.name, JOINT.name)
         assert {len(shares) for shares in row.top1.values()} == {1 if once else 2}
         assert row.seconds > 0 and row.step_gflop >= row.clip_gflop > 0
     assert "last3_gate" in (out / "report.html").read_text()

@@ -18,7 +18,7 @@ from real import frames
 from real.emoji import draw_animals
 from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
-from real.frames import CHEAP, READINGS, FrameReader, FrameTokens, Reading
+from real.frames import CHEAP, JOINT, LATE, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.material import MODEL, Material, fetch_material
 from real.neighbours import compare_neighbours
@@ -64,7 +64,7 @@ class Stages:
         seeds: of the late arms and of the readings of frames, but dear ones, which have the first seed alone. There is
             one small model of each kind.
         changes: to all recipes, such as ``train.steps=20``.
-        ablations: whether the groups of ABLATIONS are run too.
+        ablations: whether the groups of ABLATIONS, all small models and the reading JOINT are run too.
         backbone: timm's name of the model whose weights are in the material.
         size: of clips, pixels of a side.
         sides: at which images are compared with timm's own model.
@@ -96,7 +96,7 @@ class Stages:
         for seed in self.seeds:
             for name, group in groups.items():
                 rows += self._stage(f"arms-{name}-{seed}", partial(self._arms, name, group, seed))
-            for reading in READINGS if seed == self.seeds[0] else CHEAP:
+            for reading in self._readings(seed):
                 rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
         precisions = self._stage("precisions", self._precisions)
         neighbours = self._stage("neighbours", self._neighbours)
@@ -244,6 +244,11 @@ class Stages:
             top1 |= frames.accuracy(reader, arm.frozen_depth, test)
         whole = adapted.with_arm(adapted.depth, False, {}).eval()
         return asdict(row_of_frames(whole, reader, arm.frozen_depth, top1))
+
+    def _readings(self, seed: int) -> list[Reading]:
+        """Those of a seed: the dear ones have the first seed alone, and one of them belongs to the ablations."""
+        dear = [LATE, JOINT] if self.ablations else [LATE]
+        return CHEAP + dear if seed == self.seeds[0] else CHEAP
 
     def _frames(self, split: str) -> dict[str, FrameTokens]:
         return {name: FrameTokens.read(self.out / f"frames/{name}-{split}", self._depths) for name in HEADS}
