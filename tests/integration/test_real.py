@@ -16,8 +16,8 @@ from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
 from real.frames import CHEAP, JOINT, LATE, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, DONORS, GROUPS, title
+from real.image_features import PROGRAMS, name_by_ridge
 from real.material import Material
-from real.neighbours import NEAREST, PROGRAMS, name_by_neighbours
 from real.page import BEGIN, END, rewrite, write
 from real.rows import Real
 from real.stages import Stages
@@ -118,21 +118,17 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     assert "last3_gate" in (out / "report.html").read_text()
     assert real.exact == {"64": 0.0, "96": 0.0}
     assert real.precisions["float32"]["drift"] == 0 < real.precisions["bfloat16"]["drift"] < 0.1
-    moved = {name: each["drift"] for name, each in real.neighbours.items()}
+    moved = {name: each["drift"] for name, each in real.features.items()}
     assert moved["float32"] == 0 < moved["bfloat16"] < 0.1 and moved.keys() == {*PRECISIONS, *PROGRAMS}
     assert max(moved["torch"], moved["onnx"]) < 1e-5 < moved["onnx, half"] < 0.01
 
 
-def test_neighbours_vote_by_their_cosine() -> None:
-    """Compared with loops."""
+def test_classes_are_named_by_features_that_tell_them() -> None:
     torch.manual_seed(0)
-    known, labels, asked = torch.randn(30, 4), torch.randint(3, (30,)), torch.randn(99, 4)
-    for query, named in zip(asked, name_by_neighbours(known, labels, asked), strict=True):
-        cosines = [float(query @ each / query.norm() / each.norm()) for each in known]
-        votes = dict.fromkeys(range(3), 0.0)
-        for index in sorted(range(30), key=lambda index: -cosines[index])[:NEAREST]:
-            votes[int(labels[index])] += cosines[index]
-        assert int(named) == max(votes, key=lambda name: votes[name])
+    labels = torch.arange(90) % 3
+    features = torch.randn(90, 8) + 4 * torch.eye(8)[labels]
+    assert (name_by_ridge(features[:60], labels[:60], features[60:]) == labels[60:]).float().mean() > 0.9
+    assert (name_by_ridge(features[:60].roll(1, 0), labels[:60], features[60:]) == labels[60:]).float().mean() < 0.5
 
 
 def test_every_claim_is_about_rows_that_are_there(done: tuple[Path, Real]) -> None:

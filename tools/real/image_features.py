@@ -1,5 +1,5 @@
-"""Whether the features of images tell objects apart by their nearest neighbours: in each precision of the frozen
-blocks, and in each exported program."""
+"""Whether the features of images still tell objects apart, by ridge regression: in each precision of the frozen blocks,
+and in each exported program."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from real.exact import PRECISIONS
 from scaleup.common.distributed import join
+from scaleup.common.ridge import Moments, Ridge
 from scaleup.config.schema import Trunk
 from scaleup.data.loader import eval_loader
 from scaleup.data.shards import Shards
@@ -23,7 +24,7 @@ from scaleup.model.trunk import drift
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs.programs import FORMS, HALF, write
 
-KNOWN, ASKED, NEAREST = 480, 240, 5  # images whose class is known, those that are asked for, neighbours that vote
+KNOWN, ASKED = 480, 240  # images that a classifier is fitted to, and those that it names
 BATCH = 16
 Embed = Callable[[Tensor], Tensor]  # pixels -> features
 PROGRAMS = {"torch": FORMS["torch"], "onnx": FORMS["onnx"], "onnx, half": HALF}
@@ -34,7 +35,9 @@ class Told:
     """What images become in a precision or a program."""
 
     drift: float  # of the features, from the model's in float32: RMS of the difference over their RMS
-    top1: float  # share of the images whose nearest neighbours name their class
+    top1: (
+        float  # share of the images whose class is named, by what was fitted to the same kind of features
+    )
 
 
 class Pictures(NamedTuple):
@@ -57,11 +60,11 @@ class Pictures(NamedTuple):
 
 
 @torch.no_grad()
-def compare_neighbours(directory: Path, known: Path, asked: Path, label: str, folder: Path) -> dict[str, Told]:
+def compare_features(directory: Path, known: Path, asked: Path, label: str, folder: Path) -> dict[str, Told]:
     """How images do in the frozen ViT of an adapted model, by precision and by program.
 
     Args:
-        known, asked: shards; the label of images of the first names that of the second.
+        known, asked: shards, to fit a classifier to and to name.
         folder: programs are written into it.
     """
     told, exact = dict[str, Told](), Tensor()
@@ -70,7 +73,7 @@ def compare_neighbours(directory: Path, known: Path, asked: Path, label: str, fo
     for name, features in chain(_precisions(directory), _programs(directory, folder)):
         rows = [torch.cat([features(pixels) for pixels in each.pixels.split(BATCH)]) for each in sets]
         exact = rows[1] if name == "float32" else exact
-        named = name_by_neighbours(rows[0], sets[0].labels, rows[1])
+        named = name_by_ridge(rows[0], sets[0].labels, rows[1])
         told[name] = Told(drift(exact, rows[1]), float((named == sets[1].labels).float().mean()))
     return told
 
@@ -98,17 +101,19 @@ def _programs(directory: Path, folder: Path) -> Iterator[tuple[str, Embed]]:
         yield name, lambda pixels: run(pixels)["features"]  # noqa: B023
 
 
-def name_by_neighbours(known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
-    """The class with most votes of the NEAREST known features; each votes with its cosine.
+def name_by_ridge(known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """Classes by ridge regression onto one-hot labels, with the penalty of generalized cross validation.
 
     Args:
-        known: (N, D).
+        known: features (N, D).
         labels: (N,).
-        asked: (M, D).
+        asked: features (M, D).
 
     Returns:
         (M,)
     """
-    cosines, indices = (F.normalize(asked, dim=1) @ F.normalize(known, dim=1).T).topk(min(NEAREST, len(known)))
-    votes = torch.zeros(len(asked), int(labels.max()) + 1).scatter_add_(1, labels[indices], cosines)
-    return votes.argmax(1)
+    targets = F.one_hot(labels)
+    moments = Moments(known.shape[1], targets.shape[1])
+    moments.add(known, targets)
+    fit = Ridge(moments)
+    return fit.solve(fit.best_penalties([targets.shape[1]])[0])(asked).argmax(1)

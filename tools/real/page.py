@@ -57,7 +57,7 @@ def figures(real: Real) -> list[str]:
         "",
         *markdown(["frozen blocks in", "features move by", "same first class", "film_motion"], _moved(real)),
         "",
-        *markdown(["an image's features in", "move by", "object, by 5 nearest neighbours"], _told(real)),
+        *markdown(["an image's features in", "move by", "object, by ridge regression"], _told(real)),
         "",
         f"Seconds of the stages, all seeds together: {_seconds(real)}.",
         "",
@@ -83,10 +83,8 @@ def _moved(real: Real) -> list[list[str]]:
 
 
 def _told(real: Real) -> list[list[str]]:
-    """The rows of nearest neighbours, by precision and program."""
-    return [
-        [name, *(f"{100 * each[key]:.2g} %" for key in ("drift", "top1"))] for name, each in real.neighbours.items()
-    ]
+    """The rows of an image's features, by precision and program."""
+    return [[name, *(f"{100 * each[key]:.2g} %" for key in ("drift", "top1"))] for name, each in real.features.items()]
 
 
 def _ablations(real: Real) -> list[str]:

@@ -45,7 +45,7 @@ class Real:
     tubes: dict[str, Any]  # by name, what the transplant reported on it
     exact: dict[str, float]  # side in pixels -> max abs difference of an image's output to timm's own model
     precisions: dict[str, dict[str, float]]  # see real.exact.Moved
-    neighbours: dict[str, dict[str, float]]  # by precision or program, see real.neighbours.Told
+    features: dict[str, dict[str, float]]  # by precision or program, see real.image_features.Told
     seconds: dict[str, float]  # by stage
     machine: dict[str, Any]
 

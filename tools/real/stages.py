@@ -20,8 +20,8 @@ from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
 from real.frames import CHEAP, JOINT, LATE, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
+from real.image_features import compare_features
 from real.material import MODEL, Material, fetch_material
-from real.neighbours import compare_neighbours
 from real.rows import Real, Row, join_seeds, row_of_frames, row_of_model
 from scaleup.cli.cache import frozen_depths
 from scaleup.common.distributed import join
@@ -99,7 +99,7 @@ class Stages:
             for reading in self._readings(seed):
                 rows.append(self._stage(f"{reading.name}-{seed}", partial(self._read_frames, reading, seed)))
         precisions = self._stage("precisions", self._precisions)
-        neighbours = self._stage("neighbours", self._neighbours)
+        features = self._stage("features", self._compare_features)
         self._stage("report", self._report)
         seconds = {file.stem: read_json(file)["seconds"] for file in (self.out / "stages").glob("*.json")}
         chance = {head: 1 / len(names) for head, names in self._classes().items()}
@@ -111,7 +111,7 @@ class Stages:
             tubes,
             exact,
             precisions,
-            neighbours,
+            features,
             seconds,
             environment(),
         )
@@ -259,10 +259,10 @@ class Stages:
         moved = compare_precisions(arm, films, "film_motion", HEADS["films"]["film_motion"])
         return {precision: asdict(each) for precision, each in moved.items()}
 
-    def _neighbours(self) -> dict[str, Any]:
-        """Objects told apart by the nearest neighbours of images, in each precision and each exported program."""
+    def _compare_features(self) -> dict[str, Any]:
+        """What an image's features tell of objects, in each precision and each exported program."""
         known, asked = self.out / "data/scenes/images-train", self.out / "data/scenes/videos-test"
-        told = compare_neighbours(self.out / "transplanted", known, asked, "object", self.out / "programs")
+        told = compare_features(self.out / "transplanted", known, asked, "object", self.out / "programs")
         return {name: asdict(each) for name, each in told.items()}
 
     def _report(self) -> dict[str, Any]:
