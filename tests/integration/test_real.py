@@ -192,7 +192,7 @@ def test_the_page_keeps_what_stands_around_its_figures(done: tuple[Path, Real], 
     first, rest = text.split("With one thing changed:")
     assert (
         "| last3, random tubes |" in first
-        and "| last3, cosine positions |" in rest
+        and "| attentive, aligned tubes |" in rest
         and (tmp_path / "page.json").exists()
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CONTROLS = ("attentive", "last3")  # the arms of every group but the first
+CONTROLS = ("attentive", "last3")  # the arms of controls
+QUERIES = ("attentive", "attentive_taps")  # the arms of ablations: they take seconds
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,6 @@ DONORS = {
     "small": Donor("small model"),
     "films": Donor("small model, films alone", FILMS),  # a short training, which those below differ from in one thing
     "films_one_tube": Donor("small model, films, one tube", (*FILMS, "model.tubes.long=null")),
-    "films_three_tubes": Donor(
-        "small model, films, three tubes",
-        (*FILMS, "model.tubes.flat.kernel=[2,28,28]", "model.tubes.flat.stride=[4,28,28]"),
-    ),
     "films_folded": Donor(  # as many tokens
         "small model, films, tubes folded in time",
         (*FILMS, "model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]"),
@@ -62,10 +59,8 @@ TUBES = {
     "matched": Tubes(options={"match_scale": True}),
     "random": Tubes(options={"random_tubes": True}),
     "aligned": Tubes(options={"match": "align"}),
-    "cosine": Tubes(options={"positions": "cosine"}),
     "of_films": Tubes("films"),
     "one_tube": Tubes("films_one_tube"),
-    "three_tubes": Tubes("films_three_tubes"),
     "folded": Tubes("films_folded"),
     "narrow": Tubes("films_narrow"),
 }
@@ -104,21 +99,13 @@ GROUPS = {
     "random": Group("random", "random tubes"),
 }
 ABLATIONS = {
-    "longer": Group("transplanted", "1,200 steps", ("attentive", "attentive_taps"), ("train.steps=1200",)),
-    "deeper": Group(
-        "transplanted",
-        "from block 6 on",
-        ("last3", "last3_gate"),
-        ("arms.last3.frozen_depth=6", "arms.last3_gate.frozen_depth=6"),
-    ),
-    "with_images": Group("transplanted", "with images", changes=IMAGES, cache="with_images"),
-    "aligned": Group("aligned", "aligned tubes"),
-    "cosine": Group("cosine", "cosine positions"),
-    "of_films": Group("of_films", "films alone", changes=NO_SCENES),
-    "one_tube": Group("one_tube", "films, one tube", changes=NO_SCENES),
-    "three_tubes": Group("three_tubes", "films, three tubes", changes=NO_SCENES),
-    "folded": Group("folded", "films, tubes folded in time", changes=NO_SCENES),
-    "narrow": Group("narrow", "films, tubes of width 160", changes=NO_SCENES),
+    "longer": Group("transplanted", "1,200 steps", QUERIES, ("train.steps=1200",)),
+    "with_images": Group("transplanted", "with images", QUERIES, IMAGES, cache="with_images"),
+    "aligned": Group("aligned", "aligned tubes", QUERIES),
+    "of_films": Group("of_films", "films alone", QUERIES, NO_SCENES),
+    "one_tube": Group("one_tube", "films, one tube", QUERIES, NO_SCENES),
+    "folded": Group("folded", "films, tubes folded in time", QUERIES, NO_SCENES),
+    "narrow": Group("narrow", "films, tubes of width 160", QUERIES, NO_SCENES),
 }
 
 

@@ -35,9 +35,7 @@ class Told:
     """What images become in a precision or a program."""
 
     drift: float  # of the features, from the model's in float32: RMS of the difference over their RMS
-    top1: (
-        float  # share of the images whose class is named, by what was fitted to the same kind of features
-    )
+    top1: float  # share of the images whose class is named, by what was fitted to the same kind of features
 
 
 class Pictures(NamedTuple):
