@@ -105,7 +105,7 @@ ABLATIONS = {
     "of_films": Group("of_films", "films alone", QUERIES, NO_SCENES),
     "one_tube": Group("one_tube", "films, one tube", QUERIES, NO_SCENES),
     "folded": Group("folded", "films, tubes folded in time", QUERIES, NO_SCENES),
-    "narrow": Group("narrow", "films, tubes of width 160", QUERIES, NO_SCENES),
+    "narrow": Group("narrow", "films, width 160", QUERIES, NO_SCENES),
 }
 
 
