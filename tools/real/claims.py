@@ -58,7 +58,7 @@ CLAIMS = (
     Claim(
         "a width that divides",
         "attentive_taps, films alone",
-        "attentive_taps, films, tubes of width 160",
+        "attentive_taps, films, width 160",
         "film_motion",
     ),
     Claim("align against fold", "attentive, aligned tubes", "attentive", "film_motion"),
