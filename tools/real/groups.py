@@ -29,7 +29,7 @@ DONORS = {
     "small": Donor("small model"),
     "films": Donor("small model, films alone", FILMS),  # a short training, which those below differ from in one thing
     "films_one_tube": Donor("small model, films, one tube", (*FILMS, "model.tubes.long=null")),
-    "films_folded": Donor(  # as many tokens
+    "films_folded": Donor(  # denser in time: 3 x 49 tokens of two places each, where the others have 2 x 49
         "small model, films, tubes folded in time",
         (*FILMS, "model.tubes.short.stride=[4,16,16]", "model.tubes.short.fold=[2,1,1]"),
     ),
