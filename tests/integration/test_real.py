@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from real import samples, stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
-from real.frames import CHEAP, JOINT, LATE, FrameReader, FrameTokens, Reading, order
+from real.frames import CHEAP, JOINT, LATE, LONGER, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, DONORS, GROUPS, title
 from real.image_features import PROGRAMS, name_by_ridge
 from real.material import Material

@@ -38,15 +38,18 @@ class Reading(NamedTuple):
 
     frames: int
     kind: str  # mean | attentive | joint | late
+    times: int = 1  # as many steps as an arm
 
     @property
     def name(self) -> str:
-        return f"{self.frames} frame{'s' * (self.frames > 1)}, {self.kind}"
+        longer = f", {self.times} times the steps" if self.times > 1 else ""
+        return f"{self.frames} frame{'s' * (self.frames > 1)}, {self.kind}{longer}"
 
 
 CHEAP = [Reading(frames, kind) for kind in ("mean", "attentive") for frames in (1, 2, 4, 8)]
 LATE = Reading(2, "late")  # on 4 and 8 frames a step costs more than that of the dearest arm
 JOINT = Reading(4, "joint")
+LONGER = Reading(8, "attentive", 4)
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def train(reader: FrameReader, depth: int, sets: Mapping[str, FrameTokens], reci
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": arm.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    (beta1, beta2), steps, warmup = recipe.train.betas, recipe.train.steps, recipe.train.warmup
+    (beta1, beta2), steps, warmup = recipe.train.betas, reader.reading.times * recipe.train.steps, recipe.train.warmup
     optimizer = torch.optim.AdamW(groups, lr=arm.lr, betas=(beta1, beta2), fused=True)
     with progress(reader.reading.name, steps) as advance:
         for step, (name, indices) in enumerate(order(sets, recipe, steps)):

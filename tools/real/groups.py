@@ -99,7 +99,7 @@ GROUPS = {
     "random": Group("random", "random tubes"),
 }
 ABLATIONS = {
-    "longer": Group("transplanted", "1,200 steps", QUERIES, ("train.steps=1200",)),
+    "longer": Group("transplanted", "4 times the steps", QUERIES, ("train.steps=1200",)),
     "with_images": Group("transplanted", "with images", QUERIES, IMAGES, cache="with_images"),
     "aligned": Group("aligned", "aligned tubes", QUERIES),
     "of_films": Group("of_films", "films alone", QUERIES, NO_SCENES),
