@@ -108,7 +108,7 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     names += [(group, arm) for group, some in controls.items() for arm in some]
     assert [(row.group, row.name) for row in real.rows] == [
         *names,
-        *(("frames", each.name) for each in (*CHEAP, LATE, JOINT)),
+        *(("frames", each.name) for each in (*CHEAP, LONGER, LATE, JOINT)),
     ]
     for row in real.rows:
         assert row.top1.keys() == ({"film_motion", "film"} if "films" in title(row.group, row.name) else {*real.chance})
