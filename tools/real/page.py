@@ -131,6 +131,7 @@ def _table(every: Sequence[Row]) -> list[str]:
 MARKERS = {
     "small": ("small model, trained from scratch", "tab:gray", "s"),
     "transplanted": ("its tubes in the frozen DINOv2-S", "tab:blue", "o"),
+    "longer": ("its tubes, 4 times the steps", "tab:purple", "*"),
     "matched": ("its tubes, as strong as the ViT's own tokens", "tab:cyan", "D"),
     "random": ("random tubes instead", "tab:orange", "x"),
     "frames": ("frames one by one, the same DINOv2-S", "tab:green", "^"),
@@ -147,7 +148,7 @@ def plot(real: Real, path: Path, heads: Sequence[str] = ("film_motion", "object"
     figure, panels = plt.subplots(1, len(heads), figsize=(6 * len(heads), 5), layout="constrained", squeeze=False)
     for axes, head in zip(panels[0], heads, strict=True):
         for group, (label, colour, marker) in MARKERS.items():
-            rows = [row for row in real.rows if row.group == group and not _is_ablation(row)]
+            rows = [row for row in real.rows if row.group == group and (group != "small" or row.name == "small")]
             points = [row.step_gflop for row in rows], [100 * row.mean(head) for row in rows]
             axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label)
             for row, cost, share in zip(rows, *points, strict=True):
@@ -157,7 +158,7 @@ def plot(real: Real, path: Path, heads: Sequence[str] = ("film_motion", "object"
                     )
         axes.axhline(100 * real.chance[head], color="gray", linestyle=":", label="chance")
         axes.set(xscale="log", xlabel="GFLOP of a training step, one clip", ylabel="top-1 (%)", title=head)
-        axes.set(xlim=(2, 45), ylim=(0, 100), xticks=TICKS, xticklabels=TICKS)
+        axes.set(xlim=(2, 80), ylim=(0, 100), xticks=TICKS, xticklabels=TICKS)
         axes.minorticks_off()
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
