@@ -73,6 +73,7 @@ CLAIMS = (
     Claim("align against fold", "attentive, aligned tubes", "attentive", "film_motion"),
     Claim("align against fold", "attentive_taps, aligned tubes", "attentive_taps", "film_motion"),
     Claim("align against fold", "attentive, aligned tubes", "attentive", "object"),
+    Claim("align against fold", "attentive_taps, aligned tubes", "attentive_taps", "object"),
 )
 
 
