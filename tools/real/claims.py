@@ -85,7 +85,7 @@ def verdicts(real: Real) -> list[tuple[Claim, Verdict]]:
 
 
 def _judge(better: list[float], worse: list[float]) -> Verdict:
-    """The verdict on two rows, by seed. A small model, which has one seed, is compared with each seed of an arm."""
+    """The verdict on two rows, by seed. A row of one seed, such as a small model's, is compared with each seed."""
     seeds = max(len(better), len(worse))
     pairs = (shares if len(shares) > 1 else shares * seeds for shares in (better, worse))
     return judge(*({str(seed): share for seed, share in enumerate(shares)} for shares in pairs))
