@@ -30,7 +30,8 @@ from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import is_on_meta, load_block
 from scaleup.model.tubevit import TubeViT
 
-PAYS = 1.05  # what is chosen is at least this many times faster than ``lean``, or float32
+KERNELS_PAY = 1.02  # kernels that are chosen are at least this many times faster than ``lean``
+PRECISION_PAYS = 1.05  # bfloat16, which costs accuracy, than float32
 ROUNDS = 5  # of measurements that count
 SMALLEST = 2**18  # tokens times width of a clip; for smaller models a measurement would be noise
 LARGEST_BATCH = 2**20  # the same of all clips that are measured together
@@ -134,7 +135,7 @@ def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], trains: b
         return "lean"
     names, work = (TRAINED, "forward and backward") if trains else (FORWARD, "forward")
     calls = {kernels: computed(every_token, kernels) for kernels in names}
-    return _kept(work, Sample(block, h, context), calls, trains)
+    return _kept(work, Sample(block, h, context), calls, trains, KERNELS_PAY)
 
 
 def choose_precision(models: Collection[TubeViT], world: World, batch: int) -> Literal["float32", "bfloat16"]:
@@ -146,7 +147,9 @@ def choose_precision(models: Collection[TubeViT], world: World, batch: int) -> L
     exact = computed(every_token, model.arm.kernels)
     calls: dict[str, Call] = {"float32": exact, "bfloat16": partial(_in_bfloat16, exact)}
     work = f"precision of forward and backward, {model.arm.kernels}"
-    own = _kept(work, sample_of(model, world.device, batch), calls, True) if world.rank == 0 else "float32"
+    own = "float32"
+    if world.rank == 0:
+        own = _kept(work, sample_of(model, world.device, batch), calls, True, PRECISION_PAYS)
     return "bfloat16" if world.first(own) == "bfloat16" else "float32"
 
 
@@ -155,12 +158,12 @@ def _in_bfloat16(call: Call, block: nn.Module, h: Tensor, **context: Tensor) -> 
         return call(block, h, **Context(**context).to(torch.bfloat16).at(0))
 
 
-def _kept(work: str, sample: Sample, calls: Mapping[str, Call], trains: bool) -> str:
+def _kept(work: str, sample: Sample, calls: Mapping[str, Call], trains: bool, pays: float) -> str:
     """The fastest of ``calls``, from the file or measured; see :func:`kept_choices`."""
     key, kept = " | ".join([_machine(sample.h.device), _described(sample), work]), read_choices()
     if kept.get(key) in [*calls]:
         return kept[key]
-    chosen = _measured(sample, calls, trains)
+    chosen = fastest(_measured(sample, calls, trains), pays)
     with suppress(*UNWRITABLE):  # then the next run measures again
         kept_choices().parent.mkdir(parents=True, exist_ok=True)
         write_json(kept_choices(), read_choices() | {key: chosen})
@@ -198,8 +201,9 @@ def _described(sample: Sample) -> str:
     return f"{type(block).__name__}{list(weights)}, heads {heads}, tokens {tuple(h.shape)}, {sorted(context)}"
 
 
-def _measured(sample: Sample, calls: Mapping[str, Call], trains: bool) -> str:
-    """On a CPU, time on one thread is measured, because other processes do not change it."""
+def _measured(sample: Sample, calls: Mapping[str, Call], trains: bool) -> dict[str, list[float]]:
+    """Seconds of each call in each round. On a CPU, time on one thread is measured, because other processes do not
+    change it."""
     block, h, context = sample
     work = _pass
     if trains:
@@ -209,7 +213,7 @@ def _measured(sample: Sample, calls: Mapping[str, Call], trains: bool) -> str:
     torch.set_num_threads(1)
     try:
         clock = thread_time if h.device.type == "cpu" else partial(now, h.device)
-        return fastest(measure_in_turns(works, clock, ROUNDS))
+        return measure_in_turns(works, clock, ROUNDS)
     finally:
         torch.set_num_threads(threads)
 
@@ -224,12 +228,12 @@ def _passes(block: Callable[..., Tensor], h: Tensor, context: Mapping[str, Tenso
     block(h.clone().requires_grad_(True), **context).sum().backward()
 
 
-def fastest(seconds: Mapping[str, list[float]]) -> str:
-    """The name that gains most over the first one, in the median of the rounds; the first if no gain reaches PAYS.
+def fastest(seconds: Mapping[str, list[float]], pays: float) -> str:
+    """The name that gains most over the first one, in the median of the rounds; the first if no gain reaches ``pays``.
 
     A gain is noise if the first was faster in more than one round.
     """
     (first, base), *others = seconds.items()
     gains = {name: sorted(one / own for one, own in zip(base, times, strict=True)) for name, times in others}
-    clear = {name: median(each) for name, each in gains.items() if each[1] >= 1 and median(each) >= PAYS}
+    clear = {name: median(each) for name, each in gains.items() if each[1] >= 1 and median(each) >= pays}
     return max(clear, key=clear.__getitem__, default=first)
