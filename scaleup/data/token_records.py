@@ -46,7 +46,7 @@ def quantise(tokens: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
 def dequantise(kept: Mapping[str, Tensor], name: str) -> Tensor:
     """float32 tokens (B, N, D) from the result of :func:`quantise`."""
     scale = kept.get(f"{name}.scale")
-    return kept[name].float() if scale is None else kept[name] * scale
+    return kept[name].float().contiguous() if scale is None else kept[name] * scale
 
 
 def record(tensors: Mapping[str, Tensor]) -> bytes:
@@ -88,8 +88,12 @@ def check(data: bytes) -> None:
 
 
 def tensor_of(records: Tensor, place: ByteRange) -> Tensor:
-    """A tensor of a batch of records, uint8 (B, bytes): (B, *shape)."""
-    return records[:, place.begin : place.end].contiguous().view(KINDS[place.kind]).view(-1, *place.shape)
+    """A tensor of a batch of records, uint8 (B, bytes): (B, *shape), a view of the records where its numbers lie at
+    multiples of their size."""
+    kind, part = KINDS[place.kind], records[:, place.begin : place.end]
+    if records.stride(0) % kind.itemsize or part.storage_offset() % kind.itemsize:
+        part = part.contiguous()
+    return part.view(kind).view(-1, *place.shape)
 
 
 class CachedKeys(Sequence[str]):
@@ -183,9 +187,10 @@ class CachedSet:
             raise BadSample(self.failures[int(np.searchsorted(self.failed, index))].reason)
         return torch.frombuffer(bytearray(self.shards.read(row + epoch % self.views).media), dtype=torch.uint8)
 
-    def tensors(self, records: Tensor) -> dict[str, Tensor]:
-        """All tensors of a batch of records, in their stored precision."""
-        return {name: tensor_of(records, place) for name, place in self.layout.items()}
+    def tokens(self, records: Tensor, name: str) -> Tensor:
+        """The float32 tokens (B, N, D) of a batch of records, of z0 or of h at a depth (``h9``)."""
+        parts = {key: self.layout[key] for key in (name, f"{name}.scale") if key in self.layout}
+        return dequantise({key: tensor_of(records, place) for key, place in parts.items()}, name)
 
 
 def in_cache(data: schema.Data, cache: str) -> schema.Data:

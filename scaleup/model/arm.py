@@ -114,11 +114,12 @@ class Arm(nn.Module):
             assert self.tokenizer is not None
             z0 = self.tokenizer(inputs)
             inputs = Taps(z0, z0, self.tokenizer.context(size_of(inputs)))
-        z0, h = inputs.z0, inputs.h
-        of_blocks = inputs.context.to(products_in(h))
+        h, of_blocks = inputs.h, inputs.context.to(products_in(inputs.h))
         if self.reads_first:
-            z0, h = z0[:, :1], (h if inputs.first is None else inputs.first)[:, :1]
-        h = self.gate(h, z0) if self.gate is not None else h
+            h = (h if inputs.first is None else inputs.first)[:, :1]
+        if self.gate is not None:
+            assert inputs.z0 is not None
+            h = self.gate(h, inputs.z0[:, :1] if self.reads_first else inputs.z0)
         for index, block in self.blocks.items():
             call, context = self._call(index, block), of_blocks.at(int(index))
             if self.grad_checkpointing and torch.is_grad_enabled():

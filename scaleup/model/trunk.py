@@ -34,20 +34,21 @@ MEASURED = ("float32", "bfloat16", "float16")  # what ``auto`` chooses from; int
 
 
 class Taps(NamedTuple):
-    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks get beside them.
+    """What an arm reads from the trunk: z0 and h, both (B, P+N, D), and what its blocks get beside them. z0 is None
+    where it would be read from a file and no arm has a gate.
 
     ``lower`` has the tokens at smaller depths, where some arm reads them (``arm.taps``). ``first`` (B, 1, D) is the
     class token from a block that was computed for it alone; h is the same tensor if no arm reads other tokens.
     """
 
-    z0: Tensor
+    z0: Tensor | None
     h: Tensor
     context: Context = Context()
     lower: Mapping[int, Tensor] = {}
     first: Tensor | None = None
 
 
-def taps_of(z0: Tensor, tokens: Mapping[int, Tensor], context: Context) -> dict[int, Taps]:
+def taps_of(z0: Tensor | None, tokens: Mapping[int, Tensor], context: Context) -> dict[int, Taps]:
     """Taps at each depth of ``tokens``."""
     return {
         depth: Taps(z0, h, context, {below: tokens[below] for below in tokens if below < depth})

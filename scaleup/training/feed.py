@@ -21,7 +21,7 @@ from scaleup.config.schema import Recipe, Train
 from scaleup.data.batches import Batch
 from scaleup.data.index import index_sha256
 from scaleup.data.loader import train_loader
-from scaleup.data.token_records import CachedSet, cached_loader, cached_sets, dequantise
+from scaleup.data.token_records import CachedSet, cached_loader, cached_sets
 from scaleup.model.objective import Objective
 from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, taps_of
@@ -104,9 +104,10 @@ class Cached:
             yield Fed(batch.dataset, len(batch.keys), batch.labels, None, partial(self._inputs, batch))
 
     def _inputs(self, batch: Batch, rows: slice) -> Inputs:
-        kept = self.sets[batch.dataset].tensors(batch.pixels[rows])
-        z0, context = dequantise(kept, "z0"), self.contexts[batch.dataset]
-        return dict(taps_of(z0, {depth: dequantise(kept, f"h{depth}") for depth in depths_of(self.models)}, context))
+        tokens_of = partial(self.sets[batch.dataset].tokens, batch.pixels[rows])
+        z0 = tokens_of("z0") if any(model.arm.gate is not None for model in self.models) else None
+        tokens = {depth: tokens_of(f"h{depth}") for depth in depths_of(self.models)}
+        return dict(taps_of(z0, tokens, self.contexts[batch.dataset]))
 
 
 @torch.no_grad()

@@ -47,7 +47,9 @@ def _read_views(augmented: Augmented, name: str, views: int, index: int) -> Tens
 
 def named(taps: dict[int, Taps]) -> dict[str, Tensor]:
     """z0 and h at every depth, (B, N, D), under their names in a record."""
-    return {"z0": next(iter(taps.values())).z0} | {f"h{depth}": each.h for depth, each in sorted(taps.items())}
+    z0 = next(iter(taps.values())).z0
+    assert z0 is not None
+    return {"z0": z0} | {f"h{depth}": each.h for depth, each in sorted(taps.items())}
 
 
 class SetWriter:

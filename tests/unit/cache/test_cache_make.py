@@ -13,7 +13,7 @@ from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe
 from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Shards
-from scaleup.data.token_records import CachedSet, dequantise, quantise
+from scaleup.data.token_records import CachedSet, dequantise, layout, quantise, record, tensor_of
 from scaleup.data.verify import verify
 from scaleup.model.tubevit import TubeViT
 from scaleup.training import cache_size
@@ -48,10 +48,10 @@ def test_records_hold_what_the_trunk_gives_of_each_view(frozen: Frozen, tmp_path
         for sample, epoch, view in ((0, 0, 0), (7, 1, 1), (7, 5, 1)):
             x = model.preprocess(read(name, sample, view)[None])
             taps = model.trunk(x, [1, 3])  # type: ignore[misc]
-            kept = cached.tensors(cached.record(sample, epoch)[None])
+            record = cached.record(sample, epoch)[None]
             for tensor, wanted in (("z0", taps[1].z0), ("h1", taps[1].h), ("h3", taps[3].h)):
                 error = {"float32": 1e-6, "bfloat16": 2**-8, "int8": 0.02}[precision]
-                found = dequantise(kept, tensor)
+                found = cached.tokens(record, tensor)
                 assert found.dtype == torch.float32 and found.shape == wanted.shape
                 assert (found - wanted).norm() <= error * wanted.norm()
     assert all((share < 1e-6) == (precision == "float32") for share in made.drift.values())
@@ -63,6 +63,17 @@ def test_int8_is_within_half_a_step_of_each_token() -> None:
     found = dequantise(quantise({"z0": tokens}, "int8"), "z0")
     steps = tokens.abs().amax(-1, keepdim=True) / 127
     assert ((found - tokens).abs() <= 0.501 * steps).all() and not found[0, 0].any()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_tensor_is_read_wherever_it_lies_in_a_batch_of_records(precision: str, first: int) -> None:
+    tokens = torch.randn(3, 5, 7)  # records of odd lengths with int8
+    kept = quantise({"z0": tokens, "h1": tokens + 1}, precision)
+    records = [record({name: each[sample] for name, each in kept.items()}) for sample in range(3)]
+    batch = torch.stack([torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in records])[first:]
+    for name, place in layout(records[0]).items():
+        assert torch.equal(tensor_of(batch, place), kept[name][first:])
 
 
 @pytest.mark.usefixtures("small_tars")

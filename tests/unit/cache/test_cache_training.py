@@ -156,6 +156,22 @@ def test_no_video_is_decoded_and_no_frozen_block_computes(
     training.train()
 
 
+@pytest.mark.parametrize(("arm", "names"), [("last", {"h3"}), ("gated", {"z0", "h1"})])
+def test_no_tokens_are_read_that_no_arm_reads(
+    cached: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, names: set[str]
+) -> None:
+    seen, tokens = set(), CachedSet.tokens
+
+    def noted(self: CachedSet, records: torch.Tensor, name: str) -> torch.Tensor:
+        seen.add(name)
+        return tokens(self, records, name)
+
+    monkeypatch.setattr(CachedSet, "tokens", noted)
+    recipe = cached(f"out={tmp_path / 'cached'}", "data.workers=0")
+    train(recipe, {arm: sweep_arms(recipe)[arm]})
+    assert seen == names
+
+
 def test_validation_of_a_run_from_a_cache_is_live(cached: Frozen, frozen: Frozen, tmp_path: Path) -> None:
     changes = ["train.valid_every=2", "trunk.precision=bfloat16"]
     changes.append(f"data.valid={{shards: {frozen().data.train['videos'].shards}}}")
