@@ -78,6 +78,8 @@ def arguments():
     add = figure("peers", 3, "TubeViT compared with VideoMAE, TimeSformer, ViViT, V-JEPA 2 and frame-wise ViTs")
     add("--docs", help="a page whose table is replaced, such as docs/peers.md")
     add("--plot", help="file for a plot, such as docs/peers.png")
+    add("--precision", choices=["float32", "bfloat16"], help="in which all models compute (default: the device's own)")
+    add("--others", type=tool.at_least(0), default=0, help="processes that keep the machine busy (default 0)")
     add("--steps", type=tool.at_least(1), default=2, help=STEPS)
     add("--quick", action="store_true", help=QUICK)
     add = figure("gpu", 5, "a GPU's ceilings, and steps, inference, peers, placements and the loader as shares of them")

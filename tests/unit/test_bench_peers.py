@@ -2,17 +2,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bench import peers_page
 from bench.measure import Side, cost, gflops, run_in_process
 from bench.ours import tubevit
-from bench.peers import CACHED, LIVE, losses, peers, ratio_to_fastest, row
+from bench.peers import CACHED, FULL, LIVE, OURS, losses, peers, ratio_to_fastest, row
 from bench.sides import CLASSES, PEERS, TINY
 from scaleup.common.errors import UserError
 
@@ -50,6 +53,25 @@ def test_a_multiplication_and_its_addition_are_two() -> None:
 @pytest.mark.parametrize(("frames", "there"), [(8, 246), (16, 295), (32, 540), (64, 1177)])
 def test_tubes_that_a_clip_is_too_short_for_are_left_out(frames: int, there: int) -> None:
     assert tubevit(TINY._replace(image=224), frames).count_tokens(frames) == there
+
+
+def types_of(make: Callable[..., Side]) -> set[torch.dtype]:
+    """The types of the products of a model's last blocks, in bfloat16, in a step."""
+    seen = set()
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(layer, nn.Linear) and output.dim() == 3:
+            seen.add(output.dtype)
+
+    side = make(TINY, precision="bfloat16")
+    with nn.modules.module.register_module_forward_hook(note):
+        side.step()
+    return seen
+
+
+@pytest.mark.parametrize("make", [OURS[LIVE], OURS[FULL], PEERS["ViT on each of 8 frames, LoRA in every block"]])
+def test_all_compute_in_the_precision_that_is_asked_for(make: Callable[..., Side]) -> None:
+    assert types_of(make) == {torch.bfloat16}
 
 
 def turn(ours: float, cached: float, least: float) -> dict[str, dict[str, float]]:
@@ -110,7 +132,7 @@ def test_a_page_without_marks_is_refused_before_anything_is_measured(tmp_path: P
 def test_figures_of_all_peers_can_be_had(tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.png"
     page.write_text(f"before\n{peers_page.BEGIN}old\n{peers_page.END}after\n")
-    asked = ["peers", "--quick", "--json", "--docs", page, "--plot", plot]
+    asked = ["peers", "--quick", "--json", "--docs", page, "--plot", plot, "--precision", "bfloat16", "--others", "1"]
     done = subprocess.run([sys.executable, TOOL, *asked], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -136,8 +158,9 @@ def test_figures_of_all_peers_can_be_had(tmp_path: Path) -> None:
         assert min(each[key] for key in ("train_gflop", "step_seconds", "peak_bytes", "clips_per_second")) > 0
         assert (each["infer_seconds"] is None) == (each["gflop"] is None) == each["name"].startswith(CACHED)
     assert rows[CACHED]["train_gflop"] < rows[LIVE]["train_gflop"] < rows["TubeViT, full fine-tuning"]["train_gflop"]
-    assert [goal["at_least"] for goal in found["goals"]] == [6, 12, 4]
+    assert [goal["at_least"] for goal in found["goals"]] == [9, 18, 6]
     text = page.read_text()
+    assert "\nbfloat16, beside 1 busy processes, load before the run " in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert all(f"| {name} |" in text for name in PEERS) and f"| **{LIVE}** |" in text
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -59,14 +59,15 @@ def _seconds(*arguments: object) -> float:
 
 def _busy(others: int, work: Callable[[], float]) -> Callable[[], float]:
     def run() -> float:
-        with _busy_processes(others):
+        with busy_processes(others):
             return work()
 
     return run
 
 
 @contextmanager
-def _busy_processes(count: int) -> Iterator[None]:
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes keep processors busy until the end of the context."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

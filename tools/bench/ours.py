@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -71,6 +73,7 @@ class Training:
         kernels: see :mod:`scaleup.model.kernels`; ``auto`` chooses as a run does.
         cached: the trunk runs once, before the steps, which read its stored output.
         compile: see ``train.compile``.
+        precision: of frozen blocks and arms; None for the device's own.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Training:
         kernels: str = "auto",
         cached: bool = False,
         compile: str = "off",
+        precision: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         world, recipe = join(), Recipe()
         recipe.data.batch = batch
@@ -93,10 +97,10 @@ class Training:
         size = template.preprocess.frames, *template.preprocess.size
         self.all_clips = random_clips(*size, batch // world.size).to(world.device)
         set_kernels(self.models, kernels, world, len(self.all_clips))
-        prepare_trunks(self.models, Trunk(), world, batch)
+        prepare_trunks(self.models, Trunk(precision), world, batch)
         set_compile(self.models, compile, world)
         self.trainers = [
-            ArmTrainer(str(index), model, arm, recipe, world)
+            ArmTrainer(str(index), model, replace(arm, precision=arm.precision or precision), recipe, world)
             for index, (model, arm) in enumerate(zip(self.models, arms, strict=True))
         ]
         self.take(len(self.all_clips))

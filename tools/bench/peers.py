@@ -11,11 +11,14 @@ from statistics import median
 from typing import Any
 
 from bench import peers_page, plots
+from bench.busy import busy_processes
 from bench.measure import Figures, Side, cost, goal, machine, measured, medians, rotate_processes, run_in_process
 from bench.ours import Training, tubevit
 from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
+from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
 from scaleup.common.text import around_marks
+from scaleup.config.recipe import default_precision
 from scaleup.config.schema import Arm
 
 MODELING = tuple(
@@ -23,9 +26,9 @@ MODELING = tuple(
 )
 LIVE, CACHED, FULL = "TubeViT, 9 of 12 frozen, gated", "TubeViT, the same, token cache", "TubeViT, full fine-tuning"
 GOALS = (  # name, (one of our models, column), and how many times larger the fastest peer's value should be
-    ("the fastest peer's seconds of a step over ours, live", (LIVE, "step_seconds"), 6),
-    ("the fastest peer's seconds of a step over ours, from the cache", (CACHED, "step_seconds"), 12),
-    ("the fastest peer's seconds of inference over ours", (LIVE, "infer_seconds"), 4),
+    ("the fastest peer's seconds of a step over ours, live", (LIVE, "step_seconds"), 9),
+    ("the fastest peer's seconds of a step over ours, from the cache", (CACHED, "step_seconds"), 18),
+    ("the fastest peer's seconds of inference over ours", (LIVE, "infer_seconds"), 6),
 )
 LESS_IS_BETTER = ("tokens", "gflop", "train_gflop", "step_seconds", "infer_seconds", "peak_bytes")
 
@@ -44,7 +47,13 @@ LIBRARY = {f"{name}, library's kernels": partial(side, kernels="library") for na
 
 
 def peers(
-    quick: bool = False, steps: int = 2, repeats: int = 3, docs: str | None = None, plot: str | None = None
+    quick: bool = False,
+    steps: int = 2,
+    repeats: int = 3,
+    docs: str | None = None,
+    plot: str | None = None,
+    precision: str | None = None,
+    others: int = 0,
 ) -> Figures:
     """Median seconds, peak memory, GFLOPs and tokens of all models. They run in turns, each time in a new process.
 
@@ -53,17 +62,23 @@ def peers(
         steps: number of timed steps in each process; one step runs before them.
         docs: a page; its table is replaced.
         plot: an image file; it is replaced.
+        precision: in which all models compute, float32 or bfloat16; None for the device's own.
+        others: processes that keep the processors busy meanwhile.
     """
+    precision = precision or default_precision(own_device().type)
     if importlib.util.find_spec("transformers") is None:
         raise UserError("the peers need transformers, which is not installed: pip install 'scaleup[bench]'")
     if docs is not None:
         around_marks(Path(docs), peers_page.BEGIN, peers_page.END)  # refuses a page before anything is measured
-    before, size, models = machine(quick=quick), TINY if quick else VIT_B, OURS | LIBRARY | PEERS
+    before = machine(quick=quick, precision=precision, others=others)
+    size, models = TINY if quick else VIT_B, OURS | LIBRARY | PEERS
     steps, repeats = (1, 1) if quick else (steps, repeats)
     costs = {
-        name: partial(run_in_process, cost, make, (size,), steps, modules=MODELING) for name, make in models.items()
+        name: partial(run_in_process, cost, partial(make, precision=precision), (size,), steps, modules=MODELING)
+        for name, make in models.items()
     }
-    rounds = rotate_processes(costs, repeats)
+    with busy_processes(others):
+        rounds = rotate_processes(costs, repeats)
     rows = [row(name, [results[name] for results in rounds]) for name in models]
     goals = [goal(name, ratio_to_fastest(rounds, *column), least, at_least=True) for name, column, least in GOALS]
     result = measured(before, rows, goals, losses=list(losses(rows)))

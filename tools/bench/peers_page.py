@@ -34,7 +34,8 @@ def rewrite(page: str, result: Figures) -> None:
 def _machine(machine: Figures) -> Iterator[str]:
     size = "Tiny models, to test the bench" if machine["quick"] else "ViT-B/16 size"
     yield f"{size}; {machine['system']}, {machine['threads']} threads on {machine['cores']} cores,"
-    yield f"load before the run {machine['load_before']:.1f}."
+    others = f"beside {machine['others']} busy processes, " if machine["others"] else ""
+    yield f"{machine['precision']}, {others}load before the run {machine['load_before']:.1f}."
 
 
 def _table(rows: list[Figures]) -> list[str]:

@@ -1,7 +1,7 @@
 """The other models that TubeViT is compared with, all of one size and with random weights.
 
-Each gets the same clips of 32x224x224 bytes. A model of fewer frames gets evenly spaced frames of them. On a GPU all
-compute in bfloat16, as ours do there.
+Each gets the same clips of 32x224x224 bytes. A model of fewer frames gets evenly spaced frames of them. All compute in
+the precision that ours do.
 """
 
 from __future__ import annotations
@@ -48,14 +48,22 @@ def random_clips(frames: int, height: int, width: int, count: int = 1) -> Tensor
 
 
 def with_plain_loop(
-    model: nn.Module, logits: Callable[[Tensor], Tensor], frames: int, tokens: int, size: Size, batch: int
+    model: nn.Module,
+    logits: Callable[[Tensor], Tensor],
+    frames: int,
+    tokens: int,
+    size: Size,
+    batch: int = 1,
+    precision: str | None = None,
 ) -> Side:
     """A model with the simplest training loop, on this process's device.
 
     Args:
         logits: function from normalised clips (B, 3, T, H, W) to the model's logits.
+        precision: float32 or bfloat16; None for the device's own.
     """
     device = own_device()
+    low = (precision or default_precision(device.type)) == "bfloat16"
     trained = [parameter for parameter in model.to(device).parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     pixels = Preprocess(Input(FRAMES, [size.image] * 2))
@@ -63,7 +71,6 @@ def with_plain_loop(
     labels = torch.zeros(batch, dtype=torch.long, device=device)
 
     def computed() -> Tensor:
-        low = default_precision(device.type) == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             return logits(pixels(clips)).float()
 
@@ -96,7 +103,7 @@ def transformers_model(name: str, size: Size, **settings: Any) -> Any:
     return getattr(transformers, f"{name}ForVideoClassification")(config)
 
 
-def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Size, batch: int = 1) -> Side:
+def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Size, **options: Any) -> Side:
     """VideoMAE, TimeSformer and ViViT: everything trains; the library's defaults are the published base models.
 
     Args:
@@ -105,19 +112,19 @@ def from_transformers(name: str, frames: int, steps: int, prefix: int, size: Siz
     settings = {"num_frames": frames, "intermediate_size": 4 * size.width, "image_size": size.image}
     model = transformers_model(name, size, **settings)
     tokens = steps * size.patches + prefix
-    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size, batch)
+    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, frames, tokens, size, **options)
 
 
-def vjepa2(size: Size, batch: int = 1) -> Side:
+def vjepa2(size: Size, **options: Any) -> Side:
     """V-JEPA 2: the encoder is frozen, the attentive pooler and the classifier train. A classifier has no predictor."""
     settings = {"crop_size": size.image, "frames_per_clip": FRAMES, "pred_num_hidden_layers": 0}
     model = transformers_model("VJEPA2", size, **settings)
     model.vjepa2.requires_grad_(False)
     tokens = FRAMES // 2 * size.patches
-    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, tokens, size, batch)
+    return with_plain_loop(model, lambda x: model(x.transpose(1, 2)).logits, FRAMES, tokens, size, **options)
 
 
-def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size, batch: int = 1) -> Side:
+def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size, **options: Any) -> Side:
     """An image ViT on every frame; logits are averaged over frames. The head is linear, so this averages features
     too."""
     shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads, "img_size": size.image}
@@ -128,9 +135,9 @@ def frame_wise(frames: int, prepare: Callable[[Any, Size], None], size: Size, ba
     tokens = frames * (size.patches + 1)
 
     def logits(x: Tensor) -> Tensor:
-        return vit(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, frames)).mean(1)
+        return vit(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, frames)).mean(1)
 
-    return with_plain_loop(vit, logits, frames, tokens, size, batch)
+    return with_plain_loop(vit, logits, frames, tokens, size, **options)
 
 
 def last_quarter(vit: Any, size: Size) -> None:
