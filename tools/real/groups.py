@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CONTROLS = ("attentive", "last3")  # the arms of controls
-QUERIES = ("attentive", "attentive_taps")  # the arms of ablations: they take seconds
+QUERIES = ("attentive", "attentive_taps")  # of the last depth, and of three
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ IMAGES = (  # every fourth step is one of images, so that as many see clips as e
 )
 GROUPS = {
     "transplanted": Group("transplanted", "", None),
-    "matched": Group("matched", "matched tubes"),
+    "longer": Group("transplanted", "4 times the steps", QUERIES, ("train.steps=1200",)),
     "random": Group("random", "random tubes"),
 }
 ABLATIONS = {
-    "longer": Group("transplanted", "4 times the steps", QUERIES, ("train.steps=1200",)),
+    "matched": Group("matched", "matched tubes"),
     "with_images": Group("transplanted", "with images", QUERIES, IMAGES, cache="with_images"),
     "aligned": Group("aligned", "aligned tubes", QUERIES),
     "of_films": Group("of_films", "films alone", QUERIES, NO_SCENES),
