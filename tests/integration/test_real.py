@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from real import samples, stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
-from real.frames import CHEAP, JOINT, LATE, LONGER, FrameReader, FrameTokens, Reading, order
+from real.frames import CHEAP, DEAR, LATE, LONGER, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, DONORS, GROUPS, title
 from real.image_features import PROGRAMS, name_by_ridge
 from real.material import Material
@@ -108,11 +108,11 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     names += [(group, arm) for group, some in controls.items() for arm in some]
     assert [(row.group, row.name) for row in real.rows] == [
         *names,
-        *(("frames", each.name) for each in (*CHEAP, LONGER, LATE, JOINT)),
+        *(("frames", each.name) for each in (*CHEAP, LONGER, LATE, *DEAR)),
     ]
     for row in real.rows:
         assert row.top1.keys() == ({"film_motion", "film"} if "films" in title(row.group, row.name) else {*real.chance})
-        once = row.group == "small" or row.name in (LATE.name, JOINT.name)
+        once = row.group == "small" or row.name in [each.name for each in (LATE, *DEAR)]
         assert {len(shares) for shares in row.top1.values()} == {1 if once else 2}
         assert row.seconds > 0 and row.step_gflop >= row.clip_gflop > 0
     assert "last3_gate" in (out / "report.html").read_text()

@@ -18,7 +18,7 @@ from real import frames
 from real.emoji import draw_animals
 from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
-from real.frames import CHEAP, JOINT, LATE, LONGER, FrameReader, FrameTokens, Reading
+from real.frames import CHEAP, DEAR, LATE, LONGER, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.image_features import compare_features
 from real.material import MODEL, Material, fetch_material
@@ -64,7 +64,7 @@ class Stages:
         seeds: of the late arms and of the readings of frames, but dear ones, which have the first seed alone. There is
             one small model of each kind.
         changes: to all recipes, such as ``train.steps=20``.
-        ablations: whether the groups of ABLATIONS, all small models and the reading JOINT are run too.
+        ablations: whether the groups of ABLATIONS, all small models and the readings DEAR are run too.
         backbone: timm's name of the model whose weights are in the material.
         size: of clips, pixels of a side.
         sides: at which images are compared with timm's own model.
@@ -247,7 +247,7 @@ class Stages:
 
     def _readings(self, seed: int) -> list[Reading]:
         """Those of a seed: the dear ones have the first seed alone, and some belong to the ablations."""
-        cheap, dear = [*CHEAP, LONGER], [LATE, JOINT] if self.ablations else [LATE]
+        cheap, dear = [*CHEAP, LONGER], [LATE, *DEAR] if self.ablations else [LATE]
         return cheap + dear if seed == self.seeds[0] else cheap
 
     def _frames(self, split: str) -> dict[str, FrameTokens]:
