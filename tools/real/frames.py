@@ -48,7 +48,7 @@ class Reading(NamedTuple):
 
 CHEAP = [Reading(frames, kind) for kind in ("mean", "attentive") for frames in (1, 2, 4, 8)]
 LATE = Reading(2, "late")
-DEAR = [Reading(4, "late"), Reading(8, "late"), Reading(4, "joint")]  # a step of late ones costs more than any arm's
+DEAR = [Reading(4, "late"), Reading(4, "joint")]  # a step of the late one costs more than that of any arm
 LONGER = Reading(8, "attentive", 4)
 
 
