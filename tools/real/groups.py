@@ -59,6 +59,7 @@ TUBES = {
     "matched": Tubes(options={"match_scale": True}),
     "random": Tubes(options={"random_tubes": True}),
     "aligned": Tubes(options={"match": "align"}),
+    "cosine": Tubes(options={"positions": "cosine"}),  # in place of the ViT's own grid
     "of_films": Tubes("films"),
     "one_tube": Tubes("films_one_tube"),
     "folded": Tubes("films_folded"),
@@ -102,6 +103,7 @@ ABLATIONS = {
     "matched": Group("matched", "matched tubes"),
     "with_images": Group("transplanted", "with images", QUERIES, IMAGES, cache="with_images"),
     "aligned": Group("aligned", "aligned tubes", QUERIES),
+    "cosine": Group("cosine", "cosine positions", QUERIES),
     "of_films": Group("of_films", "films alone", QUERIES, NO_SCENES),
     "one_tube": Group("one_tube", "films, one tube", QUERIES, NO_SCENES),
     "folded": Group("folded", "films, tubes folded in time", QUERIES, NO_SCENES),
