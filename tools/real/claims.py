@@ -61,6 +61,8 @@ CLAIMS = (
     Claim("Table 5", "attentive_taps, with images", "attentive_taps", "object"),
     Claim("Table 5", "attentive_taps, with images", "attentive_taps", "film_motion"),
     Claim("Table 7a", "small model, films alone", "small model, films, learned positions", "film_motion"),
+    Claim("Table 7a", "attentive", "attentive, cosine positions", "film_motion"),
+    Claim("Table 7a", "attentive", "attentive, cosine positions", "object"),
     Claim("Table 7a", "attentive_taps", "attentive_taps, cosine positions", "film_motion"),
     Claim("Table 7a", "attentive_taps", "attentive_taps, cosine positions", "object"),
     Claim("Table 7b", "small model, films alone", "small model, films, one tube", "film_motion"),
