@@ -239,9 +239,11 @@ def test_a_hub_that_does_not_answer_is_asked_once(hub: Hub, monkeypatch: pytest.
     def refuse() -> None:
         while True:
             try:
-                calls.append(server.accept()[0].close())
+                connection, _ = server.accept()
             except OSError:
                 return
+            calls.append(connection)  # before the client hears of its end
+            connection.close()
 
     threading.Thread(target=refuse, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
