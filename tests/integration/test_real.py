@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from real import samples, stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
-from real.frames import CHEAP, DEAR, LATE, LONGER, FrameReader, FrameTokens, Reading, order
+from real.frames import CHEAP, DEAR, LATE, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, DONORS, GROUPS, title
 from real.image_features import PROGRAMS, name_by_ridge
 from real.material import Material
@@ -108,7 +108,7 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     names += [(group, arm) for group, some in controls.items() for arm in some]
     assert [(row.group, row.name) for row in real.rows] == [
         *names,
-        *(("frames", each.name) for each in (*CHEAP, LONGER, LATE, *DEAR)),
+        *(("frames", each.name) for each in (*CHEAP, LATE, *DEAR)),
     ]
     for row in real.rows:
         assert row.top1.keys() == ({"film_motion", "film"} if "films" in title(row.group, row.name) else {*real.chance})

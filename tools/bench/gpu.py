@@ -30,7 +30,7 @@ from bench.measure import (
     timed,
 )
 from bench.ours import adapted, described_at, tubevit
-from bench.peers import GOALS, OURS, ratio_to_fastest, row
+from bench.peers import OURS, ratio_goals, row
 from bench.placements import placements
 from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
 from bench.works import ALONE, Works
@@ -217,5 +217,5 @@ def goals(done: Measurements) -> Iterator[Figures]:
     for row_ in done.rows:
         if row_["what"] == "from a token cache":
             yield goal("steps from a token cache, over the arm's", row_["ratio"], 1.10)
-    for (what, column, _), least in zip(GOALS, (6, 12, 4), strict=True) if done.peers else ():
-        yield goal(what, ratio_to_fastest(done.peers, *column), least, at_least=True)
+    if done.peers:
+        yield from ratio_goals(done.peers, (6, 12, 4))

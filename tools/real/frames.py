@@ -46,10 +46,12 @@ class Reading(NamedTuple):
         return f"{self.frames} frame{'s' * (self.frames > 1)}, {self.kind}{longer}"
 
 
-CHEAP = [Reading(frames, kind) for kind in ("mean", "attentive") for frames in (1, 2, 4, 8)]
+CHEAP = [
+    *(Reading(frames, kind) for kind in ("mean", "attentive") for frames in (1, 2, 4, 8)),
+    Reading(8, "attentive", 4),
+]
 LATE = Reading(2, "late")
 DEAR = [Reading(4, "late"), Reading(4, "joint")]  # a step of the late one costs more than that of any arm
-LONGER = Reading(8, "attentive", 4)
 
 
 @dataclass(frozen=True)

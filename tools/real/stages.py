@@ -18,7 +18,7 @@ from real import frames
 from real.emoji import draw_animals
 from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
-from real.frames import CHEAP, DEAR, LATE, LONGER, FrameReader, FrameTokens, Reading
+from real.frames import CHEAP, DEAR, LATE, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.image_features import compare_features
 from real.material import MODEL, Material, fetch_material
@@ -247,8 +247,8 @@ class Stages:
 
     def _readings(self, seed: int) -> list[Reading]:
         """Those of a seed: the dear ones have the first seed alone, and some belong to the ablations."""
-        cheap, dear = [*CHEAP, LONGER], [LATE, *DEAR] if self.ablations else [LATE]
-        return cheap + dear if seed == self.seeds[0] else cheap
+        dear = [LATE, *DEAR] if self.ablations else [LATE]
+        return CHEAP + dear if seed == self.seeds[0] else CHEAP
 
     def _frames(self, split: str) -> dict[str, FrameTokens]:
         return {name: FrameTokens.read(self.out / f"frames/{name}-{split}", self._depths) for name in HEADS}
