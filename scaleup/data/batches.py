@@ -1,35 +1,24 @@
-"""Batches of samples of one dataset, the count of bad samples, and the worker processes that make batches."""
+"""Batches of samples of one dataset, and the count of bad samples."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import signal
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.queues import Queue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
-from scaleup.common import processes
 from scaleup.common.errors import UserError
-from scaleup.common.processes import end_with_python, follow
-from scaleup.common.text import format_bytes
 from scaleup.config.schema import Input
 from scaleup.data.labels import NUMBER, ONE, SEVERAL
 from scaleup.data.storage import Failure
-
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-PREFETCH = 2  # finished batches that each worker keeps ready
-_rings: dict[tuple[int, ...], deque[Tensor]] = {}  # shape of a sample -> shared buffers of this process
+from scaleup.data.workers import in_workers, refuse_small_shared, stack_shared
 
 
 @dataclass
@@ -138,114 +127,3 @@ def _own(mapped: dict[int, Tensor], batch: Batch) -> Batch:
     """A copy of ``batch`` in this process's memory; its shared memory stays mapped for the next batches."""
     mapped[batch.pixels.data_ptr()] = batch.pixels
     return replace(batch, pixels=batch.pixels.clone())
-
-
-def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
-    """``dataset[number]`` for all ``numbers`` in order, made by ``workers`` processes (0: by this process).
-
-    Raises:
-        UserError: a process failed, and the cause is known.
-    """
-    if not workers:
-        return iter(DataLoader(dataset, batch_size=None, sampler=numbers))
-    options: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
-    loader = DataLoader(_Explained(dataset), batch_size=None, sampler=numbers, num_workers=workers, **options)
-    with end_with_python():
-        results = iter(loader)
-    return _receive(results)
-
-
-class _Refusal(NamedTuple):
-    """What a worker process sends instead of a result: an error's sentence."""
-
-    sentence: str
-
-
-class _Explained(Dataset):
-    """``dataset``, but errors with a known cause become a sentence. (torch would send the traceback as text.)"""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.dataset[number]
-        except Exception as error:
-            if (sentence := processes.explain(error)) is None:
-                raise
-            return _Refusal(sentence)
-
-
-def _receive(results: Iterator[Any]) -> Iterator[Any]:
-    """The results of processes; UserError where one of them refuses, or was ended from outside."""
-    try:
-        for result in results:
-            if isinstance(result, _Refusal):
-                raise UserError(result.sentence)
-            yield result
-    except RuntimeError as error:
-        if (sentence := processes.explain(error)) is None:
-            raise
-        raise UserError(sentence) from error
-
-
-def _begin_worker(_: int) -> None:
-    follow(signal.SIGINT, signal.SIGTERM)
-    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # glibc: batches get their own mappings, which are freed; in the heap they would leave holes
-        mallopt(M_MMAP_THRESHOLD, 1 << 22)
-
-
-def _end_worker(error: Exception, _: Any) -> None:
-    """Called if a result cannot be sent. Python would drop the result, and the main process would wait for ever."""
-    reason = processes.explain(error) or f"{type(error).__name__} {error}"
-    print(f"a loader process cannot send a batch: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def stack_shared(tensors: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``; in a process of :func:`in_workers`, into one of a few shared buffers that are used in turns.
-
-    New shared memory would take half as long as decoding, because the kernel allocates it page by page. Since buffers
-    are used again, the main process must copy a result before it asks for the next one.
-    """
-    if get_worker_info() is None:
-        return torch.stack(list(tensors))
-    shape = tuple(tensors[0].shape)
-    ring = _rings.setdefault(shape, deque())
-    if ring and len(ring[0]) < len(tensors):
-        ring.clear()
-    if len(ring) <= PREFETCH:  # buffers of finished batches, and one that is being written or copied
-        ring.append(torch.empty((len(tensors), *shape), dtype=tensors[0].dtype).share_memory_())
-    else:
-        ring.rotate(-1)
-    return torch.stack(list(tensors), out=ring[-1][: len(tensors)])
-
-
-def refuse_small_shared(batch: int, count: int, workers: int) -> None:
-    """Check that /dev/shm is large enough for the batches of all worker processes.
-
-    Args:
-        batch: bytes of a result; if results have several shapes, their sum.
-        count: number of all results.
-
-    Raises:
-        UserError: /dev/shm is too small.
-    """
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = ranks * batch * min(count, workers * (PREFETCH + 1))
-    free = _free_shared() if needed else 0
-    if needed > free:
-        raise UserError(
-            f"the batches of {ranks * workers} loader processes need {format_bytes(needed)} of shared memory "
-            f"(/dev/shm), but {format_bytes(free)} are free; {processes.SHARED}"
-        )
-
-
-def _free_shared() -> int:
-    try:
-        status = os.statvfs("/dev/shm")
-    except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize

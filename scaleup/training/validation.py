@@ -13,9 +13,10 @@ from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.common.metrics import MEASURES, leading
 from scaleup.config.schema import Recipe, Valid
-from scaleup.data.batches import BadSamples, input_bytes, refuse_small_shared
+from scaleup.data.batches import BadSamples, input_bytes
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
+from scaleup.data.workers import refuse_small_shared
 from scaleup.evaluation.accuracy import Evaluation, Once, matched, scores
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer

@@ -110,7 +110,7 @@ def test_a_tool_ends_and_so_do_its_processes(way: str, args: dict[str, list[Any]
 
 SCRIPT = """
 import multiprocessing, os, signal, torch
-from scaleup.data.batches import in_workers
+from scaleup.data.workers import in_workers
 
 class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, number):

@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Valid
-from scaleup.data import batches
-from scaleup.data.batches import in_workers, stack_shared
+from scaleup.data import workers
 from scaleup.data.loader import eval_loader, train_loader
 from scaleup.data.shards import Shards
+from scaleup.data.workers import in_workers, stack_shared
 from scaleup.training.run_inputs import build_models
 from scaleup.training.validation import Validation
 
@@ -43,7 +43,7 @@ def test_memory_is_used_by_turns():
     kept = {}  # keeps it mapped
     for batch in in_workers(Numbers(False), range(40), 2):
         kept[batch.data_ptr()] = batch
-    assert len(kept) == 2 * (batches.PREFETCH + 1)
+    assert len(kept) == 2 * (workers.PREFETCH + 1)
 
 
 CLIP, IMAGE = 3 * 8 * 32 * 32, 3 * 32 * 32  # bytes
@@ -71,17 +71,17 @@ def validated(recipe):
 def test_too_little_shared_memory_is_said_before_the_first_batch(opened, needed, ranks, tiny, monkeypatch):
     """It holds three batches of each shape of each of two processes, or all that there are: three of 12 samples."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    monkeypatch.setattr(batches, "_free_shared", lambda: ranks * needed - 1)
+    monkeypatch.setattr(workers, "_free_shared", lambda: ranks * needed - 1)
     with pytest.raises(UserError, match=rf"of {2 * ranks} loader processes need .*B are free; set data.workers=0"):
         opened(tiny("data.workers=2"))
     opened(tiny("data.workers=0"))
-    monkeypatch.setattr(batches, "_free_shared", lambda: ranks * needed)
+    monkeypatch.setattr(workers, "_free_shared", lambda: ranks * needed)
     opened(tiny("data.workers=2"))
 
 
 SMALL = """
 import torch
-from scaleup.data.batches import in_workers, stack_shared
+from scaleup.data.workers import in_workers, stack_shared
 
 class Large(torch.utils.data.Dataset):
     def __getitem__(self, number):
