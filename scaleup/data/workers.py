@@ -6,8 +6,13 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
@@ -15,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from scaleup.common import processes
 from scaleup.common.errors import UserError
-from scaleup.common.processes import end_with_python, follow
+from scaleup.common.processes import SHARED, end_with_python, explain, follow
 from scaleup.common.text import format_bytes
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 PREFETCH = 2  # finished batches that each worker keeps ready
+PATIENCE = 60.0  # seconds in which a process begins
+STARTS = 3  # attempts
 _rings: dict[tuple[int, ...], deque[Tensor]] = {}  # shape of a sample -> shared buffers of this process
 
 
@@ -33,11 +39,47 @@ def in_workers(dataset: Dataset, numbers: range, workers: int) -> Iterator[Any]:
     """
     if not workers:
         return iter(DataLoader(dataset, batch_size=None, sampler=numbers))
-    options: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _begin_worker}
+    begun = torch.zeros(workers, dtype=torch.bool).share_memory_()
+    options: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": partial(_begin_worker, begun)}
     loader = DataLoader(_Explained(dataset), batch_size=None, sampler=numbers, num_workers=workers, **options)
-    with end_with_python():
-        results = iter(loader)
-    return _receive(results)
+    return _receive(_start(loader, begun))
+
+
+def _start(loader: DataLoader, begun: Tensor) -> Iterator[Any]:
+    """Start the processes of ``loader``, each of which sets its place in ``begun``.
+
+    A process hangs before its first line of Python if another thread of this process held one of Python's own locks
+    when it was forked. This is rare. All are then ended and started again.
+
+    Raises:
+        UserError: some do not begin, however often they are started.
+    """
+    for _ in range(STARTS):
+        begun.zero_()
+        before = set(active_children())
+        with end_with_python(), _explained():
+            results = iter(loader)
+            started = set(active_children()) - before
+            if _have_begun(begun, started):
+                return results
+            results._shutdown_workers()  # type: ignore[attr-defined]
+        for process in started:
+            process.kill()
+    missing = len(begun) - int(begun.sum())
+    raise UserError(
+        f"{missing} of {len(begun)} loader processes did not begin within {PATIENCE:.0f} s, {STARTS} times in a row; "
+        "use fewer (data.workers, --workers; with 0 this process reads the samples itself)"
+    )
+
+
+def _have_begun(begun: Tensor, started: Iterable[BaseProcess]) -> bool:
+    """Wait for all processes to begin. It is also true if one of them has ended: the first result then says why."""
+    deadline = time.monotonic() + PATIENCE
+    while not begun.all() and all(process.is_alive() for process in started):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 class _Refusal(NamedTuple):
@@ -56,25 +98,33 @@ class _Explained(Dataset):
         try:
             return self.dataset[number]
         except Exception as error:
-            if (sentence := processes.explain(error)) is None:
+            if (sentence := explain(error)) is None:
                 raise
             return _Refusal(sentence)
 
 
 def _receive(results: Iterator[Any]) -> Iterator[Any]:
     """The results of processes; UserError where one of them refuses, or was ended from outside."""
-    try:
+    with _explained():
         for result in results:
             if isinstance(result, _Refusal):
                 raise UserError(result.sentence)
             yield result
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors of processes become a sentence, where the cause is known."""
+    try:
+        yield
     except RuntimeError as error:
-        if (sentence := processes.explain(error)) is None:
+        if (sentence := explain(error)) is None:
             raise
         raise UserError(sentence) from error
 
 
-def _begin_worker(_: int) -> None:
+def _begin_worker(begun: Tensor, number: int) -> None:
+    begun[number] = True
     follow(signal.SIGINT, signal.SIGTERM)
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -84,7 +134,7 @@ def _begin_worker(_: int) -> None:
 
 def _end_worker(error: Exception, _: Any) -> None:
     """Called if a result cannot be sent. Python would drop the result, and the main process would wait for ever."""
-    reason = processes.explain(error) or f"{type(error).__name__} {error}"
+    reason = explain(error) or f"{type(error).__name__} {error}"
     print(f"a loader process cannot send a batch: {reason}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -124,7 +174,7 @@ def refuse_small_shared(batch: int, count: int, workers: int) -> None:
     if needed > free:
         raise UserError(
             f"the batches of {ranks * workers} loader processes need {format_bytes(needed)} of shared memory "
-            f"(/dev/shm), but {format_bytes(free)} are free; {processes.SHARED}"
+            f"(/dev/shm), but {format_bytes(free)} are free; {SHARED}"
         )
 
 

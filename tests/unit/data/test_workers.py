@@ -1,11 +1,14 @@
+import multiprocessing
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, _utils
 
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
@@ -44,6 +47,37 @@ def test_memory_is_used_by_turns():
     for batch in in_workers(Numbers(False), range(40), 2):
         kept[batch.data_ptr()] = batch
     assert len(kept) == 2 * (workers.PREFETCH + 1)
+
+
+def hang(flag, begin, begun, number):
+    """Begins a process; the first that begins as number 1 hangs, and does not listen to SIGTERM."""
+    if number == 1 and flag.exists():
+        flag.unlink()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
+    begin(begun, number)
+
+
+def test_a_process_that_hangs_as_it_begins_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "flag").touch()
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(workers, "_begin_worker", partial(hang, tmp_path / "flag", workers._begin_worker))
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    results = in_workers(Numbers(False), range(9), 2)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    assert [int(batch[0, 0, 0]) for batch in results] == [*range(9)]
+
+
+def test_processes_that_never_begin_are_a_sentence(monkeypatch):
+    monkeypatch.setattr(workers, "_begin_worker", lambda begun, number: time.sleep(1000))
+    monkeypatch.setattr(workers, "PATIENCE", 0.1)
+    monkeypatch.setattr(workers, "STARTS", 1)
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match="2 of 2 loader processes did not begin within 0 s, 1 times in a row"):
+        in_workers(Numbers(False), range(9), 2)
+    assert set(multiprocessing.active_children()) == before
 
 
 CLIP, IMAGE = 3 * 8 * 32 * 32, 3 * 32 * 32  # bytes
