@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from real import samples, stages
 from real.claims import CLAIMS, verdicts
 from real.exact import PRECISIONS, difference_to_timm
-from real.frames import CHEAP, DEAR, LATE, FrameReader, FrameTokens, Reading, order
+from real.frames import CHEAP, DEAR, DENSE, LATE, FrameReader, FrameTokens, Reading, order
 from real.groups import ABLATIONS, DONORS, GROUPS, title
 from real.image_features import PROGRAMS, name_by_ridge
 from real.material import Material
@@ -47,7 +47,8 @@ class Tiny(Stages):
     """All stages, with recipes of the tiny backbone's size."""
 
     def _read(self, name: str, changes: Sequence[str] = (), **paths: str) -> Recipe:
-        return replace(self, changes=[*BOTH, *CHANGES[name]])._recipe(name, changes, **paths)
+        tiny = [change.replace("frozen_depth=6", "frozen_depth=2") for change in changes]  # the tiny one has 6 blocks
+        return replace(self, changes=[*BOTH, *CHANGES[name]])._recipe(name, tiny, **paths)
 
     _recipe = Stages._read
 
@@ -108,11 +109,11 @@ def test_every_model_has_a_row_with_each_seed(done: tuple[Path, Real], material:
     names += [(group, arm) for group, some in controls.items() for arm in some]
     assert [(row.group, row.name) for row in real.rows] == [
         *names,
-        *(("frames", each.name) for each in (*CHEAP, LATE, *DEAR)),
+        *(("frames", each.name) for each in (*CHEAP, *DENSE, LATE, *DEAR)),
     ]
     for row in real.rows:
         assert row.top1.keys() == ({"film_motion", "film"} if "films" in title(row.group, row.name) else {*real.chance})
-        once = row.group == "small" or row.name in [each.name for each in (LATE, *DEAR)]
+        once = row.name in [each.name for each in (LATE, *DEAR)]
         assert {len(shares) for shares in row.top1.values()} == {1 if once else 2}
         assert row.seconds > 0 and row.step_gflop >= row.clip_gflop > 0
     assert "last3_gate" in (out / "report.html").read_text()
@@ -151,7 +152,7 @@ def test_a_small_model_is_compared_with_each_seed_of_an_arm(done: tuple[Path, Re
 def test_arms_of_a_group_stand_on_its_tubes(done: tuple[Path, Real]) -> None:
     """By the report that an arm keeps of its transplant, and by the datasets of its run."""
     for name, group in (GROUPS | ABLATIONS).items():
-        arm = load(done[0] / f"sweep-{name}-1" / "attentive")
+        arm = load(done[0] / f"sweep-{name}-1" / ("last6" if name == "half" else "attentive"))
         tubes = load(done[0] / group.tubes)
         assert all(
             torch.equal(a, b) for a, b in zip(arm.tokenizer.parameters(), tubes.tokenizer.parameters(), strict=True)

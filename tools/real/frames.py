@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from scaleup.model.arm import Heads
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import lr_factor
 
-FRAMES = 8  # of a clip that are computed; a reading takes all, every second, every fourth, or the first
+FRAMES = 8  # of a clip that are computed for most readings
 BATCH = 8  # clips of which the frames are computed at once
 
 
@@ -51,31 +51,34 @@ CHEAP = [
     Reading(8, "attentive", 4),
 ]
 LATE = Reading(2, "late")
-DEAR = [Reading(4, "late"), Reading(4, "joint")]  # a step of the late one costs more than that of any arm
+DENSE = [Reading(16, "mean"), Reading(16, "attentive")]  # their tokens take twice as long as those of FRAMES
+DEAR = [Reading(4, "late"), Reading(4, "joint"), Reading(8, "late")]  # a step of them costs more than that of any arm
 
 
 @dataclass(frozen=True)
 class FrameTokens:
     """The tokens of one set of clips, and their labels."""
 
-    tokens: dict[int, np.ndarray]  # frozen depth -> (N, FRAMES, P, D) float16, on the disk
+    tokens: dict[int, np.ndarray]  # frozen depth -> (N, F, P, D) float16, on the disk
     labels: dict[str, np.ndarray]  # head -> (N,)
 
     @classmethod
-    def read(cls, folder: Path, depths: tuple[int, ...]) -> FrameTokens:
+    def read(cls, folder: Path, depths: Sequence[int]) -> FrameTokens:
         with np.load(folder / "labels.npz") as labels:
             tokens = {depth: np.load(folder / f"{depth}.npy", mmap_mode="r") for depth in depths}
             return cls(tokens, dict(labels))
 
     def batch(self, indices: np.ndarray, depth: int, frames: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokens (B, frames, P, D) of evenly spaced frames, and the labels."""
-        tokens = self.tokens[depth][indices][:, :: FRAMES // frames]
+        tokens = self.tokens[depth][:, :: self.tokens[depth].shape[1] // frames][indices]
         return torch.from_numpy(tokens).float(), {head: torch.from_numpy(v[indices]) for head, v in self.labels.items()}
 
 
 @torch.inference_mode()
-def encode(model: TubeViT, shards: Path, heads: Mapping[str, str], depths: tuple[int, ...], out: Path) -> int:
-    """Compute the tokens of FRAMES frames of each clip with the frozen blocks of ``model``, frame by frame.
+def encode(
+    model: TubeViT, shards: Path, heads: Mapping[str, str], depths: Sequence[int], out: Path, frames: int = FRAMES
+) -> int:
+    """Compute the tokens of evenly spaced frames of each clip with the frozen blocks of ``model``, frame by frame.
 
     Args:
         model: its trunk is deep enough for ``depths``.
@@ -89,16 +92,16 @@ def encode(model: TubeViT, shards: Path, heads: Mapping[str, str], depths: tuple
     if not out.exists():
         partial = out.with_name(f".{out.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
-        shape = len(opened), FRAMES, model.count_tokens(1), model.tokenizer.embed_dim
+        shape = len(opened), frames, model.count_tokens(1), model.tokenizer.embed_dim
         files = {d: np.lib.format.open_memmap(partial / f"{d}.npy", "w+", np.float16, shape) for d in depths}
         labels, done = {head: np.empty(len(opened), np.int64) for head in heads}, 0
         with progress(f"frames of {shards.parent.name}/{shards.name}", len(opened)) as advance:
             for batch in eval_loader(opened, heads, model.config.input, batch=BATCH):
                 rows = slice(done, done + len(batch.keys))
-                every = batch.pixels.shape[3] // FRAMES
+                every = batch.pixels.shape[3] // frames
                 x = model.preprocess(batch.pixels[:, 0, :, ::every]).transpose(1, 2).flatten(0, 1)  # (B*F, 3, H, W)
                 for depth, taps in model.trunk(x, depths).items():
-                    files[depth][rows] = taps.h.unflatten(0, (-1, FRAMES)).half().numpy()
+                    files[depth][rows] = taps.h.unflatten(0, (-1, frames)).half().numpy()
                 for head, values in batch.labels.items():
                     labels[head][rows] = values.numpy()
                 done = rows.stop

@@ -94,6 +94,8 @@ IMAGES = (  # every fourth step is one of images, so that as many see clips as e
     "data.train.images.augment.flip=false",
     "train.steps=400",
 )
+CROPS = tuple(f"data.train.{name}.augment.crop_scale=[0.5,1]" for name in ("scenes", "films"))
+HALF = ("arms.last6.frozen_depth=6", "arms.last6_gate.frozen_depth=6", "arms.last6_gate.gate=true")
 GROUPS = {
     "transplanted": Group("transplanted", "", None),
     "longer": Group("transplanted", "4 times the steps", QUERIES, ("train.steps=1200",)),
@@ -102,6 +104,8 @@ GROUPS = {
 ABLATIONS = {
     "matched": Group("matched", "matched tubes"),
     "with_images": Group("transplanted", "with images", QUERIES, IMAGES, cache="with_images"),
+    "crops": Group("transplanted", "random crops", QUERIES, CROPS, cache="crops"),
+    "half": Group("transplanted", "", ("last6", "last6_gate"), HALF),
     "aligned": Group("aligned", "aligned tubes", QUERIES),
     "cosine": Group("cosine", "cosine positions", QUERIES),
     "of_films": Group("of_films", "films alone", QUERIES, NO_SCENES),

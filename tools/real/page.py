@@ -42,12 +42,13 @@ def figures(real: Real) -> list[str]:
     chance = ", ".join(f"{head} {100 * share:.1f}" for head, share in real.chance.items())
     clips = "; ".join(f"{name}: {count:,}" for name, count in real.clips.items())
     seeds = f"seed{'s' * (len(real.seeds) > 1)} {', '.join(map(str, real.seeds))}"
+    seeds += f"; a row without a range has seed {real.seeds[0]} alone" if len(real.seeds) > 1 else ""
     exact = ", ".join(f"{side}: {value:g}" for side, value in real.exact.items())
     return [
         *table(real),
         "",
         *_ablations(real),
-        f"Top-1 in %, one view; {seeds} of late arms and readings, one of each small model. Chance: {chance}.",
+        f"Top-1 in %, one view; {seeds}. Chance: {chance}.",
         "",
         *_claims(real),
         "",
@@ -150,7 +151,7 @@ def plot(real: Real, path: Path, heads: Sequence[str] = ("film_motion", "object"
         for group, (label, colour, marker) in MARKERS.items():
             rows = [row for row in real.rows if row.group == group and (group != "small" or row.name == "small")]
             points = [row.step_gflop for row in rows], [100 * row.mean(head) for row in rows]
-            axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label)
+            axes.plot(*points, linestyle="none", marker=marker, color=colour, label=label if rows else None)
             for row, cost, share in zip(rows, *points, strict=True):
                 if group != "small":
                     axes.annotate(

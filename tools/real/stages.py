@@ -18,7 +18,7 @@ from real import frames
 from real.emoji import draw_animals
 from real.exact import compare_precisions, difference_to_timm
 from real.films import Films
-from real.frames import CHEAP, DEAR, LATE, FrameReader, FrameTokens, Reading
+from real.frames import CHEAP, DEAR, DENSE, LATE, FrameReader, FrameTokens, Reading
 from real.groups import ABLATIONS, DONORS, GROUPS, TUBES, Group
 from real.image_features import compare_features
 from real.material import MODEL, Material, fetch_material
@@ -61,8 +61,8 @@ class Stages:
 
     Args:
         material: where the material is, or is fetched to.
-        seeds: of the late arms and of the readings of frames, but dear ones, which have the first seed alone. There is
-            one small model of each kind.
+        seeds: of the late arms and of the readings of frames, but dear ones, which have the first seed alone. Small
+            models have the first seed alone too, unless ``ablations``; the first one's tubes go into the ViT.
         changes: to all recipes, such as ``train.steps=20``.
         ablations: whether the groups of ABLATIONS, all small models and the readings DEAR are run too.
         backbone: timm's name of the model whose weights are in the material.
@@ -89,10 +89,13 @@ class Stages:
         clips = self._stage("shards", self._write_shards)
         groups = GROUPS | (ABLATIONS if self.ablations else {})
         donors = DONORS if self.ablations else ["small"]
-        rows = [self._stage(donor, partial(self._train_donor, donor)) for donor in donors]
+        rows = [self._stage(donor, partial(self._train_donor, donor, donor, self.seeds[0])) for donor in donors]
         tubes = self._stage("transplant", self._transplant)
         exact = self._stage("exact", self._compare_images)
-        self._stage("frames", self._encode_frames)
+        self._stage("frames", partial(self._encode_frames, "frames", self._depths, frames.FRAMES))
+        if self.ablations:
+            rows += self._ablate_donors()
+            self._stage("frames16", partial(self._encode_frames, "frames16", self._depths[1:], 16))
         for seed in self.seeds:
             for name, group in groups.items():
                 rows += self._stage(f"arms-{name}-{seed}", partial(self._arms, name, group, seed))
@@ -151,11 +154,17 @@ class Stages:
         inside = [f"{key}={self.out / value}" for key, value in (data | paths).items()]
         return recipes.load(RECIPES / f"{name}.yaml", [*inside, *changes, *self.changes])
 
-    def _train_donor(self, donor: str) -> dict[str, Any]:
+    def _ablate_donors(self) -> list[dict[str, Any]]:
+        """All small models with the other seeds."""
+        names = [(f"{donor}-{seed}", donor, seed) for seed in self.seeds[1:] for donor in DONORS]
+        return [self._stage(name, partial(self._train_donor, name, donor, seed)) for name, donor, seed in names]
+
+    def _train_donor(self, out: str, donor: str, seed: int) -> dict[str, Any]:
         paths = {"data.train.images.shards": "data/scenes/images-train", "data.valid.shards": "data/scenes/videos-val"}
-        recipe = self._read("small", DONORS[donor].changes, out=donor, **paths)
+        recipe = self._read("small", DONORS[donor].changes, out=out, **paths)
+        recipe.seed = seed
         _train(recipe, {"model": recipe.arm})
-        model = load(self.out / donor / "model")
+        model = load(self.out / out / "model")
         scores = self._evaluate({"model": model}, Trunk())["model"]
         return asdict(row_of_model(donor, "small", model, scores))
 
@@ -218,8 +227,8 @@ class Stages:
         arms = recipes.sweep_arms(self._read("sweep"))
         return arms["last3"].frozen_depth, arms["head"].frozen_depth
 
-    def _encode_frames(self) -> dict[str, int]:
-        """Compute the tokens of the frames of all clips that train or test; the number of clips of each set."""
+    def _encode_frames(self, folder: str, depths: Sequence[int], count: int) -> dict[str, int]:
+        """Compute the tokens of ``count`` frames of all clips that train or test; the number of clips of each set."""
         adapted = load(self.out / "transplanted")
         whole, sizes = adapted.with_arm(adapted.depth, False, {}).eval(), {}
         recipe = self._read("sweep")
@@ -227,8 +236,8 @@ class Stages:
         prepare_trunks([whole], recipe.trunk, world, frames.BATCH)
         for name, heads in HEADS.items():
             for split in ("train", "test"):
-                shards, out = self.out / f"data/{name}/videos-{split}", self.out / f"frames/{name}-{split}"
-                sizes[f"{name}-{split}"] = frames.encode(whole, shards, heads, self._depths, out)
+                shards, out = self.out / f"data/{name}/videos-{split}", self.out / folder / f"{name}-{split}"
+                sizes[f"{name}-{split}"] = frames.encode(whole, shards, heads, depths, out, count)
         return sizes
 
     def _read_frames(self, reading: Reading, seed: int) -> dict[str, Any]:
@@ -238,20 +247,23 @@ class Stages:
         arm = arms["last3_attentive" if reading.kind == "late" else "attentive"]
         adapted = load(self.out / "transplanted")
         reader = FrameReader.of(adapted, reading, arm, self._classes(), seed)
-        frames.train(reader, arm.frozen_depth, self._frames("train"), recipe, arm)
+        frames.train(reader, arm.frozen_depth, self._frames("train", reading), recipe, arm)
         top1: dict[str, float] = {}
-        for test in self._frames("test").values():
+        for test in self._frames("test", reading).values():
             top1 |= frames.accuracy(reader, arm.frozen_depth, test)
         whole = adapted.with_arm(adapted.depth, False, {}).eval()
         return asdict(row_of_frames(whole, reader, arm.frozen_depth, top1))
 
     def _readings(self, seed: int) -> list[Reading]:
         """Those of a seed: the dear ones have the first seed alone, and some belong to the ablations."""
+        every = CHEAP + DENSE if self.ablations else CHEAP
         dear = [LATE, *DEAR] if self.ablations else [LATE]
-        return CHEAP + dear if seed == self.seeds[0] else CHEAP
+        return every + dear if seed == self.seeds[0] else every
 
-    def _frames(self, split: str) -> dict[str, FrameTokens]:
-        return {name: FrameTokens.read(self.out / f"frames/{name}-{split}", self._depths) for name in HEADS}
+    def _frames(self, split: str, reading: Reading) -> dict[str, FrameTokens]:
+        dense = reading in DENSE
+        folder, depths = ("frames16", self._depths[1:]) if dense else ("frames", self._depths)
+        return {name: FrameTokens.read(self.out / folder / f"{name}-{split}", depths) for name in HEADS}
 
     def _precisions(self) -> dict[str, Any]:
         """The attentive arm on real films, with its frozen blocks in each precision."""
