@@ -68,10 +68,10 @@ def figures(real: Real) -> list[str]:
 def _claims(real: Real) -> list[str]:
     """Each claim with its verdict, as a Markdown table."""
     rows = []
-    for claim, verdict in verdicts(real):
+    for about, claim, verdict in verdicts(real):
         measured = f"{100 * (verdict.difference or 0):+.1f}"
         measured += f" ± {100 * verdict.interval:.1f}" if verdict.interval is not None else ""
-        rows.append([claim.source, claim.better, claim.worse, claim.head, measured, verdict.word])
+        rows.append([about, claim.better, claim.worse, claim.head, measured, verdict.word])
     return markdown(["", "is better", "than", "by", "points", "verdict"], rows, to_right=[4])
 
 
