@@ -56,7 +56,7 @@ def test_the_demo_proves_what_it_claims(run):
     assert report["image_max_abs_diff"] == 0
     assert report["reload_max_abs_diff"] == 0
     assert max(report["transplant"].values()) < 1e-4
-    assert report["best"]["views"] == "4x3" and report["best"]["samples"] == 7
+    assert report["best"]["views"] == "4x1" and report["best"]["samples"] == 7
 
 
 def test_the_run_directory_is_for_people(run):
