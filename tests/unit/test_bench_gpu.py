@@ -119,16 +119,22 @@ def test_the_page_comes_from_the_file_too(done: Done, tmp_path: Path) -> None:
     assert "Tiny models, to test the bench" in done.page
 
 
-def test_what_there_was_no_time_or_memory_for_is_named() -> None:
+def test_what_was_not_measured_is_named_and_costs_nothing_else() -> None:
     def full() -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken() -> Any:
+        raise KeyError("ViT-B")
 
     late, early = Measurements(FEW, 1, 0.0), Measurements(FEW, 1, 1.0)
     late.measure("copy", lambda: [{"what": "copy"}])
     early.measure("ViT-H", full)
+    assert early.code == 0
+    early.measure("ViT-B", broken)
     early.measure("copy", lambda: [{"what": "copy"}])
     assert late.missing == ["copy: no time was left"] and not late.rows
-    assert early.missing == ["ViT-H: no memory was left"] and len(early.rows) == 1
+    assert early.missing == ["ViT-H: no memory was left", "ViT-B: KeyError: 'ViT-B'"] and len(early.rows) == 1
+    assert early.code == 1
 
 
 def test_a_machine_without_a_gpu_is_refused() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,7 @@ class Measurements:
         self.extent, self.repeats, self.ends = extent, repeats, time.monotonic() + 60 * minutes
         self.rows: list[Figures] = []
         self.missing: list[str] = []
+        self.code = 0  # with which the tool ends
         self.rates: dict[str, float] = {}  # TFLOP/s of each model's products in bfloat16
         self.gflop: dict[tuple[str, str], float] = {}  # of one clip, by model and work
         self.peers: list[dict[str, Figures]] = []
@@ -103,7 +105,7 @@ class Measurements:
         with tempfile.TemporaryDirectory() as directory:
             for name, group in self.groups(Path(directory)):
                 self.measure(name, group)
-        return measured(before, self.rows, goals(self), missing=self.missing)
+        return measured(before, self.rows, goals(self), missing=self.missing, exit=self.code)
 
     def groups(self, directory: Path) -> Iterator[tuple[str, Callable[[], Iterable[Figures]]]]:
         """Names of what is measured, and functions that give its rows: what matters most comes first."""
@@ -132,6 +134,10 @@ class Measurements:
             self.rows += group()
         except torch.OutOfMemoryError:
             self.missing.append(f"{name}: no memory was left")
+        except Exception as error:  # one failure must not cost the other figures: the GPU may be gone tomorrow
+            traceback.print_exc()
+            self.missing.append(f"{name}: {type(error).__name__}: {error}")
+            self.code = 1
         gc.collect()
         if own_device().type != "cpu":
             torch.accelerator.empty_cache()
