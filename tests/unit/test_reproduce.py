@@ -83,6 +83,22 @@ def test_the_page_says_what_holds_what_does_not_and_what_is_missing(tmp_path):
     assert page.count("Not run yet") == 1 and "`python tools/reproduce.py missing`" in page
 
 
+def test_a_row_of_another_table_is_shown_and_neither_trained_nor_judged(tmp_path):
+    def result(*names):
+        row = {"paper": None, "lr": 2e-3, "validation": TRIED, "steps": 9, "seeds": {"0": {"place_motion": 0.25}}}
+        return {"seeds": [0], "samples": 9, "chance": {"place_motion": 0.1}, "rows": dict.fromkeys(names, row)}
+
+    shown = Row("good", shown_from="there")
+    here = Table("Table 1: made up", (Row("own", source=Source("table7a")), shown), ())
+    assert [row.name for row, _ in here.trained()] == ["own"] and not here.untrained()
+    (tmp_path / "here.json").write_text(json.dumps(result("own")))
+    assert "†" not in document({"here": here}, tmp_path)
+    (tmp_path / "there.json").write_text(json.dumps(result("good", "good" + RANDOM, "bad")))
+    page = document({"here": here}, tmp_path)
+    assert "| own | - | 25.0 | 2e-03 | 9 |\n| good † | - | 25.0 | 2e-03 | 9 |\n| good (random tubes) † |" in page
+    assert "bad" not in page and "good >" not in page
+
+
 def test_what_is_published_is_the_page_of_the_results_and_says_why_a_claim_is_not_seen():
     text = (DOCS / "reproduction.md").read_text()
     assert text == document(TABLES, DOCS / "reproduction")
@@ -96,6 +112,8 @@ def test_every_row_has_its_recipe_and_every_claim_its_rows(tmp_path):
         names = [row.name for row in table.rows]
         assert len(set(names)) == len(names)
         assert {row.of for row in table.rows} - {""} <= set(names)
+        others = [row for row in table.rows if row.shown_from]
+        assert all(row.name in {each.name for each in TABLES[row.shown_from].rows} for row in others)
         assert {row for claim in table.claims for row in (claim.better, claim.worse)} <= set(names), name
         every = claims(table, [*names, *(name + RANDOM for name in names)])
         assert table.remarks.keys() <= set(map(str, every)), name

@@ -16,6 +16,7 @@ RULE = """Rows of one seed share data and start models, so they are compared see
 difference is above 0 by more than its 95 % interval (Student's t over the seeds). It *does not hold* if the difference
 is below 0 by as much. Otherwise it is *within noise*. With a single seed, no claim is judged."""
 EDGE = "*"  # marks the lowest or highest learning rate that was tried: a better one may lie beyond it
+SHOWN = "†"  # marks a row of another table
 INTRODUCTION = f"""# The paper's tables at desk scale
 
 `python tools/reproduce.py TABLE... --write` writes this page from `docs/reproduction/*.json`, and runs what is missing;
@@ -64,7 +65,18 @@ def section(name: str, table: Table, path: Path) -> str:
     if not path.exists():
         return "\n".join([*lines, f"Not run yet: `python tools/reproduce.py {name}`.", ""])
     result = read_json(path)
-    return "\n".join([*lines, _setting(result), "", *_rows(table, result), "", *_claims(table, result), ""])
+    rows = _rows(table, result, result["rows"] | _shown(table, path.parent))
+    return "\n".join([*lines, _setting(result), "", *rows, "", *_claims(table, result), ""])
+
+
+def _shown(table: Table, results: Path) -> dict[str, Any]:
+    """The rows of other tables, each with its control, that the page shows in this one too."""
+    shown: dict[str, Any] = {}
+    for row in table.rows:
+        if row.shown_from and (path := results / f"{row.shown_from}.json").exists():
+            rows = read_json(path)["rows"]
+            shown |= {f"{name} {SHOWN}": rows[name] for name in (row.name, row.name + RANDOM)}
+    return shown
 
 
 def _setting(result: Mapping[str, Any]) -> str:
@@ -74,15 +86,14 @@ def _setting(result: Mapping[str, Any]) -> str:
     return f"Seeds {', '.join(map(str, result['seeds']))}; {data}. Chance: {chance}."
 
 
-def _rows(table: Table, result: Mapping[str, Any]) -> list[str]:
-    others = [head for head in result["chance"] if head != table.head]
-    heads = [table.head, *others]
-    rows = []
-    for name, row in result["rows"].items():
+def _rows(table: Table, result: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
+    heads = [table.head, *(head for head in result["chance"] if head != table.head)]
+    lines = []
+    for name, row in rows.items():
         paper = "-" if row["paper"] is None else f"{row['paper']:.1f}"
         values = [_spread([seed[head] for seed in row["seeds"].values() if head in seed]) for head in heads]
-        rows.append([name, paper, *values, _rate(row), row["steps"]])
-    return markdown(["row", "paper", *heads, "learning rate", "steps"], rows)
+        lines.append([name, paper, *values, _rate(row), row["steps"]])
+    return markdown(["row", "paper", *heads, "learning rate", "steps"], lines)
 
 
 def _rate(row: Mapping[str, Any]) -> str:

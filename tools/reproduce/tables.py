@@ -26,8 +26,8 @@ class Source:
 class Row:
     """A line of a table.
 
-    It is a model that ``source`` trains, or the model of row ``of``, evaluated in another way. Without ``source`` and
-    ``of`` it is the transplant that other rows start from.
+    It is a model that ``source`` trains, or the model of row ``of``, evaluated in another way, or a row of the table
+    ``shown_from``, which the page shows here too. Otherwise it is the transplant that other rows start from.
 
     Args:
         paper: the paper's accuracy in per cent; None if the paper does not have this row.
@@ -36,6 +36,7 @@ class Row:
         of: the row whose model is evaluated.
         views: views of the evaluation.
         strides: strides in the evaluation that differ from those of training.
+        shown_from: the name of another table, whose row of this name the page shows here too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row:
     of: str = ""
     views: str = "1x1"
     strides: Mapping[str, list[int]] = field(default_factory=dict, hash=False)
+    shown_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Table:
 
     def untrained(self) -> list[Row]:
         """The rows that are a transplant, from which others start."""
-        return [row for row in self.rows if row.source is None and not row.of]
+        return [row for row in self.rows if not (row.source or row.of or row.shown_from)]
 
 
 def chain(names: str, in_paper: bool = True) -> tuple[Claim, ...]:
