@@ -17,7 +17,7 @@ from scaleup.common.timing import now
 from scaleup.config.recipe import all_arms, default_precision
 from scaleup.config.schema import Arm, Recipe
 from scaleup.model.trunk import COMPUTED_IN
-from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms
+from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms, with_gaps
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
 from scaleup.training.run_inputs import sizes
 
@@ -107,6 +107,7 @@ class Plan:
     arms: dict[str, ArmCost]
     flops: dict[str, SampleFlops]  # by modality
     memory: dict[str, int]  # bytes on a device by part, see memory()
+    cpu_memory: int  # bytes that a process on a CPU takes for it, see scaleup.sweeps.memory.with_gaps
     available: int  # bytes of a device
     fits: bool
     largest_batch: int  # the largest that fits; 0 if one sample does not fit
@@ -163,6 +164,7 @@ def plan(
         arms={name: _arm(sketch, name) for name in arms},
         flops=flops,
         memory=needed,
+        cpu_memory=with_gaps(needed),
         available=available,
         fits=fits,
         largest_batch=largest,
@@ -271,6 +273,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         )
         yield ""
     yield from columns([["tensors on a device", ""], *([part, format_gib(size)] for part, size in plan.memory.items())])
+    yield f"on a CPU {format_gib(plan.cpu_memory)}, since gaps remain between tensors; Python and libraries come on top"
     yield f"of {format_gib(plan.available)}; the largest batch that fits is {plan.largest_batch}"
     if len(plan.waves) > 1:
         yield f"{len(plan.waves)} waves: " + "; ".join(", ".join(wave) for wave in plan.waves)

@@ -4,8 +4,7 @@ Counted: weights, the optimizer's moments, gradients and the copies of them that
 and every tensor that exists between two operations of a pass.
 
 Not counted: Python, libraries, the context of an accelerator, memory that one operation uses inside, batches that wait
-in loader processes, and freed memory that the allocator keeps. On a CPU, training makes glibc keep all freed memory;
-gaps remain between tensors, into which the next tensor does not fit.
+in loader processes, and freed memory that the allocator keeps, but :func:`with_gaps`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import bisect
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from scaleup.training.engine import LIVE
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
 MARGIN = 0.1  # share of a GPU's memory that plans leave free
+GAPS = 3  # on a CPU one byte lies idle for so many of tensors that come and go in a step
 MOST = 2**16  # the largest micro-batch that is tried
 MOMENTS, MASTER = 2, 1  # copies of the trained weights: two moments of Adam; with ZeRO also master weights
 
@@ -64,6 +64,14 @@ def by_part(sketch: Sketch, names: Collection[str], batch: int | None = None, ra
         "batch": 0 if sketch.recipe.trunk.cache else batch // ranks * _pixels(sketch.size(sketch.largest)),
     }
     return parts | {"total": sum(parts.values())}
+
+
+def with_gaps(parts: Mapping[str, int]) -> int:
+    """Bytes that a process on a CPU takes for the ``parts`` of a plan.
+
+    Training makes glibc keep all freed memory. Gaps remain between tensors, into which the next tensor does not fit.
+    """
+    return parts["total"] + (parts["gradients"] + parts["activations"] + parts["batch"]) // GAPS
 
 
 def largest_batch(sketch: Sketch, names: Collection[str], available: int, ranks: int = 1) -> int:

@@ -1,4 +1,5 @@
-"""``python costs_peak.py RECIPE key=value ...``: peaks of two real steps, bytes of tensors and of this process.
+"""``python costs_peak.py returned|kept RECIPE key=value ...``: peaks of two real steps, bytes of tensors and of this
+process, which returns what is freed to the system, or keeps it, as training does.
 
 What libraries take beside tensors differs with the processor: 20 to 100 MB.
 """
@@ -15,6 +16,7 @@ import torchao.quantization  # noqa: F401
 from scaleup.common.distributed import join
 from scaleup.config import recipe
 from scaleup.config.recipe import Recipe
+from scaleup.model.kernels import keep_freed_memory
 from scaleup.training import engine
 from scaleup.training.arm_trainer import ArmTrainer
 from scaleup.training.run_inputs import build_models
@@ -47,9 +49,12 @@ def train(read: Recipe) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)  # what is freed goes back to the system at once
+    if sys.argv[1] == "kept":
+        keep_freed_memory()
+    else:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
     engine._deepspeed()  # imported when the first engine is made
-    read = recipe.load(sys.argv[1], sys.argv[2:])
+    read = recipe.load(sys.argv[2], sys.argv[3:])
     join()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = status("VmRSS")
