@@ -25,7 +25,8 @@ class Checked(Verified):
 
 
 def run(args: argparse.Namespace) -> Checked:
-    sets = [str(index.parent) for index in sorted(Path(args.shards).glob("*/index.json"))]
+    folder = Path(args.shards)
+    sets = [str(index.parent) for name in ("index.json", "*/index.json") for index in sorted(folder.glob(name))]
     checked = Checked(0, [], [], [], 0, [])
     if args.convert and "://" in args.shards:
         raise UserError(f"'{args.shards}' is an address; convert the directory where it is, and copy its index")

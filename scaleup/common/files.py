@@ -31,6 +31,8 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise UserError(
             f"'{out}' exists, and going on with it is not possible; name another, or overwrite it (--overwrite)"
         )
+    if overwrite and real(out) in (here := Path.cwd(), *here.parents):
+        raise UserError(f"'{out}' would take the place of the directory in which this runs; name another")
 
 
 @contextmanager
@@ -44,8 +46,8 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(out, overwrite)
     temporary = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        (place := real(out)).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         yield temporary
         swap_in(temporary, out)
     except OSError as error:
@@ -90,7 +92,13 @@ def partial_directory(out: Path, plan: str) -> Iterator[Path]:
 
 
 def partial_name(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
+    """Beside ``out``, or beside what it links to."""
+    return (out := real(out)).with_name(f".{out.name}.partial")
+
+
+def real(out: Path) -> Path:
+    """The path without links; it need not exist."""
+    return Path(os.path.realpath(out))
 
 
 def clear_directory(directory: Path, names: set[str]) -> None:
@@ -101,15 +109,16 @@ def clear_directory(directory: Path, names: set[str]) -> None:
 
 
 def swap_in(temporary: Path, out: Path) -> None:
-    """Rename ``temporary`` to ``out``. An existing ``out`` is removed only after that."""
+    """Rename ``temporary`` to ``out``, or to what it links to. An existing ``out`` is removed only after that."""
     make_readable(temporary)  # mkdtemp made it private
-    if not out.exists():
-        move(temporary, out)
-        return
-    old = temporary.with_name(temporary.name + "-old")
-    move(out, old)
+    out, old = real(out), temporary.with_name(temporary.name + "-old")
+    if out.exists():
+        if old.exists():  # of a call that was killed while it removed this
+            remove(old)
+        move(out, old)
     move(temporary, out)
-    remove(old)
+    if old.exists():
+        remove(old)
 
 
 def remove(path: Path) -> None:
@@ -174,11 +183,13 @@ def growing_lines(out: Path) -> Iterator[Callable[[Any], None]]:
     Raises:
         UserError: it cannot be written.
     """
+    if out.is_dir():
+        raise UserError(f"'{out}' is a directory; name a file")
     partial = partial_name(out)
     try:
         with partial.open("w") as file:
             yield lambda value: print(json.dumps(value, default=json_value), file=file)
-        partial.replace(out)
+        partial.replace(real(out))
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:

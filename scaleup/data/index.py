@@ -36,7 +36,7 @@ NOT_OF_IT = {"format", "crc32", "endings", "columns", "list_sha256"}  # keys of 
 SORTED = 2**18  # keys that are sorted together
 LABEL = "label "  # begins the name of a column
 CHANGED = "it has changed since it was written"
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # raised for an invalid index
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, StopIteration, OverflowError)  # of an invalid index
 # Content of shards: files, or the output of a trunk (scaleup.data.token_records).
 MEDIA = {**EXTENSIONS, "taps": ("safetensors",)}
 

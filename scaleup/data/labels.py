@@ -190,10 +190,13 @@ POWERS = {"sqrt": 0.5, "full": 1.0}  # how strongly rare classes are balanced: o
 
 
 def class_counts(labels: Any, classes: int, factors: Callable[[int, int], np.ndarray] | None = None) -> np.ndarray:
-    """How many samples have each class, of at least so many: (C,), from such an array or what is read as one, in parts.
+    """How many samples have each class: (C,), from such an array or what is read as one, in parts.
 
     Args:
         factors: how often the samples from one number to another count.
+
+    Raises:
+        UserError: a label is none of the classes.
     """
     counts = np.zeros(classes, dtype=int if factors is None else float)
     for begin in range(0, len(labels), PART):
@@ -202,9 +205,10 @@ def class_counts(labels: Any, classes: int, factors: Callable[[int, int], np.nda
         if labels.dtype == object:
             weights = None if weights is None else np.repeat(weights, [len(label) for label in part])
             part = np.array([number for label in part for number in label], dtype=np.int64)
-        found = np.bincount(part, weights, minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        for wrong in part[(part < 0) | (part >= classes)]:
+            where = "tools/check_shards.py names the samples"
+            raise UserError(f"label {wrong} is not one of {classes} classes, so an index of shards is damaged; {where}")
+        counts += np.bincount(part, weights, minlength=classes)
     return counts
 
 

@@ -157,9 +157,9 @@ class Augmented:
         self.transforms = {name: TrainTransform(input, dataset.augment) for name, dataset in data.train.items()}
 
     def __call__(self, name: str, index: int, epoch: int) -> Tensor:
-        shards = self.shards[name]
-        source = random.Random(f"{self.seed} {epoch} {shards.keys[index]}")
-        return self.transforms[name](shards.read(index).media, shards.modality, source)
+        sample = self.shards[name].read(index)
+        source = random.Random(f"{self.seed} {epoch} {sample.key}")
+        return self.transforms[name](sample.media, self.shards[name].modality, source)
 
 
 def order_of(name: str, data: schema.Data, samples: Samples, seed: int) -> Order:

@@ -86,6 +86,8 @@ class Shards:
         try:
             self._table.check(tar)
             ending, offset, size, crc = self._table.members[i][0]
+        except UserError:  # an address that does not answer
+            raise
         except DAMAGE as error:
             raise UserError(f"'{self.path}/{COLUMNS}' is damaged: {error}") from None
         try:

@@ -157,11 +157,12 @@ def _check_sample(file: BinaryIO, entry: SampleEntry, headers: Headers, index: I
         if fault := explain_label(entry.labels.get(name), index.kinds.get(name, ONE), len(names)):
             yield f"label '{name}' {fault}"
     for ending, (offset, size, crc) in entry.members.items():
-        data = os.pread(file.fileno(), size, offset)
         header = headers.get(ending)
         if header is None or (header.offset_data, header.size) != (offset, size):
             yield f".{ending} has no matching tar header at byte {offset - 512}"
-        elif len(data) != size:
+            continue
+        data = os.pread(file.fileno(), size, offset)
+        if len(data) != size:
             yield f".{ending} is cut off"
         elif zlib.crc32(data) != crc:
             yield f".{ending} has changed since it was written"

@@ -24,7 +24,7 @@ from scaleup.common.files import new_directory, write_json
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
 from scaleup.config.schema import Trunk
-from scaleup.data.labels import ONE, WORDS
+from scaleup.data.labels import ONE, WORDS, class_counts
 from scaleup.data.shards import Shards
 from scaleup.evaluation.accuracy import Coverage, Once
 from scaleup.model.build import PreparedTrunk, prepare_trunks
@@ -224,9 +224,9 @@ def choose_classes(train: Shards, test: Shards, labels: Sequence[str] | None) ->
                 )
             if (kind := shards.kind(label)) != ONE:
                 raise UserError(f"label {label!r} of '{shards.path}' is {WORDS[kind]}; a classifier needs one class")
-            present = {names[label][number] for number in shards.labels[label]}
+            present = class_counts(shards.labels[label], len(names[label])).nonzero()[0]
             if len(present) < 2:
-                only = f"only samples of class {present.pop()!r}" if present else "no samples"
+                only = f"only samples of class {names[label][present[0]]!r}" if len(present) else "no samples"
                 raise UserError(f"label {label!r} of '{shards.path}' has {only}; a classifier needs two classes")
         if train.classes[label] != test.classes[label]:
             differ = sorted(set(train.classes[label]) ^ set(test.classes[label]))

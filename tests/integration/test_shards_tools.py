@@ -210,3 +210,14 @@ def test_the_source_is_never_overwritten(folder, tmp_path, out):
 def test_a_source_that_is_misspelt_and_a_missing_out_are_one_sentence(folder, tmp_path):
     refused(tool("make_shards", tmp_path / "sorce", "--out", tmp_path / "out"), "nearest: 'source'")
     refused(tool("make_shards", folder), "no output directory is given; name one with --out")
+
+
+def test_shards_with_other_shards_in_a_folder_are_all_checked(tmp_path):
+    write_tar(tmp_path / "outer/0.tar", [("a.jpg", picture(1)), ("a.cls", b"0")])
+    write_tar(tmp_path / "outer/inner/0.tar", [("b.jpg", picture(2)), ("b.cls", b"0")])
+    for folder in ("outer", "outer/inner"):
+        assert tool("make_shards", tmp_path / folder).returncode == 0
+    assert tool("check_shards", tmp_path / "outer").stdout == "all 2 samples are unchanged since they were written\n"
+    (tmp_path / "outer/0.tar").unlink()
+    checked = tool("check_shards", tmp_path / "outer")
+    assert (checked.returncode, checked.stdout) == (1, "0.tar: missing\n")

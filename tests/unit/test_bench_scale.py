@@ -30,3 +30,9 @@ def test_the_figure_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [row["samples"] for row in result["rows"]] == [300, 3000] and len(result["goals"]) == 4
     assert result["goals"][0]["what"].startswith("3,000 samples") and (tmp_path / "plot.png").stat().st_size > 1000
     assert result["rows"][1]["batch_seconds_64_ranks"] > 0 and not [*(tmp_path / "indexes").iterdir()]
+
+
+@pytest.mark.parametrize("count", [1, PER_RANK - 1])
+def test_less_than_a_batch_is_measured_too(count: int, tmp_path: Path) -> None:
+    make_index(tmp_path / "set", count, 100)
+    assert {"first_batch_seconds", "resume_seconds", "order_ms"} <= measure(str(tmp_path / "set")).keys()

@@ -13,7 +13,7 @@ import pytest
 
 from scaleup.common import files
 from scaleup.common.errors import UserError
-from scaleup.common.files import locked, new_directory, sync
+from scaleup.common.files import growing_lines, locked, new_directory, partial_directory, refuse_existing, sync
 
 
 def names(directory: Path) -> list[str]:
@@ -204,3 +204,49 @@ def test_what_cannot_be_synced_is_no_failure_but_a_full_disk_is(
     code = errno.ENOSPC
     with pytest.raises(OSError, match="No space"):
         sync(0)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_links_to_is_written(there: bool, tmp_path: Path) -> None:
+    """Beside which the half-written directory lies too: a link may lead to a larger disk."""
+    disk, out = tmp_path / "disk" / "set", tmp_path / "out"
+    disk.mkdir(parents=True) if there else disk.parent.mkdir()
+    out.symlink_to(disk)
+    for write in (new_directory(out, there), partial_directory(out, "plan")):
+        with write as directory:
+            (directory / "new").write_text("new")
+            assert directory.parent == disk.parent
+        assert (
+            names(out) == names(disk) == ["new"]
+            and names(tmp_path) == ["disk", "out"]
+            and names(disk.parent) == ["set"]
+        )
+        there = True
+
+
+def test_what_a_killed_call_has_set_aside_does_not_stop_the_next(tmp_path: Path) -> None:
+    out, aside = tmp_path / "out", tmp_path / ".out.partial-old"
+    out.mkdir(), aside.mkdir()
+    (aside / "older").write_text("older")
+    with partial_directory(out, "plan") as directory:
+        (directory / "new").write_text("new")
+    assert names(out) == ["new"] and names(tmp_path) == ["out"]
+    out.rename(aside)
+    with partial_directory(out, "plan") as directory:
+        (directory / "newer").write_text("newer")
+    assert names(out) == ["newer"] and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "../here"])
+def test_the_directory_in_which_a_tool_runs_is_not_replaced(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="the directory in which this runs"):
+        refuse_existing(Path(out), overwrite=True)
+
+
+def test_lines_do_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a directory; name a file"), growing_lines(tmp_path):
+        pytest.fail("the work began")

@@ -118,13 +118,14 @@ def measure(path: str) -> Figures:
     figures = {"open_seconds": opened}
     for world in (1, 8, 64):
         rank = world // 2
-        if PER_RANK * world > len(shards):
+        if world > 1 and PER_RANK * world > len(shards):
             continue
         steps = _steps(shards, rank, world)
         seconds = timed(partial(steps.__getitem__, 0))()
         figures.setdefault("first_batch_seconds", seconds)  # of one rank, which opens the files
         figures[f"batch_seconds_{world}_ranks"] = seconds
-    far = np.random.default_rng(SEED).integers(len(shards) // PER_RANK, 10 * len(shards) // PER_RANK, STEPS).tolist()
+    epoch = -(-len(shards) // PER_RANK)
+    far = np.random.default_rng(SEED).integers(epoch, 10 * epoch, STEPS).tolist()
     resumed = _steps(shards, 0, 1)
     figures["resume_seconds"] = timed(partial(resumed.__getitem__, far[0]))()
     steps = _steps(shards, 0, 1)

@@ -168,3 +168,25 @@ def test_a_hash_of_the_keys_sorts_a_few_at_a_time(count, monkeypatch):
     monkeypatch.setattr("scaleup.data.index.SORTED", 4)
     whole = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
     assert list_sha256(iter(keys)) == whole and list_sha256(reversed(keys)) == whole
+
+
+def test_rows_beyond_reading_do_not_end_the_check(shards: Shards) -> None:
+    """Members whose ending, offset or size is a number that cannot be."""
+    path, layout = shards.path / "index.columns", json.loads((shards.path / "index.json").read_bytes())["columns"]
+    whole, begin = path.read_bytes(), layout["members"][2]
+    for number in range(3):
+        damaged = bytearray(whole)
+        damaged[begin + 8 * number + 6] ^= 0x7F
+        path.write_bytes(damaged)
+        found = problems(shards)
+        assert "index.columns: the rows of 000000.tar have changed since they were written" in found
+        assert not any(each.startswith("index.json: damaged") for each in found)
+        if number:
+            assert any("sample 'clip0ä': .png has no matching tar header" in each for each in found)
+
+
+def test_an_address_that_does_not_answer_is_not_damage(shards: Shards) -> None:
+    far = Shards.open(f"file://{shards.path}")
+    (shards.path / "index.columns").unlink()
+    with pytest.raises(UserError, match=r"^'file://\S*index.columns' cannot be read: "):
+        far.read(0)

@@ -179,3 +179,11 @@ def test_counts_and_deviations_are_those_of_all_parts_together(part: int, monkey
                 weighted[number] += weights[row]
         assert labels.class_counts(column, 6).tolist() == slow.tolist()
         assert labels.class_counts(column, 6, lambda *rows: weights[slice(*rows)]) == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, 2**50])
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_a_label_that_is_no_class_is_not_counted(kind: str, wrong: int) -> None:
+    column = as_array([0, 1, wrong] if kind == "one" else [[0], [1, wrong], []], kind)
+    with pytest.raises(UserError, match=rf"label {wrong} is not one of 2 classes.*check_shards"):
+        labels.class_counts(column, 2)

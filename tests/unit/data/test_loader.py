@@ -252,3 +252,12 @@ def test_mirroring_what_is_named_by_its_side_is_warned_of(data, capsys):
     data.train["videos"].augment = schema.Augment(flip=False)
     classes_of(data)
     assert "mirrored" not in capsys.readouterr().err
+
+
+def test_a_key_that_is_no_text_is_damage_of_the_index(data, made, tmp_path):
+    shards = spoiled(made, tmp_path, [])
+    data = spoiled_data(data, shards)
+    columns = (shards.path / "index.columns").read_bytes()
+    (shards.path / "index.columns").write_bytes(columns.replace(b"video-", b"vide\xff-"))
+    with pytest.raises(UserError, match="index.columns' is damaged: the rows of 000000.tar have changed"):
+        list(train_loader(data, INPUT, 0, 3))
