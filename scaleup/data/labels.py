@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from ast import literal_eval
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ NO_LABEL = {"", "-1", "-1.0", "nan"}
 NO_NUMBER = {"none", "null", "na", "n/a"}  # mean "no label" if labels are numbers; else they are names like any other
 DIGITS = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
 LISTED = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
-SPACED = re.compile(r"\d+([\s,]+\d+)+")
+SPACED = re.compile(r"-?\d+([\s,]+-?\d+)+")
 
 
 def number_of(label: str) -> int | None:
@@ -78,21 +80,21 @@ def is_list(text: str) -> bool:
 
 
 def _json_list(text: str) -> list[Any] | None:
-    """The content of a JSON list; None if the text is none."""
-    try:
-        content = json.loads(text) if text.startswith("[") else None
-    except ValueError:
-        return None
-    return content
+    """The content of a list as JSON or Python writes it; None if the text is none."""
+    for read in (json.loads, literal_eval) if text.startswith("[") else ():
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            content = read(text)
+            return content if isinstance(content, list) else None
+    return None
 
 
 def split_label(text: str) -> list[str]:
     """The labels in a text: a JSON list, or divided by ``;`` or ``|``, numbers by commas or spaces too. What means "no
-    label" is left out."""
+    label" is left out, as is null."""
     parts = _json_list(text)
     if parts is None:
         parts = re.split(r"[\s,]+" if SPACED.fullmatch(text) else r"[;|]", text)
-    parts = [str(part) for part in parts]
+    parts = [str(part) for part in parts if part is not None]
     return [part for each in parts if (part := each.strip()).lower() not in NO_LABEL]
 
 
@@ -145,13 +147,20 @@ def _quantity(text: str) -> float:
         number = float(text)
     except ValueError:
         raise ValueError(f"label '{text[:200]}' is not a number" if text else "has no label") from None
-    if not math.isfinite(number):
+    if not _is_finite(number):
         raise ValueError(f"label '{text}' is not a finite number")
     return number
 
 
-def refuse_loss(head: str, loss: str, label: str, kind: str, place: str) -> None:
-    """UserError if a head with this loss cannot learn a label of this kind."""
+def _is_finite(number: float) -> bool:
+    """Whether it is finite in float32, as batches hold it."""
+    return abs(number) <= float(np.finfo(np.float32).max)
+
+
+def refuse_loss(head: str, loss: str, label: str, kind: str, classes: Sequence[str], place: str) -> None:
+    """UserError if a head with this loss cannot learn a label of this kind, or if there is no class to learn."""
+    if not classes:
+        raise UserError(f"head {head!r} has nothing to learn: label {label!r} of '{place}' has no classes")
     if loss not in LOSSES[kind]:
         other = " or ".join(f"heads.{head}.loss={loss}" for loss in LOSSES[kind])
         raise UserError(
@@ -163,7 +172,7 @@ def explain_label(label: Any, kind: str, count: int) -> str:
     """What is wrong with a label of shards that has so many classes; empty if it is one of its kind."""
     if kind == NUMBER:
         number = isinstance(label, int | float) and not isinstance(label, bool)
-        return "" if number and math.isfinite(label) else f"is {label}, which is not a finite number"
+        return "" if number and _is_finite(label) else f"is {label}, which is not a finite number"
     if kind == SEVERAL and not isinstance(label, list):
         return f"is {label}, but must be a list"
     numbers = label if kind == SEVERAL else [label]

@@ -46,6 +46,7 @@ LABELS = (
     *("label", "labels", "class", "classes", "class_name", "category", "action", "target", "activity", "tag", "y"),
     *("label_name", "action_name", "label_id", "class_id", "class_index", "class_idx", "category_id"),
 )
+HAS = {"0": False, "1": True, "0.0": False, "1.0": True}  # cells that say whether a sample has the column's class
 ENDINGS = tuple(f".{ending}" for endings in EXTENSIONS.values() for ending in endings)
 ENDING = rf"(?:{'|'.join(map(re.escape, ENDINGS))})"
 PATH_FIRST = re.compile(rf"(.+{ENDING}[\"']?)\s+(\S.*)", re.IGNORECASE | re.DOTALL)
@@ -96,7 +97,7 @@ def read_rows(source: Path, several: bool = False) -> Iterator[Row]:
     separator = _separator(lines)
     header = _header(first, Split(lines, separator, 1))
     split = Split(lines, separator, 1 if header else 0)
-    columns = _several_columns(header, split) if several else None
+    columns = _several_columns(header, _column_names(first, separator), split) if several else None
     columns = columns or _columns(source, header, split)
     for number, line, fields in split:
         path = fields[min(columns.path, len(fields) - 1)]
@@ -110,8 +111,8 @@ def _label(fields: list[str], columns: Columns) -> str:
     """The label of a line, or its labels as a JSON list."""
     cells = [fields[column] if column < len(fields) else "" for column in columns.labels]
     if columns.names:
-        return json.dumps([name for name, cell in zip(columns.names, cells, strict=True) if cell == "1"])
-    return cells[0] if len(cells) == 1 else json.dumps(list(filter(None, cells)))
+        return json.dumps([name for name, cell in zip(columns.names, cells, strict=True) if HAS.get(cell)])
+    return cells[0] if len(cells) == 1 else json.dumps([part for cell in cells for part in re.split("[;|]", cell)])
 
 
 def _separator(lines: Lines) -> str:
@@ -167,9 +168,7 @@ def _unquoted(text: str) -> str:
 
 def _header(first: str, others: Split) -> list[str]:
     """The names of the columns in lower case; empty if the first line is not a header, because it has a path."""
-    bare, separator = first.lstrip("# "), others.separator
-    names = bare.split() if separator == " " else _fields(bare, separator)
-    names = [_unquoted(name).lower().replace(" ", "_") for name in names]
+    names = [name.lower().replace(" ", "_") for name in _column_names(first, others.separator)]
     count = sum(name in PATHS or name in LABELS for name in names)
     paths_follow = any(any(map(is_media, fields)) for fields in others.fields)
     if count < (1 if paths_follow else 2) or any(name.isdecimal() or "." in name or "/" in name for name in names):
@@ -177,14 +176,24 @@ def _header(first: str, others: Split) -> list[str]:
     return names
 
 
-def _several_columns(header: list[str], split: Split) -> Columns | None:
-    """The columns of a list whose labels are in several columns; None if they are in one."""
+def _column_names(first: str, separator: str) -> list[str]:
+    """The fields of the first line, which may be a header."""
+    bare = first.lstrip("# ")
+    return [_unquoted(name) for name in (bare.split() if separator == " " else _fields(bare, separator))]
+
+
+def _several_columns(header: list[str], names: list[str], split: Split) -> Columns | None:
+    """The columns of a list whose labels are in several columns; None if they are in one.
+
+    Args:
+        names: the header as it is written.
+    """
     count = len(header) or max(map(len, split.fields), default=2)
     path = _path_column(header, split, count)
     others = [column for column in range(count) if column != path]
     cells = {fields[column] for fields in split.fields for column in others if column < len(fields)}
-    if header and cells <= {"0", "1"}:
-        return Columns(path, others, count, [header[column] for column in others])
+    if header and cells <= HAS.keys():
+        return Columns(path, others, count, [names[column] for column in others])
     labels = [column for column in others if not header or re.sub(r"_?\d+$", "", header[column]) in LABELS]
     return Columns(path, labels, count) if len(labels) > 1 else None
 

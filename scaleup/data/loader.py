@@ -72,7 +72,7 @@ def classes_of(data: schema.Data, heads: Mapping[str, schema.Head] | None = None
     for name, shards in open_datasets(data).items():
         for head, label in data.train[name].heads.items():
             loss = (heads or {}).get(head, schema.Head()).loss
-            refuse_loss(head, loss, label, shards.kind(label), str(shards.path))
+            refuse_loss(head, loss, label, shards.kind(label), shards.classes[label], str(shards.path))
             if lists.setdefault(head, shards.classes[label]) != shards.classes[label]:
                 raise UserError(f"head '{head}' has other classes in dataset '{name}' than in a dataset before it")
             _warn_of_flips(name, data.train[name].augment.flip, head, shards.classes[label])

@@ -12,6 +12,8 @@ takes at most four frames, at a random time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +22,11 @@ import numpy as np
 from PIL import Image
 
 from scaleup.common.errors import UserError
-from scaleup.data.decode import EXTENSIONS, decode_clip
+from scaleup.data.decode import EXTENSIONS, BadSample, decode_clip, failure_reason
 from scaleup.data.generated import FPS, SPLITS, encode_mp4, encode_png
 from scaleup.data.shapes import PLACES
 from scaleup.data.shards import Sample
+from scaleup.data.storage import hidden
 
 MOTIONS = ["left", "right", "up", "down", "turn left", "turn right", "grow", "shrink"]
 EVENTS = ["none", "hop", "blink", "shake"]
@@ -78,7 +81,18 @@ class Material:
 
 
 def _files(folder: Path, modality: str) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix[1:].lower() in EXTENSIONS[modality])
+    files = (path for path in folder.glob("*") if path.is_file() and not hidden(path.name))
+    return sorted(path for path in files if path.suffix[1:].lower() in EXTENSIONS[modality])
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """UserError that names the file if it cannot be read inside."""
+    try:
+        yield
+    except Exception as error:  # Pillow has many
+        reason = str(error) if isinstance(error, BadSample) else failure_reason("image", error)
+        raise UserError(f"'{path}': {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,8 @@ def pan_windows(rng: np.random.Generator, pictures: list[Image.Image], pan: str,
 
 def read_film(film: Path, start: float, frames: int) -> list[Image.Image]:
     """Frames of a film; ``start`` is a share of what may come before them, from 0 to 1."""
-    clip = decode_clip(_bytes(film), frames, FPS, start=start)  # (3, T, H, W)
+    with _named(film):
+        clip = decode_clip(_bytes(film), frames, FPS, start=start)  # (3, T, H, W)
     return [Image.fromarray(picture) for picture in clip.permute(1, 2, 3, 0).numpy()]
 
 
@@ -146,7 +161,7 @@ def _bytes(path: Path) -> bytes:
 @cache
 def read_photo(path: Path) -> Image.Image:
     """A photograph with a short side of PHOTO pixels."""
-    with Image.open(path) as image:
+    with _named(path), Image.open(path) as image:
         image.draft("RGB", (PHOTO, PHOTO))  # a JPEG is decoded at the next larger of a few sizes
         width, height = (max(PHOTO, round(length * PHOTO / min(image.size))) for length in image.size)
         return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
@@ -155,7 +170,7 @@ def read_photo(path: Path) -> Image.Image:
 @cache
 def read_object(path: Path) -> Image.Image:
     """A cut-out object, square, with transparency."""
-    with Image.open(path) as image:
+    with _named(path), Image.open(path) as image:
         object = image.convert("RGBA")
         square = Image.new("RGBA", (max(object.size),) * 2)
         square.paste(object, tuple((square.width - length) // 2 for length in object.size))  # type: ignore[arg-type]

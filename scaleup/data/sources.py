@@ -191,7 +191,8 @@ def json_labels(source: Path, root: Path, _: str | None) -> Iterator[Item]:
     if not isinstance(rows, dict):
         raise UserError(f'\'{source}\' is not a JSON object of paths and labels, such as {{"clips/a.mp4": ["run"]}}')
     for path, label in rows.items():
-        yield below(root, path, label if isinstance(label, str) else json.dumps(label, ensure_ascii=False))
+        text = "" if label is None else label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
+        yield below(root, path, text)
 
 
 KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {

@@ -183,7 +183,8 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
         if label in shards.classes and shards.classes[label] != own[head]:
             raise UserError(f"head {head!r} has other classes than label {label!r} of {shards.path}")
         if label in shards.classes:
-            refuse_loss(head, model.config.loss(head), label, shards.kind(label), str(shards.path))
+            loss = model.config.loss(head)
+            refuse_loss(head, loss, label, shards.kind(label), shards.classes[label], str(shards.path))
     return dict(heads)
 
 

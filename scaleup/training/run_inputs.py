@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -43,12 +44,15 @@ def heads_of(recipe: Recipe) -> Heads:
     return classes_of(data_of(recipe), recipe.heads)
 
 
+NARROW = 1e-5  # a deviation below this share of the mean is not seen in float32
+
+
 def losses_of(recipe: Recipe) -> dict[str, HeadLoss]:
     """The losses that are not softmax, by head; those of numbers with mean and standard deviation of all labels that
     the head learns from.
 
     Raises:
-        UserError: a dataset does not open, or all labels of a head are the same number.
+        UserError: a dataset does not open, or all labels of a head are the same number, or the same to float32.
     """
     losses = {}
     for head, sets in _learnt(recipe).items() if recipe.heads else ():
@@ -58,7 +62,12 @@ def losses_of(recipe: Recipe) -> dict[str, HeadLoss]:
             mean, deviation = mean_and_deviation([shards.labels[label] for label, shards in sets])
             if not deviation:
                 raise UserError(f"head {head!r} has nothing to learn: its label is {mean:g} in every sample")
-            losses[head] = HeadLoss(kind, _rounded(mean), _rounded(deviation))
+            if deviation < NARROW * abs(mean):
+                raise UserError(
+                    f"head {head!r} has nothing to learn in float32: its label differs by {deviation:.3g} around "
+                    f"{mean:.9g}; subtract {mean:.9g} from it in every sample"
+                )
+            losses[head] = HeadLoss(kind, _rounded(mean, deviation), _rounded(deviation, deviation))
     return {head: loss for head, loss in losses.items() if loss.kind != "softmax"}
 
 
@@ -87,9 +96,9 @@ def _weights(counts: np.ndarray, total: int, power: float, loss: str) -> np.ndar
     return inverse * total / (inverse * counts).sum()
 
 
-def _rounded(number: float) -> float:
-    """To a few digits, so that it does not depend on how often a cache has a sample."""
-    return float(f"{number:.5g}")
+def _rounded(number: float, deviation: float) -> float:
+    """To a small share of the deviation, so that it does not depend on how often a cache has a sample."""
+    return float(round(number, 4 - math.floor(math.log10(deviation))))
 
 
 def loss_of(recipe: Recipe, head: str) -> Loss:

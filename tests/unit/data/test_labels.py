@@ -51,7 +51,10 @@ def values(shards):
         ("run | jump, high", ["run", "jump, high"]),
         ('["run; fast", 3]', ["run; fast", "3"]),
         ("[odd name", ["[odd name"]),
+        ("['run', 'sit; down']", ["run", "sit; down"]),
+        ('[null, "-1", 3]', ["3"]),
         ("-1", []),
+        ("-1,3", ["3"]),
         ("", []),
     ],
 )
@@ -62,23 +65,31 @@ def test_several_labels_in_a_text(text, labels):
 SEVERAL = {  # of four pictures: the text of a list
     "a cell": "path,label\na.png,run;jump\nb.png,\nc.png,jump;jump\nd.png,sit\n",
     "columns": "path,label,label_2\na.png,jump,run\nb.png,,\nc.png,jump,\nd.png,sit\n",
+    "cells in columns": "path,label,label_2\na.png,jump;run,\nb.png,,\nc.png,jump,\nd.png,sit\n",
     "no header": "a.png,run,jump\nb.png,\nc.png,jump\nd.png,sit\n",
     "ones": "path,jump,run,sit\na.png,1,1,0\nb.png,0,0,0\nc.png,1,0,0\nd.png,0,0,1\n",
+    "shares": "path,jump,run,sit\na.png,1.0,1.0,0.0\nb.png,0.0,0,0\nc.png,1,0,0\nd.png,0,0,1\n",
     "lines": "path,label\na.png,jump\na.png,run\nb.png,\nc.png,jump\nd.png,sit\n",
     "numbers": 'path,label\na.png,"0,1"\nb.png,\nc.png,0\nd.png,2\n',
     "JSON": '{"a.png": ["run", "jump"], "b.png": [], "c.png": ["jump"], "d.png": "sit"}',
+    "null in JSON": '{"a.png": ["run", "jump"], "b.png": null, "c.png": [null, "jump"], "d.png": "sit"}',
 }
 
 
 @pytest.mark.parametrize("case", SEVERAL)
 def test_several_labels_from_a_file(pictures, case):
-    source = pictures / ("all.json" if case == "JSON" else "list.csv")
+    source = pictures / ("all.json" if case.endswith("JSON") else "list.csv")
     source.write_text(SEVERAL[case])
     shards = pack(read_source(source, labels="several"), pictures / "out", processes=1)
     assert shards.classes == {"label": ["0", "1", "2"] if case == "numbers" else ["jump", "run", "sit"]}
     assert not shards.failures and shards.kinds == {"label": "several"}
     assert values(shards) == {"a": [0, 1], "b": [], "c": [0], "d": [2]}
     assert not verify(shards.path).problems
+
+
+def test_a_column_names_its_class_as_it_is_written(pictures):
+    (pictures / "list.csv").write_text("Path,Long Jump,Run\na.png,1,0\nb.png,0,1\n")
+    assert read_source(pictures / "list.csv", labels="several").classes == ["Long Jump", "Run"]
 
 
 def test_a_batch_has_several_labels_as_multi_hot_rows(pictures):
@@ -139,6 +150,8 @@ def test_lists_in_tars(tmp_path):
         (1, "several", "is 1, but must be a list"),
         (float("nan"), "number", "is nan, which is not a finite number"),
         (float("inf"), "number", "is inf, which is not a finite number"),
+        (1e39, "number", "which is not a finite number"),
+        (10**400, "number", "which is not a finite number"),
         ("1", "number", "is 1, which is not a finite number"),
     ],
 )
@@ -187,3 +200,8 @@ def test_a_label_that_is_no_class_is_not_counted(kind: str, wrong: int) -> None:
     column = as_array([0, 1, wrong] if kind == "one" else [[0], [1, wrong], []], kind)
     with pytest.raises(UserError, match=rf"label {wrong} is not one of 2 classes.*check_shards"):
         labels.class_counts(column, 2)
+
+
+def test_no_label_at_all_is_counted():
+    for factors in (None, lambda begin, end: np.ones(end - begin)):
+        assert labels.class_counts(as_array([(), ()], "several"), 3, factors).tolist() == [0, 0, 0]

@@ -13,6 +13,7 @@ import pytest
 from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.config.schema import Recipe
+from scaleup.data import loader
 from scaleup.data.batches import Samples
 from scaleup.data.labels import as_array
 from scaleup.data.loader import TrainSteps
@@ -28,7 +29,7 @@ SEVERAL: list[Any] = [[0]] * 100 + [[0, 1]] * 20 + [[2, 1]] * 10 + [[]] * 10
 class Fake:
     """Samples that are nothing but their labels."""
 
-    modality = "video"
+    modality, path = "video", "data/train"
 
     def __init__(self, labels: list[Any], kind: str = "one", sizes: Sequence[int] = SIZES) -> None:
         self.kinds, self.sizes = {} if kind == "one" else {"action": kind}, sizes
@@ -156,6 +157,38 @@ def test_the_share_of_a_guess_is_that_of_what_is_drawn(monkeypatch: pytest.Monke
     drawn = factors(SEVERAL, "several", sampling="full")
     slow = max(sum(f for f, own in zip(drawn, SEVERAL, strict=True) if number in own) for number in range(4))
     assert run_inputs.guesses(Recipe(data=data)) == {"clips": {"head": pytest.approx(slow / drawn.sum())}}
+
+
+@pytest.fixture
+def learning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
+    """A recipe whose only head learns these labels."""
+
+    def recipe(labels: list[Any], kind: str, loss: schema.Loss) -> Recipe:
+        monkeypatch.setattr(run_inputs, "open_datasets", lambda _: {"clips": Fake(labels, kind)})
+        data = schema.Data({"clips": schema.Dataset("data/train", {"head": "action"})})
+        return Recipe(data=data, heads={"head": schema.Head(loss)})
+
+    return recipe
+
+
+def test_numbers_that_are_the_same_in_float32_are_refused(learning: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match="differs by 40.4 around 1.60000007.*; subtract 1.60000007"):
+        run_inputs.losses_of(learning([1.6e9 + number for number in range(140)], "number", "l2"))
+
+
+def test_the_mean_of_numbers_is_known_to_a_share_of_their_deviation(learning: Callable[..., Recipe]) -> None:
+    loss = run_inputs.losses_of(learning([1_234_567 + number for number in range(140)], "number", "l1"))["head"]
+    assert loss.mean == pytest.approx(1_234_636.5, abs=2e-3) and loss.std == pytest.approx(40.412, abs=2e-3)
+
+
+def test_a_label_without_classes_is_refused(monkeypatch: pytest.MonkeyPatch, learning: Callable[..., Recipe]) -> None:
+    recipe, fake = learning([], "several", "sigmoid"), Fake([()] * 140, "several")
+    fake.classes["action"] = []
+    monkeypatch.setattr(loader, "open_datasets", lambda _: {"clips": fake})
+    with pytest.raises(
+        UserError, match="head 'head' has nothing to learn: label 'action' of 'data/train' has no classes"
+    ):
+        run_inputs.heads_of(recipe)
 
 
 def test_a_sampling_label_without_sampling_is_named(tiny: Callable[..., Recipe]) -> None:

@@ -1,5 +1,6 @@
 """Cut-out objects over photographs that pan: what frames show, and what they must not tell."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,15 @@ def test_sizes_that_do_not_fit_are_refused(folder: Path) -> None:
     for wrong in ({"size": 33}, {"size": 8}, {"frames": DURATION}):
         with pytest.raises(UserError, match="size must be an even number"):
             Scenes(Material.of(folder), **wrong)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("objects/red.png", 1), ("photos/3.png", 2), ("films/film.mp4", 1)])
+def test_a_picture_that_cannot_be_read_is_named(folder: Path, tmp_path: Path, name: str, processes: int) -> None:
+    material = Path(shutil.copytree(folder, tmp_path / "material"))
+    (material / "photos" / ".hidden.png").write_bytes(b"no picture")
+    (material / name).parent.mkdir(exist_ok=True)
+    (material / name).write_bytes(b"no picture")
+    form = ["--size", SIZE, "--videos", "test=8", "--images", "train=8,val=8", "--processes", processes]
+    done = tools.tool("make_shards", "scenes", "--material", material, "--out", tmp_path / "out", *form)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    assert f"error: '{material / name}': not a readable " in done.stderr
