@@ -18,6 +18,7 @@ def arguments():
     add("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
     add("--seeds", type=tool.at_least(0), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--samples", type=tool.at_least(1), default=4000, help="videos to train on (default: %(default)s)")
+    add("--published-rates", action="store_true", help="train rows at their learning rates in docs/ only")
     add("--plan", action="store_true", help="print what is missing and how long it takes, and stop")
     add("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
     return parser
@@ -28,9 +29,10 @@ def run(args):
 
     tables = [word for word in args.tables if "=" not in word]
     changes = [word for word in args.tables if "=" in word] + args.changes
+    work = reproduce.prepare(tables, args.out, args.seeds, changes, args.samples, args.published_rates)
     if args.plan:
-        return {"plan": reproduce.plan(tables, args.out, args.seeds, changes, args.samples)}
-    results = reproduce.reproduce(tables, args.out, args.seeds, changes, args.samples)
+        return {"plan": work.plan.total}
+    results = reproduce.reproduce(work)
     if args.write:
         reproduce.publish(args.out)
     return {"out": str(args.out), "tables": results}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.tools import SECONDS, start
 
-from reproduce import page, publish, reproduce, tasks, work
+from reproduce import page, prepare, publish, reproduce, tasks, work
 from reproduce.desk import Desk
 from reproduce.tables import RANDOM, Row, Source, Table
 from reproduce.tasks import Speed
@@ -60,7 +60,7 @@ def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, mon
     monkeypatch.setattr("reproduce.TABLES", {"table0": table})
     monkeypatch.setattr(work, "FACTORS", (1.0,))
     monkeypatch.setattr(tasks, "rehearse", lambda _, sources: {s: Speed(s.recipe, s.arm, 0.1, 0.1) for s in sources})
-    found = reproduce(["table0"], tmp_path / "out", [0], SHORT, samples=32)["table0"]
+    found = reproduce(prepare(["table0"], tmp_path / "out", [0], SHORT, samples=32))["table0"]
     assert "left: 12 steps of arms in 4 runs" in capfd.readouterr().err  # small and large among them
     assert list(found["rows"]) == ["last1", "last1" + RANDOM, "fc", "fc" + RANDOM, "before"]
     linear = {f"image {label}, linear" for label in ("shape", "position", "size")}

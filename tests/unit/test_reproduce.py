@@ -152,6 +152,15 @@ def test_tables_are_chosen_by_name():
         reproduce.chosen(["tabel9"])
 
 
+def test_published_rates_are_those_that_the_page_was_made_with():
+    for name, rows in reproduce.published(list(TABLES)).items():
+        results = json.loads((DOCS / f"reproduction/{name}.json").read_text())["rows"]
+        assert rows.keys() == {title for title, row in results.items() if row["lr"]}
+        for title, rates in rows.items():
+            tried = dict(zip(rates, results[title]["validation"], strict=True))
+            assert float(tried[max(rates, key=rates.get)]) == pytest.approx(results[title]["lr"], rel=1e-3)
+
+
 def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, monkeypatch):
     """What trains and evaluates is made up: accuracy falls with the distance of the learning rate from the best."""
     best, asked, tested = {"good": 3e-3, "bad": 0.3e-3}, [], []
@@ -197,9 +206,10 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     alike, longer = (
         Table("Table 1", tuple(Row(name, 1.0, Source(name, (how,))) for name in best), ()) for how in ("same", "longer")
     )
-    running = work.Work(Desk(tmp_path), [4, 5], [table, alike, longer])  # the first two share what they train
+    tables = {"table": table, "alike": alike, "longer": longer}  # the first two share what they train
+    running = work.Work(Desk(tmp_path), [4, 5], tables, {})
     assert running.plan.total == Remaining(4 + 4, arm_steps=(2 + 6) * 8, seconds=(2 + 6) * (4 * 1 + 8 * 10))
-    found = running.table(table)
+    found = running.table("table")
     grid = [(4, name, f"{lr:g}") for name in best for lr in (0.3e-3, 1e-3, 3e-3)]
     assert sorted(asked) == sorted(grid + [(5, name, f"{lr:g}") for name, lr in best.items()])
     assert sorted(each for each in tested if each[1] == "videos-test") == [
@@ -209,3 +219,11 @@ def test_each_row_is_tuned_with_the_first_seed_and_tested_at_its_best(tmp_path, 
     assert found["rows"]["bad"]["validation"]["0.003"] == 0  # it diverged
     assert running.plan.remaining() == Remaining(0, 0, 0)
     assert found["rows"]["good"]["seeds"] == {"4": {"place_motion": 0.5}, "5": {"place_motion": 0.5}}
+    asked.clear()
+    known = {"table": {"good": {0.3: 0.1, 1.0: 0.9, 3.0: 0.2}}}  # and nothing of the other row
+    again = work.Work(Desk(tmp_path), [4, 5], {"table": table}, known)
+    assert again.plan.total.arm_steps == 2 * ((1 + 3) + 2)
+    found = again.table("table")
+    assert sorted(each for each in asked if each[1] == "good") == [(4, "good", "0.001"), (5, "good", "0.001")]
+    assert len([each for each in asked if each[1] == "bad"]) == 4
+    assert found["rows"]["good"]["lr"] == 1e-3 and found["rows"]["good"]["validation"]["0.003"] == 0.2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,58 @@ from reproduce.desk import Desk
 from reproduce.page import document
 from reproduce.tables import TABLES
 from reproduce.tasks import Remaining
-from reproduce.work import Work
+from reproduce.work import FACTORS, Rates, Work
 from scaleup.common.errors import UserError, nearest
-from scaleup.common.files import write_text
+from scaleup.common.files import read_json, write_text
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
-def reproduce(
-    names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
-) -> dict[str, Any]:
-    """Run tables, and write a JSON file for each, and reproduction.md, into ``out``.
-
-    Returns:
-        The content of the JSON files, by table.
+def prepare(
+    names: Sequence[str],
+    out: Path,
+    seeds: Sequence[int],
+    changes: Sequence[str] = (),
+    samples: int = 4000,
+    published_rates: bool = False,
+) -> Work:
+    """The work for tables; its ``plan`` says what is left, and how long it takes.
 
     Args:
         changes: changes to all recipes, such as train.steps=2.
         samples: see :class:`reproduce.desk.Desk`.
+        published_rates: rows take their learning rates from docs/reproduction; otherwise the first seed tries three.
     """
     names = chosen(names)
+    tables = {name: TABLES[name] for name in names}
     out.mkdir(parents=True, exist_ok=True)
-    work, results = Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in names]), {}
+    return Work(Desk(out, changes, samples), seeds, tables, published(names) if published_rates else {})
+
+
+def published(names: Sequence[str], results: Path = DOCS / "reproduction") -> dict[str, dict[str, Rates]]:
+    """The published rates of the rows of tables, see :class:`reproduce.work.Work`."""
+    paths = {name: results / f"{name}.json" for name in names}
+    rows = {name: read_json(path)["rows"] for name, path in paths.items() if path.exists()}
+    return {name: {title: _rates(row) for title, row in each.items() if row.get("lr")} for name, each in rows.items()}
+
+
+def _rates(row: Mapping[str, Any]) -> Rates:
+    return dict(zip(FACTORS, row["validation"].values(), strict=True))
+
+
+def reproduce(work: Work) -> dict[str, Any]:
+    """Run tables, and write a JSON file for each, and reproduction.md, into the work's directory.
+
+    Returns:
+        The content of the JSON files, by table.
+    """
+    results, out = {}, work.desk.out
     print(describe(work.plan.total), file=sys.stderr)
-    for name in names:
-        results[name] = work.table(TABLES[name])
+    for name in work.tables:
+        results[name] = work.table(name)
         write_text(out / f"{name}.json", json.dumps(results[name], indent=1) + "\n")
         write_text(out / "reproduction.md", document(TABLES, out))
     return results
-
-
-def plan(
-    names: Sequence[str], out: Path, seeds: Sequence[int], changes: Sequence[str] = (), samples: int = 4000
-) -> Remaining:
-    """The work that :func:`reproduce` would still do, see :class:`reproduce.tasks.Plan`."""
-    return Work(Desk(out, changes, samples), seeds, [TABLES[name] for name in chosen(names)]).plan.total
 
 
 def describe(remaining: Remaining) -> str:

@@ -20,7 +20,8 @@ SHOWN = "†"  # marks a row of another table
 INTRODUCTION = f"""# The paper's tables at desk scale
 
 `python tools/reproduce.py TABLE... --write` writes this page from `docs/reproduction/*.json`, and runs what is missing;
-`--plan` prints how long that takes. Tables 1 to 4 compare the paper with other methods, and are not here.
+`--plan` prints how long that takes. With `--published-rates` a row trains at its rate below alone, two thirds of the
+work. Tables 1 to 4 compare the paper with other methods, and are not here.
 
 The paper trains on Kinetics and ImageNet for weeks. Here its rows train for minutes on generated videos and images of
 32 pixels (`tools/make_shards.py shapes --places`). So compare the *orderings* with the paper's, not the numbers.

@@ -48,27 +48,42 @@ class Together:
     arms: dict[Trial, Arm] = field(default_factory=dict)
 
 
+Rates = Mapping[float, float]  # factor of a learning rate -> accuracy on the validation split
+
+
 class Work:
-    """Tables to run, and their remaining tasks."""
+    """Tables to run, and their remaining tasks.
 
-    def __init__(self, desk: Desk, seeds: Sequence[int], tables: Sequence[Table]) -> None:
-        self.desk, self.seeds = desk, list(seeds)
-        self.plan = Plan(desk, [task for table in tables for task in self._tasks(table)])
+    Args:
+        tables: by name.
+        tuned: name of a table -> name of a row -> its rates. Rows that are not there are tuned with the first seed.
+    """
 
-    def _tasks(self, table: Table) -> Iterator[Task]:
+    def __init__(
+        self, desk: Desk, seeds: Sequence[int], tables: Mapping[str, Table], tuned: Mapping[str, Mapping[str, Rates]]
+    ) -> None:
+        self.desk, self.seeds, self.tables, self.tuned = desk, list(seeds), tables, tuned
+        self.plan = Plan(desk, [task for name in tables for task in self._tasks(name)])
+
+    def _tasks(self, name: str) -> Iterator[Task]:
         """The tasks of a table that take time."""
-        first, *others = self.seeds
+        table, (first, *others) = self.tables[name], self.seeds
         sources = dict[str, Source]()
-        for row, source, tubes in self.entries(table):
-            steps: float = self.desk.steps(source)
-            sources.setdefault(row.name, source)
-            yield from (Task(source, first, tubes, (factor,), steps) for factor in FACTORS)
+        for entry in self.entries(table):
+            source, tubes, steps = entry.source, entry.tubes, float(self.desk.steps(entry.source))
+            sources.setdefault(entry.row.name, source)
+            yield from (Task(source, first, tubes, (factor,), steps) for factor in self._factors(name, entry))
             yield from (Task(source, seed, tubes, FACTORS, steps) for seed in others)
         for row in table.rows:
             if row.of:
                 file = file_name("videos-test", row.views, row.strides)
                 steps = self.desk.test_steps(sources[row.of], row.views)
                 yield from (Task(sources[row.of], seed, "folded", FACTORS, steps, file) for seed in self.seeds)
+
+    def _factors(self, name: str, entry: Entry) -> Sequence[float]:
+        """The factors with which the first seed trains an entry of table ``name``."""
+        rates = self.tuned.get(name, {}).get(entry.name)
+        return (_best(rates),) if rates else FACTORS
 
     def entries(self, table: Table) -> Iterator[Entry]:
         """The rows that train. A row that starts from the paper's transplant is followed by its control."""
@@ -77,29 +92,28 @@ class Work:
             if row.tubes == "folded" and self.desk.is_transplant(source):
                 yield Entry(row, source, "random")
 
-    def table(self, table: Table) -> dict[str, Any]:
+    def table(self, name: str) -> dict[str, Any]:
         """Run a table. Results that are on disk are read."""
+        table, (first, *others) = self.tables[name], self.seeds
         entries = list(self.entries(table))
-        first, *others = self.seeds
-        grid = self._trained(table, [(entry, factor) for entry in entries for factor in FACTORS], first)
-        accuracies = self._validated(table, grid, first)
-        rates = {entry.name: {factor: accuracies.get((entry, factor), 0.0) for factor in FACTORS} for entry in entries}
+        grid = self._trained(table, [(each, factor) for each in entries for factor in self._factors(name, each)], first)
+        rates = self._rates(name, entries, grid)
         best = [(entry, _best(rates[entry.name])) for entry in entries]
         models = {first: grid} | {seed: self._trained(table, best, seed) for seed in others}
         rows = {entry.name: self._described(entry, rates[entry.name]) for entry in entries}
         rows |= {row.name: rows[row.of] | _evaluated(row) for row in table.rows if row.of}
         rows |= {row.name: _evaluated(row) | {"lr": None, "steps": 0} for row in table.untrained()}
         tested = {seed: self._tested(table, models[seed], best, seed) for seed in self.seeds}
-        for name, row in rows.items():
-            row["seeds"] = {str(seed): shares[name] for seed, shares in tested.items() if name in shares}
-        order = [name for row in table.rows for name in (row.name, row.name + RANDOM) if name in rows]
+        for title, row in rows.items():
+            row["seeds"] = {str(seed): shares[title] for seed, shares in tested.items() if title in shares}
+        order = [title for row in table.rows for title in (row.name, row.name + RANDOM) if title in rows]
         return {
             "title": table.title,
             "head": table.head,
             "seeds": self.seeds,
             "samples": self.desk.samples,
             "chance": self._chance(table),
-            "rows": {name: rows[name] for name in order},
+            "rows": {title: rows[title] for title in order},
         }
 
     def _trained(self, table: Table, trials: list[Trial], seed: int) -> dict[Trial, Path]:
@@ -119,6 +133,14 @@ class Work:
             run = runs.setdefault(identity(recipe), Together(recipe))
             run.arms[entry, factor] = replace(arm, lr=arm.lr * factor)
         return runs.values()
+
+    def _rates(self, name: str, entries: Iterable[Entry], grid: Mapping[Trial, Path]) -> dict[str, Rates]:
+        """The rates of each row: as they are known, or as the first seed trained it."""
+        known = self.tuned.get(name, {})
+        trained = {trial: path for trial, path in grid.items() if trial[0].name not in known}
+        found = self._validated(self.tables[name], trained, self.seeds[0])
+        tried = {each.name: {factor: found.get((each, factor), 0.0) for factor in FACTORS} for each in entries}
+        return tried | {row: rates for row, rates in known.items() if row in tried}
 
     def _validated(self, table: Table, models: Mapping[Trial, Path], seed: int) -> dict[Trial, float]:
         """Accuracy of the table's head on the validation split; 0 for a trial that does not have this head."""
@@ -147,7 +169,7 @@ class Work:
                 rows[name] = rows.get(name, {}) | shares
         return rows
 
-    def _described(self, entry: Entry, rates: Mapping[float, float]) -> dict[str, Any]:
+    def _described(self, entry: Entry, rates: Rates) -> dict[str, Any]:
         recipe, arm = self.desk.read(entry.source, self.seeds[0], entry.tubes)
         source = entry.source
         return {
@@ -172,7 +194,7 @@ class Work:
         print(f"[{self.plan.progress()}] {title}", file=sys.stderr)
 
 
-def _best(rates: Mapping[float, float]) -> float:
+def _best(rates: Rates) -> float:
     """The factor with the highest accuracy."""
     return max(rates, key=lambda factor: rates[factor])
 
