@@ -20,7 +20,7 @@ def arguments():
     add("--seeds", type=tool.at_least(0), nargs="+", default=[0], help="of the late arms and the frames (default: 0)")
     add("--ablations", action="store_true", help="also train on images, with other tubes and positions (2 to 3 h)")
     add("--docs", type=Path, metavar="FILE", help="replace the figures of this page too, with its JSON and pictures")
-    add("changes", nargs="*", metavar="key=value", help="changes to the recipes, such as train.steps=20")
+    add("changes", nargs="*", metavar="key=value", help="changes to both recipes, such as train.steps=60")
     return parser
 
 
@@ -28,11 +28,13 @@ def run(args):
     from real.material import Material
     from real.page import BEGIN, END, rewrite, write
     from real.samples import draw_samples
+    from real.settings import check_settings
     from real.stages import Stages
     from scaleup.common.text import around_marks
 
     if args.docs:
         around_marks(args.docs, BEGIN, END)  # a page without marks is refused before anything is measured
+    check_settings(args.out, args.seeds, args.changes)
     folder = args.material or args.out / "material"
     real = Stages(args.out, folder, args.seeds, args.changes, args.ablations).run()
     write(real, args.out)

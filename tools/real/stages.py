@@ -63,7 +63,7 @@ class Stages:
         material: where the material is, or is fetched to.
         seeds: of the late arms and of the readings of frames, but dear ones, which have the first seed alone. Small
             models have the first seed alone too, unless ``ablations``; the first one's tubes go into the ViT.
-        changes: to all recipes, such as ``train.steps=20``.
+        changes: to all recipes, such as ``train.steps=60``.
         ablations: whether the groups of ABLATIONS, all small models and the readings DEAR are run too.
         backbone: timm's name of the model whose weights are in the material.
         size: of clips, pixels of a side.
