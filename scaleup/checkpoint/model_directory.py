@@ -199,6 +199,10 @@ def local(source: str | Path) -> Path:
         return directory
     if str(source).count("/") != 1 or directory.exists():
         raise UserError(f"{source} is not a model directory; allowed are a directory and a hub id (owner/name)")
+    if directory.parts[0] == "donors":
+        raise UserError(
+            f"{source} is no model: it has tubes alone, for tools/transplant.py; allowed are a directory and a hub id"
+        )
     place = f"{HUB}{source}"
     try:
         directory = find(place, ["config.json"]).parent

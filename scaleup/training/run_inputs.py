@@ -143,25 +143,19 @@ def models_on_meta(recipe: Recipe, arms: dict[str, Arm]) -> dict[str, TubeViT]:
 
 
 def _with_arms(template: TubeViT, arms: dict[str, Arm], recipe: Recipe) -> dict[str, TubeViT]:
-    heads, losses = heads_of(recipe), losses_of(recipe)
+    heads, losses, models = heads_of(recipe), losses_of(recipe), dict[str, TubeViT]()
     for name, arm in arms.items():
         if arm.frozen_depth > template.depth:
             raise UserError(
                 f"arm {name!r} has frozen_depth {arm.frozen_depth}; the model has {template.depth} blocks, "
                 f"allowed are 0 to {template.depth}"
             )
-    return {
-        name: template.with_arm(
-            arm.frozen_depth,
-            arm.gate,
-            heads,
-            recipe.seed,
-            Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha),
-            pool_of(arm),
-            losses,
-        )
-        for name, arm in arms.items()
-    }
+        how = arm.frozen_depth, arm.gate, heads, recipe.seed, Adapt(arm.adapt, arm.lora_rank, arm.lora_alpha)
+        try:
+            models[name] = template.with_arm(*how, pool_of(arm), losses)
+        except UserError as error:
+            raise UserError(f"arm {name!r}: {error}") from error
+    return models
 
 
 def pool_of(arm: Arm) -> Pool | None:

@@ -366,3 +366,8 @@ def test_a_damaged_report_loads_or_is_refused_but_never_a_traceback(tmp_path: Pa
             load(tmp_path / "out")
         except UserError as error:
             assert str(error)
+
+
+def test_a_donor_is_no_model() -> None:
+    with pytest.raises(UserError, match="^donors/ti192 is no model: it has tubes alone, for tools/transplant.py"):
+        load("donors/ti192")

@@ -291,6 +291,8 @@ def test_a_pool_that_cannot_be_is_a_mistake(change: str, sentence: str, tiny: Ca
 
 
 def test_heads_that_do_not_divide_the_width_are_named(tiny: Callable[..., Recipe]) -> None:
-    sentence = "pool_heads 16 does not divide the 24 channels of a token; allowed are 1, 2, 3, 4, 6, 8, 12, 24"
+    sentence = (
+        "arm 'read': pool_heads 16 does not divide the 24 channels of a token; allowed are 1, 2, 3, 4, 6, 8, 12, 24"
+    )
     with pytest.raises(UserError, match=sentence):
         Run(tiny("arms={}"), {"read": Arm(frozen_depth=3, pool="attentive")})
