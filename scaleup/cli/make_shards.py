@@ -36,8 +36,19 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:
     if args.source in ("shapes", "scenes"):
         return {"shards": {name: Written.of(shards) for name, shards in generated(args).items()}}
     kind = args.kind or kind_of(Path(args.source))
+    refuse_others(args, kind)
     shards = tars(args) if kind == "tars" else packed(args, kind)
     return {"shards": {shards.name: Written.of(shards)}}
+
+
+OPTIONS = {"label": ("tars", "hf"), "media": ("hf",), "material": ("scenes",)}  # of some kinds of sources
+
+
+def refuse_others(args: argparse.Namespace, kind: str) -> None:
+    """UserError if an option is given that only sources of other kinds have."""
+    for option, kinds in OPTIONS.items():
+        if getattr(args, option) is not None and kind not in kinds:
+            raise UserError(f"--{option} is for {' and '.join(kinds)}; '{args.source}' is read as {kind}")
 
 
 def generated(args: argparse.Namespace) -> dict[str, Shards]:

@@ -54,6 +54,8 @@ def _in_data(data: Data) -> Iterator[str]:
 
 def _in_training(recipe: Recipe) -> Iterator[str]:
     train = recipe.train
+    for name in {name for name in train.log if train.log.count(name) > 1}:
+        yield f"train.log: {train.log} names {name} twice"
     if train.warmup > train.steps:
         yield f"train.warmup: {train.warmup} is more than train.steps, {train.steps}"
     if train.valid_every and recipe.data.valid is None:

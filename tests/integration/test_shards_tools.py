@@ -116,6 +116,13 @@ def test_bad_options_are_one_sentence(tmp_path, option, value, said):
     refused(tool("make_shards", "shapes", "--out", tmp_path / "out", option, value), said)
 
 
+@pytest.mark.parametrize(("option", "kinds"), [("label", "tars and hf"), ("media", "hf"), ("material", "scenes")])
+def test_an_option_of_other_sources_is_refused(folder, tmp_path, option, kinds):
+    result = tool("make_shards", folder, "--out", tmp_path / "out", f"--{option}", "x")
+    refused(result, f"--{option} is for {kinds}; '{folder}' is read as folder")
+    assert not (tmp_path / "out").exists()
+
+
 def test_checking_what_is_no_shard_directory(tmp_path):
     refused(tool("check_shards", tmp_path), "not a shard directory")
     (tmp_path / "index.json").write_text('{"format": "scaleup-shards-1", "shards": 3}')

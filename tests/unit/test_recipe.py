@@ -330,3 +330,8 @@ def test_what_is_no_text_where_text_belongs_is_refused_in_a_sentence(good: Path)
 def test_the_arms_of_a_grid_keep_the_order_in_which_its_settings_are_written(good: Path) -> None:
     read = recipe.load(good, ["grid={lr: [0.1, 0.2], frozen_depth: [3]}"])
     assert list(read.grid) == ["lr", "frozen_depth"] and list(recipe.sweep_arms(read))[-1] == "lr2e-1_depth3"
+
+
+def test_a_logger_that_is_listed_twice_is_named(good: Path) -> None:
+    with pytest.raises(UserError, match="train.log: .*names tensorboard twice"):
+        recipe.load(good, ["train.log=[tensorboard,tensorboard]"])
