@@ -18,7 +18,7 @@ def arguments():
     add("--out", type=Path, default=Path("runs/real"), help="output directory (default: runs/real)")
     add("--material", type=Path, metavar="DIR", help="where the material is, or is fetched to (default: OUT/material)")
     add("--seeds", type=tool.at_least(0), nargs="+", default=[0], help="of the late arms and the frames (default: 0)")
-    add("--ablations", action="store_true", help="also train on images, with other tubes and positions (2 to 3 h)")
+    add("--ablations", action="store_true", help="also train on images, with other tubes and positions (5 h more)")
     add("--docs", type=Path, metavar="FILE", help="replace the figures of this page too, with its JSON and pictures")
     add("changes", nargs="*", metavar="key=value", help="changes to both recipes, such as train.steps=60")
     return parser

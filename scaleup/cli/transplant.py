@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def arguments() -> argparse.ArgumentParser:
     parser = tool.parser(__doc__, "tools/transplant.py runs/small/model vit_h --out runs/vit_h --gate-at 26")
     add = parser.add_argument
-    add("small", help="small model: a directory, its .safetensors, a .ckpt or .pt (or FILE:MODEL), or donors/ti192")
+    add("small", help="a directory, its .safetensors, a .ckpt or .pt (or FILE:MODEL), donors/ti192 or donors/ti320")
     names = "vit_h, clip_h, dinov3_l, ..., timm:NAME, open_clip:NAME/TAG, hf-hub:owner/name, a directory or a file"
     add("backbone", help=names)
     add("--out", type=Path, help="output directory")
