@@ -73,7 +73,7 @@ def evaluate(
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label or cannot learn it with its
-            loss, or another rank no longer answers.
+            loss, no sample can be read, or another rank no longer answers.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads, world = matched(first, opened, heads), join()
@@ -126,11 +126,20 @@ class Once:
                 advance(len(passed))
 
     def summary(self) -> Coverage:
-        """The samples of all ranks. All ranks must call this."""
+        """The samples of all ranks, which must all call this; UserError if no sample can be read."""
         counts = np.sum(self.world.gather((self.read, self.passed)), axis=0).tolist()
         assert counts[1] == len(self.shards), f"{counts[1]} samples seen of {len(self.shards)}"  # each exactly once
         failures = self.world.join_lists(self.failures)
+        if not counts[0]:
+            raise UserError(_why_none(str(self.shards.path), failures))
         return Coverage(self.shards.name, counts[0], failures, self.shards.list_sha256, self.views)
+
+
+def _why_none(path: str, failures: list[tuple[str, str]]) -> str:
+    if not failures:
+        return f"'{path}' has no samples"
+    key, reason = failures[0]
+    return f"none of the {len(failures)} samples of '{path}' can be read, such as '{key}': {reason}"
 
 
 def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:

@@ -263,9 +263,7 @@ def _identify(model: TubeViT) -> dict[str, Any]:
 
 
 def _coverage(once: Once) -> Coverage:
-    if not (coverage := once.summary()).samples:
-        raise UserError(f"none of the {len(once.shards)} samples of '{once.shards.path}' can be read")
-    return replace(coverage, shards=str(once.shards.path))
+    return replace(once.summary(), shards=str(once.shards.path))
 
 
 def suggest_depths(rows: Sequence[DepthAccuracy]) -> int:

@@ -1,7 +1,7 @@
 """Promise 7: every sample is evaluated exactly once, whatever the number of ranks and workers."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,17 @@ def test_mistakes_are_sentences_and_exit_code_2(model: Path, shards: Path) -> No
     done = tool(model, shards, "--heads", "motion")
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert "'motion'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_there_are_no_figures_of_nothing(model: Path, tmp_path: Path) -> None:
+    loaded = {"model": load(model)}
+    empty = write_shards([], tmp_path / "empty", "video", CLASSES["video"])
+    with pytest.raises(UserError, match="^'.*/empty' has no samples$"):
+        evaluate(loaded, empty.path, workers=0)
+    samples = [make_sample("video", 0, "test", number, 32, 12) for number in range(2)]
+    broken = [replace(each, media=b"no video") for each in samples]
+    with pytest.raises(UserError, match=f"^none of the 2 samples of '.*/broken' can be read, such as '{broken[0].key}'"):
+        evaluate(loaded, write_shards(broken, tmp_path / "broken", "video", CLASSES["video"]).path, workers=0)
 
 
 def test_a_recorded_evaluation_stands_on_the_card_and_in_the_report(swept: Path, shards: Path, tmp_path: Path) -> None:
