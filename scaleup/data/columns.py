@@ -118,7 +118,7 @@ class RemoteColumn:
         except OSError as error:
             raise UserError(f"'{self.place.path}/{self.file}' cannot be read: {error.strerror or error}") from None
         if len(data) != (end - begin) * size:
-            raise UserError(f"'{self.place.path}/{self.file}' is cut off, or its server does not send ranges of bytes")
+            raise UserError(f"'{self.place.path}/{self.file}' is cut off")
         return np.frombuffer(data, self.dtype)
 
 

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from scaleup.common.errors import UserError
+
 MAX_OPEN = 64  # open files; only a few shards are read at a time
 TRIES = 3  # tries of a request, before a sample counts as unreadable
 PAUSE = 0.2  # seconds between two tries
@@ -66,8 +68,11 @@ class Remote:
         return self._request(name, "cat_file")
 
     def part(self, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``."""
-        return self._request(name, "cat_file", start=offset, end=offset + size)
+        """``size`` bytes from ``offset``; UserError if the server sends the whole file instead."""
+        data = self._request(name, "cat_file", start=offset, end=offset + size)
+        if len(data) > size:
+            raise UserError(f"'{self.path}/{name}' comes whole: its server does not send ranges of bytes, which are needed")
+        return data
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
