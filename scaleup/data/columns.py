@@ -53,7 +53,7 @@ def write_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Layo
 
 def byte_size(layout: Layout) -> int:
     """Bytes of the file."""
-    return max(begin + np.dtype(dtype).itemsize * rows for dtype, rows, begin in layout.values())
+    return max((begin + np.dtype(dtype).itemsize * rows for dtype, rows, begin in layout.values()), default=0)
 
 
 def open_columns(place: Storage, file: str, layout: Layout) -> Columns:
@@ -61,14 +61,17 @@ def open_columns(place: Storage, file: str, layout: Layout) -> Columns:
     address.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it has another size.
+        UserError: there is no such file, or it has another size.
     """
     if isinstance(place, Remote):
         return {name: RemoteColumn(place, file, *where) for name, where in layout.items()}
-    if (size := (place.path / file).stat().st_size) != byte_size(layout):
-        raise ValueError(f"{file} has {size} bytes, not {byte_size(layout)}")
-    return {name: _mapped(place, file, *where) for name, where in layout.items()}
+    wanted = byte_size(layout)
+    try:
+        if (size := (place.path / file).stat().st_size) != wanted:
+            raise UserError(f"'{place.path}/{file}' has {size} bytes; its index says {wanted}")
+        return {name: _mapped(place, file, *where) for name, where in layout.items()}
+    except OSError as error:
+        raise UserError(f"'{place.path}/{file}' cannot be read: {error.strerror or error}") from None
 
 
 def _mapped(place: Directory, file: str, dtype: str, rows: int, begin: int) -> np.ndarray:

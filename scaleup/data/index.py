@@ -218,6 +218,13 @@ def index_sha256(path: str | Path) -> str:
     return read_index(path)[0].get("converted") or hashlib.sha256(index_bytes(path)).hexdigest()
 
 
+def explain_damage(error: Exception) -> str:
+    """An error of ``DAMAGE`` in words."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return str(error) if isinstance(error, ValueError) else f"a value in it has another form ({error})"
+
+
 def convert(path: Path) -> bool:
     """Give a directory with an older index a newer one; False if it has one. Its tars are not changed.
 
@@ -234,7 +241,7 @@ def convert(path: Path) -> bool:
             raise ValueError(CHANGED)
         write_index(path, index)
     except DAMAGE as error:
-        raise UserError(f"'{path}/index.json' is damaged: {type(error).__name__} {error}") from None
+        raise UserError(f"'{path}/index.json' is damaged: {explain_damage(error)}") from None
     return True
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from scaleup.common.errors import UserError
 from scaleup.data.decode import BadSample
-from scaleup.data.index import COLUMNS, DAMAGE, TarEntry
+from scaleup.data.index import COLUMNS, DAMAGE, TarEntry, explain_damage
 from scaleup.data.labels import ONE, Label, as_label
 from scaleup.data.storage import Directory, Storage, storage
 from scaleup.data.table import Table
@@ -89,7 +89,7 @@ class Shards:
         except UserError:  # an address that does not answer
             raise
         except DAMAGE as error:
-            raise UserError(f"'{self.path}/{COLUMNS}' is damaged: {error}") from None
+            raise UserError(f"'{self.path}/{COLUMNS}' is damaged: {explain_damage(error)}") from None
         try:
             data = self._storage.part(self.files[tar], offset, size)
         except OSError as error:

@@ -71,7 +71,7 @@ class Remote:
         """``size`` bytes from ``offset``; UserError if the server sends the whole file instead."""
         data = self._request(name, "cat_file", start=offset, end=offset + size)
         if len(data) > size:
-            raise UserError(f"'{self.path}/{name}' comes whole: its server does not send ranges of bytes, which are needed")
+            raise UserError(f"'{self.path}/{name}' comes whole: its server does not send ranges of bytes")
         return data
 
     @contextmanager

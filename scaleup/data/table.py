@@ -21,6 +21,7 @@ from scaleup.data.index import (
     SampleEntry,
     TarEntry,
     columns_of,
+    explain_damage,
     list_sha256,
     read_index,
 )
@@ -64,7 +65,7 @@ class Table:
 
     @classmethod
     def of(cls, path: str | Path, content: dict[str, Any]) -> Table:
-        """From the content of ``path/index.json``; an error of ``DAMAGE``, or OSError if there are no columns."""
+        """From the content of ``path/index.json``; an error of ``DAMAGE``; UserError if the columns cannot be read."""
         index = Index.of(content)
         if content["format"] == FORMAT:
             sizes, crcs = ([tar[key] for tar in content["shards"]] for key in ("samples", "crc32"))
@@ -94,10 +95,10 @@ class Table:
             print(f"'{path}' has an older index of {count} samples, which is read whole; {how}", file=sys.stderr)
         try:
             return cls.of(path, content)
-        except OSError as error:
-            raise UserError(f"'{path}/{COLUMNS}' cannot be read: {error.strerror or error}") from None
+        except UserError:  # of the columns
+            raise
         except DAMAGE as error:
-            raise UserError(f"'{path}/index.json' is damaged: {type(error).__name__} {error}") from None
+            raise UserError(f"'{path}/index.json' is damaged: {explain_damage(error)}") from None
 
     def check(self, tar: int) -> None:
         """Once for every tar: ValueError with the first thing that is wrong in its rows."""

@@ -24,7 +24,7 @@ from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.batches import Batch
 from scaleup.data.decode import BadSample
-from scaleup.data.index import list_sha256
+from scaleup.data.index import explain_damage, list_sha256
 from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
 
@@ -81,7 +81,7 @@ def check(data: bytes) -> None:
     try:
         places = layout(data)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise BadSample(f"not a readable record of taps: {type(error).__name__} {error}") from None
+        raise BadSample(f"not a readable record of taps: {explain_damage(error)}") from None
     rows = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
     if not all(tensor_of(rows, place).isfinite().all() for place in places.values()):
         raise BadSample("has tokens that are not finite")
@@ -155,7 +155,7 @@ class CachedSet:
             self.labels = {name: CachedLabels(self, name) for name in self.shards.labels}
             self.layout = {name: ByteRange(*place) for name, place in self.made["layout"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise UserError(f"'{path}' is not a usable token cache: {type(error).__name__} {error}") from None
+            raise UserError(f"'{path}' is not a usable token cache: {explain_damage(error)}") from None
 
     @property
     def list_sha256(self) -> str:

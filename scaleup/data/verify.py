@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scaleup.common.errors import UserError
 from scaleup.common.processes import parallel
 from scaleup.common.timing import progress
 from scaleup.data.decode import BadSample, check
@@ -25,6 +26,7 @@ from scaleup.data.index import (
     Index,
     SampleEntry,
     TarEntry,
+    explain_damage,
     file_sha256,
     read_index,
 )
@@ -68,8 +70,10 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
         problems += _twice(index.shards if table is None else _tars(table, []), keys.suspects())
         if index.count != len(keys):
             problems.append(f"index.json: count is {index.count}, but {len(keys)} samples are listed")
-    except (OSError, *DAMAGE) as error:
-        problems.append(f"index.json: damaged, {type(error).__name__} {error}")
+    except UserError as error:
+        problems.append(str(error))
+    except DAMAGE as error:
+        problems.append(f"index.json: damaged, {explain_damage(error)}")
     count = content.get("count")
     return Verified(count if isinstance(count, int) else 0, problems, notes, _left_out(content))
 

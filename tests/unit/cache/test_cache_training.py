@@ -119,7 +119,7 @@ def test_a_cache_that_contradicts_itself_is_refused(cache: Path, tmp_path: Path)
     index.made["failed"] = [3]
     index.failures.append(Failure("3", "not a readable video"))
     write_index(tmp_path / "videos", index)
-    with pytest.raises(UserError, match="is not a usable token cache: ValueError 12 records of 12 samples in 1 views"):
+    with pytest.raises(UserError, match="is not a usable token cache: 12 records of 12 samples in 1 views"):
         CachedSet(tmp_path / "videos")
 
 
