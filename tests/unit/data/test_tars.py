@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 from PIL import Image
+from support.tools import tool
 from videos import numbered
 
 from scaleup.common.errors import UserError
@@ -206,6 +207,14 @@ def test_an_index_in_place_is_what_training_reads(tmp_path):
     index_tars(tmp_path, processes=1)
     shards = Shards.open(tmp_path)
     assert shards.name == tmp_path.name and len(shards) == 4 and shards.sizes == [4]
+
+
+def test_a_kill_while_the_index_is_written_leaves_nothing_behind(tmp_path):
+    write_tar(tmp_path / "0.tar", downloaded(0))
+    kill = "import os, shutil; shutil.copyfileobj = lambda *_: os.kill(os.getpid(), 9)"  # columns are put together
+    assert tool("make_shards", tmp_path, before=kill).returncode == -9
+    index_tars(tmp_path, processes=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar", "index.columns", "index.json"]
 
 
 @pytest.mark.parametrize("label", [b"3.0", b"03", b" 3\r\n", b"\xef\xbb\xbf3"])
