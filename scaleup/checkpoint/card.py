@@ -38,7 +38,7 @@ def card(model: Described) -> str:
     measures = _measures(model.report)
     parts = {
         "Trained on": _table(("shards", "samples", "sha256 of the list"), _trained_on(model.report)),
-        "Accuracy": _table(
+        "Scores": _table(
             ("shards", "views", "head", *(MEASURES[name].column for name in measures), "samples", "list"),
             _accuracy(model.report, measures),
         ),
@@ -63,7 +63,7 @@ def _metadata(model: Described) -> str:
         for entry in model.report.get("evaluations", ())
         for head, score in entry["heads"].items()
         for name in MEASURES
-        if name in score
+        if score.get(name) is not None
     ]
     data = ModelCardData(
         library_name="scaleup",

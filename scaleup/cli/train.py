@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.common.errors import UserError
+from scaleup.common.metrics import mean_of
 from scaleup.config import recipe
 
 if TYPE_CHECKING:
@@ -89,9 +90,8 @@ def _outcome(arm: ArmResult) -> str:
     alpha = "" if arm.alpha is None else f", alpha {arm.alpha:.4f}"
     alpha += "" if arm.alpha_largest is None else f" (largest {arm.alpha_largest:.4f})"
     early = f", ended early after {arm.steps} steps" if arm.ended == "early" else ""
-    best = "" if arm.best_step is None else f", accuracy {arm.valid_accuracy:.2%} after step {arm.best_step}"
-    still = "".join(
-        f", {head} still at chance ({share.accuracy:.1%}; the most frequent class has {share.chance:.1%})"
-        for head, share in arm.at_chance.items()
-    )
+    measure = mean_of(arm.valid_measures)
+    valid = f", {measure.title} {measure.words(arm.valid_accuracy)} after step {arm.best_step}"
+    best = "" if arm.best_step is None else valid
+    still = "".join(f", {head} still at chance ({share.briefly})" for head, share in arm.at_chance.items())
     return f", {arm.arm_seconds:.4f} s per step, loss {arm.loss:.4f}{alpha}{early}{best}{still}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,13 @@ class Measure(NamedTuple):
     title: str
     scale: int = 1  # 100: a share, shown in %
 
-    def text(self, value: float) -> str:
+    def text(self, value: float | None) -> str:
+        if value is None:
+            return "-"
         return f"{value * self.scale:.2f}" if self.scale > 1 else f"{value:.4g}"
 
-    def words(self, value: float) -> str:
-        return f"{value:.2%}" if self.scale > 1 else self.text(value)
+    def words(self, value: float | None) -> str:
+        return f"{value:.2%}" if self.scale > 1 and value is not None else self.text(value)
 
     @property
     def column(self) -> str:
@@ -36,9 +38,16 @@ MEASURES = {  # by their names in results, in the order of tables
 }
 
 
-def leading(score: Mapping[str, float]) -> str:
+def leading(score: Mapping[str, float | None]) -> str:
     """The measure by which a head is compared: mAP, R2 or top-1."""
     return next(name for name in ("map", "r2", "top1") if name in score)
+
+
+def mean_of(names: Collection[str]) -> Measure:
+    """What the mean over heads is that are compared by these measures."""
+    measures = [measure for name, measure in MEASURES.items() if name in names] or [MEASURES["top1"]]
+    title = " and ".join(measure.title for measure in measures)
+    return Measure("mean of " * (len(measures) > 1) + title, min(measure.scale for measure in measures))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -61,13 +70,16 @@ def average_precisions(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.array([average_precision(*columns) for columns in zip(scores.T, positive.T, strict=True)])
 
 
-def mean_average_precision(precisions: np.ndarray, counts: np.ndarray, total: int) -> tuple[float, float]:
-    """Mean of the average precisions (C,) over the classes that a sample has, and what random scores would give.
+def mean_average_precision(
+    precisions: np.ndarray, counts: np.ndarray, total: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Mean of the average precisions (C,) over the classes that a sample has, and what random scores would give; None
+    if no sample has a class.
 
     Args:
         counts: of ``total`` samples, how many have each class, (C,).
     """
     present = np.flatnonzero(counts)
     if not len(present):
-        return 0.0, 0.0
+        return None, None
     return float(np.mean(precisions[present])), float(counts[present].mean() / total)

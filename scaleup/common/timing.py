@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -126,6 +126,11 @@ console = Console(stderr=True)  # stdout is for results
 def is_first_rank() -> bool:
     """Whether this process prints. Of distributed processes, only the first does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def late_mean(seconds: list[float]) -> float:
+    """The mean without the first few steps, which pay for warming up."""
+    return fmean(seconds[min(5, len(seconds) // 2) :])
 
 
 @contextmanager

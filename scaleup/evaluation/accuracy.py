@@ -20,7 +20,7 @@ from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
 from scaleup.data.batches import Batch
 from scaleup.data.labels import LOSSES, refuse_loss
-from scaleup.data.loader import Parts, eval_loader, eval_share
+from scaleup.data.loader import Parts, check_heads, eval_loader, eval_share
 from scaleup.data.shards import Shards
 from scaleup.evaluation.scores import ByClass, Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks
@@ -76,7 +76,7 @@ def evaluate(
             loss, no sample can be read, or another rank no longer answers.
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
-    heads, world = matched(first, opened, heads), join()
+    heads, world = matched(first, opened, heads, "--heads HEAD=LABEL"), join()
     with world.together():
         for model in models.values():
             model.eval().arm.to(world.device)
@@ -171,8 +171,11 @@ def _trunk_of(model: TubeViT, prepared: PreparedTrunk | None) -> PreparedTrunk |
     return replace(prepared, drift={n: moved for n, moved in prepared.drift.items() if n == model.frozen_depth})
 
 
-def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> dict[str, str]:
+def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None, setting: str) -> dict[str, str]:
     """Head -> label: ``heads`` if they fit, by default every head with the name and classes of a label.
+
+    Args:
+        setting: what says which heads; empty if nothing does.
 
     Raises:
         UserError: a head or label is unknown, a head has other classes than the label, or there is none.
@@ -184,16 +187,17 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None) -> 
         if not heads:
             raise UserError(
                 f"no head of the model ({', '.join(own) or 'none'}) has the name and classes of a label of "
-                f"{shards.path} ({', '.join(shards.classes)}); say which with --heads HEAD=LABEL"
+                f"{shards.path} ({', '.join(shards.classes)})" + (f"; say which with {setting}" if setting else "")
             )
     for head, label in heads.items():
         if head not in own:
-            raise UserError(f"there is no head {head!r}; this model has {', '.join(own)}{nearest(head, own)}")
-        if label in shards.classes and shards.classes[label] != own[head]:
+            raise UserError(
+                f"{setting}: there is no head {head!r}; this model has {', '.join(own)}{nearest(head, own)}"
+            )
+        check_heads(shards, {head: label})
+        if shards.classes[label] != own[head]:
             raise UserError(f"head {head!r} has other classes than label {label!r} of {shards.path}")
-        if label in shards.classes:
-            loss = model.config.loss(head)
-            refuse_loss(head, loss, label, shards.kind(label), shards.classes[label], str(shards.path))
+        refuse_loss(head, model.config.loss(head), label, shards.kind(label), own[head], str(shards.path))
     return dict(heads)
 
 

@@ -27,15 +27,18 @@ class Score:
 
     @property
     def lead(self) -> float:
-        """The one by which arms are compared: mAP, R2 or top-1."""
+        """The one by which arms are compared: mAP, R2 or top-1; nan for mAP where no sample has a class."""
         measures = asdict(self)
-        return measures[leading(measures)]
+        value = measures[leading(measures)]
+        return math.nan if value is None else value
 
     def __str__(self) -> str:
         measures = asdict(self)
         words = [
             f"{measure.title} {measure.words(measures[name])}" for name, measure in MEASURES.items() if name in measures
         ]
+        if measures[leading(measures)] is None:
+            return ", ".join(words) + " (no sample has a class, so there is no mAP)"
         return ", ".join(words) + (f" (chance {measures['chance']:.2%})" if "chance" in measures else "")
 
 
@@ -53,11 +56,11 @@ class HeadScore(Score):
 class SeveralScore(Score):
     """Of a head that names any number of classes."""
 
-    map: float  # mean of the average precision over the classes that a sample has
+    map: float | None  # mean of the average precision over the classes that a sample has; None if none has one
     top1: float  # samples whose most probable class is one of theirs
     top5: float  # samples with one of their classes among the five most probable
     loss: float  # binary cross entropy, the mean over classes
-    chance: float  # mAP of random guesses
+    chance: float | None  # mAP of random guesses
 
 
 @dataclass

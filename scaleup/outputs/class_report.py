@@ -38,7 +38,7 @@ def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 1
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     losses = {head: first.config.losses.get(head, HeadLoss()) for head in first.config.heads}
-    heads = {head: label for head, label in matched(first, opened, None).items() if losses[head].kind in NAMING}
+    heads = {head: label for head, label in matched(first, opened, None, "").items() if losses[head].kind in NAMING}
     samples = Once("confusion", opened, heads, first.config.input, "1x1", batch, 1, join())
     names = {head: opened.classes[label] for head, label in heads.items()}
     one = {head: len(each) for head, each in names.items() if losses[head].kind == "softmax"}

@@ -11,6 +11,7 @@ from typing import Any
 from scaleup.checkpoint.model_directory import local
 from scaleup.common.errors import UserError
 from scaleup.common.files import read_json, write_text
+from scaleup.common.metrics import MEASURES, Measure, mean_of
 from scaleup.common.processes import environment
 from scaleup.config.rules import check
 from scaleup.evaluation.depth_profile import DepthCurve, DepthProfile
@@ -97,7 +98,7 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
     yield _table(runs, heads)
     for run in runs:
         if run.scores.arms:
-            yield html.Text(f"Accuracy ({_measure(run)}) of {run.name}: {run.scores.words}.")
+            yield html.Text(f"Scores ({_measure(run).title}) of {run.name}: {run.scores.words}.")
     labels = probe.labels if probe else {}
     names = list(dict.fromkeys([*heads, *labels]))
     yield html.Figures({title: plot for head in names for title, plot in _against(runs, head, labels.get(head))})
@@ -111,14 +112,14 @@ def _summary(runs: Sequence[Facts], probe: DepthProfile | None) -> Iterator[html
 
 
 def _table(runs: Sequence[Facts], heads: Sequence[str]) -> html.Table:
-    """A row for each arm; if there are several heads, each has a column for its accuracy."""
-    columns = [f"{head} %" for head in heads] if len(heads) > 1 else []
+    """A row for each arm; if there are several heads, each has a column for its measure."""
+    columns = [f"{head}, {_of_head(runs, head).column}" for head in heads] if len(heads) > 1 else []
     header = [
         "arm",
         "frozen blocks",
         "trained parameters",
         "loss",
-        "accuracy %",
+        _measure(*runs).column,
         *columns,
         "alpha",
         "seconds a step",
@@ -133,11 +134,14 @@ def accuracy(run: Facts, arm: str) -> float | None:
     return fmean(scores.values()) if scores else None
 
 
-def _measure(run: Facts) -> str:
-    """What the accuracy of a run's heads is."""
-    losses = {run.recipe.heads[head].loss if head in run.recipe.heads else "softmax" for head in run.heads}
-    words = {"top-1": {"softmax"}, "mAP": {"sigmoid"}, "R2": {"l2", "l1"}}
-    return ", ".join(name for name, kinds in words.items() if kinds & losses) or "top-1"
+def _measure(*runs: Facts) -> Measure:
+    """What the accuracy of arms is."""
+    return mean_of({name for run in runs for name in run.scores.measures.values()})
+
+
+def _of_head(runs: Sequence[Facts], head: str) -> Measure:
+    """What is measured of a head."""
+    return MEASURES[next((run.scores.measures[head] for run in runs if head in run.scores.measures), "top1")]
 
 
 def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def _tiles(runs: Sequence[Facts]) -> dict[str, Any]:
     seconds = run.seconds(arm)
     return {
         "best arm": arm if len(runs) == 1 else f"{run.name}/{arm}",
-        f"its accuracy ({_measure(run)})": f"{best:.1%}",
+        f"its {_measure(run).title}": _measure(run).words(best),
         "its frozen blocks": run.arms[arm].frozen_depth,
         "a step of it": f"{seconds:.3g} s" if seconds else None,
         **counts,
@@ -166,8 +170,8 @@ def _row(run: Facts, arm: str, heads: Sequence[str], named: bool) -> list[Any]:
         run.arms[arm].frozen_depth,
         words(run.trained_parameters(arm), ","),
         words(run.loss(arm), ".4f"),
-        words(mean and 100 * mean, ".2f"),
-        *(f"{100 * scores[head]:.2f}" if head in scores else None for head in heads if len(heads) > 1),
+        None if mean is None else _measure(run).text(mean),
+        *(_of_head([run], head).text(scores[head]) if head in scores else None for head in heads if len(heads) > 1),
         words(alphas[-1] if alphas else None, "+.4f"),
         words(run.seconds(arm), ".3f"),
         run.stands(arm),
@@ -178,16 +182,16 @@ def _against(runs: Sequence[Facts], head: str, probe: DepthCurve | None) -> Iter
     def points(x: Any) -> dict[str, svg_plots.Points]:
         return {run.name: {a: (x(run, a), run.scores.arms.get(a, {}).get(head)) for a in run.arms} for run in runs}
 
-    beside = ", beside a linear probe of the frozen model" if probe else ""
+    beside, measure = ", beside a linear probe of the frozen model" if probe else "", _of_head(runs, head)
     depth = points(lambda run, arm: run.arms[arm].frozen_depth)
     yield (
-        f"{head}: accuracy against frozen depth{beside}",
-        svg_plots.against(f"{head} accuracy against frozen depth", "frozen blocks", depth, probe),
+        f"{head}: {measure.title} against frozen depth{beside}",
+        svg_plots.against(f"{head} against frozen depth", "frozen blocks", depth, measure, probe),
     )
     cost = points(lambda run, arm: run.seconds(arm))
     yield (
-        f"{head}: accuracy against cost, the trunk counted whole for each arm",
-        svg_plots.against(f"{head} accuracy against cost", "seconds of a step", cost),
+        f"{head}: {measure.title} against cost, the trunk counted whole for each arm",
+        svg_plots.against(f"{head} against cost", "seconds of a step", cost, measure),
     )
 
 
@@ -215,7 +219,7 @@ def _curves(run: Facts) -> dict[str, str | None]:
             f"R2 of {head} in training, a running mean": plot(head, "R2", "heads", head, "r2", smooth=True)
             for head in run.heads
         },
-        "validation accuracy": plot("validation", "accuracy", "valid", "accuracy"),
+        f"validation: {run.validated.title}": plot("validation", run.validated.title, "valid", "accuracy"),
         "alpha of the gate, a mean where each channel has one": plot("alpha", "alpha", "alpha"),
         "largest alpha of all channels, in size": plot("largest alpha", "alpha", "alpha_largest"),
     }

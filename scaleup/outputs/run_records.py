@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from scaleup.checkpoint.model_directory import read_report
 from scaleup.common.errors import UserError
-from scaleup.common.metrics import leading
+from scaleup.common.metrics import Measure, leading, mean_of
 from scaleup.config.recipe import load, sweep_arms, to_yaml
 from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.training.arm_trainer import ArmResult
@@ -23,10 +23,19 @@ SINGLE = "model"  # name of the arm of a run that is not a sweep
 
 
 class Scores(NamedTuple):
-    """Top-1 by arm and head, as shares of 1; ``words`` says on which samples it was measured."""
+    """Top-1 by arm and head, as shares of 1, or the measure that ``measures`` says of a head; ``words`` says on which
+    samples it was measured."""
 
     words: str
     arms: dict[str, dict[str, float]]
+    measures: dict[str, str]
+
+    @classmethod
+    def of(cls, words: str, arms: dict[str, Json]) -> Scores:
+        """From what was measured of each arm; what could not be is left out."""
+        leads = {arm: {h: (leading(s), s[leading(s)]) for h, s in each["heads"].items()} for arm, each in arms.items()}
+        known = {arm: {h: value for h, (_, value) in each.items() if value is not None} for arm, each in leads.items()}
+        return cls(words, known, {head: name for each in leads.values() for head, (name, _) in each.items()})
 
 
 @dataclass
@@ -109,20 +118,27 @@ class Facts:
         valid = {arm: best for arm in self.arms if (best := self._validated(arm))}
         most = max(map(sets.count, sets), default=0)
         if most < max(1, len(valid)):
-            return Scores("validation, one view, at its best", {arm: _leads(best) for arm, best in valid.items()})
+            return Scores.of("validation, one view, at its best", valid)
         on = [entry for entry in sets if sets.count(entry) == most][-1]
         words = f"{on['shards']}, {on['views']} views, list {on['list_sha256'][:12]}"
         same = {arm: [entry for entry in entries if entry["on"] == on] for arm, entries in recorded.items()}
-        return Scores(words, {arm: _leads(entries[-1]) for arm, entries in same.items() if entries})
+        return Scores.of(words, {arm: entries[-1] for arm, entries in same.items() if entries})
 
     def _evaluations(self, arm: str) -> list[Json]:
         """The evaluations of an arm that tools/evaluate.py recorded."""
         reports = (read_report(place / arm) for place in self.places)
         return next(filter(None, reports), {}).get("evaluations", [])
 
+    @property
+    def validated(self) -> Measure:
+        """What its arms were validated by."""
+        valid = (arm["valid"] for entry in self.entries for arm in entry["arms"].values() if "valid" in arm)
+        return mean_of({leading(score) for score in next(valid, {"heads": {}})["heads"].values()})
+
     def _validated(self, arm: str) -> Json | None:
         valid = [entry["arms"][arm]["valid"] for entry in self.entries if "valid" in entry["arms"].get(arm, {})]
-        return max(valid, key=lambda each: each["accuracy"], default=None)
+        known = [each for each in valid if each["accuracy"] is not None]
+        return max(known, key=lambda each: each["accuracy"], default=None)
 
     @property
     def yaml(self) -> str:
@@ -135,10 +151,6 @@ class Facts:
         yield from dict.fromkeys(
             head for entry in self.entries for arm in entry["arms"].values() for head in arm.get("heads", ())
         )
-
-
-def _leads(measured: Json) -> dict[str, float]:
-    return {head: score[leading(score)] for head, score in measured["heads"].items()}
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from scaleup.common.metrics import Measure
 from scaleup.evaluation.depth_profile import DepthCurve
 from scaleup.evaluation.overlay import token_boxes
 from scaleup.model.build import patch_of
@@ -93,11 +94,13 @@ def _smoothed(values: list[float]) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-Points = Mapping[str, tuple[float | None, float | None]]  # of an arm: x, and its accuracy as a share of 1
+Points = Mapping[str, tuple[float | None, float | None]]  # of an arm: x, and its measure, a share as a share of 1
 
 
-def against(title: str, label: str, runs: Mapping[str, Points], probe: DepthCurve | None = None) -> str | None:
-    """The accuracy of every arm of the runs against another value of the arm.
+def against(
+    title: str, label: str, runs: Mapping[str, Points], measure: Measure, probe: DepthCurve | None = None
+) -> str | None:
+    """The measure of every arm of the runs against another value of the arm.
 
     Args:
         probe: the accuracy of linear classifiers by depth.
@@ -112,8 +115,9 @@ def against(title: str, label: str, runs: Mapping[str, Points], probe: DepthCurv
             for (arm, (x, y)), colour in zip(points.items(), colours(list(points)).values(), strict=True):
                 if x is not None and y is not None:
                     name = arm if len(runs) == 1 else f"{run}/{arm}"
-                    axes.plot(x, 100 * y, marker, color=colour, markersize=9, markeredgecolor="white", label=name)
-        axes.set(xlabel=label, ylabel="top-1, %")
+                    look: Any = {"color": colour, "markersize": 9, "markeredgecolor": "white"}
+                    axes.plot(x, measure.scale * y, marker, **look, label=name)
+        axes.set(xlabel=label, ylabel=measure.column)
         axes.margins(0.1)
         if "blocks" in label:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

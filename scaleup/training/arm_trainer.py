@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
-from scaleup.common.timing import Span
+from scaleup.common.metrics import mean_of
+from scaleup.common.timing import Span, late_mean
 from scaleup.config.recipe import settle
 from scaleup.config.schema import Arm as Settings
 from scaleup.config.schema import Head, Recipe, schedule
@@ -61,6 +62,7 @@ class ArmResult:
     alpha: float | None  # of the gate; where each channel has one their mean; None without a gate
     alpha_largest: float | None = None  # in size, where each channel has one
     gaps: dict[str, Gap] = field(default_factory=dict)  # heads that learn their training samples alone
+    valid_measures: list[str] = field(default_factory=list)  # valid_accuracy is their mean; see ArmState
 
 
 @dataclass
@@ -72,6 +74,7 @@ class ArmState:
     best_step: int | None = None  # steps it had taken when it was best
     valid_accuracy: float | None = None  # at its best
     waited: int = 0  # validations since
+    valid_measures: list[str] = field(default_factory=list)  # valid_accuracy is the mean of top1, map, r2
 
     def validated(self, accuracy: float, steps: int) -> bool:
         """Note the accuracy after so many steps; whether it is the best. Of equal ones the first is."""
@@ -81,9 +84,14 @@ class ArmState:
         self.valid_accuracy, self.best_step, self.waited = accuracy, steps, 0
         return True
 
+    @property
+    def best(self) -> str:
+        """In words."""
+        return f"{mean_of(self.valid_measures).words(self.valid_accuracy)} after step {self.best_step}"
+
     def __str__(self) -> str:
         """In words, for an arm that was just validated."""
-        best = f"best {self.valid_accuracy:.2%} after step {self.best_step}" if self.waited else "best"
+        best = f"best {self.best}" if self.waited else "best"
         return f"{best}, ends early" if self.ended == "early" else best
 
 
@@ -171,9 +179,10 @@ class ArmTrainer:
                 )
         return None
 
-    def validated(self, accuracy: float, steps: int) -> None:
+    def validated(self, accuracy: float | None, steps: int, measures: list[str]) -> None:
         """Note an accuracy after ``steps``, keep the best weights, and end where the patience does."""
-        if self.standing.validated(accuracy, steps):
+        self.standing.valid_measures = measures
+        if accuracy is not None and self.standing.validated(accuracy, steps):
             with self.engine.whole():
                 weights = optimizer_state.weights(self.model.arm) if self.world.rank == 0 else {}
                 self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
@@ -186,8 +195,7 @@ class ArmTrainer:
         best = self.standing
         return (
             f"arm {self.name!r} ends early after step {best.steps}: the last {best.waited} validations were not better "
-            f"than {best.valid_accuracy:.2%} after step {best.best_step} (arm.patience {self.settings.patience}); its "
-            "model is that of this step"
+            f"than {best.best} (arm.patience {self.settings.patience}); its model is that of this step"
         )
 
     def end(self, how: str, steps: int) -> None:
@@ -235,6 +243,7 @@ class ArmTrainer:
             diverged=self.standing.steps if diverged else None,
             best_step=self.standing.best_step,
             valid_accuracy=self.standing.valid_accuracy,
+            valid_measures=self.standing.valid_measures,
             at_chance=recent.at_chance,
             gaps=recent.gaps,
             alpha=gate.get("alpha"),
@@ -288,8 +297,3 @@ def _joined(name: str, values: list[Any]) -> Any:
     if name in ("loss", "accuracy", "r2"):
         return statistics.fmean(values)
     return sum(values) if name.endswith("seconds") else values[-1]
-
-
-def late_mean(seconds: list[float]) -> float:
-    """The mean without the first few steps, which pay for warming up."""
-    return statistics.fmean(seconds[min(5, len(seconds) // 2) :])

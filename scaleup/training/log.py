@@ -103,13 +103,19 @@ class AtChance:
         right = f"it is right for {self.accuracy:.1%} of the last {self.samples:,} samples"
         guess = f"the most frequent class is that of {self.chance:.1%}"
         if self.measure == "r2":
-            right = f"it explains {self.accuracy:.1%} of the variance of the last {self.samples:,} labels"
-            guess = "their mean explains 0 %"
+            right = f"its R2 is {self.accuracy:.2f} on the last {self.samples:,} labels"
+            guess = "that of their mean is 0"
         return (
             f"is still at chance after {self.steps} steps: {right}, and {guess}; look at its labels "
             "and at what augmentation does to them, try another learning rate or more steps, and of a frozen model "
             "read all tokens (arm.pool=attentive) or let more blocks train"
         )
+
+    @property
+    def briefly(self) -> str:
+        if self.measure == "r2":
+            return f"R2 {self.accuracy:.2f}; the mean of the labels has 0"
+        return f"{self.accuracy:.1%}; the most frequent class has {self.chance:.1%}"
 
 
 @dataclass

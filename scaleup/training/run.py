@@ -12,7 +12,7 @@ from typing import Any
 from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.common.processes import environment
-from scaleup.common.timing import Span, progress
+from scaleup.common.timing import Span, late_mean, progress
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
 from scaleup.model.build import prepare_trunks
@@ -20,7 +20,7 @@ from scaleup.model.compiled import STOPWATCH
 from scaleup.model.kernel_choice import choose_precision, set_compile, set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.training import run_directory, run_inputs
-from scaleup.training.arm_trainer import ArmTrainer, late_mean, read_numbers, whole_step
+from scaleup.training.arm_trainer import ArmTrainer, read_numbers, whole_step
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Entry, Metrics, Recent, line
 from scaleup.training.loggers import refuse_missing

@@ -213,5 +213,5 @@ def test_an_export_keeps_what_was_recorded_and_another_arm_does_not(model: Path,
     assert tool(model, shards, "--views", "1x1", "--record", "--workers", 0).returncode == 0
     export(model, "full", tmp_path / "full")
     kept = load(tmp_path / "full").report["evaluations"]
-    assert len(kept) == 1 and "## Accuracy" in (tmp_path / "full" / "README.md").read_text()
+    assert len(kept) == 1 and "## Scores" in (tmp_path / "full" / "README.md").read_text()
     assert "evaluations" not in load(model).with_arm(1, False, CLASSES["video"]).report

@@ -67,10 +67,10 @@ def test_the_page_holds_what_the_run_wrote_down(swept: Path, tmp_path: Path) -> 
         cells = re.findall(r"<td>(.*?)</td>", row[1])
         assert cells[0] == str(arm["frozen_depth"]) and cells[1] == f"{arm['trained_parameters']:,}"
         assert cells[3] == f"{100 * arm['valid_accuracy']:.2f}" and cells[-1].startswith(arm["ended"])
-    for said in ("loss, a running mean", "motion: accuracy against frozen depth", "motion: accuracy against cost"):
+    for said in ("loss, a running mean", "motion: top-1 against frozen depth", "motion: top-1 against cost"):
         assert f"<figcaption>{said}" in page
     assert "<figcaption>alpha of the gate" in page and "of validation, one view" not in page
-    assert "Accuracy (top-1) of out: validation, one view, at its best." in page
+    assert "Scores (top-1) of out: validation, one view, at its best." in page
     for title in ("Result", "Curves", "Where tubes look", "Kernels of the tubes", "Classes", "Recipe", "Environment"):
         assert re.search(rf"<h2>[^<]*{title}", page), title
     assert "kernel of patches" in page and "kernel of long" in page
@@ -233,7 +233,7 @@ def test_a_depth_profile_stands_beside_the_sweep(swept: Path, profile: Path, tmp
     page = (tmp_path / "page.html").read_text()
     assert page.count(">linear probe</text>") == 1  # that of motion alone
     assert "12 samples of val, list ffffffffffff" in page
-    assert "motion: accuracy against frozen depth, beside a linear probe" in page
+    assert "motion: top-1 against frozen depth, beside a linear probe" in page
     report_page.write([swept], tmp_path / "given.html", probe=profile / "probe.json")
     assert (tmp_path / "given.html").read_text() == page
     (profile.parent / "config.json").write_text(json.dumps({"tubes": {"long": "otherwise"}}))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -180,6 +181,61 @@ def test_an_export_and_a_later_run_keep_the_loss_of_a_head(place: Path, tmp_path
     x = torch.rand(1, 3, 8, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(after(x, "amount"), before(x, "amount"), rtol=1e-4, atol=1e-2)
+
+
+def validated(place: Path, out: Path, valid: str) -> subprocess.CompletedProcess[str]:
+    """A run whose recipe has ``valid`` as its validation set."""
+    text = RECIPE.replace("valid: {shards: PLACE/tags, heads: {tags: label}}", f"valid: {valid}")
+    (out / "recipe.yaml").write_text(text.replace("PLACE", str(place)))
+    return tool("train", out / "recipe.yaml", "arm.frozen_depth=4", f"out={out / 'run'}")
+
+
+def test_validation_by_a_number_is_no_accuracy(place: Path, tmp_path: Path) -> None:
+    done = validated(place, tmp_path, f"{{shards: {place / 'amounts'}, heads: {{amount: label}}}}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())["arms"]["model"]
+    assert f", R2 {result['valid_accuracy']:.4g} after step {result['best_step']}" in done.stdout
+    said = [line for line in done.stderr.splitlines() if " after step " in line]
+    assert said and all(line.startswith("R2 after step ") and "%" not in line for line in said)
+    run("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<th>R2</th>" in page and "validation: R2" in page and f"its R2{'</'}" in page
+    assert "amount: R2 against cost" in page
+
+
+@pytest.fixture(scope="module")
+def unlabelled(place: Path) -> Path:
+    """The clips without a class."""
+    (place / "none.csv").write_text("path,label\n" + "".join(f"{number}.mp4,\n" for number in range(CLIPS)))
+    (place / "classes.txt").write_text("\n".join(scaleup.load(place / "run/late").config.heads["tags"]))
+    options = "--labels", "several", "--classes", place / "classes.txt", "--out", place / "none", "--processes", 1
+    run("make_shards", place / "none.csv", *options)
+    return place / "none"
+
+
+def test_without_a_class_an_evaluation_gives_no_precision(place: Path, unlabelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run/late", tmp_path / "model")
+    what = tmp_path / "model", unlabelled, "--views", "1x1", "--heads", "tags=label"
+    assert "tags mAP -, " in run("evaluate", *what, "--record")
+    assert json.loads(run("evaluate", *what, "--json"))["heads"]["tags"]["map"] is None
+    assert "| - |" in (tmp_path / "model/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("valid", "sentence"),
+    [
+        ("{shards: NONE, heads: {tags: label}}", "data.valid: no sample of 'NONE' has a class of label 'label'"),
+        ("{shards: NONE}", "; say which with data.valid.heads={HEAD: LABEL}"),
+        ("{shards: NONE, heads: {tgas: label}}", "data.valid.heads={HEAD: LABEL}: there is no head 'tgas'"),
+        ("{shards: NONE, heads: {tags: lable}}", "'lable', but 'NONE' has: label; nearest: 'label'"),
+    ],
+)
+def test_a_validation_that_cannot_be_is_one_sentence(
+    place: Path, unlabelled: Path, tmp_path: Path, valid: str, sentence: str
+) -> None:
+    done = validated(place, tmp_path, valid.replace("NONE", str(unlabelled)))
+    assert done.returncode == 2 and sentence.replace("NONE", str(unlabelled)) in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
 @pytest.mark.all

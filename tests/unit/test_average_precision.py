@@ -1,6 +1,9 @@
 """Scores of heads against slow references, and over several ranks."""
 
+import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from threading import Barrier, get_ident
 from typing import Any, cast
 
@@ -10,7 +13,7 @@ import torch
 
 from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import World
-from scaleup.common.metrics import average_precision, average_precisions, mean_average_precision
+from scaleup.common.metrics import average_precision, average_precisions, mean_average_precision, mean_of
 from scaleup.evaluation import scores, spool
 from scaleup.evaluation.scores import Tally, tally
 from scaleup.evaluation.spool import Spool
@@ -47,7 +50,7 @@ def test_the_mean_is_over_classes_that_a_sample_has() -> None:
     precisions = average_precisions(scores, positive)
     assert precisions.tolist() == pytest.approx([1, 0.5, np.nan], nan_ok=True)
     assert mean_average_precision(precisions, positive.sum(0), 2) == (pytest.approx((1 + 0.5) / 2), 0.5)
-    assert mean_average_precision(precisions, np.zeros(3), 2) == (0, 0)
+    assert mean_average_precision(precisions, np.zeros(3), 2) == (None, None)
 
 
 class Ranks:
@@ -144,6 +147,21 @@ def test_scores_of_several_classes() -> None:
     loss = -(hot * p.log() + (1 - hot) * (1 - p).log()).mean().item()
     assert score.loss == pytest.approx(loss, rel=1e-5)  # type: ignore[attr-defined]
     assert str(score) == "mAP 75.00%, top-1 50.00%, top-5 50.00% (chance 75.00%)"
+
+
+def test_without_a_class_there_is_no_precision() -> None:
+    counted = tally(HeadLoss("sigmoid"), 3)
+    counted.add(torch.zeros(2, 1, 3), torch.zeros(2, 3))
+    score, _ = counted.score(ALONE, list("abc"))
+    assert str(score).startswith("mAP -, ") and str(score).endswith(" (no sample has a class, so there is no mAP)")
+    assert math.isnan(score.lead) and json.loads(json.dumps(asdict(score), allow_nan=False))["map"] is None
+
+
+def test_a_mean_is_named_by_its_measures() -> None:
+    assert mean_of(["top1"]).words(0.5) == "50.00%" and mean_of(["top1"]).title == "top-1"
+    assert mean_of(["r2"]).words(-0.1635) == "-0.1635" and mean_of(["r2"]).column == "R2"
+    assert mean_of(["top1", "map"]).column == "mean of mAP and top-1 %"
+    assert mean_of(["r2", "top1"]).words(0.25) == "0.25" and mean_of(["map"]).words(None) == "-"
 
 
 def test_a_spool_gives_columns_back_from_memory_and_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_people_read_gate_parents_data_and_accuracy(model: TubeViT) -> None:
     assert rf"| a\|b (images, by the tubes) | 1,234 | `{SHA}` |" in text  # in a cell
     assert f"| k400-val | 4x3 | motion | 60.00 | 100.00 | 10 | `{SHA}` |" in text
     model.report = {}
-    assert "Accuracy" not in model.card("full", 7) and "Trained on" not in model.card("full", 7)
+    assert "Scores" not in model.card("full", 7) and "Trained on" not in model.card("full", 7)
     assert "model-index" not in model.card("full", 7)
 
 

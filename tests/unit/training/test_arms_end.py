@@ -240,7 +240,7 @@ def test_validation_is_an_evaluation(tiny: Tiny, valid: str, tmp_path: Path, cap
     validated = {name: [number for number in found if "valid" in found[number].get(name, {})] for name in arms}
     assert validated == {"gated": [2, 3], "full": [2, 4, 5]}
     said = capsys.readouterr().err
-    assert [f"accuracy after step {number}: " in said for number in found] == [False, True, True, True, True]
+    assert [f"top-1 after step {number}: " in said for number in found] == [False, True, True, True, True]
     for name in arms:
         told = found[result[name].best_step][name]["valid"]
         scores = evaluate({name: load(tmp_path / "out" / name)}, recipe.data.valid.shards, "1x1", batch=4)[name]

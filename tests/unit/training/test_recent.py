@@ -132,7 +132,10 @@ def number(r2: float, steps: range, seen: Recent) -> list[str]:
 def test_a_head_that_gives_a_number_is_at_chance_while_it_explains_nothing() -> None:
     dead, alive = (recent(shares={"videos": {"height": 0.0}}) for _ in range(2))
     (sentence,) = number(0.01, range(STEPS), dead)
-    assert "explains 1.0% of the variance of the last 10,000 labels" in sentence and "height" in dead.at_chance
+    assert (
+        "its R2 is 0.01 on the last 10,000 labels, and that of their mean is 0;" in sentence
+        and "height" in dead.at_chance
+    )
     assert number(0.3, range(STEPS), alive) == [] and line([alive]) == "model height 0.70 R2 0.30"
     (gap,) = alive.compare(STEPS, {"samples": 900, "heads": {"height": {"r2": -0.5}}})
     assert "its R2 is 0.30 on the training samples of late, and -0.50 on the validation samples" in gap

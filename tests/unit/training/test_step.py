@@ -1,4 +1,4 @@
-from scaleup.training.arm_trainer import late_mean
+from scaleup.common.timing import late_mean
 
 
 def test_the_first_steps_do_not_count_as_the_cost_of_a_step() -> None:
