@@ -88,6 +88,14 @@ def _json_list(text: str) -> list[Any] | None:
     return None
 
 
+def explain_value(label: Any) -> str:
+    """Why a value of JSON is no label; empty if it is text, a number, null, or a list of these."""
+    for part in label if isinstance(label, list) else [label]:
+        if part is not None and type(part) not in (str, int, float):
+            return f"its label has {json.dumps(part)[:80]}; allowed are text, a number, and a list of these"
+    return ""
+
+
 def split_label(text: str) -> list[str]:
     """The labels in a text: a JSON list, or divided by ``;`` or ``|``, numbers by commas or spaces too. What means "no
     label" is left out, as is null."""

@@ -18,7 +18,7 @@ from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.items import Items, merge_doubles, refuse_doubles
-from scaleup.data.labels import Labelling
+from scaleup.data.labels import Labelling, explain_value
 from scaleup.data.lists import ENDINGS, is_media, read_rows
 from scaleup.data.members import is_tar, packed_as
 from scaleup.data.published import below, charades, hmdb51, kinetics, published_classes, ssv2, ucf101
@@ -192,7 +192,7 @@ def json_labels(source: Path, root: Path, _: str | None) -> Iterator[Item]:
         raise UserError(f'\'{source}\' is not a JSON object of paths and labels, such as {{"clips/a.mp4": ["run"]}}')
     for path, label in rows.items():
         text = "" if label is None else label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
-        yield below(root, path, text)
+        yield below(root, path, text, explain_value(label))
 
 
 KINDS: dict[str, Callable[[Path, Path, str | None], Iterator[Item]]] = {

@@ -18,7 +18,7 @@ from scaleup.common.processes import parallel
 from scaleup.data.decode import EXTENSIONS, BadSample, check
 from scaleup.data.doubles import Doubles
 from scaleup.data.index import Index, Note, SampleEntry, TarEntry, file_sha256, write_index
-from scaleup.data.labels import NUMBER, ONE, Labelling
+from scaleup.data.labels import NUMBER, ONE, Labelling, explain_value
 from scaleup.data.members import Headers, group_members, is_tar, member_failure, packed_as
 from scaleup.data.playback import Noted
 from scaleup.data.shards import Shards
@@ -213,6 +213,8 @@ def _field(data: bytes, name: str) -> str:
         raise BadSample("its .json is not JSON") from None
     fields = content if isinstance(content, dict) else {}
     if type(value := fields.get(name)) in (str, int, float, list):
+        if wrong := explain_value(value):
+            raise BadSample(wrong)
         return json.dumps(value) if isinstance(value, list) else str(value).strip()
     instead = f" but {json.dumps(value)[:80]}" if name in fields else nearest(name, list(map(str, fields)))
     raise BadSample(f"has no label: no text or number '{name}' in its .json{instead}")

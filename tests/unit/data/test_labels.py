@@ -87,6 +87,17 @@ def test_several_labels_from_a_file(pictures, case):
     assert not verify(shards.path).problems
 
 
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_what_is_no_label_in_json_is_no_class(pictures, labels):
+    wrong = {"b.png": True, "c.png": {"name": "run"}, "d.png": ["run", False]}
+    (pictures / "all.json").write_text(json.dumps({"a.png": "run", **wrong}))
+    listing = read_source(pictures / "all.json", labels=labels)
+    assert listing.classes == ["run"]
+    allowed = "; allowed are text, a number, and a list of these"
+    said = ["", *(f"its label has {value}{allowed}" for value in ("true", '{"name": "run"}', "false"))]
+    assert [item.reason for item in listing.items] == said
+
+
 def test_a_column_names_its_class_as_it_is_written(pictures):
     (pictures / "list.csv").write_text("Path,Long Jump,Run\na.png,1,0\nb.png,0,1\n")
     assert read_source(pictures / "list.csv", labels="several").classes == ["Long Jump", "Run"]
@@ -128,7 +139,8 @@ def test_charades(tmp_path):
 
 
 def test_lists_in_tars(tmp_path):
-    contents = {"a": {"label": [2, 0]}, "b": {"label": []}, "c": {"label": 1}, "d": {"label": [7]}}
+    values = {"a": [2, 0], "b": [], "c": 1, "d": [7], "e": [0, True]}
+    contents = {key: {"label": value} for key, value in values.items()}
     (tmp_path / "classes.txt").write_text("run\njump\nsit\n")
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for key, content in contents.items():
@@ -138,7 +150,8 @@ def test_lists_in_tars(tmp_path):
                 tar.addfile(member, io.BytesIO(data))
     shards = index_tars(tmp_path, classes=tmp_path / "classes.txt", processes=1, labels="several")
     assert [shards.read(i).labels["label"] for i in range(3)] == [[0, 2], [], [1]]
-    assert [failure.reason for failure in shards.failures] == ["label '7' is not one of the 3 classes"]
+    unknown, wrong = sorted((failure.reason for failure in shards.failures), reverse=True)
+    assert unknown == "label '7' is not one of the 3 classes" and wrong.startswith("its label has true; allowed are")
 
 
 @pytest.mark.parametrize(
