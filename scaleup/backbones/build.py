@@ -15,7 +15,7 @@ from scaleup.backbones import open_clip, timm
 from scaleup.backbones.backbone import ALIASES, Backbone, Kwargs, Located, resolve
 from scaleup.backbones.weights import SkipInit, convert, load
 from scaleup.checkpoint.hub import HUB, LOCAL, files_of, find, is_path
-from scaleup.checkpoint.model_directory import FORMAT, ModelConfig
+from scaleup.checkpoint.model_directory import FORMAT, ModelConfig, refuse_tubes
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import read_json
 from scaleup.common.model_choice import report_choice
@@ -179,6 +179,7 @@ def _described(place: str, kwargs: Kwargs, weights: str | None) -> Located:
     elif "architecture" in config:
         at = timm.architecture_in(config, path)
     else:
+        refuse_tubes(path.parent)
         own = ModelConfig.from_json(config, str(path))
         if own.adapter:
             raise UserError(f"{place} has an adapter on its blocks; merge it first with tools/export.py --merge")

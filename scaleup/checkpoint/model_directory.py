@@ -192,17 +192,26 @@ FULL, DELTA = "model.safetensors", "delta.safetensors"
 ADAPTER, ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"  # peft's own
 
 
+NO_MODEL = "is no model: it has tubes alone, for tools/transplant.py; allowed are a model's directory and a hub id"
+
+
+def refuse_tubes(directory: Path) -> None:
+    """UserError if a directory has no more than what a transplant takes of a small model."""
+    names = tensors.File(directory / FULL).mapped if (directory / FULL).is_file() else ()
+    if names and all(name.startswith(("patch_embed.", "tubes.")) for name in names):
+        raise UserError(f"{directory} {NO_MODEL}")
+
+
 def local(source: str | Path) -> Path:
     """The model directory ``source``, downloaded if it is a hub id; UserError if there is none."""
     directory = Path(source)
     if directory.is_dir():
+        refuse_tubes(directory)
         return directory
     if str(source).count("/") != 1 or directory.exists():
         raise UserError(f"{source} is not a model directory; allowed are a directory and a hub id (owner/name)")
     if directory.parts[0] == "donors":
-        raise UserError(
-            f"{source} is no model: it has tubes alone, for tools/transplant.py; allowed are a directory and a hub id"
-        )
+        raise UserError(f"{source} {NO_MODEL}")
     place = f"{HUB}{source}"
     try:
         directory = find(place, ["config.json"]).parent

@@ -368,6 +368,12 @@ def test_a_damaged_report_loads_or_is_refused_but_never_a_traceback(tmp_path: Pa
             assert str(error)
 
 
-def test_a_donor_is_no_model() -> None:
-    with pytest.raises(UserError, match="^donors/ti192 is no model: it has tubes alone, for tools/transplant.py"):
-        load("donors/ti192")
+@pytest.mark.parametrize("donor", ["donors/ti192", Path(__file__).parents[2] / "recipes/donors/ti192"])
+def test_a_donor_is_no_model(donor: str | Path) -> None:
+    with pytest.raises(UserError, match=f"^{donor} is no model: it has tubes alone, for tools/transplant.py"):
+        load(donor)
+
+
+def test_a_donor_is_no_backbone() -> None:
+    with pytest.raises(UserError, match="ti192 is no model: it has tubes alone"):
+        build(str(Path(__file__).parents[2] / "recipes/donors/ti192"), {}, None)
