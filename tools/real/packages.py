@@ -5,8 +5,11 @@ No code of a package is run: pip downloads wheels only, and dpkg unpacks without
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,8 +68,11 @@ def unpack(package: Package, folder: Path) -> Path:
     if package.source == "pip":
         _run([*PIP, *WHEEL, package.name], folder)
         (wheel,) = folder.iterdir()
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(unpacked)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"the download of {package.name} is damaged ({error}); run it again") from error
     else:
         _download_deb(package.name, folder)
         (deb,) = folder.iterdir()
@@ -93,5 +99,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         reason = next((line for line in lines if line.startswith(("E:", "ERROR:"))), lines[-1])
-        words = " ".join(command).replace(sys.executable, "python")
-        raise UserError(f"'{words}' failed ({reason}); run it again when there is a network and the package is there")
+        words, then = " ".join(command).replace(sys.executable, "python"), "there is a network and the package is there"
+        if os.strerror(errno.ENOSPC) in result.stderr:
+            then = f"there is room in '{folder}' and in '{tempfile.gettempdir()}'"
+        raise UserError(f"'{words}' failed ({reason}); run it again when {then}")
