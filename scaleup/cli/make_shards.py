@@ -33,22 +33,38 @@ from scaleup.data.tars import index_tars, tars_of
 
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:
-    if args.source in ("shapes", "scenes"):
+    if args.source in GENERATED:
+        refuse_others(args, args.source)
         return {"shards": {name: Written.of(shards) for name, shards in generated(args).items()}}
     kind = args.kind or kind_of(Path(args.source))
-    refuse_others(args, kind)
+    if kind in (*PACKED, "tars"):
+        refuse_others(args, kind)
     shards = tars(args) if kind == "tars" else packed(args, kind)
     return {"shards": {shards.name: Written.of(shards)}}
 
 
-OPTIONS = {"label": ("tars", "hf"), "media": ("hf",), "material": ("scenes",)}  # of some kinds of sources
+GENERATED, PACKED = ("shapes", "scenes"), (*KINDS, "hf")
+OPTIONS = {  # of some kinds of sources
+    **dict.fromkeys(("videos", "images", "size", "frames"), GENERATED),
+    **dict.fromkeys(("short", "fps", "image_format", "quality", "reencode", "per_shard"), PACKED),
+    **dict.fromkeys(("kind", "classes", "labels"), (*PACKED, "tars")),
+    "seed": (*PACKED, *GENERATED),
+    "root": tuple(kind for kind in KINDS if kind != "folder"),
+    "split": ("kinetics", "hmdb51", "hf"),
+    "label": ("tars", "hf"),
+    "media": ("hf",),
+    "places": ("shapes",),
+    "material": ("scenes",),
+}
 
 
 def refuse_others(args: argparse.Namespace, kind: str) -> None:
     """UserError if an option is given that only sources of other kinds have."""
+    parser = arguments()
     for option, kinds in OPTIONS.items():
-        if getattr(args, option) is not None and kind not in kinds:
-            raise UserError(f"--{option} is for {' and '.join(kinds)}; '{args.source}' is read as {kind}")
+        if kind not in kinds and getattr(args, option) != parser.get_default(option):
+            allowed = f"{', '.join(kinds[:-1])} and {kinds[-1]}" if len(kinds) > 1 else kinds[0]
+            raise UserError(f"--{option.replace('_', '-')} is for {allowed}; '{args.source}' is read as {kind}")
 
 
 def generated(args: argparse.Namespace) -> dict[str, Shards]:
@@ -60,15 +76,12 @@ def generated(args: argparse.Namespace) -> dict[str, Shards]:
 
 
 def shapes(args: argparse.Namespace) -> Shapes:
-    if args.material:
-        raise UserError("--material is for source 'scenes'; shapes need none")
     return Shapes(args.seed, args.size or Shapes.size, args.frames, args.places)
 
 
 def scenes(args: argparse.Namespace) -> Scenes:
-    if not args.material or args.places:
-        wrong = "--places is for source 'shapes'" if args.places else "scenes need pictures"
-        raise UserError(f"{wrong}; name a folder with objects/ and photos/ with --material")
+    if not args.material:
+        raise UserError("scenes need pictures; name a folder with objects/ and photos/ with --material")
     return Scenes(Material.of(args.material), args.seed, args.size or Scenes.size, args.frames)
 
 

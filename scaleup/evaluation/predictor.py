@@ -103,6 +103,8 @@ class Predictor:
         self.loss = model.config.loss(self.head)
         if threshold is not None and self.loss != "sigmoid":
             raise UserError(f"head {self.head!r} has loss {self.loss}; a threshold is for heads with loss sigmoid")
+        if top is not None and self.loss in ("l2", "l1"):
+            raise UserError(f"head {self.head!r} gives a number, so there are no most probable classes (--top)")
         self.threshold = 0.0
         if self.loss == "sigmoid":
             self.threshold = 0.5 if threshold is None else threshold

@@ -33,6 +33,7 @@ def ends_with_the_same_bytes(
     killed, and the others end by themselves. Returns the steps at which the run resumed."""
     count, every, last = (120, 9, 50) if len(points) > 5 else (18, 2, 6) if len(points) > 1 else (12, 2, 6)
     changes = [f"train.steps={count}", f"train.valid_every={every}", f"arms.last.steps={last}", "train.save_every=2"]
+    changes += ["data.train.videos.sampling=full"]
     changes += [f"train.zero_stage={stage}", f"data.valid.shards={path.parent}/shapes/videos-train", *ENDS]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert killed([], ranks, whole, tool, path, *changes) == []

@@ -158,6 +158,8 @@ def test_predictions(place: Path) -> None:
     )
     refused = tool("predict", place / "run/late", clip, "--head", "amount", "--threshold", 0.5)
     assert refused.returncode == 2 and "a threshold is for heads with loss sigmoid" in refused.stderr
+    refused = tool("predict", place / "run/late", clip, "--head", "amount", "--top", 3)
+    assert refused.returncode == 2 and "head 'amount' gives a number, so there are no most" in refused.stderr
 
 
 def test_a_cache_gives_the_same_bits(place: Path) -> None:

@@ -116,10 +116,24 @@ def test_bad_options_are_one_sentence(tmp_path, option, value, said):
     refused(tool("make_shards", "shapes", "--out", tmp_path / "out", option, value), said)
 
 
-@pytest.mark.parametrize(("option", "kinds"), [("label", "tars and hf"), ("media", "hf"), ("material", "scenes")])
-def test_an_option_of_other_sources_is_refused(folder, tmp_path, option, kinds):
-    result = tool("make_shards", folder, "--out", tmp_path / "out", f"--{option}", "x")
-    refused(result, f"--{option} is for {kinds}; '{folder}' is read as folder")
+OTHERS = [  # source, option, the sources that have it
+    ("folder", "--label=x", "tars and hf"),
+    ("folder", "--media=x", "hf"),
+    ("folder", "--material=x", "scenes"),
+    ("folder", "--places", "shapes"),
+    ("folder", "--videos=train=2", "shapes and scenes"),
+    ("folder", "--root=x", "list, kinetics, ssv2, charades, json, ucf101 and hmdb51"),
+    ("folder", "--split=train", "kinetics, hmdb51 and hf"),
+    ("shapes", "--labels=several", "folder, list, kinetics, ssv2, charades, json, ucf101, hmdb51, hf and tars"),
+    ("shapes", "--per-shard=7", "folder, list, kinetics, ssv2, charades, json, ucf101, hmdb51 and hf"),
+]
+
+
+@pytest.mark.parametrize(("source", "option", "kinds"), OTHERS)
+def test_an_option_of_other_sources_is_refused(folder, tmp_path, source, option, kinds):
+    place = folder if source == "folder" else source
+    result = tool("make_shards", place, "--out", tmp_path / "out", option)
+    refused(result, f"{option.partition('=')[0]} is for {kinds}; '{place}' is read as {source}")
     assert not (tmp_path / "out").exists()
 
 

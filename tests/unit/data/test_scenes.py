@@ -215,8 +215,8 @@ def test_the_tool_writes_scenes(folder: Path, tmp_path: Path) -> None:
     [
         (["scenes"], "scenes need pictures; name a folder with objects/ and photos/ with --material"),
         (["scenes", "--material", "nowhere"], "'nowhere' has 0 objects and 0 photographs"),
-        (["scenes", "--material", "x", "--places"], "--places is for source 'shapes'"),
-        (["shapes", "--material", "x"], "--material is for source 'scenes'"),
+        (["scenes", "--material", "x", "--places"], "--places is for shapes; 'scenes' is read as scenes"),
+        (["shapes", "--material", "x"], "--material is for scenes; 'shapes' is read as shapes"),
     ],
 )
 def test_mistakes_are_sentences(args: list[str], sentence: str, tmp_path: Path) -> None:
