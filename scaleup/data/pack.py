@@ -177,15 +177,20 @@ class GrowingShards(Generic[C]):
         self.parts[number] = _without_samples(part)
 
     def conclude(self, index: Index) -> None:
-        """Add the indexes of all tars to ``index`` and write it. Remove all other files, and tars without samples. All
-        tars must be finished."""
+        """Add the indexes of all tars to ``index`` and write it. All tars must be finished."""
         parts = [self.parts[number] for number in range(len(self.chunks))]
         index.count += sum(part.count for part in parts)
-        full = [number for number, part in enumerate(parts) if part.count]
         index.failures += self.failures
         index.notes += [note for part in parts for note in part.notes]
-        write_index(self.directory, index, (self._read(number).shards[0] for number in full))
-        clear_directory(self.directory, {"plan", "index.json", COLUMNS, *(f"{number:06d}.tar" for number in full)})
+        write_index(self.directory, index, (self._read(number).shards[0] for number in self._full))
+
+    def tidy(self) -> None:
+        """Remove the indexes of tars, and tars without samples. After this the directory cannot grow on."""
+        clear_directory(self.directory, {"plan", "index.json", COLUMNS, *(f"{n:06d}.tar" for n in self._full)})
+
+    @property
+    def _full(self) -> list[int]:
+        return [number for number, part in sorted(self.parts.items()) if part.count]
 
 
 def _without_samples(part: Index) -> Index:
@@ -240,6 +245,7 @@ def pack(
             shutil.rmtree(directory)
             raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0].reason}")
         shards.conclude(Index(listing.modality, {"label": labelling.classes}, 0, left_out, [], labelling.kinds))
+        shards.tidy()
     return Shards.open(out)
 
 

@@ -80,7 +80,7 @@ class SetWriter:
             self.tars.write(number, self._samples(Parts([chunk], self.batch), batches, advance))
 
     def conclude(self) -> None:
-        """Write the index, and remove all other files except tars that have samples."""
+        """Write the index."""
         made = self.origin | {"failed": list(self._failed())}
         self.tars.conclude(Index("taps", self.shards.classes, 0, [], [], self.shards.kinds, made=made))
 
@@ -242,6 +242,8 @@ def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], origins: dic
                 writer.write(advance)
         for writer in writers:
             writer.conclude()
+        for writer in writers:  # when nothing is left to do: what they remove is made anew after a kill
+            writer.tars.tidy()
         clear_directory(growing, {"plan", *sets})
 
 

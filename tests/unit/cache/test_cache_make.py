@@ -11,6 +11,7 @@ from support.runs import files
 
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Recipe
+from scaleup.data.index import write_index
 from scaleup.data.loader import Augmented, open_datasets
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, dequantise, layout, quantise, record, tensor_of
@@ -130,6 +131,30 @@ def test_what_was_finished_is_kept(
     assert files(tmp_path / "out") == files(tmp_path / "whole") and not partial.exists()
     assert {name: (tmp_path / "out/videos" / name).stat().st_ino for name in tars} == tars
     assert "going on: 3 of 3 shards of 'videos' are finished" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_tars")
+def test_a_kill_while_indexes_are_written_costs_no_tokens(
+    frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(frozen(), [2], tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("scaleup.data.pack.write_index", interrupted_after(1, write_index))
+        make(frozen(), [2], tmp_path / "out")
+    monkeypatch.setattr(SetWriter, "_records", None)  # nothing may be computed again
+    make(frozen(), [2], tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def interrupted_after(times: int, call: Callable[..., None]) -> Callable[..., None]:
+    left = iter([call] * times)
+
+    def called(*args: Any) -> None:
+        if (each := next(left, None)) is None:
+            raise KeyboardInterrupt
+        each(*args)
+
+    return called
 
 
 def test_another_plan_begins_anew(
