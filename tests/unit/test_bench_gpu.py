@@ -15,6 +15,7 @@ from support.marks import at_length
 
 from bench import gpu, gpu_page
 from bench.gpu import QUICK, Measurements
+from bench.measure import measured
 from bench.peers import CACHED, LIVE
 from bench.sides import PEERS
 from scaleup.common.errors import UserError
@@ -117,6 +118,27 @@ def test_the_page_comes_from_the_file_too(done: Done, tmp_path: Path) -> None:
     gpu(docs=str(tmp_path / "gpu.md"), source=str(tmp_path / "gpu.json"))
     assert (tmp_path / "gpu.md").read_text() == done.page
     assert "Tiny models, to test the bench" in done.page
+
+
+CHANGES: dict[str, Any] = {
+    "no 'missing'": lambda result: result.pop("missing"),
+    "no rows": lambda result: result.update(rows=[]),
+    "no 'gigabytes_per_second'": lambda result: result["rows"][0].pop("gigabytes_per_second"),
+    "no 'quick'": lambda result: result["machine"].pop("quick"),
+    "a value in it has another form": lambda result: result["rows"].append(1),
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_a_file_that_is_no_result_is_refused_and_the_page_stays(said: str, tmp_path: Path) -> None:
+    machine = {"quick": True, "precision": "float32", "system": "Linux", "cores": 2, "load_before": 0.5}
+    result = measured(machine, [{"what": "copy", "gigabytes_per_second": 3.0}], missing=[])
+    CHANGES[said](result)
+    (tmp_path / "gpu.json").write_text(json.dumps(result))
+    (tmp_path / "gpu.md").write_text("earlier")
+    with pytest.raises(UserError, match=f"gpu.json' is not the output of this version's .* --json: .*{said}"):
+        gpu(docs=str(tmp_path / "gpu.md"), source=str(tmp_path / "gpu.json"))
+    assert (tmp_path / "gpu.md").read_text() == "earlier"
 
 
 def test_what_was_not_measured_is_named_and_costs_nothing_else() -> None:

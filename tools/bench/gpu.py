@@ -37,7 +37,6 @@ from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
 from bench.works import ALONE, Works
 from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
-from scaleup.common.files import read_json
 from scaleup.config.recipe import default_precision
 from scaleup.model.tubevit import TubeViT
 
@@ -75,10 +74,10 @@ def gpu(
         source: a file with an earlier result (``--json``); nothing is measured then.
 
     Raises:
-        UserError: there is no GPU.
+        UserError: there is no GPU, or ``source`` is no such result.
     """
     if source is not None:
-        result = read_json(Path(source))
+        result = page.read(source)
     elif own_device().type == "cpu" and not quick:
         raise UserError("there is no GPU here to measure; --quick tries the bench on tiny models")
     else:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import GIB, Figures
-from scaleup.common.files import write_text
+from scaleup.common.errors import UserError
+from scaleup.common.files import read_json, write_text
 from scaleup.common.text import markdown
+from scaleup.data.index import DAMAGE, explain_damage
 
 HEAD = """# What a GPU gives
 
@@ -92,8 +94,26 @@ TABLES: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, Cell]]]] = {  # ti
 
 def write(page: str, result: Figures) -> None:
     """Write the page, in place of an earlier one."""
+    write_text(Path(page), text(result))
+
+
+def read(source: str) -> Figures:
+    """An earlier result; UserError if it is none that a page can be written of."""
+    try:
+        text(result := read_json(Path(source)))
+        if not result["rows"]:
+            raise ValueError("it has no rows")
+        return result
+    except UserError:
+        raise
+    except DAMAGE as error:
+        reason = explain_damage(error)
+        raise UserError(f"'{source}' is not the output of this version's tools/bench.py gpu --json: {reason}") from None
+
+
+def text(result: Figures) -> str:
     parts = [[HEAD], about(result), goals(result["goals"]), *tables(result["rows"]), missing(result), [READING]]
-    write_text(Path(page), "\n\n".join("\n".join(part) for part in parts if part) + "\n")
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def about(result: Figures) -> list[str]:
