@@ -26,6 +26,7 @@ from scaleup.data.storage import NO_FILE, Failure, count_by_reason, explain_unre
 
 PICKLES = {"pyd", "pickle", "pkl", "pt", "pth"}  # never read
 MAX_TEXT = 2**24  # bytes of a member with a label
+SHOWN = 8  # fields of a .json that are named where none is like the label's
 
 
 @dataclass
@@ -216,5 +217,6 @@ def _field(data: bytes, name: str) -> str:
         if wrong := explain_value(value):
             raise BadSample(wrong)
         return json.dumps(value) if isinstance(value, list) else str(value).strip()
-    instead = f" but {json.dumps(value)[:80]}" if name in fields else nearest(name, list(map(str, fields)))
+    there = f"; it has {', '.join(map(repr, list(fields)[:SHOWN]))}" if fields else ""
+    instead = f" but {json.dumps(value)[:80]}" if name in fields else nearest(name, fields) or there
     raise BadSample(f"has no label: no text or number '{name}' in its .json{instead}")

@@ -89,6 +89,11 @@ GOOD = [("good.jpg", picture(1)), ("good.cls", b"0")]
 BAD = {
     "no label": ([("a.jpg", picture(0))], "0.tar: a", "has no label: neither"),
     "no field": ([("a.jpg", picture(0)), ("a.json", b"{}")], "0.tar: a", "no text or number 'label'"),
+    "other": (
+        [("a.jpg", picture(0)), ("a.json", b'{"a": 1, "b": 2}')],
+        "0.tar: a",
+        "'label' in its .json; it has 'a', 'b'",
+    ),
     "list": ([("a.jpg", picture(0)), ("a.json", b'{"label": [1, 2]}')], "0.tar: a", "label '[1, 2]' is several labels"),
     "truth": ([("a.jpg", picture(0)), ("a.json", b'{"label": true}')], "0.tar: a", "'label' in its .json but true"),
     "not a number": ([("a.jpg", picture(0)), ("a.json", b'{"label": NaN}')], "0.tar: a", "there is no label"),
