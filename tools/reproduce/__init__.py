@@ -39,7 +39,6 @@ def prepare(
     """
     names = chosen(names)
     tables = {name: TABLES[name] for name in names}
-    out.mkdir(parents=True, exist_ok=True)
     return Work(Desk(out, changes, samples), seeds, tables, published(names) if published_rates else {})
 
 
@@ -61,6 +60,7 @@ def reproduce(work: Work) -> dict[str, Any]:
         The content of the JSON files, by table.
     """
     results, out = {}, work.desk.out
+    out.mkdir(parents=True, exist_ok=True)
     print(describe(work.plan.total), file=sys.stderr)
     for name in work.tables:
         results[name] = work.table(name)
