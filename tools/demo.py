@@ -10,10 +10,10 @@ from scaleup.cli import tool
 def arguments():
     parser = tool.parser(__doc__, "tools/demo.py --out runs/demo --overwrite")
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/demo"), help="run directory (default runs/demo)")
+    add("--out", type=Path, default=Path("runs/demo"), help="run directory (default: runs/demo)")
     add("changes", nargs="*", metavar="key=value", help="changes to all recipes, such as data.batch=32")
-    add("--seed", type=tool.at_least(0), default=0)
-    add("--overwrite", action="store_true")
+    add("--seed", type=tool.at_least(0), default=0, help="of data, models and order (default: 0)")
+    add("--overwrite", action="store_true", help="replace an earlier demo in --out")
     return parser
 
 

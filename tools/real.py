@@ -17,8 +17,14 @@ def arguments():
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/real"), help="output directory (default: runs/real)")
     add("--material", type=Path, metavar="DIR", help="where the material is, or is fetched to (default: OUT/material)")
-    add("--seeds", type=tool.at_least(0), nargs="+", default=[0], help="of the late arms and the frames (default: 0)")
-    add("--ablations", action="store_true", help="also train on images, with other tubes and positions (5 h more)")
+    add(
+        "--seeds",
+        type=tool.at_least(0),
+        nargs="+",
+        default=[0],
+        help="of arms, frames and, with --ablations, small models (default: 0)",
+    )
+    add("--ablations", action="store_true", help="also change images, crops, tubes, ..., one at a time (over 5 h)")
     add("--docs", type=Path, metavar="FILE", help="replace the figures of this page too, with its JSON and pictures")
     add("changes", nargs="*", metavar="key=value", help="changes to both recipes, such as train.steps=60")
     return parser

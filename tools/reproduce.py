@@ -16,7 +16,7 @@ def arguments():
     add("tables", nargs="+", metavar="TABLE", help="table6, table7a, ... or all")
     add("changes", nargs="*", metavar="key=value", help="changes to all recipes, such as train.steps=100")
     add("--out", type=Path, default=Path("runs/paper"), help="directory (default: %(default)s)")
-    add("--seeds", type=tool.at_least(0), nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--seeds", type=tool.at_least(0), nargs="+", default=[0, 1, 2], help="of data and models (default: 0 1 2)")
     add("--samples", type=tool.at_least(1), default=4000, help="videos to train on (default: %(default)s)")
     add("--published-rates", action="store_true", help="train rows at their learning rates in docs/ only")
     add("--plan", action="store_true", help="print what is missing and how long it takes, and stop")
