@@ -47,6 +47,7 @@ CLAIMS = {
         "last3 > 2 frames, late by film_motion",
         "last3 > 4 frames, late by film_motion",
         "last3 > 8 frames, late by film_motion",
+        "last3 > 16 frames, late by film_motion",
         "attentive_taps > 16 frames, attentive by film_motion",
         "attentive > 1 frame, attentive by object",
         "attentive_taps, 4 times the steps > 8 frames, attentive, 4 times the steps by object",

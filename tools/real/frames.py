@@ -29,7 +29,7 @@ from scaleup.model.arm import Heads
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import lr_factor
 
-FRAMES = 8  # of a clip that are computed for most readings
+FRAMES, DENSE_FRAMES = 8, 16  # of a clip that are computed for most readings, and for dense ones
 BATCH = 8  # clips of which the frames are computed at once
 
 
@@ -51,8 +51,11 @@ CHEAP = [
     Reading(8, "attentive", 4),
 ]
 LATE = Reading(2, "late")
-DENSE = [Reading(16, "mean"), Reading(16, "attentive")]  # their tokens take twice as long as those of FRAMES
-DEAR = [Reading(4, "late"), Reading(4, "joint"), Reading(8, "late")]  # a step of them costs more than that of any arm
+DENSE = [Reading(DENSE_FRAMES, kind) for kind in ("mean", "attentive")]  # their tokens take twice as long to compute
+DEAR = [  # a step of them costs more than that of any arm
+    *(Reading(frames, "late") for frames in (4, 8, DENSE_FRAMES)),
+    Reading(4, "joint"),
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class FrameTokens:
 
 @torch.inference_mode()
 def encode(
-    model: TubeViT, shards: Path, heads: Mapping[str, str], depths: Sequence[int], out: Path, frames: int = FRAMES
+    model: TubeViT, shards: Path, heads: Mapping[str, str], depths: Sequence[int], out: Path, frames: int
 ) -> int:
     """Compute the tokens of evenly spaced frames of each clip with the frozen blocks of ``model``, frame by frame.
 

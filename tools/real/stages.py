@@ -92,10 +92,10 @@ class Stages:
         rows = [self._stage(donor, partial(self._train_donor, donor, donor, self.seeds[0])) for donor in donors]
         tubes = self._stage("transplant", self._transplant)
         exact = self._stage("exact", self._compare_images)
-        self._stage("frames", partial(self._encode_frames, "frames", self._depths, frames.FRAMES))
+        self._stage("frames", partial(self._encode_frames, frames.FRAMES))
         if self.ablations:
             rows += self._ablate_donors()
-            self._stage("frames16", partial(self._encode_frames, "frames16", self._depths[1:], 16))
+            self._stage("frames16", partial(self._encode_frames, frames.DENSE_FRAMES))
         for seed in self.seeds:
             for name, group in groups.items():
                 rows += self._stage(f"arms-{name}-{seed}", partial(self._arms, name, group, seed))
@@ -106,18 +106,8 @@ class Stages:
         self._stage("report", self._report)
         seconds = {file.stem: read_json(file)["seconds"] for file in (self.out / "stages").glob("*.json")}
         chance = {head: 1 / len(names) for head, names in self._classes().items()}
-        return Real(
-            join_seeds([Row(**row) for row in rows]),
-            list(self.seeds),
-            chance,
-            clips,
-            tubes,
-            exact,
-            precisions,
-            features,
-            seconds,
-            environment(),
-        )
+        every, seeds = join_seeds([Row(**row) for row in rows]), list(self.seeds)
+        return Real(every, seeds, chance, clips, tubes, exact, precisions, features, seconds, environment())
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         """The figures of a stage, from its file or by doing its work."""
@@ -227,7 +217,7 @@ class Stages:
         arms = recipes.sweep_arms(self._read("sweep"))
         return arms["last3"].frozen_depth, arms["head"].frozen_depth
 
-    def _encode_frames(self, folder: str, depths: Sequence[int], count: int) -> dict[str, int]:
+    def _encode_frames(self, count: int) -> dict[str, int]:
         """Compute the tokens of ``count`` frames of all clips that train or test; the number of clips of each set."""
         adapted = load(self.out / "transplanted")
         whole, sizes = adapted.with_arm(adapted.depth, False, {}).eval(), {}
@@ -236,8 +226,8 @@ class Stages:
         prepare_trunks([whole], recipe.trunk, world, frames.BATCH)
         for name, heads in HEADS.items():
             for split in ("train", "test"):
-                shards, out = self.out / f"data/{name}/videos-{split}", self.out / folder / f"{name}-{split}"
-                sizes[f"{name}-{split}"] = frames.encode(whole, shards, heads, depths, out, count)
+                shards, out = self.out / f"data/{name}/videos-{split}", self._frames_of(count) / f"{name}-{split}"
+                sizes[f"{name}-{split}"] = frames.encode(whole, shards, heads, self._depths, out, count)
         return sizes
 
     def _read_frames(self, reading: Reading, seed: int) -> dict[str, Any]:
@@ -261,9 +251,12 @@ class Stages:
         return every + dear if seed == self.seeds[0] else every
 
     def _frames(self, split: str, reading: Reading) -> dict[str, FrameTokens]:
-        dense = reading in DENSE
-        folder, depths = ("frames16", self._depths[1:]) if dense else ("frames", self._depths)
-        return {name: FrameTokens.read(self.out / folder / f"{name}-{split}", depths) for name in HEADS}
+        folder = self._frames_of(reading.frames)
+        return {name: FrameTokens.read(folder / f"{name}-{split}", self._depths) for name in HEADS}
+
+    def _frames_of(self, count: int) -> Path:
+        """The directory with the tokens that a reading of ``count`` frames needs."""
+        return self.out / ("frames" if count <= frames.FRAMES else f"frames{frames.DENSE_FRAMES}")
 
     def _precisions(self) -> dict[str, Any]:
         """The attentive arm on real films, with its frozen blocks in each precision."""
