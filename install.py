@@ -20,7 +20,7 @@ START = time.monotonic()
 
 def main(folder: Path, constraints: list[str]) -> int:
     done, python = folder / "installed", str(folder / "bin" / "python")
-    print(f"Installing into {folder}: 6 GB; about 4 minutes, more on a busy machine or a slow network.", flush=True)
+    print(f"Installing into {folder}: 6 GB; 1 to 4 minutes, more on a busy machine or a slow network.", flush=True)
     if not done.exists() and (code := subprocess.call([sys.executable, "-m", "venv", "--clear", str(folder)])):
         return code
     done.unlink(missing_ok=True)  # until all is there; what is interrupted may lack files and begins anew

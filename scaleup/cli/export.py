@@ -1,4 +1,4 @@
-"""Write a model in another format (our own, peft, timm, torch.export, ONNX, AOTInductor) and compare both."""
+"""Write a model in another format (own, peft, timm, transformers, torch.export, ONNX, AOTInductor) and compare both."""
 
 from __future__ import annotations
 

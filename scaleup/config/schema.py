@@ -176,7 +176,7 @@ class Data:
     batch: Count = 64  # samples of a step, over all ranks
     workers: Index = 1  # loader processes of each rank
     max_bad: Share = 0.01  # largest share of unreadable samples; the run stops above it
-    window: Count = 8192  # samples in the shuffle buffer; larger sets are read almost in sequence
+    window: Count = 8192  # samples that mix; larger sets are shuffled within windows of so many
 
 
 @dataclass
