@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,10 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scaleup.common.errors import UserError
+from scaleup.common.errors import UserError, first_line
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # timeout of collective operations
+OWN_FAULT = re.compile("ncclSystemError|ncclInvalidUsage|ncclUnhandledCudaError|out of memory")
+LOST = "no longer answers"
 
 
 class World(NamedTuple):
@@ -42,7 +45,7 @@ class World(NamedTuple):
 
     def join_lists(self, values: list[T]) -> list[T]:
         """The lists of all ranks, concatenated. This is fast if all are empty."""
-        if self.size > 1 and not self.sum(torch.tensor(len(values), device=self.device)):
+        if self.size > 1 and not self.sum(torch.tensor(len(values))):
             return values
         return [value for each in self.gather(values) for value in each]
 
@@ -60,35 +63,58 @@ class World(NamedTuple):
         """The largest number that a rank has."""
         if self.size == 1:
             return value
-        highest = torch.tensor(value, device=self.device)
+        highest = torch.tensor(value)
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         return int(highest)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Turn the error of a collective operation, when another rank has ended, into a UserError."""
+        """Turn the error of a collective operation into a UserError: another rank has ended, or NCCL failed on this."""
         try:
             yield
         except RuntimeError as error:
             if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
-            raise UserError(
-                f"rank {self.rank} stops, because another of the {self.size} ranks no longer answers; read its last "
-                "message, and start the same command again: training goes on from the last checkpoint"
-            ) from error
+            raise UserError(f"rank {self.rank} stops, because {self._cause(error)}") from error
+
+    def _cause(self, error: RuntimeError) -> str:
+        """Why a collective operation failed, as far as its error says."""
+        if own := OWN_FAULT.search(str(error)):
+            return (
+                f"NCCL failed on this rank: {' '.join(str(error)[own.start() :].split())}; it needs room in /dev/shm "
+                "(containers: --shm-size=8g), and for each rank a GPU of its own with free memory; NCCL_DEBUG=WARN "
+                "prints more"
+            )
+        return (
+            f"another of the {self.size} ranks {LOST}; read its last message, and start the same command again: "
+            f"training goes on from the last checkpoint ({first_line(error)})"
+        )
 
 
 def join() -> World:
     """Join the processes that torchrun or the deepspeed launcher started. Without a launcher there is one process."""
     device = own_device()
     if not dist.is_initialized():
-        backend = dist.get_default_backend_for_device(device)
-        if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=PATIENCE)
-        else:  # a single process needs no port and no network
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        _meet(device)
         atexit.register(leave)
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet(device: torch.device) -> None:
+    backend = dist.get_default_backend_for_device(device)
+    if backend != dist.Backend.GLOO:  # objects and tensors on the host go by gloo: nobody waits for the device
+        backend = f"cpu:gloo,{device.type}:{backend}"
+    if "RANK" not in os.environ:  # a single process needs no port and no network
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except RuntimeError as error:
+        raise UserError(
+            f"rank {os.environ['RANK']} does not reach the others: {first_line(error)}; MASTER_ADDR and MASTER_PORT "
+            "name the host of the first rank and a free port there; if hosts have several networks, "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the one to use"
+        ) from error
 
 
 def device_type() -> str:
@@ -112,7 +138,7 @@ def own_device() -> torch.device:
             f"{count} ranks on a machine (--nproc-per-node, --num_gpus), or show more (CUDA_VISIBLE_DEVICES)"
         )
     device = torch.device(kind, local)
-    torch.get_device_module(device).set_device(device)  # collective operations on objects use the current device
+    torch.get_device_module(device).set_device(device)  # streams, events and DeepSpeed use the current device
     return device
 
 

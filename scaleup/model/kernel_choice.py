@@ -122,7 +122,8 @@ def sample_of(model: TubeViT, device: torch.device, batch: int) -> Sample:
         block = load_block(model.trunk.blocks, 0, model.trunk.file)
     with torch.no_grad():
         context = model.tokenizer.context((frames, *model.preprocess.size)).at(0)
-    return Sample(block, torch.randn(clips, tokens, width, device=device), context)
+    there = {name: tensor.to(device) for name, tensor in context.items()}  # the tokenizer is still on the CPU
+    return Sample(block, torch.randn(clips, tokens, width, device=device), there)
 
 
 def choose(block: nn.Module, h: Tensor, context: Mapping[str, Tensor], trains: bool) -> str:

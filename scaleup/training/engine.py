@@ -155,7 +155,7 @@ class Engine:
             group["lr"] = group["base_lr"] * lr_factor
         self.engine.backward(loss)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else loss.new_zeros(())  # stages 2 and 3 take them
         if self.clip and self.engine.is_gradient_accumulation_boundary() and self._may_clip(norm):
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         if self.divides and self.engine.is_gradient_accumulation_boundary():
@@ -163,8 +163,14 @@ class Engine:
         self.engine.step()
         if self.engine.micro_steps % self.engine.gradient_accumulation_steps() == 0:
             self.used.clear()
-        zero_norm = self.engine.get_global_grad_norm()  # ZeRO keeps gradients to itself
-        return norm if zero_norm is None else float(zero_norm)
+        return self._norm(norm)
+
+    def _norm(self, own: Tensor) -> Tensor | float:
+        """``own``, or the norm that ZeRO knows, which keeps gradients to itself; with offload it is on the host."""
+        zero = self.engine.get_global_grad_norm()
+        if zero is None:
+            return own
+        return zero if getattr(zero, "device", None) == own.device else float(zero)
 
     def _forget(self) -> None:
         """Make gradients that this step does not have 0: stage 3 keeps them, and counts them into the norm."""

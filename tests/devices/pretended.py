@@ -1,8 +1,9 @@
 """A pretended GPU for machines without one: its tensors are in host memory and carry a mark.
 
 Inside :func:`gpu`, torch finds one CUDA device. What a GPU refuses is refused: operations on tensors of two devices,
-``numpy()`` of its tensors, random numbers from the host's generator, host tensors in NCCL. What makes the host wait
-for the device, and what is copied to it, is counted with the line of the package that asked for it.
+``numpy()`` of its tensors, random numbers from the host's generator, host tensors in NCCL (they go by gloo where the
+process group has it). What makes the host wait for the device, and what is copied to it, is counted with the line of
+the package that asked for it.
 
 It shows where tensors are and what waits. It does not show speed, memory, or the device's own rounding.
 """
@@ -22,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 from weakref import finalize
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  it compiles: as torch._dynamo
 import torch
 import torch._dynamo  # before anything is replaced: it lists torch's functions
 import torch.distributed as dist
@@ -160,6 +162,7 @@ INDEXING = {
     *(aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default),
     aten._unsafe_index.Tensor,
 }
+JOINS = {"stack", "cat"}  # take no number of the host, as others do
 FREE = {"set_", "resize_", "record_stream", "_has_compatible_shallow_copy_type"}  # may have tensors of two devices
 
 
@@ -193,7 +196,7 @@ class Operations(TorchDispatchMode):
 
     def _check(self, func: Any, args: Any, tensors: list[Tensor]) -> None:
         name = func._overloadpacket.__name__
-        host = [each for each in tensors if not on_gpu(each) and not each.is_meta and each.dim()]
+        host = [each for each in tensors if not on_gpu(each) and not each.is_meta and (each.dim() or name in JOINS)]
         if host and func in INDEXING and on_gpu(args[0]):  # indices are copied
             EVENTS.note("upload")
         elif host and name not in FREE:
@@ -335,10 +338,11 @@ class Pool(futures.ThreadPoolExecutor):
         return super().submit(call)
 
 
-def _nccl(collective: Callable[..., Any]) -> Callable[..., Any]:
+def _nccl(collective: Callable[..., Any], backends: list[str]) -> Callable[..., Any]:
     @wraps(collective)
     def checked(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(leaf, Tensor) and not on_gpu(leaf) for leaf in tree_leaves(tensor)):
+        here = any(isinstance(leaf, Tensor) and not on_gpu(leaf) for leaf in tree_leaves(tensor))
+        if here and "cpu:gloo" not in backends:
             raise Refused(f"no backend type associated with device type cpu ({collective.__name__})")
         return collective(tensor, *args, **kwargs)
 
@@ -346,7 +350,7 @@ def _nccl(collective: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_objects(collective: Callable[..., Any]) -> Callable[..., Any]:
-    """They travel by the current device, which must be this rank's."""
+    """What names no device uses the current one, which must be this rank's by then."""
 
     @wraps(collective)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -407,12 +411,17 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     group = clip_grad._group_tensors_by_device_and_dtype  # written in C++: it does not see the marks
     yield clip_grad, {"_group_tensors_by_device_and_dtype": lambda lists: _named(group(lists))}
     yield torch.utils.checkpoint, {"get_device_states": lambda *_: ([], []), "set_device_states": nothing}
-    begin = dist.init_process_group
+    begin, backends = dist.init_process_group, list[str]()
+
+    def begun(backend: str, **how: Any) -> None:
+        backends[:] = backend.split(",")
+        begin("gloo", **how)
+
     yield (
         dist,
         {
-            "init_process_group": lambda backend=None, device_id=None, **how: begin("gloo", **how),
-            **{name: _nccl(getattr(dist, name)) for name in ("all_reduce", "broadcast", "reduce")},
+            "init_process_group": begun,
+            **{name: _nccl(getattr(dist, name), backends) for name in ("all_reduce", "broadcast", "reduce")},
             **{name: _of_objects(getattr(dist, name)) for name in ("all_gather_object", "broadcast_object_list")},
         },
     )

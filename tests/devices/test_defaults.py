@@ -14,6 +14,7 @@ import scaleup
 from scaleup.common.errors import UserError
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe
+from scaleup.model.kernel_choice import kept_choices
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
 from scaleup.training import run_directory
@@ -24,6 +25,7 @@ from scaleup.training.run_directory import Checkpoints
 Tiny = Callable[..., Recipe]
 GATED = {"gated": Arm(frozen_depth=1, gate=True, lr=0.01)}
 LAST = {"last": Arm(frozen_depth=3)}
+ROTARY = "model.backbone.name=timm:eva02_tiny_patch14_224"
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +63,18 @@ def test_a_gpu_computes_in_bfloat16_and_keeps_float32(tiny: Tiny, monkeypatch: p
     tensors = [*run.models["gated"].arm.parameters(), *moments]
     assert {tensor.dtype for tensor in tensors} == {torch.float32} and entry["arms"]["gated"]["grad_norm"] > 0
     assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("change", [ROTARY, "model.positions.kind=relative"])
+def test_a_precision_is_measured_there(
+    change: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of blocks that are told of positions."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with gpu():
+        run = Run(tiny(change), {"gated": Arm(frozen_depth=1, gate=True, precision="auto")})
+        run.close()
+    assert run.trainers["gated"].settings.precision in ("float32", "bfloat16") and kept_choices().is_file()
 
 
 def test_a_cpu_computes_in_float32(tiny: Tiny) -> None:

@@ -15,6 +15,7 @@ def test_what_a_gpu_refuses() -> None:
             lambda: on + host,
             lambda: nn.Linear(3, 3)(on),
             lambda: torch.cat([on, host]),
+            lambda: torch.stack([on.sum(), torch.tensor(0.0)]),
             lambda: on.numpy(),
             lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
             lambda: dist.all_reduce(host),

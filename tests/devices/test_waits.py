@@ -1,18 +1,44 @@
 """In a step the host waits once for the device, however many arms train, and copies nothing to it but the batch."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pretended import gpu
+from support.tools import Running
 from test_placed import ARMS, FROZEN
+from test_ranks import GPU
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.training import token_cache
 from scaleup.training.run import Run
 
 CLIPPED = {"clipped": Arm(frozen_depth=2, gate=True, clip=0.01, lr=0.01)}
+STEPS = """
+import sys
+from pretended import EVENTS
+from test_waits import check
+from scaleup.config import recipe
+from scaleup.training import run
+
+reason, counts = run.Stop.reason, []
+def counted(self):
+    found = reason(self)
+    counts.append(EVENTS.take())
+    return found
+run.Stop.reason = counted
+
+path, out = sys.argv[1:]
+run.train(recipe.load(path, ["train.steps=6", "arm.frozen_depth=1", f"out={out}"]))
+check(counts[4])
+"""
+
+
+def check(counts: Counter[tuple[str, str]]) -> None:
+    assert sum(count for (kind, _), count in counts.items() if kind == "wait") == 1, counts
+    assert all("/upload.py:" in line for kind, line in counts if kind == "upload"), counts
 
 
 def check_a_step(recipe: Recipe, arms: dict[str, Arm]) -> None:
@@ -26,13 +52,26 @@ def check_a_step(recipe: Recipe, arms: dict[str, Arm]) -> None:
         run.step(4, next(feed))
         counts = events.take()
         run.close()
-    assert sum(count for (kind, _), count in counts.items() if kind == "wait") == 1, counts
-    assert all("/upload.py:" in line for kind, line in counts if kind == "upload"), counts
+    if recipe.train.zero_stage:  # DeepSpeed looks at the norm
+        counts = Counter({each: count for each, count in counts.items() if not each[1].startswith("deepspeed/")})
+    check(counts)
 
 
 @pytest.mark.parametrize("changes", [[], ["train.mixup=0.4"], ["train.accumulate=2"]])
 def test_a_step_of_many_arms_waits_once(tiny: Callable[..., Recipe], changes: list[str]) -> None:
     check_a_step(tiny("train.steps=8", *changes), ARMS | CLIPPED)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_in_micro_batches_waits_as_deepspeed_does(tiny: Callable[..., Recipe], stage: int) -> None:
+    changes = ["train.steps=8", f"train.zero_stage={stage}", "train.accumulate=2", "arms={}", "arm.frozen_depth=1"]
+    check_a_step(tiny(*changes), {"gated": ARMS["gated"]} | CLIPPED)
+
+
+def test_a_step_of_two_ranks_waits_once(tiny_path: Path, tmp_path: Path) -> None:
+    """From the end of one to the end of the next, with all that ranks tell each other."""
+    done = Running(["-c", STEPS, str(tiny_path), str(tmp_path / "out")], ranks=2, before=GPU).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_step_from_a_cache_waits_once(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Whole runs on a GPU: frozen bytes, resumed runs, caches, what the host waits for, memory, predictions, programs."""
+"""Whole runs on a GPU: frozen bytes, resumed runs, caches, waits of the host, ZeRO, two GPUs, memory, predictions,
+programs."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from support.runs import bits, metrics
+from support.tools import Running
+from test_defaults import ROTARY
 from test_placed import ARMS, FROZEN
+from test_ranks import RESUMED
 
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shards import Shards
@@ -85,6 +90,32 @@ def test_the_host_waits_for_nothing_but_numbers(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     run.close()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_in_micro_batches(stage: int, tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny(f"train.zero_stage={stage}", "train.accumulate=2", "arms={}", "arm.frozen_depth=1"), GATED)
+    norms = [line["arms"]["gated"]["grad_norm"] for line in metrics(tmp_path / "out")]
+    assert len(norms) == 4 and all(0 < norm < math.inf for norm in norms)
+
+
+def test_a_precision_is_measured_with_rotary_positions(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = train(tiny(ROTARY, "train.steps=2"), {"gated": Arm(frozen_depth=1, gate=True, precision="auto")})
+    assert result.arms["gated"].precision in ("float32", "bfloat16")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("changes", [[], ["train.zero_stage=2", "train.accumulate=2"], ["train.zero_stage=3"]])
+def test_two_gpus_go_on_where_they_were_stopped(changes: list[str], tiny_path: Path, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine has one GPU")
+    changes = ["train.deterministic=true", *changes]
+    done = Running(["-c", RESUMED, str(tiny_path), str(tmp_path), *changes], ranks=2).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert bits(tmp_path / "whole") == bits(tmp_path / "pieces")
 
 
 @pytest.mark.real

@@ -10,7 +10,9 @@ from support.marks import at_length
 from support.tools import LAUNCHER, SECONDS, forked
 from torch import Tensor, nn
 
+from scaleup.common import distributed
 from scaleup.common.distributed import World, join
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Train
 from scaleup.training.engine import Engine, parameter_groups
 
@@ -177,7 +179,7 @@ def test_several_engines_do_not_disturb_each_other() -> None:
 def meet(rank: int, meeting: str, told: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
-    told.put((rank, [world.join_lists(each) for each in ([], ["a", "b"][:rank], [str(rank)] * 2)]))
+    told.put((rank, [*(world.join_lists(each) for each in ([], ["a"][:rank], [str(rank)] * 2)), world.largest(rank)]))
     dist.destroy_process_group()
 
 
@@ -190,8 +192,47 @@ def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
     found = dict(told.get(timeout=SECONDS) for _ in ranks)
     for process in ranks:
         process.join()
-    assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"]]
+    assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"], 1]
     assert World(0, 1, torch.device("cpu")).join_lists(["alone"]) == ["alone"]
+
+
+OF_NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, NCCL version 2.27.3"
+LITTLE = (
+    "ncclSystemError: System call failed. \nLast error:\nError while creating shared memory segment /dev/shm/nccl-1"
+)
+AWAY = "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
+LOST = "another of the 2 ranks no longer answers; "
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "detail"),
+    [
+        (
+            dist.DistBackendError(f"{OF_NCCL}\n{LITTLE}"),
+            "NCCL failed on this rank: ",
+            f"{' '.join(LITTLE.split())}; it needs",
+        ),
+        (dist.DistBackendError(f"{OF_NCCL}\n{AWAY}"), LOST, f"({OF_NCCL})"),
+        (RuntimeError(CLOSED), LOST, f"({CLOSED})"),
+    ],
+)
+def test_why_ranks_are_no_longer_together(error: RuntimeError, said: str, detail: str) -> None:
+    with pytest.raises(UserError) as raised, World(1, 2, torch.device("cpu")).together():
+        raise error
+    assert str(raised.value).startswith(f"rank 1 stops, because {said}") and detail in str(raised.value)
+
+
+def test_a_rank_that_does_not_reach_the_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with a timeout\nand more")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(dist, "init_process_group", refused)
+    with pytest.raises(
+        UserError, match=r"^rank 1 does not reach the others: Gloo connectFullMesh failed with a timeout;"
+    ):
+        distributed._meet(torch.device("cpu"))
 
 
 THREADS = """
