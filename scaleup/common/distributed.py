@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -118,9 +119,32 @@ def _meet(device: torch.device) -> None:
 
 
 def device_type() -> str:
-    """The kind of device that this machine computes on: ``cuda``, ..., or ``cpu``."""
+    """The kind of device that this machine computes on: ``cuda``, ..., or ``cpu``.
+
+    Raises:
+        UserError: there is a GPU, but its driver does not fit this torch, which would compute on the CPU.
+    """
     kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None and torch.version.cuda is not None:
+        _refuse_driver()
     return "cpu" if kind is None else kind.type
+
+
+@cache
+def _refuse_driver() -> None:
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:  # also where there is no GPU, or none is visible
+        if re.search("too old|unsupported display driver|forward compatibility|CUDA unknown error", str(error)):
+            raise UserError(
+                f"this torch cannot use the GPU: {first_line(error)} Update the driver, install a torch for its "
+                "CUDA, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
+            ) from error
+
+
+def has_bfloat16(kind: str) -> bool:
+    """Whether a kind of device computes fast in bfloat16; a GPU before Ampere only emulates it."""
+    return kind != "cpu" and (kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def own_device() -> torch.device:

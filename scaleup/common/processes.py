@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -153,6 +154,14 @@ OF_TEXT = [  # pattern in an error's text -> cause; the first match counts
     (LOADER + "exited unexpectedly", f"loader process {{}} has ended; if it printed no cause, most likely {HOST}"),
     ("DefaultCPUAllocator|can't allocate memory|Cannot allocate memory", HOST),
     ("out of memory|CUBLAS_STATUS_ALLOC_FAILED", DEVICE),
+    (
+        "does not have a deterministic implementation",
+        "the model has an operation without a deterministic algorithm on a GPU; set train.deterministic=false",
+    ),
+    (
+        "no kernel image is available",
+        "this torch has no programs for this GPU; install one that has, or compute on the CPU (CUDA_VISIBLE_DEVICES=)",
+    ),
     ("can't start new thread", OF_OS[errno.EAGAIN]),
     ("No space left on device|os error 28", OF_OS[errno.ENOSPC]),
     (r"Too many open files|received \d+ items of ancdata", OF_OS[errno.EMFILE]),
@@ -187,8 +196,16 @@ PATIENCE = 5.0  # seconds
 KILLED = "the machine has no memory left; use fewer processes (--processes)"
 
 
-def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | None = None) -> Generator[R, None, None]:
+def parallel(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    processes: int | None = None,
+    context: BaseContext | None = None,
+) -> Generator[R, None, None]:
     """``map`` over ``processes`` processes (default: one per core). Only a few results are computed in advance.
+
+    Args:
+        context: how processes start; a process that has computed with torch is not to be forked.
 
     Raises:
         UserError: one of the processes was killed.
@@ -197,7 +214,7 @@ def parallel(function: Callable[[T], R], tasks: Iterable[T], processes: int | No
     if processes == 1:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(processes, initializer=follow, initargs=(signal.SIGINT,))
+    pool = ProcessPoolExecutor(processes, context, initializer=follow, initargs=(signal.SIGINT,))
     pending: deque[Future[R]] = deque()
     try:
         for task in tasks:

@@ -74,13 +74,33 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def default_precision(device: str) -> Literal["float32", "bfloat16"]:
     """The precision in which a kind of device (cpu, cuda) computes where a recipe names none."""
-    return "float32" if device == "cpu" else "bfloat16"
+    from scaleup.common.distributed import has_bfloat16  # torch takes seconds
+
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def refuse_emulated(key: str, precision: str | None, device: str) -> None:
+    """Refuse a stated precision that a GPU would emulate, many times slower than float32.
+
+    Raises:
+        UserError: the GPU has no bfloat16, in which int8 weights compute too.
+    """
+    if precision in ("bfloat16", "int8") and device != "cpu" and default_precision(device) == "float32":
+        allowed = "float32, float16 and auto" if key == "trunk.precision" else "float32 and auto"
+        raise UserError(f"{key} is {precision}, but this GPU does not compute in bfloat16; allowed are {allowed}")
 
 
 def settle(recipe: Recipe, arms: Mapping[str, Arm], device: str) -> tuple[Recipe, dict[str, Arm]]:
     """A recipe and its arms with the precisions in which they run on a kind of device. A GPU takes a token cache of any
-    precision (``auto``)."""
+    precision (``auto``).
+
+    Raises:
+        UserError: the device does not compute in a precision that is stated.
+    """
     own = default_precision(device)
+    refuse_emulated("trunk.precision", recipe.trunk.precision, device)
+    for each in (recipe.arm, *arms.values()):
+        refuse_emulated("arm.precision", each.precision, device)
     trunk = replace(recipe.trunk, precision=recipe.trunk.precision or own)
     if recipe.trunk.precision is None and recipe.trunk.cache and device != "cpu":
         trunk.precision = "auto"

@@ -25,6 +25,7 @@ from scaleup.data.shards import Shards
 from scaleup.evaluation.scores import ByClass, Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks
 from scaleup.model.kernel_choice import set_kernels
+from scaleup.model.kernels import set_products
 from scaleup.model.tubevit import TubeViT, arm_inputs
 
 MEASURED_ON = ("shards", "modality", "list_sha256", "views", "labels")  # fields that identify the data of an evaluation
@@ -77,6 +78,7 @@ def evaluate(
     """
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads, world = matched(first, opened, heads, "--heads HEAD=LABEL"), join()
+    set_products(world.device)
     with world.together():
         for model in models.values():
             model.eval().arm.to(world.device)

@@ -28,6 +28,7 @@ from scaleup.data.labels import ONE, WORDS, class_counts
 from scaleup.data.shards import Shards
 from scaleup.evaluation.accuracy import Coverage, Once
 from scaleup.model.build import PreparedTrunk, prepare_trunks
+from scaleup.model.kernels import set_products
 from scaleup.model.tubevit import TubeViT
 
 POOL = "mean over tokens but the prefix, beside its first token where there is one; mean over views"
@@ -109,6 +110,7 @@ def probe(
     classes, chosen = choose_classes(*opened, labels), choose_depths(model, depths)
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     identity = _identify(frozen)
+    set_products(world.device)
     with world.together():
         prepared = prepare_trunks([frozen], trunk or Trunk(), world)
         assert prepared is not None

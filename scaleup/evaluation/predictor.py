@@ -25,6 +25,7 @@ from scaleup.data.playback import Noted, ignore
 from scaleup.data.storage import Failure
 from scaleup.data.stream import clips
 from scaleup.evaluation import overlay
+from scaleup.model.kernels import set_products
 from scaleup.model.objective import meaning
 from scaleup.model.tubevit import TubeViT
 
@@ -191,7 +192,8 @@ def predict(
         UserError: there is no such head or source, ``picture`` has another extension, the head has no threshold, or
             ``out`` cannot be written.
     """
-    predictor = Predictor(model.place(own_device()), head, top, hop, batch, threshold)
+    set_products(device := own_device())
+    predictor = Predictor(model.place(device), head, top, hop, batch, threshold)
     names, files, failures = expanded(sources), list[Prediction](), list[Failure]()
     kept = growing_lines(Path(out)) if out else nullcontext(files.append)
     with kept as keep, progress("predicting", len(names)) as advance:

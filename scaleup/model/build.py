@@ -29,7 +29,7 @@ from scaleup.checkpoint.model_directory import (
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.config.recipe import default_precision
+from scaleup.config.recipe import default_precision, refuse_emulated
 from scaleup.config.schema import Model
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
@@ -148,7 +148,8 @@ def prepare_trunks(
         batch: samples of a pass, for which ``auto`` measures.
 
     Raises:
-        UserError: the trunk overflows in the precision that was asked for, or was cast to another one before.
+        UserError: the trunk overflows in the precision that was asked for, or was cast to another one before, or the
+            device does not compute in it.
     """
     trunks = [model.trunk for model in models if model.trunk is not None]
     if not trunks:
@@ -156,6 +157,7 @@ def prepare_trunks(
     deepest = max(models, key=lambda model: model.frozen_depth)
     trunk, depths = deepest.trunk, depths_of(models)
     assert trunk is not None
+    refuse_emulated("trunk.precision", settings.precision, world.device.type)
     for shared in trunks:
         shared.place(world.device, None)
     if trunk.precision != "float32":

@@ -78,12 +78,15 @@ def begin_compiling() -> None:
     """Prepare this process. What could not be compiled before is tried again."""
     import torch._dynamo.config
     import torch._functorch.config
+    import torch._inductor.config
     from torch._dynamo.callback import callback_handler
 
     torch._dynamo.config.recompile_limit = MOST
     # With the forward pass, where a failure can be told; not in the middle of the first backward pass.
     torch._functorch.config.force_non_lazy_backward_lowering = True
     torch._functorch.config.backward_pass_autocast = "off"  # as our backward passes
+    if hasattr(torch._inductor.config, "deterministic"):  # else programs may differ by what was fastest at that time
+        torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
     program.cache_clear()
     if STOPWATCH.start not in callback_handler.start_callbacks:
         callback_handler.register_start_callback(STOPWATCH.start)

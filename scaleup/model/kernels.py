@@ -133,17 +133,19 @@ REPLACED: dict[str, dict[Any, Callable[..., Tensor]]] = {
 }
 
 
-def set_products(device: torch.device, tf32: bool, deterministic: bool) -> None:
+def set_products(device: torch.device, tf32: bool = True, deterministic: bool | None = None) -> None:
     """Say how a GPU computes in this process; a CPU always computes in float32, and gives the same bits each time.
 
     Args:
         tf32: all float32 products, of matrices and of convolutions, are computed in TF32, or none.
         deterministic: only with algorithms that give the same bits each time; attention leaves out the two kernels that
-            do not.
+            do not. None: as it is.
     """
     if device.type == "cpu":
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic is None:
+        return
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
     torch.use_deterministic_algorithms(deterministic)

@@ -61,14 +61,16 @@ def cosine(coordinates: Tensor, dim: int) -> Tensor:
 
 def sample_grid(grid: Tensor, centres: Tensor, patch: tuple[int, int]) -> Tensor:
     """A grid of position embeddings (gh, gw, D) at spatial centres (N, 2) in pixels, bilinear: -> (N, D)."""
-    height, width = grid.shape[:2]
-    patches = in_patches(centres, patch)
-    extent = constant((max(height - 1, 1), max(width - 1, 1)), centres.device).to(centres)
-    points = (2 * patches / extent - 1).flip(-1).to(grid)  # grid_sample takes (x, y) in [-1, 1]
-    sampled = F.grid_sample(
-        grid.permute(2, 0, 1)[None], points[None, None], mode="bilinear", padding_mode="border", align_corners=True
-    )  # (1, D, 1, N)
-    return sampled[0, :, 0].T
+    last = constant((grid.shape[0] - 1, grid.shape[1] - 1), centres.device).to(centres)
+    places = in_patches(centres, patch).clamp(min=0).minimum(last)
+    low = places.floor()
+    share = (places - low).to(grid)
+    rows, columns = (
+        [(low[:, axis].long(), 1 - share[:, axis]), ((low + 1).minimum(last)[:, axis].long(), share[:, axis])]
+        for axis in range(2)
+    )
+    corners = [grid[y, x] * (of_y * of_x)[:, None] for y, of_y in rows for x, of_x in columns]
+    return sum(corners[1:], corners[0])
 
 
 def in_patches(centres: Tensor, patch: tuple[int, int]) -> Tensor:

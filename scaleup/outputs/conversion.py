@@ -21,6 +21,7 @@ from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import make_readable, new_directory, refuse_existing, write_json
 from scaleup.model import adapter, pretrained
 from scaleup.model.build import load
+from scaleup.model.kernels import set_products
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import programs
@@ -101,6 +102,7 @@ def export(
     if head and to != "transformers":
         raise UserError(f"--head is for transformers; {to} has all heads or none")
     _refuse_device(device, to)
+    set_products(torch.device(device), tf32=False)
     out = Path(out)
     refuse_existing(out, overwrite)
     low = half or to == "tubes"

@@ -98,7 +98,7 @@ class ArmState:
 class Classifier(nn.Module):
     """An arm as an engine sees it: one pass gives the logits of several heads.
 
-    In ``bfloat16`` the products of the pass are; parameters, their gradients and the logits stay float32.
+    In ``bfloat16`` the products of the pass are, but those of heads: parameters, gradients and logits stay float32.
     """
 
     def __init__(self, arm: Arm, precision: str | None) -> None:
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
     def forward(self, inputs: Tensor | Taps, heads: list[str]) -> dict[str, Tensor]:
         with torch.autocast(next(self.arm.parameters()).device.type, torch.bfloat16, enabled=self.low):
             pooled = self.arm.features(inputs)  # (B, D)
-            return {head: self.arm.heads[head](pooled).float() for head in heads}
+        return {head: self.arm.heads[head](pooled.float()) for head in heads}
 
 
 class ArmTrainer:

@@ -32,6 +32,7 @@ from scaleup.data.token_records import dequantise, layout, quantise, record
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import prepare_trunks
 from scaleup.model.kernel_choice import set_compile, set_kernels
+from scaleup.model.kernels import set_products
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Taps, drift
 from scaleup.model.tubevit import TubeViT
@@ -226,6 +227,7 @@ def _origin(recipe: Recipe, model: TubeViT, name: str, shards: Shards, blank: by
 def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     """Give the trunk the placement, precision and kernels of the recipe; returns what was chosen."""
     world = World(0, 1, device := own_device())
+    set_products(device, recipe.train.tf32, recipe.train.deterministic)
     kernels = set_kernels([model.place(device, None)], recipe.train.kernels, world, recipe.data.batch, trains=False)
     prepared = prepare_trunks([model], recipe.trunk, world, recipe.data.batch)
     set_compile([model], recipe.train.compile, world)

@@ -11,16 +11,20 @@ from pretended import gpu
 from test_placed import EXACT
 
 import scaleup
+from scaleup.common import distributed
+from scaleup.common.distributed import device_type, join
 from scaleup.common.errors import UserError
 from scaleup.config import recipe as recipes
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, Trunk
+from scaleup.model.build import prepare_trunks
 from scaleup.model.kernel_choice import kept_choices
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
-from scaleup.training import run_directory
+from scaleup.training import run_directory, token_cache
 from scaleup.training.arm_trainer import ArmTrainer, Classifier
 from scaleup.training.run import Run
 from scaleup.training.run_directory import Checkpoints
+from scaleup.training.run_inputs import build_models
 
 Tiny = Callable[..., Recipe]
 GATED = {"gated": Arm(frozen_depth=1, gate=True, lr=0.01)}
@@ -48,6 +52,7 @@ def test_a_gpu_computes_in_bfloat16_and_keeps_float32(tiny: Tiny, monkeypatch: p
         logits = forward(self, inputs, heads)
         types["logits"] = {each.dtype for each in logits.values()}
         types["products"] = torch.is_autocast_enabled("cpu") or self.low
+        types["rounded"] = all(torch.equal(each, each.bfloat16().float()) for each in logits.values())
         return logits
 
     monkeypatch.setattr(Classifier, "forward", spied)
@@ -59,7 +64,7 @@ def test_a_gpu_computes_in_bfloat16_and_keeps_float32(tiny: Tiny, monkeypatch: p
         run.close()
     assert run.recipe.trunk.precision == run.about_trunk["precision"] == trainer.settings.precision == "bfloat16"
     assert {each.dtype for each in run.models["gated"].trunk.blocks.parameters()} == {torch.bfloat16}
-    assert types == {"logits": {torch.float32}, "products": True}
+    assert types == {"logits": {torch.float32}, "products": True, "rounded": False}
     tensors = [*run.models["gated"].arm.parameters(), *moments]
     assert {tensor.dtype for tensor in tensors} == {torch.float32} and entry["arms"]["gated"]["grad_norm"] > 0
     assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
@@ -91,6 +96,70 @@ def test_a_run_of_a_stated_precision_goes_on_where_the_device_has_it(tiny: Tiny)
     assert run_directory.check_resumable(read, overwrite=False)
     with gpu(), pytest.raises(UserError, match="trunk.precision is 'float32' there and 'bfloat16' here"):
         run_directory.check_resumable(read, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("trunk.precision=bfloat16", "trunk.precision is bfloat16, but .* allowed are float32, float16 and auto"),
+        ("trunk.precision=int8", "trunk.precision is int8, but"),
+        ("arm.precision=bfloat16", "arm.precision is bfloat16, but .* allowed are float32 and auto"),
+        ("arms.gated.precision=bfloat16", "arm.precision is bfloat16"),
+    ],
+)
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(tiny: Tiny, change: str, said: str) -> None:
+    with gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        settled, arms = recipes.settle(tiny(), GATED, "cuda")
+        assert settled.trunk.precision == arms["gated"].precision == "float32"
+        with pytest.raises(UserError, match=said):
+            changed = tiny(change)
+            recipes.settle(changed, recipes.sweep_arms(changed), "cuda")
+
+
+def test_frozen_blocks_are_not_cast_to_what_the_gpu_only_emulates(tiny: Tiny) -> None:
+    with gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        model = build_models(tiny(), GATED)["gated"]
+        with pytest.raises(UserError, match="trunk.precision is int8, but this GPU"):
+            prepare_trunks([model], Trunk("int8"), join())
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("The NVIDIA driver on your system is too old (found version 11040). Please update.\nhttps://x", True),
+        ("Found no NVIDIA driver on your system.", False),
+        ("No CUDA GPUs are available", False),
+    ],
+)
+def test_a_driver_that_does_not_fit_is_told(said: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    distributed._refuse_driver.cache_clear()
+    if refused:
+        with pytest.raises(UserError, match=r"cannot use the GPU: .*too old \(found version 11040\). Please update"):
+            device_type()
+    else:
+        assert device_type() == "cpu"
+    distributed._refuse_driver.cache_clear()
+
+
+def test_caches_and_evaluation_say_how_a_gpu_computes(tiny: Tiny, tmp_path: Path) -> None:
+    def tf32() -> set[bool]:
+        return {torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32}
+
+    with gpu():
+        token_cache.make(tiny("train.tf32=false", "arms.full=null"), [1], tmp_path / "cache")
+        assert tf32() == {False}
+        run = scaleup.sweep(tiny("train.steps=1"), GATED)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        scaleup.evaluate(scaleup.load_run(run.out), tiny().data.train["videos"].shards)
+        assert tf32() == {True}
 
 
 def test_deterministic_is_what_torch_is_told(tiny: Tiny) -> None:

@@ -27,6 +27,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
             "the machine has no memory",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), "the device has no memory left"),
+        (
+            RuntimeError("upsample_trilinear3d_backward_out_cuda does not have a deterministic implementation"),
+            "the model",
+        ),
+        (RuntimeError("CUDA error: no kernel image is available for execution"), "this torch has no programs for this"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the device has no memory left"),
         (OSError(errno.ENOSPC, "", "a/b"), "'a/b': No space left on device: the disk is full"),
         (SafetensorError("Error: I/O error: No space left on device (os error 28)"), "the disk is full"),

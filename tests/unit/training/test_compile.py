@@ -163,3 +163,12 @@ def test_by_the_compiler_itself(tiny: Tiny, tmp_path: Path) -> None:
     for how in ("off", "blocks"):
         train(tiny(NO_DROP, f"train.compile={how}", f"out={tmp_path / how}"), ARMS)
     assert losses(tmp_path / "blocks") == pytest.approx(losses(tmp_path / "off"), rel=1e-3)
+
+
+def test_deterministic_programs_are_not_chosen_by_their_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    for on in (True, False):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda on=on: on)
+        compiled.begin_compiling()
+        assert torch._inductor.config.deterministic == on
