@@ -19,6 +19,7 @@ def arguments():
     add("--seeds", type=tool.at_least(0), nargs="+", default=[0, 1, 2], help="of data and models (default: 0 1 2)")
     add("--samples", type=tool.at_least(1), default=4000, help="videos to train on (default: %(default)s)")
     add("--published-rates", action="store_true", help="train rows at their learning rates in docs/ only")
+    add("--side-by-side", action="store_true", help="with --published-rates: all seeds at the same time")
     add("--plan", action="store_true", help="print what is missing and how long it takes, and stop")
     add("--write", action="store_true", help="write docs/reproduction.md and docs/reproduction/*.json")
     return parser
@@ -26,9 +27,14 @@ def arguments():
 
 def run(args):
     import reproduce
+    from scaleup.common.errors import UserError
 
     tables = [word for word in args.tables if "=" not in word]
     changes = [word for word in args.tables if "=" in word] + args.changes
+    if args.side_by_side:
+        if not args.published_rates or args.plan:
+            raise UserError("--side-by-side trains seeds at --published-rates; it has no --plan of its own")
+        reproduce.train_side_by_side(tables, args.out, args.seeds, changes, args.samples)
     work = reproduce.prepare(tables, args.out, args.seeds, changes, args.samples, args.published_rates)
     if args.plan:
         return {"plan": work.plan.total}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tools import SECONDS, start
+from support.tools import SECONDS, start, tool
 
 from reproduce import page, prepare, publish, reproduce, tasks, work
 from reproduce.desk import Desk
@@ -52,6 +52,25 @@ def test_a_table_is_run_through_the_tool_killed_and_gone_on_with(tmp_path, monke
     assert "## Table 7f: views\n" in (tmp_path / "out" / "reproduction.md").read_text()
     assert "left: 0 steps of arms in 0 runs, about" in stderr  # evaluations
     assert "left]" in stderr
+
+
+def test_seeds_train_side_by_side(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    both = [*command(tmp_path / "out")[:-1], "3", "4"]
+    monkeypatch.setattr(sys, "argv", [*both, "--published-rates", "--side-by-side", "--json"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path("tools/reproduce.py", run_name="__main__")
+    stdout, stderr = capfd.readouterr()
+    assert "all models are trained\n" in stderr  # when both processes have ended
+    rows = json.loads(stdout)["tables"]["table7f"]["rows"]
+    assert all(row["seeds"].keys() == {"3", "4"} for row in rows.values())
+    assert len(finished_runs(tmp_path / "out")) == 2  # the best rate alone, of each seed
+
+
+def test_side_by_side_is_at_published_rates(tmp_path):
+    ended = tool("reproduce", *command(tmp_path / "out", "--side-by-side")[1:])
+    assert ended.returncode == 2 and "--side-by-side trains seeds at --published-rates" in ended.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_of_a_transplant_train_together_beside_their_controls(tmp_path, monkeypatch, capfd):
