@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scaleup.cli import tool
 from scaleup.common.errors import UserError
 from scaleup.common.timing import is_first_rank
+from scaleup.config.recipe import load_saved
 from scaleup.config.schema import Trunk
 
 if TYPE_CHECKING:
@@ -40,11 +41,12 @@ def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation
         raise UserError(f"--record writes into the model's directory, but '{args.model}' is not a directory here")
     heads = dict(map(split_pair, args.heads)) if args.heads else None
     strides = {tube: read_numbers(text) for tube, text in map(split_pair, args.strides or ())}
+    recipe = Path(args.model) / "recipe.yaml"
+    is_run = recipe.is_file()
+    trunk = load_saved(recipe).trunk if is_run else Trunk()
     from scaleup.evaluation.accuracy import evaluate, record
-    from scaleup.model.build import load, load_run, trunk_of  # takes seconds; wrong arguments are refused before
+    from scaleup.model.build import load, load_run  # takes seconds; wrong arguments are refused before
 
-    is_run = (Path(args.model) / "recipe.yaml").is_file()
-    trunk = trunk_of(args.model) if is_run else Trunk()
     trunk = Trunk(args.precision or trunk.precision, args.placement or trunk.placement)
     where = args.base, trunk.placement
     models = load_run(args.model, *where) if is_run else {"model": load(args.model, *where)}

@@ -1,19 +1,21 @@
-"""Mistakes of a recipe that are in a combination of values."""
+"""Mistakes of a recipe that are in a combination of values, or in directories that do not exist."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scaleup.common.errors import nearest
-from scaleup.config.schema import Arm, Data, Model, Recipe, Train, Trunk, expand, schedule
+from scaleup.config.schema import Arm, Data, Model, Recipe, Train, Trunk, expand, schedule, shards_of
 
 
 def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     """A sentence for each contradiction. ``given`` is the recipe as it was written, without defaults."""
     yield from _in_model(recipe.model, given)
     yield from _in_trunk(recipe.trunk, loaded=recipe.model.load is not None)
+    yield from _in_places(recipe)
     yield from _in_data(recipe.data)
     yield from _in_training(recipe)
     yield from _in_names(recipe)
@@ -41,6 +43,18 @@ def _in_trunk(trunk: Trunk, loaded: bool) -> Iterator[str]:
         yield "trunk.placement: disk needs a loaded model (model.load), whose blocks are read from its backbone's file"
     if trunk.placement == "disk" and trunk.precision == "int8":
         yield "trunk.precision: int8 blocks must stay in memory; with trunk.placement disk choose another precision"
+
+
+def _in_places(recipe: Recipe) -> Iterator[str]:
+    for at, place in shards_of(recipe.data).items():
+        if _is_missing(place):
+            yield f"{at}: {place!r} is not a directory of shards or its address"
+    if recipe.trunk.cache is not None and _is_missing(recipe.trunk.cache):
+        yield f"trunk.cache: {recipe.trunk.cache!r} is not a directory with a cache or its address"
+
+
+def _is_missing(place: str) -> bool:
+    return "://" not in place and not Path(place).is_dir()
 
 
 def _in_data(data: Data) -> Iterator[str]:

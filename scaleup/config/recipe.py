@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import write_text
@@ -20,7 +22,7 @@ from scaleup.config.schema import Arm, Input, Recipe, expand
 PACKAGE = Path(__file__).parents[1]
 HOMES = (PACKAGE / "recipes", PACKAGE.parent / "recipes")  # in the wheel, in a checkout
 OWN = next((path for path in HOMES if path.is_dir()), PACKAGE)
-__all__ = ["Input", "Recipe", "all_arms", "load", "resolved", "save", "settle", "sweep_arms", "to_yaml"]
+__all__ = ["Input", "Recipe", "all_arms", "load", "load_saved", "resolved", "save", "settle", "sweep_arms", "to_yaml"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -58,8 +60,23 @@ def _located(path: Path) -> Path:
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
-    """Write the resolved recipe to ``path``; :func:`load` reads it back."""
+    """Write the resolved recipe to ``path``; :func:`load` and :func:`load_saved` read it back."""
     write_text(Path(path), to_yaml(recipe))
+
+
+def load_saved(path: Path) -> Recipe:
+    """Read the recipe of a run. The data and the cache that it names need not exist any more.
+
+    Raises:
+        UserError: it cannot be read, or has settings that this version does not know.
+    """
+    try:
+        recipe, mistakes = check(Recipe, OmegaConf.to_container(OmegaConf.load(path)))
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
+        recipe, mistakes = None, [" ".join(str(error).split())]
+    if recipe is None or mistakes:
+        raise UserError(f"'{path}' cannot be read ({'; '.join(mistakes)})")
+    return recipe
 
 
 def to_yaml(recipe: Recipe) -> str:

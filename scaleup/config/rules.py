@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import is_dataclass
 from functools import cache
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,12 +43,6 @@ def _name(key: str) -> str:
     if not is_name(key):
         raise ValueError
     return key
-
-
-def _directory(place: str) -> str:
-    if "://" not in place and not Path(place).is_dir():
-        raise ValueError
-    return place
 
 
 def _no_number(choice: Any) -> Any:
@@ -135,8 +128,6 @@ Loggers = Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeVali
 Name = Annotated[str, AfterValidator(_name), allowed("a name made of letters, digits, '_' and '-'")]
 Named = Annotated[dict[Name, T], BeforeValidator(_without_nulls)]  # an entry that is null is left out
 Heads = Annotated[dict[Name, str], allowed("a mapping of head names to label names")]
-Shards = Annotated[str, AfterValidator(_directory), allowed("a directory of shards or its address")]
-Cache = Annotated[str, AfterValidator(_directory), allowed("a directory with a cache or its address")]
 
 
 def setting(schema: Any, path: Sequence[str | int]) -> Any:

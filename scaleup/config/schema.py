@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 from scaleup.config.rules import (
     Areas,
     Betas,
-    Cache,
     Count,
     Gate,
     Heads,
@@ -30,7 +29,6 @@ from scaleup.config.rules import (
     PoolDepth,
     Positive,
     Ratios,
-    Shards,
     Share,
     Size,
     Std,
@@ -151,7 +149,7 @@ class Augment:
 class Dataset:
     """A training set: shards of images or of videos, and the label that each head learns."""
 
-    shards: Shards  # a directory, or an address such as https://host/train or s3://bucket/train
+    shards: str  # a directory, or an address such as https://host/train or s3://bucket/train
     heads: Heads = field(default_factory=dict)  # head name -> label name in the shards
     weight: Positive = 1.0  # share of the batches, relative to the other sets'
     augment: Augment = field(default_factory=Augment)
@@ -163,7 +161,7 @@ class Dataset:
 class Valid:
     """The validation set. While arms train, they are tested on one clip and one crop of every sample."""
 
-    shards: Shards  # a directory or an address
+    shards: str  # a directory or an address
     heads: Heads = field(default_factory=dict)  # head -> label; empty: all that fit
 
 
@@ -177,6 +175,12 @@ class Data:
     workers: Index = 1  # loader processes of each rank
     max_bad: Share = 0.01  # largest share of unreadable samples; the run stops above it
     window: Count = 8192  # samples that mix; larger sets are shuffled within windows of so many
+
+
+def shards_of(data: Data) -> dict[str, str]:
+    """The shards of all sets, by the path of their setting."""
+    places = {f"data.train.{name}.shards": dataset.shards for name, dataset in data.train.items()}
+    return places | ({"data.valid.shards": data.valid.shards} if data.valid else {})
 
 
 @dataclass
@@ -219,7 +223,7 @@ class Trunk:
 
     precision: Literal["float32", "bfloat16", "float16", "int8", "auto"] | None = None  # None: recipe.settle
     placement: Literal["device", "host", "disk"] = "device"  # where blocks are stored
-    cache: Cache | None = None  # a token cache (tools/cache.py) to train from
+    cache: str | None = None  # a token cache (tools/cache.py) to train from
 
 
 @dataclass

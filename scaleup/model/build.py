@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from scaleup.backbones.backbone import Backbone
@@ -29,7 +28,7 @@ from scaleup.checkpoint.model_directory import (
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.config.recipe import default_precision, refuse_emulated
+from scaleup.config.recipe import default_precision, load_saved, refuse_emulated
 from scaleup.config.schema import Model
 from scaleup.model.adapter import FULL, Adapt
 from scaleup.model.arm import Heads
@@ -87,10 +86,11 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
         base, placement: see :meth:`TubeViT.from_pretrained`.
 
     Raises:
-        UserError: as :func:`load`, or the model that the arms started from has changed since.
+        UserError: as :func:`load`, it is not the directory of a run, or the model that the arms started from has
+            changed since.
     """
     run = Path(run)
-    template = OmegaConf.select(OmegaConf.load(run / "recipe.yaml"), "model.load")  # nothing else is needed
+    template = load_saved(run / "recipe.yaml").model.load
     arms = {path.parent.name: path.parent for path in sorted(run.glob("*/config.json"))}
     if not arms:
         raise UserError(f"{run} has no trained arms yet")
@@ -98,12 +98,6 @@ def load_run(run: str | Path, base: str | None = None, placement: str = "device"
         return {name: load(directory, base, placement) for name, directory in arms.items()}
     shared = load(template, base, placement)
     return {name: _arm_of(shared, directory) for name, directory in arms.items()}
-
-
-def trunk_of(run: str | Path) -> schema.Trunk:
-    """The precision and placement of the frozen blocks in a run."""
-    settings = OmegaConf.select(OmegaConf.load(Path(run) / "recipe.yaml"), "trunk", default={})
-    return schema.Trunk(**settings)
 
 
 def _arm_of(template: TubeViT, directory: Path) -> TubeViT:

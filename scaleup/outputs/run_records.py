@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from scaleup.checkpoint.model_directory import read_report
 from scaleup.common.errors import UserError
 from scaleup.common.metrics import Measure, leading, mean_of
-from scaleup.config.recipe import load, sweep_arms, to_yaml
+from scaleup.config.recipe import load_saved, sweep_arms, to_yaml
 from scaleup.config.schema import Arm, Recipe, schedule
 from scaleup.training.arm_trainer import ArmResult
 from scaleup.training.log import read_lines
@@ -171,7 +171,7 @@ def read(run: str | Path) -> Facts:
         raise UserError(
             f"'{run}' is not the directory of a run, it has no recipe.yaml" + (f"; below it: {near}" * bool(near))
         )
-    recipe = load(run / "recipe.yaml")
+    recipe = load_saved(run / "recipe.yaml")
     places = [run, *sorted(path.parent for path in run.glob("parts/**/recipe.yaml"))]
     places = [place for place in places if place == run or not (place / "parts").exists()]
     entries = [entry for place in places for entry in read_lines(place / "metrics.jsonl")]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-from omegaconf import OmegaConf
 
 from scaleup.common.distributed import join
 from scaleup.common.files import move, new_directory
@@ -106,7 +105,7 @@ def split_arms(
     with run_directory.lock_run(out):
         if run_directory.check_resumable(recipe, overwrite) and is_begun(out):
             paths = sorted((out / PARTS).glob("*/recipe.yaml"))
-            return [Part(path.parent, {name: arms[name] for name in OmegaConf.load(path).arms}) for path in paths]
+            return [Part(path.parent, {name: arms[name] for name in recipes.load_saved(path).arms}) for path in paths]
         arms_of_parts = split()
         if len(arms_of_parts) < least:
             return []

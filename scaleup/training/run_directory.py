@@ -13,17 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from yaml import YAMLError
 
 from scaleup.common.distributed import device_type
 from scaleup.common.errors import UserError
 from scaleup.common.files import locked, new_directory, read_json, sync, write_json
 from scaleup.config import recipe as recipes
-from scaleup.config.rules import check
 from scaleup.config.schema import Recipe
 from scaleup.data.index import file_sha256
 from scaleup.model.tubevit import TubeViT
@@ -152,21 +149,28 @@ def begin(recipe: Recipe, overwrite: bool) -> None:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it can be read from another directory."""
-    if recipe.model.load and Path(recipe.model.load).is_dir():
-        return replace(recipe, model=replace(recipe.model, load=str(Path(recipe.model.load).resolve())))
-    return recipe
+    """The recipe with absolute paths, so that it can be used in another directory."""
+    model, data, trunk = recipe.model, recipe.data, recipe.trunk
+    if model.load and Path(model.load).is_dir():  # else it is a hub id
+        model = replace(model, load=_absolute(model.load))
+    train = {name: replace(dataset, shards=_absolute(dataset.shards)) for name, dataset in data.train.items()}
+    valid = data.valid and replace(data.valid, shards=_absolute(data.valid.shards))
+    trunk = replace(trunk, cache=trunk.cache and _absolute(trunk.cache))
+    return replace(recipe, model=model, data=replace(data, train=train, valid=valid), trunk=trunk)
+
+
+def _absolute(place: str) -> str:
+    """A path, but not an address, as an absolute one."""
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def _differing(path: Path, recipe: Recipe) -> str:
     """The settings that differ from the recipe at ``path``, as text."""
     try:
-        stored, mistakes = check(Recipe, OmegaConf.to_container(OmegaConf.load(path)))
-    except (YAMLError, OSError, ValueError) as error:
-        stored, mistakes = None, [" ".join(str(error).split())]
-    if stored is None or mistakes:
-        return f"its recipe.yaml cannot be read ({'; '.join(mistakes)})"
-    settled = (recipes.settle(each, {}, device_type())[0] for each in (stored, with_absolute_paths(recipe)))
+        both = recipes.load_saved(path), recipe
+    except UserError as error:
+        return str(error)
+    settled = (recipes.settle(with_absolute_paths(each), {}, device_type())[0] for each in both)
     there, here = (flatten_keys(recipes.resolved(each)) for each in settled)
     keys = [key for key in here | there if key not in FREE and here.get(key) != there.get(key)]
     return ", ".join(f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys)

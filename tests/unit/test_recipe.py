@@ -11,6 +11,7 @@ from scaleup.config import recipe
 from scaleup.config.compose import combinations, compose
 from scaleup.config.rules import check
 from scaleup.config.schema import Arm, Recipe
+from scaleup.model.build import load_run
 
 OF_ALL = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in OF_ALL.rglob("*.yaml") if "paper" not in path.parts)  # those: test_paper_recipes.py
@@ -169,10 +170,10 @@ def test_all_mistakes_are_said_at_once(good: Path) -> None:
         "'x' is not key=value",
         "model.tubes.long.kernel",
         "model.positions.kind",
-        "data.train.clips.shards",
         "arm.lr",
         "arms.last.frozen",
         "trian",
+        "data.train.clips.shards",
         "train.warmup",
         "arms.gated.gate",
     ]
@@ -185,6 +186,25 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path: Path, content
     with pytest.raises(UserError, match="bad.yaml") as raised:
         recipe.load(path)
     assert "\n" not in str(raised.value).replace("\n  - ", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        ("a: [", "while parsing a flow"),
+        ("- a", "it is not a mapping of settings"),
+        ("trunk: {placment: host}", "trunk.placment: unknown key; nearest: 'placement'"),
+    ],
+)
+def test_a_directory_without_the_recipe_of_a_run_is_refused_in_one_line(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(UserError, match=f"recipe.yaml' cannot be read .*{said}") as raised:
+        load_run(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_file_is_said_with_the_nearest(good: Path) -> None:

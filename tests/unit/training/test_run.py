@@ -1,5 +1,6 @@
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from scaleup.config import recipe as recipes
 from scaleup.config import schema
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
+from scaleup.model.build import load_run
 from scaleup.model.trunk import Taps
+from scaleup.outputs import run_records
 from scaleup.training import optimizer_state
 from scaleup.training.run import Run, train
 from scaleup.training.run_directory import StoppedRun, lock_run
@@ -275,9 +278,36 @@ def test_a_run_goes_on_that_is_older_than_some_settings(tiny: Tiny, tmp_path: Pa
         train(tiny("model.inflate=true", "model.backbone.weights=meta"), arms)
     assert train(recipe, arms).steps == 4
     path.write_text(older + "unknown: 3\n")
-    with pytest.raises(UserError, match="its recipe.yaml cannot be read .unknown: unknown key") as error:
+    with pytest.raises(UserError, match="recipe.yaml' cannot be read .unknown: unknown key") as error:
         train(recipe, arms)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_goes_on_from_another_directory(
+    tiny: Tiny, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_path.parent)
+    places = {name: Path(each.shards) for name, each in tiny().data.train.items()}
+    changes = [f"data.train.{name}.shards={place.relative_to(tiny_path.parent)}" for name, place in places.items()]
+    recipe, path = tiny(*changes), tmp_path / "out" / "recipe.yaml"
+    arms = {"model": recipe.arm}
+    train(recipe, arms, stop_after=0)
+    assert {name: Path(each.shards) for name, each in recipes.load_saved(path).data.train.items()} == places
+    monkeypatch.chdir(tmp_path)
+    assert train(tiny(), arms, stop_after=0).stopped == 2
+    recipes.save(recipe, path)  # as older versions did
+    monkeypatch.chdir(tiny_path.parent)
+    assert train(tiny(), arms, stop_after=0).stopped == 3
+
+
+def test_a_run_is_read_without_its_data(tiny: Tiny, tiny_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_path.parent / "shapes", tmp_path / "shapes")
+    places = {name: tmp_path / "shapes" / Path(each.shards).name for name, each in tiny().data.train.items()}
+    recipe = tiny(*(f"data.train.{name}.shards={place}" for name, place in places.items()))
+    train(recipe, {"model": recipe.arm})
+    shutil.rmtree(tmp_path / "shapes")
+    assert run_records.read(tmp_path / "out").state == "complete, 4 steps"
+    assert load_run(tmp_path / "out").keys() == {"model"}
 
 
 def test_training_goes_on_where_a_checkpoint_cannot_be_saved(
