@@ -24,6 +24,7 @@ from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from scaleup.checkpoint.hub import HUB, LOCAL
 from scaleup.common import tensors
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Positions
@@ -149,7 +150,11 @@ class Located:
 
 
 def resolve(name: str) -> str:
-    """The full name behind an alias: ``vit_h`` -> ``timm:vit_huge_patch14_224``."""
+    """The full name behind an alias: ``vit_h`` -> ``timm:vit_huge_patch14_224``. Hub ids and directories lose the
+    library, which may stand before them."""
+    for library in ("timm:", "open_clip:"):
+        if name.startswith((library + HUB, library + LOCAL)):
+            name = name.removeprefix(library)
     return ALIASES.get(name, name)
 
 

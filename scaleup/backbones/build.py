@@ -146,9 +146,6 @@ def locate(name: str, kwargs: Kwargs, weights: str | None) -> Located:
         UserError: the name is unknown; the error has the nearest names.
     """
     name = resolve(name)
-    for prefix in ("timm:", "open_clip:"):  # these two may stand before a hub id or a directory
-        if name.startswith((prefix + HUB, prefix + LOCAL)):
-            name = name.removeprefix(prefix)
     if name.startswith(("timm:", "open_clip:")):
         at = Located(name, kwargs, weights)
     elif name.startswith((HUB, LOCAL)) or Path(name).is_dir():

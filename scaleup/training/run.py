@@ -19,7 +19,7 @@ from scaleup.model.build import prepare_trunks
 from scaleup.model.compiled import STOPWATCH
 from scaleup.model.kernel_choice import choose_precision, set_compile, set_kernels
 from scaleup.model.kernels import set_products
-from scaleup.training import run_directory, run_inputs
+from scaleup.training import input_hashes, run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, read_numbers, whole_step
 from scaleup.training.feed import Cached, Fed, Live
 from scaleup.training.log import Entry, Metrics, Recent, line
@@ -94,9 +94,9 @@ class Run:
         _refuse_uneven(recipe, self.world.size)
         set_products(self.world.device, recipe.train.tf32, recipe.train.deterministic)
         self.done = checkpoint.step if checkpoint else 0
-        self.sources, self.lists = run_inputs.hash_inputs(recipe), run_inputs.list_inputs(recipe)
+        self.sources, self.lists = input_hashes.hash_inputs(recipe), run_inputs.list_inputs(recipe)
         if checkpoint is not None:
-            run_inputs.refuse_changed(checkpoint.state["sources"], self.sources)
+            input_hashes.refuse_changed(checkpoint.state["sources"], self.sources)
         feed = Live if recipe.trunk.cache is None else Cached
         self.feed: Live | Cached = feed(recipe, self.models.values(), self.world, self.done)
         self.pass_size = recipe.data.batch // self.world.size // recipe.train.accumulate

@@ -1,13 +1,10 @@
-"""The inputs of a run: the models of its arms, and hashes of the files that it reads."""
+"""The inputs of a run: the models of its arms, and what its training sets are."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +12,11 @@ import torch
 from torch import Tensor
 
 from scaleup.backbones.weights import SkipInit
-from scaleup.checkpoint.model_directory import HeadLoss, Pool, local
+from scaleup.checkpoint.model_directory import HeadLoss, Pool
 from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Data, Head, Loss, Recipe
-from scaleup.data.index import index_sha256
 from scaleup.data.labels import NUMBER, POWERS, class_counts, mean_and_deviation
-from scaleup.data.loader import classes_of, open_datasets, order_of
+from scaleup.data.loader import classes_of, open_datasets
 from scaleup.data.repeats import Repeats, draw_repeats
 from scaleup.data.shards import Shards
 from scaleup.data.token_records import CachedSet, in_cache
@@ -174,33 +170,6 @@ def sizes(model: TubeViT) -> dict[str, int]:
     }
 
 
-PIECES, PIECE = 16, 1 << 16  # of a file of weights: after more training, all pieces differ
-
-
-ORDER = " (the order of its samples)"
-
-
-def hash_inputs(recipe: Recipe) -> dict[str, str]:
-    """sha256 by setting: of the index of each shard directory, which has the sha256 of the tars, and of model files.
-
-    Of large files, only evenly spread pieces are read. Where the order of a set is computed place by place, its version
-    is one more entry.
-    """
-    data, weights = data_of(recipe), recipe.model.backbone.weights
-    sets = {f"data.train.{name}.shards": dataset.shards for name, dataset in data.train.items()}
-    if data.valid:
-        sets["data.valid.shards"] = data.valid.shards
-    hashes = {name: index_sha256(shards) for name, shards in sets.items()}
-    for name, opened in _opened(recipe).items():
-        if version := order_of(name, data, opened, recipe.seed).version:
-            hashes[f"data.train.{name}{ORDER}"] = version
-    if recipe.model.load is not None:
-        hashes["model.load"] = _hash_files(local(recipe.model.load))
-    elif weights is not None and Path(weights).exists():
-        hashes["model.backbone.weights"] = _hash_files(Path(weights))
-    return hashes
-
-
 def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The name, modality, number of samples and sha256 of the sample list of each training set."""
     return {
@@ -210,11 +179,11 @@ def list_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
             "samples": len(opened.keys),
             "list_sha256": opened.list_sha256,
         }
-        for name, opened in _opened(recipe).items()
+        for name, opened in opened_sets(recipe).items()
     }
 
 
-def _opened(recipe: Recipe) -> dict[str, Shards | CachedSet]:
+def opened_sets(recipe: Recipe) -> dict[str, Shards | CachedSet]:
     """The training sets that the run reads."""
     cache = recipe.trunk.cache
     sets = recipe.data.train.items()
@@ -244,35 +213,6 @@ def _guess(shards: Shards, label: str, head: Head, repeats: Repeats | None) -> f
     if repeats is None:
         return float(class_counts(labels, classes).max() / len(labels))
     return float(class_counts(labels, classes, repeats.of).max() / repeats.ends[-1])
-
-
-def refuse_changed(there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise UserError if a file has changed, or this version draws samples in another order; it names the settings."""
-    if other := [name.removesuffix(ORDER) for name in here if name.endswith(ORDER) and there.get(name) != here[name]]:
-        raise UserError(
-            f"the run cannot go on: another version of scaleup began it, with another order of {', '.join(other)}; "
-            "finish it with that version, or begin anew with --overwrite"
-        )
-    changed = [name for name, digest in there.items() if here.get(name) != digest]
-    if changed:
-        raise UserError(
-            f"the run cannot go on, what it reads has changed since its checkpoint: {', '.join(changed)}; "
-            "put it back as it was, or begin anew with --overwrite"
-        )
-
-
-def _hash_files(path: Path) -> str:
-    """The sha256 of a file, or of the configuration and weights in a directory."""
-    digest = hashlib.sha256()
-    inner = [*path.rglob("config.json"), *path.rglob("*.safetensors")] if path.is_dir() else [path]
-    for file in sorted(inner):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size} ".encode())
-        with file.open("rb") as opened:
-            for piece in range(PIECES):
-                opened.seek(max(0, size - PIECE) * piece // (PIECES - 1))
-                digest.update(opened.read(PIECE))
-    return digest.hexdigest()
 
 
 def flatten_keys(nested: dict[str, Any], separator: str = ".") -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from scaleup.common.errors import UserError
 from scaleup.config.recipe import load
 from scaleup.config.schema import Model, Recipe
 from scaleup.data.index import convert, write_index
-from scaleup.training import run_inputs
+from scaleup.training import input_hashes
 from scaleup.training.run import train
 
 Tiny = Callable[..., Recipe]
@@ -55,35 +56,65 @@ def test_a_run_does_not_go_on_from_another_model(own: Tiny, tmp_path: Path) -> N
 
 
 def test_large_files_are_read_in_pieces_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_inputs, "PIECE", 10)
+    monkeypatch.setattr(input_hashes, "PIECE", 10)
     file, content = tmp_path / "a.safetensors", bytes(range(250)) * 4
     file.write_bytes(content)
-    digest = run_inputs._hash_files(file)
+    digest = input_hashes._hash_model(file)
     for place in (0, 995, 528):  # in the first piece, in the last, in one between
         file.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
-        assert run_inputs._hash_files(file) != digest
+        assert input_hashes._hash_model(file) != digest
     file.write_bytes(content + b"\0")
-    assert run_inputs._hash_files(file) != digest
+    assert input_hashes._hash_model(file) != digest
     file.write_bytes(content)
-    assert run_inputs._hash_files(file) == digest
+    assert input_hashes._hash_model(file) == digest
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "file"),
+    [
+        ("weights", "HERE/big.pt", "big.pt"),
+        ("weights", "HERE/big.pt:teacher", "big.pt"),
+        ("weights", "local-dir:HERE", "pytorch_model.bin"),
+        ("weights", "HERE/model.safetensors.index.json", "model-1.safetensors"),
+        ("name", "HERE/big.pt:teacher", "big.pt"),
+        ("name", "timm:local-dir:HERE", "model-1.safetensors"),
+    ],
+)
+def test_other_weights_of_the_backbone_are_noticed(
+    own: Tiny, tmp_path: Path, setting: str, place: str, file: str
+) -> None:
+    here, recipe = tmp_path / "weights", own()
+    here.mkdir()
+    for name in ("big.pt", "pytorch_model.bin", "model-1.safetensors"):
+        (here / name).write_bytes(b"before")
+    (here / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    setattr(recipe.model.backbone, setting, place.replace("HERE", str(here)))
+    before = input_hashes.hash_inputs(recipe)
+    input_hashes.refuse_changed(before, input_hashes.hash_inputs(recipe))
+    (here / file).write_bytes(b"behind")
+    after = input_hashes.hash_inputs(recipe)
+    with pytest.raises(UserError, match=f"has changed since its checkpoint: model.backbone.{setting}"):
+        input_hashes.refuse_changed(before, after)
+    older = {name: digest for name, digest in before.items() if "backbone" not in name}
+    input_hashes.refuse_changed(older, after)  # of a version that did not notice
 
 
 def test_a_run_of_another_order_is_refused_where_the_order_differs(own: Tiny) -> None:
     """Sets within a window are shuffled as ever, so runs of older versions go on with them."""
-    assert not any(run_inputs.ORDER in name for name in run_inputs.hash_inputs(own()))
+    assert not any(input_hashes.ORDER in name for name in input_hashes.hash_inputs(own()))
     recipe = own("data.window=2")
-    here = run_inputs.hash_inputs(recipe)
-    older = {name: digest for name, digest in here.items() if run_inputs.ORDER not in name}
-    assert len(here) > len(older) == len(run_inputs.hash_inputs(own()))
-    run_inputs.refuse_changed(here, here)
+    here = input_hashes.hash_inputs(recipe)
+    older = {name: digest for name, digest in here.items() if input_hashes.ORDER not in name}
+    assert len(here) > len(older) == len(input_hashes.hash_inputs(own()))
+    input_hashes.refuse_changed(here, here)
     with pytest.raises(UserError, match=r"began it, with another order of data.train.videos, .*; finish it with that"):
-        run_inputs.refuse_changed(older, here)
+        input_hashes.refuse_changed(older, here)
 
 
 def test_a_run_goes_on_after_its_shards_index_was_converted(own: Tiny, tmp_path: Path) -> None:
     recipe, sets = own(), [tmp_path / "shapes" / f"{kind}-train" for kind in ("videos", "images")]
     for path in sets:
         make_older(path)
-    older = run_inputs.hash_inputs(recipe)
+    older = input_hashes.hash_inputs(recipe)
     assert [convert(path) for path in sets] == [True, True] and not convert(sets[0])
-    assert run_inputs.hash_inputs(recipe) == older
+    assert input_hashes.hash_inputs(recipe) == older
