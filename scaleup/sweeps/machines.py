@@ -83,6 +83,7 @@ def spread(
     if not parts:
         raise UserError(f"{recipe.out!r} holds a run that was begun on one machine; go on with it without --where")
     with run_directory.lock_run(out):
+        launcher.tidy()
         fleet = Fleet(launcher, recipe, min(machines, len(parts)), stop_after, memory)
         reason = fleet.train([part for part in parts if not is_complete(part.out)])
         for part in parts:
@@ -222,7 +223,7 @@ AGAIN = 1000  # how often a job is queued again when its time is over
 
 
 class Launcher:
-    """Submits jobs. Their logs and pickles are in ``folder``, from which older pickles are deleted first.
+    """Submits jobs. Their logs and pickles are in ``folder``.
 
     Args:
         slurm: options of ``sbatch`` with '_' for '-'; ``time`` (minutes) is required.
@@ -236,14 +237,17 @@ class Launcher:
             import submitit
         except ImportError as error:
             raise UserError("--where needs submitit; install it with: pip install 'scaleup[cluster]'") from error
-        self.where = where
-        for old in folder.glob("*.pkl"):
-            old.unlink()
+        self.where, self.folder = where, folder
         if where == "local":
             self.executor = submitit.LocalExecutor(folder)
             self.executor.update_parameters(timeout_min=YEAR)
         else:
             self.executor = _slurm_executor(submitit, folder, slurm)
+
+    def tidy(self) -> None:
+        """Delete the pickles of earlier jobs. Those that still wait in a queue fail without them."""
+        for old in self.folder.glob("*.pkl"):
+            old.unlink()
 
     def submit(self, job: Job) -> Any:
         """Submit a job; returns submitit's job. A local one ignores the terminal's Ctrl-C until it can save.

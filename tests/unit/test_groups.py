@@ -1,9 +1,19 @@
+from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scaleup.sweeps.parts import balance
+from scaleup.common.errors import UserError
+from scaleup.common.files import locked
+from scaleup.config.recipe import sweep_arms
+from scaleup.config.schema import Recipe
+from scaleup.sweeps import machines
+from scaleup.sweeps.parts import balance, split_arms
+from scaleup.training import run_directory
+
+Tiny = Callable[..., Recipe]
 
 
 def dearest(trunk: list[int], arms: list[int], ends: tuple[int, ...]) -> int:
@@ -24,3 +34,21 @@ def test_no_other_groups_of_neighbours_are_better(count: int) -> None:
 
 def test_the_deep_trunk_is_one_machine_s() -> None:
     assert balance([0, 0, 8, 8], [9, 9, 4, 4], 2) == (2, 4)
+
+
+def test_a_second_call_leaves_the_jobs_of_the_first(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that wait in a queue need their pickles when they start."""
+    recipe, out, waiting = tiny(), tmp_path / "out", tmp_path / "out.jobs" / "7_submitted.pkl"
+    arms = sweep_arms(recipe)
+    split_arms(recipe, arms, False, lambda: [arms], least=1)
+    waiting.parent.mkdir()
+    waiting.touch()
+    monkeypatch.setattr(run_directory, "locked", lambda file, _: locked(file, patience=0))
+    with run_directory.lock_run(out), pytest.raises(UserError, match="another process is at work"):
+        machines.spread(recipe, arms, "local", 2)
+    assert waiting.exists()
+    monkeypatch.setattr(machines.Fleet, "train", lambda *_: 143)  # ended before a job is
+    assert machines.spread(recipe, arms, "local", 2).exit == 143
+    assert not waiting.exists()
