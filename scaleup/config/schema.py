@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -283,3 +283,8 @@ def schedule(arm: Arm, train: Train) -> tuple[int, int]:
     """Steps and warm-up steps of an arm: its own, or those of the run."""
     steps = train.steps if arm.steps is None else arm.steps
     return steps, train.warmup if arm.warmup is None else arm.warmup
+
+
+def run_steps(arms: Iterable[Arm], train: Train) -> int:
+    """Steps of a run: those of its longest arm."""
+    return max(schedule(arm, train)[0] for arm in arms)

@@ -12,7 +12,7 @@ from scaleup.checkpoint.model_directory import read_report
 from scaleup.common.errors import UserError
 from scaleup.common.metrics import Measure, leading, mean_of
 from scaleup.config.recipe import load_saved, sweep_arms, to_yaml
-from scaleup.config.schema import Arm, Recipe, schedule
+from scaleup.config.schema import Arm, Recipe, run_steps, schedule
 from scaleup.training.arm_trainer import ArmResult
 from scaleup.training.log import read_lines
 from scaleup.training.run_directory import RESULT, RunResult, read_result
@@ -65,7 +65,7 @@ class Facts:
         parts = self.places[1:]
         if not parts:
             steps = max((entry["step"] + 1 for entry in self.entries), default=0)
-            return f"unfinished: {steps} of {self.recipe.train.steps} steps so far"
+            return f"unfinished: {steps} of {run_steps(self.arms.values(), self.recipe.train)} steps so far"
         done = sum((part / RESULT).exists() for part in parts)
         share = f"{sum(map(self.steps, self.arms))} of {sum(map(self.planned, self.arms))} steps of all arms"
         return f"unfinished: {done} of {len(parts)} parts are complete, {share} so far"

@@ -15,7 +15,7 @@ from scaleup.common.errors import UserError
 from scaleup.common.text import columns, format_duration, format_gib
 from scaleup.common.timing import now
 from scaleup.config.recipe import all_arms, default_precision
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, run_steps
 from scaleup.model.trunk import COMPUTED_IN
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms, with_gaps
 from scaleup.sweeps.sketch import CacheSize, Sketch, device
@@ -126,7 +126,7 @@ def seconds(sketch: Sketch, flops: dict[str, SampleFlops], gflops: float, measur
     trunk = sum(len(shards) * flops[shards.modality].trunk for shards in data.values())
     frozen = all(model.trunk is not None for model in sketch.models.values())
     cached = (epoch - trunk) / rate if frozen else None
-    return Time(gflops, measured, step, epoch / rate, cached, recipe.train.steps * step)
+    return Time(gflops, measured, step, epoch / rate, cached, run_steps(sketch.arms.values(), recipe.train) * step)
 
 
 def plan(
@@ -157,7 +157,7 @@ def plan(
     except UserError:
         arms_of_waves = []
     return Plan(
-        steps=recipe.train.steps,
+        steps=run_steps(arms.values(), recipe.train),
         batch=recipe.data.batch,
         ranks=ranks,
         tokens=_tokens(sketch),

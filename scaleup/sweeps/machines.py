@@ -21,7 +21,7 @@ from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
 from scaleup.common.processes import explain
 from scaleup.common.timing import progress
-from scaleup.config.schema import Arm, Recipe
+from scaleup.config.schema import Arm, Recipe, Train, run_steps, schedule
 from scaleup.sweeps.costs import own_memory
 from scaleup.sweeps.parts import PARTS, Part, collect, group_arms, is_begun, split_arms, summary, sweep
 from scaleup.training import run_directory
@@ -91,7 +91,7 @@ def spread(
                 collect(part, out)
         if all(is_complete(part.out) for part in parts):
             return summary(recipe, arms, parts)
-    return _incomplete(recipe, fleet, reason)
+    return _incomplete(recipe.out, run_steps(arms.values(), recipe.train), fleet, reason)
 
 
 class Fleet:
@@ -113,7 +113,7 @@ class Fleet:
     def train(self, parts: list[Part]) -> int:
         """Train parts until all have ended. Returns the signal that ended them early, or 0."""
         waiting, running, reason = list(parts), dict[int, tuple[Part, Any]](), 0
-        total = self.recipe.train.steps * sum(len(part.arms) for part in parts)
+        total = sum(schedule(arm, self.recipe.train)[0] for part in parts for arm in part.arms.values())
         with Stop(World(0, 1, torch.device("cpu")), None) as stop, progress("steps of arms", total) as advance:
             steps = 0
             try:
@@ -127,7 +127,7 @@ class Fleet:
                         self._end(running)
                     for slot in [slot for slot, (_, job) in running.items() if job.done()]:
                         self._note(*running.pop(slot))
-                    before, steps = steps, max(steps, sum(_count_steps(part.out) for part in parts))
+                    before, steps = steps, max(steps, sum(_count_steps(part, self.recipe.train) for part in parts))
                     advance(steps - before, f"{len(running)} jobs, {len(waiting)} to come")
             finally:
                 self._end(running)
@@ -152,32 +152,35 @@ class Fleet:
             self.launcher.end(job)
 
 
-def _incomplete(recipe: Recipe, fleet: Fleet, reason: int) -> StoppedRun | FailedSweep:
+def _incomplete(out: str, steps: int, fleet: Fleet, reason: int) -> StoppedRun | FailedSweep:
     """The result of a sweep that is not complete. A job that was ended before it trained has no result."""
     if fleet.failed and not reason:
-        return FailedSweep(recipe.out, recipe.train.steps, fleet.failed)
+        return FailedSweep(out, steps, fleet.failed)
     stopped = min((result.stopped for result in fleet.results if isinstance(result, StoppedRun)), default=0)
     code = exit_code(reason) if reason else max(result.exit for result in fleet.results)
-    return StoppedRun(recipe.out, recipe.train.steps, stopped, code)
+    return StoppedRun(out, steps, stopped, code)
 
 
 TAIL = 1 << 20  # bytes at the end of metrics.jsonl, which contain its last line
 
 
-def _count_steps(out: Path) -> int:
-    """Steps that the arms of a part, or of its own parts, have trained so far."""
+def _count_steps(part: Part, train: Train) -> int:
+    """Steps of the arms of a part, in one run or in several, so far. An arm that has ended has taken all of its own."""
+    own = {name: schedule(arm, train)[0] for name, arm in part.arms.items()}
     try:
-        entries = [_last_line(path) for path in (*out.glob("metrics.jsonl"), *out.glob(f"{PARTS}/*/metrics.jsonl"))]
-        return sum((entry["step"] + 1) * len(entry["arms"]) for entry in entries if entry)
+        runs = [_ends(path) for path in (*part.out.glob("metrics.jsonl"), *part.out.glob(f"{PARTS}/*/metrics.jsonl"))]
+        return sum(min(last["step"] + 1, own[name]) for first, last in filter(None, runs) for name in first["arms"])
     except OSError:  # a job creates its directory at this moment
         return 0
 
 
-def _last_line(path: Path) -> dict[str, Any]:
+def _ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The first and the last line of metrics.jsonl, if there is one."""
     with path.open("rb") as file:
+        first = file.readline()
         file.seek(max(0, path.stat().st_size - TAIL))
         lines = file.read().split(b"\n")  # the last one is empty or incomplete
-    return json.loads(lines[-2]) if len(lines) > 1 else {}
+    return (json.loads(first), json.loads(lines[-2])) if len(lines) > 1 else None
 
 
 @dataclass

@@ -14,7 +14,7 @@ from scaleup.common.errors import UserError
 from scaleup.common.processes import environment
 from scaleup.common.timing import Span, late_mean, progress
 from scaleup.config import recipe as recipes
-from scaleup.config.schema import Arm, Recipe, Trunk
+from scaleup.config.schema import Arm, Recipe, Trunk, run_steps
 from scaleup.model.build import prepare_trunks
 from scaleup.model.compiled import STOPWATCH
 from scaleup.model.kernel_choice import choose_precision, set_compile, set_kernels
@@ -54,8 +54,7 @@ def train(
     arms, world = arms or {"model": recipe.arm}, join()
     leads, stop = world.rank == 0, Stop(world, stop_after)
     saved = Checkpoints(out / "checkpoints", recipe.train.keep)
-    with ExitStack() as stack:
-        stack.enter_context(world.together())
+    with world.together(), ExitStack() as stack:
         if leads:
             stack.enter_context(run_directory.lock_run(out))
             resumes = run_directory.check_resumable(recipe, overwrite)  # it may be complete by now
@@ -117,7 +116,7 @@ class Run:
         self.trainers = {
             name: ArmTrainer(name, self.models[name], arm, recipe, self.world, weights) for name, arm in arms.items()
         }
-        self.steps = max(trainer.steps for trainer in self.trainers.values())
+        self.steps = run_steps(arms.values(), recipe.train)
         shares, batch = run_inputs.guesses(recipe), recipe.data.batch
         self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}
         self.validation = valid and Validation(recipe, valid, self.models.values(), self.world)

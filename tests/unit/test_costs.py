@@ -64,6 +64,13 @@ def test_flops_are_those_of_a_real_step(tiny: Tiny, modality: str, changes: list
     assert planned.flops[modality].step * batch == pytest.approx(whole, rel=0.02)
 
 
+def test_a_run_is_as_long_as_its_longest_arm(tiny: Tiny) -> None:
+    recipe = tiny(VIDEOS, "arm.steps=2", "arms.last.steps=3")
+    arms = {name: arm for name, arm in sweep_arms(recipe).items() if name != "full"}
+    planned = costs.plan(recipe, arms, gflops=1)
+    assert planned.steps == 3 and planned.time.run == pytest.approx(3 * planned.time.step)
+
+
 def test_what_is_held_is_what_tensors_hold(tiny: Tiny) -> None:
     recipe = tiny("data.batch=8")
     arms = sweep_arms(recipe)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 from scaleup.common.errors import UserError
 from scaleup.common.files import locked
 from scaleup.config.recipe import sweep_arms
-from scaleup.config.schema import Recipe
+from scaleup.config.schema import Arm, Recipe, Train
 from scaleup.sweeps import machines
-from scaleup.sweeps.parts import balance, split_arms
+from scaleup.sweeps.parts import PARTS, Part, balance, split_arms
 from scaleup.training import run_directory
 
 Tiny = Callable[..., Recipe]
@@ -52,3 +53,15 @@ def test_a_second_call_leaves_the_jobs_of_the_first(
     monkeypatch.setattr(machines.Fleet, "train", lambda *_: 143)  # ended before a job is
     assert machines.spread(recipe, arms, "local", 2).exit == 143
     assert not waiting.exists()
+
+
+def test_steps_are_counted_of_arms_of_any_length(tmp_path: Path) -> None:
+    """In a part that trains in two runs: one of a short and a long arm, one that has just begun."""
+    arms = {"short": Arm(steps=2), "long": Arm(), "other": Arm(steps=3)}
+    part = Part(tmp_path, arms)
+    for name, trained in {"01": ["short long", "short long", "long", "long"], "02": ["other", "other"]}.items():
+        place = tmp_path / PARTS / name
+        place.mkdir(parents=True)
+        entries = [{"step": step, "arms": dict.fromkeys(names.split())} for step, names in enumerate(trained)]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"step": ')
+    assert machines._count_steps(part, Train(steps=5)) == 2 + 4 + 2

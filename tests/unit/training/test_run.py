@@ -300,6 +300,12 @@ def test_a_run_goes_on_from_another_directory(
     assert train(tiny(), arms, stop_after=0).stopped == 3
 
 
+def test_a_run_is_as_long_as_its_longest_arm(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny("arm.steps=2")
+    assert train(recipe, {"model": recipe.arm}, stop_after=0) == StoppedRun(recipe.out, 2, stopped=1, exit=0)
+    assert run_records.read(tmp_path / "out").state == "unfinished: 1 of 2 steps so far"
+
+
 def test_a_run_is_read_without_its_data(tiny: Tiny, tiny_path: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_path.parent / "shapes", tmp_path / "shapes")
     places = {name: tmp_path / "shapes" / Path(each.shards).name for name, each in tiny().data.train.items()}
