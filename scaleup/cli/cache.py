@@ -24,7 +24,8 @@ EXAMPLE = """tools/cache.py recipes/demo/control.yaml --views 4 --out runs/cache
 
 def run(args: argparse.Namespace) -> TokenCache:
     read = recipe.load(args.recipe, [*args.changes, "trunk.cache=null"])  # it may name the cache that is made here
-    limit, depths = parse_bytes(args.limit, "--limit") if args.limit else None, args.depths or frozen_depths(read)
+    limit = None if args.limit is None else parse_bytes(args.limit, "--limit")
+    depths = args.depths or frozen_depths(read)
     from scaleup.training.token_cache import make  # takes seconds; wrong arguments are refused before
 
     return make(read, depths, args.out, args.views, args.precision, limit, args.overwrite)

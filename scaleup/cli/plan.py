@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Plan:
     read = recipe.load(args.recipe, args.changes)
-    available = parse_bytes(args.memory, "--memory") if args.memory else None
+    available = None if args.memory is None else parse_bytes(args.memory, "--memory")
     from scaleup.sweeps import costs  # takes seconds; wrong arguments are refused before
 
     return costs.plan(read, None, args.ranks, available, args.gflops, args.views)

@@ -32,7 +32,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> Result | FailedSweep:
-    limit, memory = seconds(args.stop_after), parse_bytes(args.memory, "--memory") if args.memory else None
+    limit = seconds(args.stop_after)
+    memory = None if args.memory is None else parse_bytes(args.memory, "--memory")
     read = recipe.load(args.recipe, args.changes)
     arms, slurm = recipe.sweep_arms(read), _checked(args)
     from scaleup.sweeps import costs, machines  # takes seconds; wrong arguments are refused before

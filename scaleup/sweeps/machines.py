@@ -106,7 +106,8 @@ class Fleet:
         if launcher.where == "local":  # jobs share this machine's GPUs
             visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
             self.devices = visible.split(",") if visible else []
-            self.memory = memory or own_memory() // math.ceil(machines / max(1, len(self.devices)))
+            if memory is None:
+                self.memory = own_memory() // math.ceil(machines / max(1, len(self.devices)))
         self.results: list[RunResult | StoppedRun] = []
         self.failed: list[FailedPart] = []
 

@@ -88,7 +88,7 @@ def sweep(
 
 def waves(recipe: Recipe, arms: dict[str, Arm], memory: int | None) -> Groups:
     """Groups of arms that fit together, for this number of ranks."""
-    return costs.waves(recipe, arms, memory or costs.own_memory(), join().size)
+    return costs.waves(recipe, arms, costs.own_memory() if memory is None else memory, join().size)
 
 
 def split_arms(

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from scaleup.common.files import locked
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Arm, Recipe, Train
 from scaleup.sweeps import machines
-from scaleup.sweeps.parts import PARTS, Part, balance, split_arms
+from scaleup.sweeps.parts import PARTS, Part, balance, split_arms, sweep
 from scaleup.training import run_directory
 
 Tiny = Callable[..., Recipe]
+VIDEOS = "data.train.images=null"  # alone: half of the passes
 
 
 def dearest(trunk: list[int], arms: list[int], ends: tuple[int, ...]) -> int:
@@ -53,6 +55,14 @@ def test_a_second_call_leaves_the_jobs_of_the_first(
     monkeypatch.setattr(machines.Fleet, "train", lambda *_: 143)  # ended before a job is
     assert machines.spread(recipe, arms, "local", 2).exit == 143
     assert not waiting.exists()
+
+
+def test_no_memory_is_none(tiny: Tiny) -> None:
+    """And not all memory."""
+    recipe = tiny(VIDEOS)
+    with pytest.raises(UserError, match=r"arm 'last' alone needs .* of a device and 0.0 MiB are available"):
+        sweep(recipe, {"last": sweep_arms(recipe)["last"]}, memory=0)
+    assert machines.Fleet(SimpleNamespace(where="local"), recipe, 2, None, 0).memory == 0  # type: ignore[arg-type]
 
 
 def test_steps_are_counted_of_arms_of_any_length(tmp_path: Path) -> None:
