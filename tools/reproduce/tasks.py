@@ -105,7 +105,7 @@ class Plan:
 
 
 SAMPLES = 64
-# The last eight steps are timed: see settled_mean in scaleup.training.arm_trainer.
+# The last eight steps are timed: see late_mean in scaleup.common.timing.
 SHORT = ["train.steps=13", "train.warmup=1"]
 
 
