@@ -43,11 +43,11 @@ def open_datasets(data: schema.Data) -> dict[str, Shards]:
     for name, dataset in data.train.items():
         opened[name] = shards = Shards.open(dataset.shards)
         check_heads(shards, dataset.heads)
-        if not len(shards) or not dataset.heads or dataset.weight <= 0:
-            raise UserError(
-                f"dataset '{name}' has {len(shards)} samples, {len(dataset.heads)} heads and weight {dataset.weight}; "
-                "all three must be above 0"
-            )
+        if not len(shards):
+            raise UserError(f"dataset '{name}' has no samples: '{dataset.shards}' is empty")
+        if not dataset.heads:
+            named = f"name one with data.train.{name}.heads={{HEAD: LABEL}}"
+            raise UserError(f"dataset '{name}' has no heads; {named}, of its labels {', '.join(shards.classes)}")
     return opened
 
 

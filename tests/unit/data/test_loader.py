@@ -9,6 +9,7 @@ import torch
 
 from scaleup.common.errors import UserError
 from scaleup.config import schema
+from scaleup.data.index import Index, write_index
 from scaleup.data.loader import check_heads, classes_of, eval_loader, train_loader
 from scaleup.data.pack import write_shards
 from scaleup.data.shapes import make_shapes
@@ -231,11 +232,14 @@ def test_classes_of_every_head(data, made):
         classes_of(data)
 
 
-@pytest.mark.parametrize("change", [{"weight": 0}, {"heads": {}}])
-def test_datasets_that_teach_nothing_are_refused(data, change):
-    for name, value in change.items():
-        setattr(data.train["images"], name, value)
-    with pytest.raises(UserError, match="dataset 'images' has 13 samples"):
+def test_datasets_that_teach_nothing_are_refused(data, made, tmp_path):
+    data.train["images"].heads = {}
+    with pytest.raises(UserError, match="has no heads; name one with data.train.images.heads={HEAD: LABEL}, of its"):
+        train_loader(data, INPUT, 0, 1)
+    (tmp_path / "empty").mkdir()
+    write_index(tmp_path / "empty", Index("image", made["images-train"].classes, 0, [], []))
+    data.train["images"].shards = str(tmp_path / "empty")
+    with pytest.raises(UserError, match="dataset 'images' has no samples: '.*/empty' is empty"):
         train_loader(data, INPUT, 0, 1)
 
 
