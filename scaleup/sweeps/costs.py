@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from scaleup.common.distributed import device_type
 from scaleup.common.errors import UserError
 from scaleup.common.text import columns, format_duration, format_gib
 from scaleup.common.timing import now
@@ -18,7 +19,7 @@ from scaleup.config.recipe import all_arms, default_precision
 from scaleup.config.schema import Arm, Recipe, run_steps
 from scaleup.model.trunk import COMPUTED_IN
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory, trained, weights_of_arms, with_gaps
-from scaleup.sweeps.sketch import CacheSize, Sketch, device
+from scaleup.sweeps.sketch import CacheSize, Sketch
 from scaleup.training.run_inputs import sizes
 
 SIDE, TURNS = 1536, 5  # side of the two square matrices; how often they are multiplied
@@ -28,13 +29,14 @@ SIDE_ON_GPU = 8192  # smaller products would only show how fast a GPU is called
 @torch.no_grad()
 def measured(precision: str) -> float:
     """GFLOP/s of the device, measured: the fastest of a few products of two matrices in a precision."""
-    side = SIDE if device().type == "cpu" else SIDE_ON_GPU
-    one, other = (torch.randn(side, side, device=device()).to(COMPUTED_IN[precision]) for _ in range(2))
+    device = torch.device(device_type())
+    side = SIDE if device.type == "cpu" else SIDE_ON_GPU
+    one, other = (torch.randn(side, side, device=device).to(COMPUTED_IN[precision]) for _ in range(2))
     fastest = float("inf")
     for _ in range(TURNS):
-        began = now(device())
+        began = now(device)
         one @ other
-        fastest = min(fastest, now(device()) - began)
+        fastest = min(fastest, now(device) - began)
     return 2 * side**3 / fastest / 1e9
 
 
@@ -149,7 +151,7 @@ def plan(
     arms = arms or all_arms(recipe)
     sketch = Sketch(recipe, arms)
     available = own_memory() if available is None else available
-    rate, flops = gflops or measured(default_precision(device().type)), _flops(sketch)
+    rate, flops = gflops or measured(default_precision(device_type())), _flops(sketch)
     needed, largest = by_part(sketch, arms, ranks=ranks), largest_batch(sketch, arms, available, ranks)
     fits = needed["total"] <= available
     try:

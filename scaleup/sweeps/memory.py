@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from scaleup.checkpoint.model_directory import DELTA
+from scaleup.common.distributed import device_type
 from scaleup.config.schema import Train
 from scaleup.model.trunk import COMPUTED_IN
 from scaleup.model.tubes import Size
-from scaleup.sweeps.sketch import Sketch, device, tensors
+from scaleup.sweeps.sketch import Sketch, tensors
 from scaleup.training.engine import LIVE
 
 BUCKET = 4 * 500_000_000  # bytes of gradients that DeepSpeed reduces at a time
@@ -35,9 +36,9 @@ MOMENTS, MASTER = 2, 1  # copies of the trained weights: two moments of Adam; wi
 
 def own_memory() -> int:
     """Bytes of memory that a run may fill: all of a machine's; of a GPU's less a margin for libraries and gaps."""
-    if device().type == "cpu":
+    if device_type() == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int((1 - MARGIN) * torch.get_device_module(device()).mem_get_info()[1])
+    return int((1 - MARGIN) * torch.get_device_module(device_type()).mem_get_info()[1])
 
 
 class Moment(NamedTuple):
@@ -99,7 +100,7 @@ def trunk_bytes(sketch: Sketch, names: Collection[str]) -> int:
     trunk, settings = sketch.deepest(names).trunk, sketch.recipe.trunk
     if trunk is None:
         return 0
-    waits = settings.placement == "disk" or (settings.placement == "host" and device().type != "cpu")
+    waits = settings.placement == "disk" or (settings.placement == "host" and device_type() != "cpu")
     computed = 0 if settings.cache and sketch.recipe.model.load else 2 if waits else None
     blocks = list(trunk.blocks)[:computed]
     own = _bytes([trunk.tokenizer]) + sum(_frozen(block, settings.precision) for block in blocks)
@@ -109,7 +110,7 @@ def trunk_bytes(sketch: Sketch, names: Collection[str]) -> int:
 def _known(sketch: Sketch) -> bool:
     """Whether the float32 content of frozen blocks is in a file or, beside a GPU, on the host. If not, cast blocks keep
     it in the device's memory, for saving."""
-    if device().type != "cpu":
+    if device_type() != "cpu":
         return True
     return (Path(sketch.recipe.model.load or "") / DELTA).exists()
 
@@ -150,7 +151,7 @@ def _optimizer(weights: int, train: Train, ranks: int) -> int:
     """Bytes of the optimizer on a device: moments; with ZeRO, a rank's part of the moments and the master weights."""
     if train.zero_stage == 0:
         return MOMENTS * weights
-    return 0 if train.offload and device().type != "cpu" else (MOMENTS + MASTER) * weights // ranks
+    return 0 if train.offload and device_type() != "cpu" else (MOMENTS + MASTER) * weights // ranks
 
 
 def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> Iterator[Moment]:
@@ -164,7 +165,7 @@ def _moments(sketch: Sketch, names: Collection[str], batch: int, ranks: int) -> 
     for name in names:
         arm, own = sketch.arm(name, sketch.largest, micro), trained(sketch, name)
         if train.zero_stage:  # gradients are collected in a bucket, which is then sent to their rank
-            bucket = min(own, BUCKET) if device().type == "cpu" else BUCKET
+            bucket = min(own, BUCKET) if device_type() == "cpu" else BUCKET
             yield Moment(waiting + bucket, trunk.kept + int((arm.alive - arm.gradients).max()))
             yield Moment(waiting + 2 * own // ranks, trunk.kept)
         else:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scaleup.common.distributed import device_type
 from scaleup.config.recipe import settle
 from scaleup.config.schema import Arm, Recipe
 from scaleup.data.loader import open_datasets
@@ -32,12 +33,6 @@ SETTINGS = (  # settings of an arm that change the cost of its step
 )
 
 
-def device() -> torch.device:
-    """The device of this machine on which the run would train."""
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return here or torch.device("cpu")
-
-
 @dataclass
 class CacheSize:
     """The size of a token cache for all arms."""
@@ -50,7 +45,7 @@ class Sketch:
     """Measures passes by calling the run's modules with tensors without content, once for arms with equal settings."""
 
     def __init__(self, recipe: Recipe, arms: dict[str, Arm]) -> None:
-        recipe, arms = settle(recipe, arms, device().type)
+        recipe, arms = settle(recipe, arms, device_type())
         self.recipe, self.arms, self.models = recipe, arms, models_on_meta(recipe, arms)
         self.datasets = open_datasets(data_of(recipe))
         self.modalities = sorted({shards.modality for shards in self.datasets.values()})
@@ -65,7 +60,7 @@ class Sketch:
         model = next(iter(self.models.values()))
         count = model.count_tokens(model.preprocess.frames)
         small = self.recipe.train.kernels == "auto" and count * model.tokenizer.embed_dim < SMALLEST
-        if small or self.recipe.train.kernels not in ("auto", "fast") or device().type != "cpu":
+        if small or self.recipe.train.kernels not in ("auto", "fast") or device_type() != "cpu":
             return 0
         parts: Any = model.blocks[0].modules()
         heads = next(part.num_heads for part in parts if hasattr(part, "num_heads"))
