@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> Plan:
 
 
 def show(plan: Plan) -> None:
-    from scaleup.sweeps import costs
+    from scaleup.sweeps.plan_text import describe
 
-    print(costs.describe(plan), end="")
+    print(describe(plan), end="")

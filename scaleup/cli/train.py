@@ -58,8 +58,9 @@ def seconds(text: str | None) -> float | None:
 
 def show(result: Result | FailedSweep) -> None:
     """Print a plan, or the result of a run with one line for each arm."""
-    from scaleup.sweeps.costs import Plan, describe
+    from scaleup.sweeps.costs import Plan
     from scaleup.sweeps.machines import FailedSweep
+    from scaleup.sweeps.plan_text import describe
     from scaleup.training.run_directory import StoppedRun
 
     if isinstance(result, Plan):
