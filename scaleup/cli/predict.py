@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
 from scaleup.common.errors import UserError
-from scaleup.common.files import refuse_existing
+from scaleup.common.files import real, refuse_existing
 
 if TYPE_CHECKING:
     from scaleup.evaluation.predictor import Predictions
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> Predictions:
     from scaleup.evaluation.predictor import predict
     from scaleup.model.build import load  # takes seconds; wrong arguments are refused before
 
-    how = args.head, args.top, args.hop, args.batch, args.overlay, args.threshold, args.out
+    how = args.head, args.top, args.hop, args.batch, args.overlay, args.threshold, args.out, args.overwrite
     return predict(load(args.model, args.base), sources, *how)
 
 
@@ -60,9 +61,9 @@ def read_sources(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--hop {args.hop} is not above 0")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold} is not between 0 and 1")
-    if args.out:
-        refuse_existing(Path(args.out), args.overwrite)
     sources = expanded(args.sources)
+    for place in filter(None, (args.out, args.overlay)):
+        refuse_place(Path(place), sources, args.overwrite)
     if args.overlay:
         from scaleup.evaluation import overlay  # takes seconds
 
@@ -72,6 +73,13 @@ def read_sources(args: argparse.Namespace) -> list[str]:
                 f"--overlay takes one image or video, but there are {len(sources)} sources: {', '.join(sources[:3])}"
             )
     return sources
+
+
+def refuse_place(place: Path, sources: Sequence[str], overwrite: bool) -> None:
+    """UserError if an output would take the place of a source, or of another file and ``overwrite`` is not set."""
+    if place.exists() and any(real(Path(source)) == real(place) for source in sources):
+        raise UserError(f"'{place}' would take the place of a source; name another file")
+    refuse_existing(place, overwrite)
 
 
 def show(result: Predictions) -> None:

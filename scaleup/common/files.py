@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +23,13 @@ from scaleup.common.errors import UserError
 LAST = {".json", ".yaml"}  # moved last: index, config, manifest or recipe show that a directory is complete
 UNKNOWN = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}  # not supported by a file system
 PATIENCE = 5.0  # seconds to wait for a lock; processes of a killed run end about a second after it
+HALF = ".half"  # ends the name of a directory that is being written
 _without_locks: set[int] = set()  # file systems without locks, for which a warning was printed
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """UserError if ``out`` exists and ``overwrite`` is not set. It is called before any work is done."""
+    """UserError if ``out`` exists and ``overwrite`` is not set. It is called before any work is done, and again before
+    ``out`` is replaced."""
     if out.exists() and not overwrite:
         raise UserError(
             f"'{out}' exists, and going on with it is not possible; name another, or overwrite it (--overwrite)"
@@ -44,17 +47,50 @@ def new_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     out = Path(out)
     refuse_existing(out, overwrite)
-    temporary = None
     try:
-        (place := real(out)).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-        yield temporary
-        swap_in(temporary, out)
+        with _half_directory(real(out)) as half:
+            yield half
+            refuse_existing(out, overwrite)  # it may be there by now
+            swap_in(half, out)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _half_directory(place: Path) -> Iterator[Path]:
+    """A new directory beside ``place``, locked for this process, and removed at the end unless it was renamed.
+
+    Those that killed processes have left there are removed before.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f".{escape(place.name)}-*{HALF}"):
+        _remove_abandoned(left)
+    half = Path(tempfile.mkdtemp(HALF, f".{place.name}-", place.parent))
+    try:
+        with _opened(half) as number:
+            with suppress(OSError):  # where there are no locks, nothing counts as abandoned
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield half
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _remove_abandoned(half: Path) -> None:
+    """Remove a directory that no process has locked, unless it is so new that its process may not have come to it."""
+    with suppress(OSError), _opened(half) as number:
+        if time.time() - half.stat().st_mtime > PATIENCE:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(half)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """The number under which the system has a directory open."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        yield number
+    finally:
+        os.close(number)
 
 
 @contextmanager
@@ -176,24 +212,27 @@ def json_value(result: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def growing_lines(out: Path) -> Iterator[Callable[[Any], None]]:
+def growing_lines(out: Path, overwrite: bool = False) -> Iterator[Callable[[Any], None]]:
     """A function that writes a dataclass as a line of JSON to ``.OUT.partial``, which becomes ``out`` when the block
     ends, and is removed if it fails.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
     """
     if out.is_dir():
         raise UserError(f"'{out}' is a directory; name a file")
+    refuse_existing(out, overwrite)
     partial = partial_name(out)
     try:
         with partial.open("w") as file:
             yield lambda value: print(json.dumps(value, default=json_value), file=file)
+        refuse_existing(out, overwrite)  # another may have written it
         partial.replace(real(out))
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or there never was a directory for it
+            partial.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -177,6 +177,7 @@ def predict(
     picture: str | None = None,
     threshold: float | None = None,
     out: str | None = None,
+    overwrite: bool = False,
 ) -> Predictions:
     """Predict the classes, or the number, of images and videos. An unreadable source is printed on stderr, and the
     others continue.
@@ -187,15 +188,16 @@ def predict(
         head, top, hop, batch, threshold: see :class:`Predictor`.
         picture: a .png or .mp4 file to write, which shows where the model looks in the first source.
         out: a file for the predictions, a line of JSON each, which are then not kept in memory.
+        overwrite: replace an existing ``out``.
 
     Raises:
         UserError: there is no such head or source, ``picture`` has another extension, the head has no threshold, or
-            ``out`` cannot be written.
+            ``out`` exists or cannot be written.
     """
     set_products(device := own_device())
     predictor = Predictor(model.place(device), head, top, hop, batch, threshold)
     names, files, failures = expanded(sources), list[Prediction](), list[Failure]()
-    kept = growing_lines(Path(out)) if out else nullcontext(files.append)
+    kept = growing_lines(Path(out), overwrite) if out else nullcontext(files.append)
     with kept as keep, progress("predicting", len(names)) as advance:
         for name in names:
             try:

@@ -189,7 +189,7 @@ def make(
     trunk = _prepare(recipe, model)
     for origin in origins.values():
         origin["trunk"] = {key: trunk[key] for key in ("precision", "kernels")}
-    _write(recipe, model, sets, origins, out)
+    _write(recipe, model, sets, origins, out, overwrite)
     return TokenCache(
         out=str(out),
         bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
@@ -235,7 +235,9 @@ def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     return asdict(prepared) | {"kernels": kernels.trunk}
 
 
-def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], origins: dict[str, Any], out: Path) -> None:
+def _write(
+    recipe: Recipe, model: TubeViT, sets: dict[str, Shards], origins: dict[str, Any], out: Path, overwrite: bool
+) -> None:
     plan = json.dumps([recipe.data.batch, origins])
     with partial_directory(out, plan) as growing:
         writers = [SetWriter(recipe, model, name, sets[name], origins[name], growing / name) for name in sets]
@@ -244,6 +246,7 @@ def _write(recipe: Recipe, model: TubeViT, sets: dict[str, Shards], origins: dic
                 writer.write(advance)
         for writer in writers:
             writer.conclude()
+        refuse_existing(out, overwrite)  # before they are tidied, so that a call that may overwrite goes on from here
         for writer in writers:  # when nothing is left to do: what they remove is made anew after a kill
             writer.tars.tidy()
         clear_directory(growing, {"plan", *sets})

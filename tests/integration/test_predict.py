@@ -89,7 +89,7 @@ def test_predictions_are_written_as_they_come(
 
     monkeypatch.setattr(predictor, "_predict", fails)
     with pytest.raises(KeyboardInterrupt):
-        scaleup.predict(loaded, [str(folder)], out=str(out))
+        scaleup.predict(loaded, [str(folder)], out=str(out), overwrite=True)
     assert out.read_text() == kept and not [*tmp_path.glob(".*partial")]
     refused = predicted(model, folder, "--out", out)
     assert refused.returncode == 2 and "lines.jsonl' exists" in refused.stderr

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -58,6 +60,17 @@ def test_what_is_overwritten_goes_only_at_the_end(kind: str, tmp_path: Path) -> 
     assert names(out) == ["new"] and names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("write", [new_directory, growing_lines])
+def test_what_has_come_while_the_work_ran_is_not_replaced(write: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="out' exists"), write(tmp_path / "out"):
+        (tmp_path / "out").write_text("theirs")
+    assert (tmp_path / "out").read_text() == "theirs" and names(tmp_path) == ["out"]
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 def test_a_disk_that_refuses_is_one_sentence(code: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=os.strerror(code)), new_directory(tmp_path / "out") as directory:
@@ -83,6 +96,28 @@ def test_a_kill_before_the_end_leaves_the_old_directory(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
     assert done.returncode == -signal.SIGKILL
     assert names(tmp_path / "out") == ["old"]
+    half, _ = names(tmp_path)
+    for seconds, left in ((time.time(), [half, "out"]), (0, ["out"])):  # its process might be about to lock it
+        os.utime(tmp_path / half, (seconds, seconds))
+        with new_directory(tmp_path / "out", overwrite=True):
+            pass
+        assert names(tmp_path) == left
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_others_are_writing_or_keep_is_not_taken_for_abandoned(
+    locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refused)
+    (tmp_path / ".out-of-a-user").mkdir()
+    with new_directory(tmp_path / "out", overwrite=True) as directory:
+        os.utime(directory, (0, 0))
+        os.utime(tmp_path / ".out-of-a-user", (0, 0))
+        with new_directory(tmp_path / "out"):
+            pass
+        assert names(tmp_path) == sorted([directory.name, ".out-of-a-user", "out"])
+    assert names(tmp_path) == [".out-of-a-user", "out"]
 
 
 def test_the_old_directory_is_set_aside_before_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +154,6 @@ def test_two_writers_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
     first.start(), second.start()
     first.join(), second.join()
     assert sorted(found) == [["a"], ["b"]] and names(tmp_path / "out") == ["b"]
-
-
-def refused(*_: object, **__: object) -> NoReturn:
-    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 def test_a_file_system_without_permissions_holds_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +276,12 @@ def test_the_directory_in_which_a_tool_runs_is_not_replaced(
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UserError, match="the directory in which this runs"):
         refuse_existing(Path(out), overwrite=True)
+
+
+def test_lines_below_a_file_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    with pytest.raises(UserError, match="Not a directory"), growing_lines(tmp_path / "file" / "lines"):
+        pytest.fail("the work began")
 
 
 def test_lines_do_not_take_the_place_of_a_directory(tmp_path: Path) -> None:

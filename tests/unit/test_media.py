@@ -1,5 +1,6 @@
 import pytest
 
+from scaleup.cli import predict
 from scaleup.common.errors import UserError
 from scaleup.data.decode import BadSample
 from scaleup.data.media import content, expanded
@@ -66,3 +67,18 @@ def test_a_colon_makes_no_protocol_of_a_file_name(folder, monkeypatch):
     assert "./12:30.mp4" in expanded(["."]) and f"{folder}/12:30.mp4" in expanded([str(folder)])
     with pytest.raises(UserError, match="there is no file '12:31.mp4'"):
         expanded(["12:31.mp4"])
+
+
+@pytest.mark.parametrize("option", ["--out", "--overlay"])
+def test_no_output_takes_the_place_of_a_source_or_unasked_of_a_file(folder, option):
+    def sources(*words):
+        return predict.read_sources(predict.arguments().parse_args(["model", *words]))
+
+    (folder / "same.png").symlink_to("B.PNG")
+    for name in ("same.png", "./same.png"):
+        for overwrite in ([], ["--overwrite"]):
+            with pytest.raises(UserError, match="same.png' would take the place of a source; name another file"):
+                sources("source/B.PNG", option, f"source/{name}", *overwrite)
+    with pytest.raises(UserError, match="a.mp4' exists"):
+        sources("source/B.PNG", option, "source/a.mp4")
+    assert sources("source/B.PNG", option, "source/a.mp4", "--overwrite") == ["source/B.PNG"]

@@ -146,6 +146,25 @@ def test_a_kill_while_indexes_are_written_costs_no_tokens(
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("small_tars")
+def test_what_has_come_while_it_was_made_stays_and_so_does_the_cache(
+    frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conclude = SetWriter.conclude
+
+    def meanwhile(writer: SetWriter) -> None:
+        conclude(writer)
+        (tmp_path / "out").write_text("theirs")
+
+    monkeypatch.setattr(SetWriter, "conclude", meanwhile)
+    with pytest.raises(UserError, match="out' exists"):
+        make(frozen(), [2], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "theirs"
+    monkeypatch.setattr(SetWriter, "_records", None)  # nothing may be computed again
+    make(frozen(), [2], tmp_path / "out", overwrite=True)
+    assert len(CachedSet(tmp_path / "out/videos")) == 12
+
+
 def interrupted_after(times: int, call: Callable[..., None]) -> Callable[..., None]:
     left = iter([call] * times)
 
