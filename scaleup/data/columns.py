@@ -34,7 +34,6 @@ def write_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Layo
     parts = iter(parts)
     first = next(parts)
     rows, layout = dict.fromkeys(first, 0), Layout()
-    half = path.with_name(f".{path.name}.tmp")
     with ExitStack() as stack:
         files = {name: stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for name in first}  # without names
         for part in chain([first], parts):
@@ -42,14 +41,12 @@ def write_columns(path: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> Layo
             for name, array in part.items():
                 files[name].write((array + before[name.removesuffix(ENDS)] if name.endswith(ENDS) else array).tobytes())
                 rows[name] += len(array)
-        stack.callback(half.unlink, missing_ok=True)
-        with half.open("wb") as file:
+        with path.open("wb") as file:
             for name, spooled in files.items():
                 file.write(bytes(-file.tell() % ALIGN))
                 layout[name] = [first[name].dtype.str, rows[name], file.tell()]
                 spooled.seek(0)
                 shutil.copyfileobj(spooled, file)
-        half.replace(path)
     return layout
 
 

@@ -23,8 +23,8 @@ from typing import IO, Any
 import numpy as np
 
 from scaleup.common.errors import UserError
-from scaleup.common.files import write_text
-from scaleup.data.columns import ENDS, Ragged, open_columns, rows_crc32, text, write_columns
+from scaleup.common.files import move, write_text
+from scaleup.data.columns import ENDS, Columns, Ragged, open_columns, rows_crc32, text, write_columns
 from scaleup.data.decode import EXTENSIONS
 from scaleup.data.labels import KINDS, NUMBER, ONE, SEVERAL, Label, explain_label
 from scaleup.data.storage import Directory, Failure, storage
@@ -135,14 +135,27 @@ def write_rows(
             shards.append(tar)
             yield rows
 
-    layout = write_columns(path / COLUMNS, columns())
-    written, end = open_columns(Directory(path), COLUMNS, layout), 0
-    for tar in shards:
+    halves = {name: path / f".{name}.new" for name in (COLUMNS, "index.json")}  # until both are whole
+    try:
+        layout = write_columns(halves[COLUMNS], columns())
+        written = open_columns(Directory(path), halves[COLUMNS].name, layout)
+        _add_crc32(shards, written)
+        hashed = list_sha256(Ragged(written, "keys", text)) if list_hash is None else list_hash
+        newer = {"shards": shards, "endings": list(endings), "columns": layout, "list_sha256": hashed}
+        _write(halves["index.json"], FORMAT, vars(index) | newer)
+        for name, half in halves.items():
+            move(half, path / name)
+    finally:
+        for half in halves.values():
+            half.unlink(missing_ok=True)
+
+
+def _add_crc32(tars: Iterable[dict[str, Any]], written: Columns) -> None:
+    """Add the crc32 of their rows to the entries of tars."""
+    end = 0
+    for tar in tars:
         begin, end = end, end + tar["samples"]
         tar["crc32"] = rows_crc32(written, begin, end)
-    hashed = list_sha256(Ragged(written, "keys", text)) if list_hash is None else list_hash
-    newer = {"shards": shards, "endings": list(endings), "columns": layout, "list_sha256": hashed}
-    _write(path / "index.json", FORMAT, vars(index) | newer)
 
 
 def write_part(path: Path, index: Index) -> None:
@@ -161,9 +174,9 @@ def columns_of(samples: Sequence[SampleEntry], index: Index, endings: dict[str, 
     several as a list. ``endings`` gets the number of every ending.
 
     Raises:
-        ValueError: a label is none of its kind.
+        ValueError: a label is none of its kind, or a sample has no medium.
     """
-    medium = {id(entry): next(name for name in entry.members if name in MEDIA[index.modality]) for entry in samples}
+    medium = {id(entry): _medium(entry, index.modality) for entry in samples}
     members = [sorted(entry.members.items(), key=lambda member: member[0] != medium[id(entry)]) for entry in samples]
     places = [[(endings.setdefault(name, len(endings)), *place) for name, place in each] for each in members]
     columns = _ragged("keys", [list(str(entry.key).encode()) for entry in samples], "u1")
@@ -180,6 +193,13 @@ def columns_of(samples: Sequence[SampleEntry], index: Index, endings: dict[str, 
         else:
             columns[LABEL + name] = np.array(labels, "<f8" if kind == NUMBER else "<i8")
     return columns
+
+
+def _medium(entry: SampleEntry, modality: str) -> str:
+    """The extension of a sample's image, video or record."""
+    if (medium := next((name for name in entry.members if name in MEDIA[modality]), None)) is None:
+        raise ValueError(f"sample '{entry.key}' has no {modality}: {', '.join(entry.members)}")
+    return medium
 
 
 def _ragged(name: str, lists: list[Any], dtype: str = "<i8") -> dict[str, np.ndarray]:

@@ -142,6 +142,30 @@ def test_a_write_that_is_cut_short_leaves_the_older_index(shards: Shards, monkey
     assert files(shards.path) == before
 
 
+@pytest.mark.parametrize("call", ["list_sha256", "_write"])
+def test_a_write_that_ends_early_leaves_the_index_before(
+    shards: Shards, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its columns and its index.json, which belong together."""
+    before, index = files(shards.path), whole_index(shards.path)
+    index.count -= len(index.shards.pop().samples)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"scaleup.data.index.{call}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_index(shards.path, index)
+    assert files(shards.path) == before
+
+
+def test_a_sample_without_a_medium_is_named(shards: Shards) -> None:
+    index = whole_index(shards.path)
+    index.shards[1].samples[2].members = {"json": [0, 0, 0]}
+    with pytest.raises(ValueError, match="sample 'clip5ä' has no image: json"):
+        write_index(shards.path, index)
+
+
 def test_parts_are_written_below_one_another_and_lists_keep_their_ends(tmp_path: Path) -> None:
     parts = [
         {"a ends": np.array(ends, int), "a": np.frombuffer(word.encode(), "u1"), "b": np.full(len(ends), 0.5)}
