@@ -37,17 +37,17 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, Written]]:
         refuse_others(args, args.source)
         return {"shards": {name: Written.of(shards) for name, shards in generated(args).items()}}
     kind = args.kind or kind_of(Path(args.source))
-    if kind in (*PACKED, "tars"):
-        refuse_others(args, kind)
+    refuse_others(args, kind)
     shards = tars(args) if kind == "tars" else packed(args, kind)
     return {"shards": {shards.name: Written.of(shards)}}
 
 
 GENERATED, PACKED = ("shapes", "scenes"), (*KINDS, "hf")
+ALLOWED = (*PACKED, "tars")  # of --kind
 OPTIONS = {  # of some kinds of sources
     **dict.fromkeys(("videos", "images", "size", "frames"), GENERATED),
     **dict.fromkeys(("short", "fps", "image_format", "quality", "reencode", "per_shard"), PACKED),
-    **dict.fromkeys(("kind", "classes", "labels"), (*PACKED, "tars")),
+    **dict.fromkeys(("kind", "classes", "labels"), ALLOWED),
     "seed": (*PACKED, *GENERATED),
     "root": tuple(kind for kind in KINDS if kind != "folder"),
     "split": ("kinetics", "hmdb51", "hf"),
@@ -163,7 +163,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--seed", type=tool.at_least(0), default=0, help="seed of the random order (default: %(default)s)")
     add = parser.add_argument_group("which files").add_argument
-    add("--kind", metavar="KIND", help=f"{', '.join([*KINDS, 'tars', 'hf'])} (default: recognised)")
+    add("--kind", metavar="KIND", choices=ALLOWED, help=f"{', '.join(ALLOWED)} (default: recognised)")
     add("--root", help="folder of the files that a list names (default: the list's folder)")
     add("--split", help="for a Kinetics CSV: only rows of this split; for HMDB51: train1 to test3; for hf: the split")
     add("--classes", metavar="FILE", help="file with the class names in order (default: names from the data, sorted)")

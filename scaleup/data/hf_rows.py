@@ -45,12 +45,15 @@ class Rows:
         """The extension and the bytes of an item: a file, or ``hf:NAME/SPLIT/ROW/FILE``.
 
         Raises:
-            BadSample: it is of no format that shards hold.
+            BadSample: there is no file, or it is of no format that shards hold.
         """
-        if not str(path).startswith(PREFIX):
-            return read_file(path)
-        data = _opened(self.files, self.column)[int(path.parent.name)][self.column]["bytes"]
-        extension = extension_of(path)
+        if str(path).startswith(PREFIX):
+            cell = _opened(self.files, self.column)[int(path.parent.name)][self.column]
+            extension, data = extension_of(path), (cell or {}).get("bytes")
+        else:
+            extension, data = read_file(path)
+        if data is None:
+            raise BadSample("has no file")
         return extension if any(extension in endings for endings in EXTENSIONS.values()) else recognise(data), data
 
 

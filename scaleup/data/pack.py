@@ -245,6 +245,7 @@ def pack(
             shutil.rmtree(directory)
             raise UserError(f"none of the {len(failures)} files can be read; the first: {failures[0].reason}")
         shards.conclude(Index(listing.modality, {"label": labelling.classes}, 0, left_out, [], labelling.kinds))
+        refuse_existing(out, overwrite)  # before it is tidied, so that a call that may overwrite goes on from here
         shards.tidy()
     return Shards.open(out)
 
@@ -286,6 +287,8 @@ def _read(read: Callable[[Path], tuple[str, bytes]], modality: str, encoding: En
         extension, data = read(item.path)
         if not data:
             return "is empty: 0 bytes"
+        if extension not in EXTENSIONS[modality]:
+            return f"is a .{extension}; allowed are {', '.join(EXTENSIONS[modality])}"
         notes: list[str] = []
         return *encoded(data, extension, modality, encoding, notes.append), notes
     except BadSample as error:

@@ -60,13 +60,14 @@ def index_tars(
         labels: ``one`` class of each sample, ``several``, or a ``number``.
 
     Raises:
-        UserError: an index exists and ``overwrite`` is not set, or no sample can be used.
+        UserError: ``source`` is no folder, has an index and ``overwrite`` is not set, or no sample can be used.
     """
     source = Path(source)
     refuse_existing(source / "index.json", overwrite)
+    found = {path: _try_open(path) for path in tars_of(source)}
     unread = [failure(path.name, f"is {how}") for path in sorted(source.iterdir()) if (how := packed_as(path))]
-    unread += [failure(path.name, reason) for path in tars_of(source) if (reason := _try_open(path))]
-    tars = [path for path in tars_of(source) if not _try_open(path)]
+    unread += [failure(path.name, reason) for path, reason in found.items() if reason]
+    tars = [path for path, reason in found.items() if not reason]
     if unread and not tars:
         raise UserError(f"'{source / unread[0].source}' {unread[0].reason}")
     modality = _modality(tars)
@@ -83,12 +84,17 @@ def index_tars(
         index.classes, index.kinds = {"label": labelling.classes}, labelling.kinds
         file.seek(0)
         place = f"'{source}'", _hint_folders(source)
+        refuse_existing(source / "index.json", overwrite)  # another may have written it
         write_index(source, index, _numbered(file, index, labelling, keys.suspects(), unread, place))
     return Shards.open(source)
 
 
 def tars_of(source: Path) -> list[Path]:
-    return sorted(path for path in source.iterdir() if is_tar(path) and not hidden(path.name))
+    """The tars of a folder; UserError if it is none."""
+    try:
+        return sorted(path for path in source.iterdir() if is_tar(path) and not hidden(path.name))
+    except OSError as error:
+        raise UserError(f"'{source}' is not a readable folder of tars: {error.strerror}") from error
 
 
 def _try_open(path: Path) -> str:

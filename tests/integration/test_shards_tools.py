@@ -231,6 +231,8 @@ def test_the_source_is_never_overwritten(folder, tmp_path, out):
 def test_a_source_that_is_misspelt_and_a_missing_out_are_one_sentence(folder, tmp_path):
     refused(tool("make_shards", tmp_path / "sorce", "--out", tmp_path / "out"), "nearest: 'source'")
     refused(tool("make_shards", folder), "no output directory is given; name one with --out")
+    refused(tool("make_shards", tmp_path / "sorce", "--kind", "tars"), "sorce' is not a readable folder of tars")
+    refused(tool("make_shards", folder, "--kind", "tar"), "invalid choice: 'tar' (choose from ")
 
 
 def test_shards_with_other_shards_in_a_folder_are_all_checked(tmp_path):

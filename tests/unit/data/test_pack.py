@@ -4,6 +4,7 @@ import io
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -163,6 +164,31 @@ def test_a_killed_run_goes_on_and_leaves_no_process(folder, tmp_path):
     whole = pack(read_source(folder), tmp_path / "whole", per_shard=4)
     assert files(tmp_path / "out") == files(whole.path)
     assert not left(*running.pids)
+
+
+def test_what_has_come_while_it_packed_stays_and_so_do_the_shards(folder, tmp_path, capsys):
+    """Two calls that were begun at once, or a folder that somebody filled meanwhile."""
+    listing, out = read_source(folder), tmp_path / "out"
+
+    def meanwhile(_):
+        out.mkdir(exist_ok=True)
+        (out / "file").write_text("theirs")
+
+    with pytest.raises(UserError, match="out' exists"):
+        pack(listing, out, per_shard=4, processes=1, advance=meanwhile)
+    assert [path.name for path in out.iterdir()] == ["file"]
+    assert len(pack(listing, out, per_shard=4, processes=1, overwrite=True)) == 19
+    assert "going on: 5 of 5 shards are finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding(short=8)])
+def test_what_is_found_to_be_of_another_kind_is_left_out(folder, tmp_path, encoding):
+    """By its content, or by the name of a row: those of a list of files were compared before."""
+    listing = read_source(folder)
+    reading = replace(listing, read=lambda path: ("gif" if path.stem == "12" else "png", listing.read(path)[1]))
+    shards = pack(reading, tmp_path / "out", encoding, processes=1)
+    reasons = [failure.reason for failure in shards.failures if failure.source.endswith("12.png")]
+    assert reasons == ["is a .gif; allowed are png, jpg, webp, jpeg"] and len(shards) == 18
 
 
 def test_two_processes_do_not_write_the_same(folder, tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
+import io
 import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from scaleup.common.errors import UserError
-from scaleup.data.hf_rows import read_dataset
+from scaleup.data.decode import BadSample
+from scaleup.data.hf_rows import Rows, read_dataset
 from scaleup.data.items import Items
 from scaleup.data.lists import read_classes
 from scaleup.data.sources import kind_of, read_source
@@ -226,3 +229,19 @@ def test_items_come_back_as_they_were():
     assert list(kept) == made and kept[-1] == made[-1] and len(kept) == 7 and not list(Items())
     with pytest.raises(IndexError):
         kept[7]
+
+
+def test_a_row_without_a_file_is_left_out_and_a_file_without_an_ending_is_recognised(tmp_path, monkeypatch):
+    png, bmp = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "png"), Image.new("RGB", (4, 4)).save(bmp, "bmp")
+    cells = [None, {"bytes": None, "path": "gone.png"}, {"bytes": png.getvalue(), "path": None}]
+    monkeypatch.setattr("scaleup.data.hf_rows._opened", lambda *_: [{"clip": cell} for cell in cells])
+    read = Rows(("file.arrow",), "clip")
+    for place in ("hf:name/train/0/0", "hf:name/train/1/gone.png"):
+        with pytest.raises(BadSample, match="has no file"):
+            read(Path(place))
+    (tmp_path / "photo").write_bytes(png.getvalue())
+    assert read(tmp_path / "photo") == read(Path("hf:name/train/2/2")) == ("png", png.getvalue())
+    (tmp_path / "x.bmp").write_bytes(bmp.getvalue())
+    with pytest.raises(BadSample, match="is bmp_pipe; allowed are avi, gif, jpg"):
+        read(tmp_path / "x.bmp")

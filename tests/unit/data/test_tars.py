@@ -205,6 +205,9 @@ def test_nothing_to_index_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no sample in .* can be used; the first: has no label"):
         index_tars(tmp_path, processes=1)
     assert not (tmp_path / "index.json").exists()
+    for source in (tmp_path / "nowhere", tmp_path / "0.tar"):
+        with pytest.raises(UserError, match=rf"{source.name}' is not a readable folder of tars: (No such|Not a dir)"):
+            index_tars(source, processes=1)
 
 
 def test_an_index_in_place_is_what_training_reads(tmp_path):
