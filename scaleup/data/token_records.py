@@ -177,7 +177,7 @@ class CachedSet:
 
     def rows(self, numbers: Any) -> np.ndarray:
         """The number of the record of the first view of each sample; -1 if it has none."""
-        numbers = np.asarray(numbers)
+        numbers = np.asarray(numbers, dtype=np.int64)  # also if there is none
         before, through = (np.searchsorted(self.failed, numbers, side=side) for side in ("left", "right"))
         return np.where(through > before, -1, (numbers - before) * self.views)
 

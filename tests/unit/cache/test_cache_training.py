@@ -105,6 +105,17 @@ def test_what_cannot_be_read_is_replaced_as_live(frozen: Frozen, tmp_path: Path,
     assert f"sample '{samples[0].key}' left out: its bytes in 000000.tar have changed" in said
 
 
+def test_too_many_records_that_have_changed_are_a_sentence(cached: Frozen, cache: Path, tmp_path: Path) -> None:
+    """Also if the first of a step is one, so that nothing of the step is read."""
+    shutil.copytree(cache, tmp_path / "hurt")
+    for name in ("videos", "images"):
+        tar = tmp_path / "hurt" / name / "000000.tar"
+        tar.write_bytes(bytes(tar.stat().st_size))
+    data = cached("data.workers=0").data
+    with pytest.raises(UserError, match="1 of the 12 samples of dataset '.*' cannot be read, more than data.max_bad"):
+        list(cached_loader(data, cached_sets(data, str(tmp_path / "hurt")), 0, range(4), 0, 1))
+
+
 def make_older_cache(path: Path) -> None:
     """As versions wrote it that named all samples in ``index.json``."""
     index, keys = whole_index(path), list(CachedSet(path).keys)
