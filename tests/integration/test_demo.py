@@ -8,6 +8,7 @@ import pytest
 
 import demo
 import scaleup
+from scaleup.common.errors import UserError
 from scaleup.outputs import run_records
 from scaleup.training.run_directory import StoppedRun
 
@@ -92,3 +93,22 @@ def test_a_demo_whose_run_is_stopped_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "IMAGES", {"train": 4, "val": 2})
     with pytest.raises(KeyboardInterrupt):
         demo.demo(tmp_path / "run")
+
+
+SETS = ("videos-train", "videos-val", "videos-test", "images-train", "images-val")
+REPLACED = [["data/" + name for name in SETS], [], [".data-x1y2.half/videos-train"]]  # whole, and cut off in the first
+KEPT = [["data"], ["data/photos", "paper"], ["paper"], ["data/" + name for name in (*SETS, "images-test")]]
+
+
+@pytest.mark.parametrize("names", [*REPLACED, *KEPT])
+def test_only_a_demo_is_replaced(names, tmp_path, monkeypatch):
+    def began(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(demo.Demo, "run", began)
+    out = tmp_path / "out"
+    for name in ("", *names):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ZeroDivisionError if names in REPLACED else UserError):
+        demo.demo(out, overwrite=True)
+    assert out.exists() == (names in KEPT)

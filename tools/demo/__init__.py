@@ -190,11 +190,19 @@ def _seconds(result: RunResult, name: str) -> float:
     return arm.arm_seconds + (result.trunk_seconds * arm.frozen_depth / deepest if deepest else 0.0)
 
 
+def _is_demo(out: Path) -> bool:
+    """Whether ``out`` has the data of a demo, which appear when they are whole, or only what they are written to."""
+    if (out / "data").is_dir():
+        sets = {*(f"videos-{split}" for split in VIDEOS), *(f"images-{split}" for split in IMAGES)}
+        return {path.name for path in (out / "data").iterdir()} == sets
+    return out.is_dir() and all(path.name.startswith(".data-") for path in out.iterdir())
+
+
 def demo(out: Path, seed: int = 0, changes: Sequence[str] = (), overwrite: bool = False) -> Report:
     """Run the demo and write report.json, plot.png and README.md into ``out``."""
     refuse_existing(out, overwrite)
-    if out.exists() and not (out / "data").is_dir():
-        raise UserError(f"'{out}' is not the directory of a demo, because it has no data; it will not be replaced")
+    if out.exists() and not _is_demo(out):
+        raise UserError(f"'{out}' has other data than a demo, or none, and will not be replaced; name another")
     shutil.rmtree(out, ignore_errors=True)
     torch.manual_seed(seed)
     report = Demo(out, seed, changes).run()
