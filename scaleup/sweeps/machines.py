@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from scaleup.common.distributed import World
 from scaleup.common.errors import UserError
-from scaleup.common.processes import explain
 from scaleup.common.timing import progress
 from scaleup.config.schema import Arm, Recipe, Train, run_steps, schedule
 from scaleup.sweeps.costs import own_memory
-from scaleup.sweeps.parts import PARTS, Part, collect, group_arms, is_begun, split_arms, summary, sweep
+from scaleup.sweeps.jobs import Job, Launcher, failure
+from scaleup.sweeps.parts import PARTS, Part, collect, group_arms, split_arms, summary
 from scaleup.training import run_directory
 from scaleup.training.run_directory import RunResult, StoppedRun, is_complete
 from scaleup.training.stop import Stop, exit_code
@@ -68,10 +65,10 @@ def spread(
 
     Args:
         where: ``"local"``: processes of this machine, one for each GPU if it has some; ``"slurm"``: jobs of SLURM.
-        slurm: see :class:`scaleup.sweeps.machines.Launcher`.
+        slurm: see :class:`scaleup.sweeps.jobs.Launcher`.
 
     Raises:
-        UserError: as :func:`scaleup.sweeps.parts.sweep` and :class:`scaleup.sweeps.machines.Launcher`, or jobs cannot
+        UserError: as :func:`scaleup.sweeps.parts.sweep` and :class:`scaleup.sweeps.jobs.Launcher`, or jobs cannot
             be submitted.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -126,7 +123,7 @@ class Fleet:
                     if not reason and (reason := stop.reason()):
                         waiting.clear()
                         self._end(running)
-                    for slot in [slot for slot, (_, job) in running.items() if job.done()]:
+                    for slot in [slot for slot, (_, job) in running.items() if job.done() or failure(job)]:
                         self._note(*running.pop(slot))
                     before, steps = steps, max(steps, sum(_count_steps(part, self.recipe.train) for part in parts))
                     advance(steps - before, f"{len(running)} jobs, {len(waiting)} to come")
@@ -182,116 +179,3 @@ def _ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         file.seek(max(0, path.stat().st_size - TAIL))
         lines = file.read().split(b"\n")  # the last one is empty or incomplete
     return (json.loads(first), json.loads(lines[-2])) if len(lines) > 1 else None
-
-
-@dataclass
-class Job:
-    """A sweep as a job, which submitit calls. If the job has several tasks, they are the ranks of one run."""
-
-    recipe: Recipe
-    arms: dict[str, Arm]
-    stop_after: float | None  # seconds
-    memory: int | None  # bytes of a device
-    device: str | None  # the job's GPU, if jobs on one machine share several
-
-    def __call__(self) -> RunResult | StoppedRun | str:
-        """The result of the sweep, or a sentence that says why it failed."""
-        from submitit import JobEnvironment
-        from submitit.helpers import TorchDistributedEnvironment
-
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
-        if self.device is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.device  # submitit hides all
-        if JobEnvironment().num_tasks > 1:
-            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        try:
-            anew = not is_begun(Path(self.recipe.out))
-            result = sweep(self.recipe, self.arms, anew, self.stop_after, self.memory)
-        except Exception as error:
-            if (sentence := explain(error)) is None:
-                raise
-            return sentence
-        if result.exit == 128 + signal.SIGUSR2:
-            signal.raise_signal(signal.SIGUSR2)  # everything is saved: submitit queues the job again
-        return result
-
-    def checkpoint(self) -> Any:
-        """The job that submitit queues when the time is over: the same one, which resumes from its checkpoint."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-YEAR = 365 * 24 * 60  # minutes; by default submitit ends local jobs after two minutes
-AGAIN = 1000  # how often a job is queued again when its time is over
-
-
-class Launcher:
-    """Submits jobs. Their logs and pickles are in ``folder``.
-
-    Args:
-        slurm: options of ``sbatch`` with '_' for '-'; ``time`` (minutes) is required.
-
-    Raises:
-        UserError: submitit or SLURM is not installed, or ``time`` is missing.
-    """
-
-    def __init__(self, where: str, folder: Path, slurm: Mapping[str, str]) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise UserError("--where needs submitit; install it with: pip install 'scaleup[cluster]'") from error
-        self.where, self.folder = where, folder
-        if where == "local":
-            self.executor = submitit.LocalExecutor(folder)
-            self.executor.update_parameters(timeout_min=YEAR)
-        else:
-            self.executor = _slurm_executor(submitit, folder, slurm)
-
-    def tidy(self) -> None:
-        """Delete the pickles of earlier jobs. Those that still wait in a queue fail without them."""
-        for old in self.folder.glob("*.pkl"):
-            old.unlink()
-
-    def submit(self, job: Job) -> Any:
-        """Submit a job; returns submitit's job. A local one ignores the terminal's Ctrl-C until it can save.
-
-        Raises:
-            UserError: the job is refused.
-        """
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job inherits this
-        try:
-            return self.executor.submit(job)
-        except (OSError, RuntimeError) as error:  # errors of submitit are RuntimeErrors
-            raise UserError(f"{self.where} takes no job: {' '.join(str(error).split())}") from error
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-    def result(self, job: Any) -> RunResult | StoppedRun | str:
-        """The result of a job that has ended (see :meth:`Job.__call__`). Its pickles are deleted."""
-        result = "it ended without a result" if job.exception() else job.results()[0]
-        for pickle in job.paths.folder.glob(f"{job.job_id}_*.pkl"):
-            pickle.unlink()
-        return result
-
-    def end(self, job: Any) -> None:
-        """Ask a job to save and end."""
-        if self.where == "slurm":
-            job.cancel(check=False)
-        else:
-            with suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)  # submitit would leave it one second, too little to save
-
-
-def _slurm_executor(submitit: ModuleType, folder: Path, options: Mapping[str, str]) -> Any:
-    time = options.get("time", "")
-    if not time.isdigit():
-        raise UserError(f"--slurm time={time} is no time; a job needs one in whole minutes, such as time=180")
-    try:
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=AGAIN)
-    except RuntimeError as error:
-        raise UserError("--where slurm finds no srun here; start it on a machine from which jobs are sent") from error
-    typed = {key: int(value) if value.isdigit() else value for key, value in options.items()}
-    own = {key: typed.pop(key) for key in list(typed) if key in executor._valid_parameters()}
-    executor.update_parameters(**{"job_name": "scaleup"} | own, additional_parameters=typed)
-    return executor

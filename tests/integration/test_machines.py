@@ -9,18 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 from support.marks import at_length
 from support.runs import bits
-from support.tools import AT_ONCE, SECONDS, start, tool
+from support.tools import AT_ONCE, SECONDS, left, start, tool
 from support.warm import warm_python
 
 from scaleup.common.errors import UserError
 from scaleup.config import recipe
 from scaleup.config.recipe import sweep_arms
 from scaleup.config.schema import Recipe
-from scaleup.sweeps import costs, machines
+from scaleup.sweeps import costs, jobs, machines
 from scaleup.sweeps.machines import spread
 from scaleup.sweeps.parts import split_arms, sweep
 from scaleup.training.run import train
@@ -132,15 +136,22 @@ FAKE = {
 number=$$
 script=$(mktemp)
 sed "s/%A/$number/g; s/%a/0/g; s/%j/$number/g; s/%t/0/g" "$1" > $script
-export SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_PROCID=0 SLURM_LOCALID=0
+tasks=$(sed -n 's/^#SBATCH --ntasks-per-node=//p' "$1")
+export SLURM_JOB_ID=$number SLURM_NTASKS=${tasks:-1} SLURM_JOB_NUM_NODES=1 SLURM_PROCID=0 SLURM_LOCALID=0
 nohup bash $script > /dev/null 2>&1 &
 echo "Submitted batch job $number"
 """,
     "srun": """#!/bin/bash
 while [[ $1 == --* ]]; do
-    case $1 in --output) output=$2; shift 2;; --error) error=$2; shift 2;; *) shift;; esac
+    case $1 in --output) output=$2; shift 2;; --error) error=$2; shift 2;; *) strict+=$1; shift;; esac
 done
-exec "$@" >> $output 2>> $error
+[[ $SLURM_NTASKS == 1 ]] && exec "$@" >> $output 2>> $error
+for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" >> $output 2>> $error &
+done
+while wait -n; do :; done
+[[ $strict == *--kill-on-bad-exit=1* ]] && kill -9 $(jobs -p)
+wait
 """,
     "sacct": """#!/bin/bash
 echo "JobID|State|NodeList"
@@ -148,6 +159,12 @@ echo "JobID|State|NodeList"
     "scontrol": """#!/bin/bash
 echo "$@" >> $(dirname $0)/said
 """,
+}
+
+
+TASK = {
+    **{"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_JOB_NUM_NODES": "2"},
+    **{"SLURM_NODEID": "1", "SLURM_PROCID": "11", "SLURM_LOCALID": "3"},
 }
 
 
@@ -171,16 +188,61 @@ def test_jobs_of_slurm(
     assert len(result.parts) == 2 and bits(tmp_path / "out") == whole(tiny_path, tmp_path / "whole", "train.steps=2")
     scripts = [path.read_text() for path in tmp_path.glob("out.jobs/*_submission.sh")]
     assert len(scripts) == 2
+    assert all("srun " in script and " --kill-on-bad-exit=1 " in script for script in scripts)
     for option in ("time=180", "gpus-per-node=8", "reservation=mine", "job-name=scaleup", "signal=USR2@90"):
         assert all(f"#SBATCH --{option}\n" in script for script in scripts)
+
+
+RANKS = """
+import os, time
+if os.environ.get("SLURM_PROCID") == "0":
+    time.sleep(3600)  # as in a collective operation
+if os.environ.get("SLURM_PROCID") == "1":
+    from scaleup.common.errors import UserError
+    from scaleup.sweeps import jobs
+    def sweep(*_):
+        raise UserError("the shards of this rank are away")
+    jobs.sweep = sweep
+"""
+
+
+def test_a_rank_that_fails_ends_its_job(
+    slurm: Path, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(RANKS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setattr(machines, "group_arms", lambda _, arms, __: [arms])
+    read = tiny(*TWO)
+    result = spread(read, sweep_arms(read), "slurm", 1, {"time": "180", "ntasks_per_node": "2"})
+    (failed,) = result.failed
+    assert failed.error == "the shards of this rank are away" and failed.error in Path(failed.log).read_text()
+    assert not left(None, f"{tmp_path / 'out'}.jobs")
+
+
+def test_a_cause_is_told_before_what_it_caused(tmp_path: Path) -> None:
+    def task(number: int) -> Any:
+        told = ("rank 0 stops, because another of the 2 ranks no longer answers", "the disk is full")[number]
+        return SimpleNamespace(
+            paths=SimpleNamespace(result_pickle=tmp_path), exception=lambda: None, result=lambda: told
+        )
+
+    assert jobs.failure(SimpleNamespace(num_tasks=2, task=task)) == "the disk is full"
+
+
+@pytest.mark.parametrize(("visible", "local"), [(1, "0"), (8, "3")])
+def test_a_task_that_sees_one_gpu_uses_it(visible: int, local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: visible)
+    with mock.patch.dict(os.environ, TASK):
+        jobs.export_rank()
+        assert (os.environ["LOCAL_RANK"], os.environ["RANK"], os.environ["WORLD_SIZE"]) == (local, "11", "16")
 
 
 def test_a_job_whose_time_is_up_saves_and_is_queued_again(
     warm: Path, slurm: Path, tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, out = tiny(*TWO, "train.steps=4000", "train.save_every=0"), tmp_path / "out"
-    made = machines.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
-    job = made.submit(machines.Job(read, sweep_arms(read), None, None, None))
+    made = jobs.Launcher("slurm", tmp_path / "jobs", {"time": "180"})
+    job = made.submit(jobs.Job(read, sweep_arms(read), None, None, None))
     end = time.monotonic() + SECONDS
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_text().count("\n") < 2:
         assert time.monotonic() < end, job.stderr()
