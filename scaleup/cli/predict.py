@@ -31,7 +31,8 @@ def arguments() -> argparse.ArgumentParser:
         help="number of most probable classes to print (default: 5; all above the threshold)",
     )
     add("--threshold", type=float, help="probability from which a head with loss sigmoid names a class (default 0.5)")
-    add("--hop", type=float, help="seconds from one clip of a long video to the next (default: a clip's length)")
+    seconds = "seconds from one clip of a long video to the next (default: a clip's length)"
+    add("--hop", type=tool.at_least(0.001, float), help=seconds)
     add("--batch", type=tool.at_least(1), default=8, help="batch size in clips (default 8)")
     add("--overlay", metavar="FILE", help="for one source: also write a .mp4 or .png that shows where the model looks")
     add("--out", metavar="FILE", help="write the predictions here, a line of JSON each; none are kept in memory")
@@ -57,8 +58,6 @@ def read_sources(args: argparse.Namespace) -> list[str]:
     """
     from scaleup.data.media import STDIN, expanded
 
-    if args.hop is not None and not args.hop > 0:
-        raise UserError(f"--hop {args.hop} is not above 0")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold} is not between 0 and 1")
     sources = expanded(args.sources)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -54,7 +55,7 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
 
     def number(text: str) -> Any:
         with suppress(ValueError):
-            if (value := kind(text)) >= low:
+            if low <= (value := kind(text)) < math.inf:
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number of at least {low}")
 

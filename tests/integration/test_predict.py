@@ -148,7 +148,7 @@ def test_an_overlay_is_written(model: Path, folder: Path, tmp_path: Path) -> Non
     [
         (["nowhere.mp4"], "there is no file 'nowhere.mp4'; allowed are files, folders"),
         (["a.png", "--top", "0"], "argument --top: '0' is not a whole number of at least 1"),
-        (["a.png", "--hop", "nan"], "--hop nan is not above 0"),
+        (["a.png", "--hop", "inf"], "argument --hop: 'inf' is not a number of at least 0.001"),
         (["a.png", "--head", "motoin"], "there is no head 'motoin'; this model has 'motion'; nearest: 'motion'"),
         (["a.png", "short.mp4", "--overlay", "x.mp4"], "--overlay takes one image or video, but there are 2 sources"),
         (["a.png", "--overlay", "x.gif"], "an overlay must be .mp4 or .png, not 'x.gif'"),

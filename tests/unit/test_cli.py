@@ -73,6 +73,7 @@ def test_a_whole_number_of_an_option_has_a_limit(tool: str) -> None:
         (int, "0", "'0' is not a whole number of at least 1"),
         (int, "1.5", "'1.5' is not a whole number of at least 1"),
         (float, "nan", "'nan' is not a number of at least 1"),
+        (float, "inf", "'inf' is not a number of at least 1"),
         (float, "x", "'x' is not a number of at least 1"),
     ],
 )
