@@ -99,6 +99,8 @@ def export(
         raise UserError(f"--half is for onnx; {to} is written in the precision of the model")
     if merge and to in ("tubes", "peft"):
         raise UserError(f"--merge is for targets that hold blocks; {to} holds none")
+    if base and to == "tubes":
+        raise UserError("--base is for models on a backbone that has moved; tubes are taken of a whole small model")
     if head and to != "transformers":
         raise UserError(f"--head is for transformers; {to} has all heads or none")
     _refuse_device(device, to)
@@ -107,12 +109,12 @@ def export(
     refuse_existing(out, overwrite)
     low = half or to == "tubes"
     relative = low or merge or to in programs.FORMS
+    given = donor.read(local(source)) if to == "tubes" else load(source, base).to(device)
     with new_directory(out, overwrite) as place:
-        if to == "tubes":
-            differences, costs = donor.write(local(source), place), None
+        if isinstance(given, donor.Donor):
+            differences, costs = donor.write(given, place), None
         else:
-            model = load(source, base).to(device)
-            differences, costs = _write(model, source, to, place, base, merge, frames, head, half)
+            differences, costs = _write(given, source, to, place, base, merge, frames, head, half)
         limit = HALF_ROUNDING if low else ROUNDING if relative else 0
         if not (most := largest(differences.values())) <= limit:
             share = " of its size" if relative else ""

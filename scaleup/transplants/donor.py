@@ -96,18 +96,18 @@ def _located(path: Path) -> Path:
     return own[str(path)]
 
 
-def write(source: Path, out: Path) -> dict[str, float]:
-    """Write what a transplant takes from the small model ``source``, a directory: its tubes and patches, in float16.
+def write(donor: Donor, out: Path) -> dict[str, float]:
+    """Write what a transplant takes from a small model that was read from a directory: its tubes and patches, in
+    float16.
 
     Returns:
         By tube, how far the written kernel is from the small model's: the largest difference over the largest weight.
     """
-    donor = read(source)
     names = {name for kernel in donor.kernels for name in kernel.parents}
     names |= {f"{name}.{part}" for name in PATCHES for part in ("weight", "bias")} & donor.tensors.keys()
     save_file({name: donor.tensors[name].half().contiguous() for name in sorted(names)}, out / FULL)
     make_readable(out / FULL)  # safetensors writes for the owner alone
-    shutil.copy(source / "config.json", out)
+    shutil.copy(Path(donor.name) / "config.json", out)
     if donor.data:
         write_json(out / "report.json", {"data": {each["shards"]: each for each in donor.data}})
     written = read(out)

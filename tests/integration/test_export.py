@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +20,10 @@ from scaleup.model import adapter
 from scaleup.model.adapter import KINDS, Adapt
 from scaleup.model.build import fresh, load
 from scaleup.model.tubevit import TubeViT
+from scaleup.outputs import conversion
 from scaleup.outputs.conversion import export, parity
 from scaleup.outputs.programs import difference
+from scaleup.transplants import donor
 from scaleup.transplants.adapted_model import transplant
 from scaleup.transplants.transplant_plan import Options
 
@@ -91,6 +94,25 @@ def test_the_tubes_of_a_small_model_alone(delta: Path, tmp_path: Path) -> None:
     assert result["bytes"] < (tmp_path / "small" / "model.safetensors").stat().st_size
     done = tool(delta, "--to", "tubes", "--out", tmp_path / "other")
     assert done.returncode == 2 and "tubes are moved from a whole small model" in done.stderr
+
+
+@pytest.mark.parametrize("to", ["full", "tubes"])
+def test_a_model_that_cannot_be_read_is_no_output_that_cannot_be_written(
+    delta: Path, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")
+
+    monkeypatch.setattr(conversion, "load", unreadable)
+    monkeypatch.setattr(donor, "read", unreadable)
+    with pytest.raises(PermissionError, match="'model.safetensors'"):
+        export(delta, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_a_backbone_are_no_part_of_tubes(delta: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--base is for models on a backbone that has moved"):
+        export(tmp_path / "small", "tubes", tmp_path / "out", base="elsewhere")
 
 
 def test_an_unknown_target_is_named_with_the_nearest(delta: Path, tmp_path: Path) -> None:
