@@ -206,8 +206,8 @@ NOT_PLAIN = {  # class of the model or of its blocks -> why tubes cannot join
 
 def refuse_unless_plain(vit: Any, name: str) -> None:
     """Raise UserError, with the reason, for a timm model that is not a plain ViT."""
-    parts = [vit, getattr(vit, "patch_embed", None), getattr(vit, "rope", None), *getattr(vit, "blocks", ())]
-    kinds = [type(part).__name__ for part in parts if part is not None]
+    parts = [getattr(vit, "patch_embed", None), getattr(vit, "rope", None), *getattr(vit, "blocks", ())]
+    kinds = [type(vit).__name__, *(type(part).__name__ for part in parts if part is not None)]
     article = "an" if kinds[0][0] in "AEIOU" else "a"
     if reason := next((NOT_PLAIN[kind] for kind in kinds if kind in NOT_PLAIN), None):
         raise UserError(f"{name!r} is {article} {kinds[0]}, not a plain ViT: {reason}")

@@ -178,8 +178,7 @@ def adapt(
         and std.
 
     Raises:
-        UserError: the ViT is not plain, is not the model that its timm name and ``kwargs`` make, or the depth does not
-            fit.
+        UserError: the ViT is not plain, or not what its timm name and ``kwargs`` make; or the depth does not fit.
     """
     backbone = _taken_apart(vit, dict(kwargs or {}))
     placed = positions(backbone, Options())
@@ -190,8 +189,10 @@ def adapt(
 
 def _taken_apart(vit: nn.Module, kwargs: dict[str, Any]) -> Backbone:
     """The parts of a timm model, without its classifier. The caller's model keeps its classifier."""
-    name: str = vit.pretrained_cfg["architecture"]  # type: ignore[index, assignment]
-    refuse_unless_plain(vit, f"timm:{name}")
+    name: str = (getattr(vit, "pretrained_cfg", None) or {}).get("architecture", "")
+    refuse_unless_plain(vit, f"timm:{name}" if name else f"{type(vit).__module__}.{type(vit).__name__}")
+    if not name:
+        raise UserError("this ViT does not say its timm name (pretrained_cfg); build it with timm.create_model")
     bare = copy.copy(vit)
     bare._modules = {**vit._modules, "head": nn.Identity()}
     backbone = timm.take_apart(bare, f"timm:{name}")

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import open_clip
+import peft
 import pytest
 import timm
 import torch
+import torchvision
 
 import scaleup
 from scaleup.common.errors import UserError
@@ -60,6 +63,27 @@ def test_changes_that_were_not_named_are_refused(vit: torch.nn.Module) -> None:
         adapt(vit, TUBES, 2, heads=HEADS, kwargs=KWARGS | {"depth": 4})
 
 
-def test_what_is_no_plain_vit_is_refused() -> None:
-    with pytest.raises(UserError, match="not a plain ViT"):
-        adapt(timm.create_model("resnet18"), TUBES, 1)
+OTHERS = {
+    "a ResNet": (lambda: timm.create_model("resnet18"), "'timm:resnet18' is a ResNet, not a plain ViT"),
+    "torchvision's ViT": (
+        lambda: torchvision.models.VisionTransformer(32, 16, 1, 1, 8, 8),
+        r"'torchvision\.models\.vision_transformer\.VisionTransformer' is .*; allowed are timm's VisionTransformer",
+    ),
+    "open_clip's": (lambda: open_clip.create_model("RN50"), r"'open_clip\.model\.CLIP' is a CLIP, not a plain ViT"),
+    "a layer": (lambda: torch.nn.Linear(2, 2), "'torch.nn.modules.linear.Linear' is a Linear, not a plain ViT"),
+    "a name": (lambda: "vit_h", "'builtins.str' is a str, not a plain ViT"),
+    "nothing": (lambda: None, "is a NoneType, not a plain ViT"),
+    "without a name": (lambda: timm.models.VisionTransformer(32, 8, depth=1, embed_dim=24, num_heads=2), "timm name"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_plain_vit_of_timm_is_refused(kind: str) -> None:
+    make, said = OTHERS[kind]
+    with pytest.raises(UserError, match=said):
+        adapt(make(), TUBES, 1)
+
+
+def test_a_vit_in_an_adapter_is_refused(vit: torch.nn.Module) -> None:
+    with pytest.raises(UserError, match="is a PeftModel, not a plain ViT"):
+        adapt(peft.get_peft_model(vit, peft.LoraConfig(target_modules=["qkv"])), TUBES, 1)
