@@ -4,6 +4,7 @@ image."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -95,7 +96,8 @@ def write(clips: Iterable[np.ndarray], path: str | Path, fps: float) -> None:
 def _encode(clips: Iterable[np.ndarray], path: Path, fps: float) -> None:
     """Write H.264, which needs even sides: an odd side loses a row or a column."""
     with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=round(fps), options={"crf": "18"})
+        rate = Fraction(fps).limit_denominator(1000)  # 30 / 1.001 is a rate too
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
         for pictures in clips:
             height, width = (side - side % 2 for side in pictures.shape[1:3])
             if not stream.codec_context.is_open:

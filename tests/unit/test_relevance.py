@@ -93,3 +93,11 @@ def test_an_overlay_is_red_where_it_looks_and_says_what_it_sees(tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {"seen.mp4", "seen.png"}
     with pytest.raises(UserError, match=r"must be \.mp4 or \.png, not 'seen\.gif'"):
         overlay.write([pictures], "seen.gif", 8)
+
+
+@pytest.mark.parametrize("fps", [12.5, 23.976, 30 / 1.001, 1 / 3, 0.25])
+def test_an_overlay_is_as_long_as_its_video(fps: float, tmp_path: Path) -> None:
+    overlay.write([np.zeros((8, 32, 32, 3), np.uint8)], tmp_path / "seen.mp4", fps)
+    assert [second for second, _ in frames(str(tmp_path / "seen.mp4"))] == pytest.approx(
+        [number / fps for number in range(8)], rel=1e-3
+    )
