@@ -20,7 +20,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="run", help="run directory")
     add("--out", required=True, help="the HTML file to write")
-    add("--shards", help="shards for the confusion matrices of complete runs")
+    add("--shards", help="shards for the confusion matrices of complete runs (with --watch at the end)")
     profile = "output of tools/probe.py to show with the sweep (default: probe/ in the model that it started from)"
     add("--probe", metavar="DIR", help=profile)
     add(
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Page:
     from scaleup.outputs import report_page  # takes seconds
 
     while args.watch is not None:
-        states = report_page.write(args.runs, args.out, args.shards, args.watch, args.probe).runs.values()
+        states = report_page.write(args.runs, args.out, refresh=args.watch, probe=args.probe).runs.values()
         if all(state.startswith("complete") for state in states):
             break
         time.sleep(args.watch)

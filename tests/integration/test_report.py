@@ -17,6 +17,7 @@ import pytest
 from support.runs import copied
 from support.tools import tool
 
+from scaleup.cli import report
 from scaleup.common.errors import UserError
 from scaleup.config import recipe as recipes
 from scaleup.config.recipe import sweep_arms
@@ -275,3 +276,16 @@ def test_classes_that_change_most_come_first_and_the_rest_unfolds() -> None:
     table, everything = page.split("<details>")
     assert table.index("<td>c07</td>") < table.index("<td>c00</td>") and "-100.0" in table
     assert table.count("<tr>") == 21 and everything.count("<tr>") == 26 and "all 25 classes" in everything
+
+
+def test_shards_are_passed_over_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, shards = ["unfinished", "complete", "complete"], []
+
+    def write(runs: Any, out: str, shards_of: str | None = None, **_: Any) -> report_page.Page:
+        shards.append(shards_of)
+        return report_page.Page(out, {"run": states.pop(0)}, 0)
+
+    monkeypatch.setattr(report_page, "write", write)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    report.run(report.arguments().parse_args(["run", "--out", "page.html", "--shards", "clips", "--watch", "30"]))
+    assert shards == [None, None, "clips"] and not states
