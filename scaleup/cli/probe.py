@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         help="how tokens are read: ridge, linear classifiers on their means; or attentive, learned queries that are "
         "trained on all tokens of the last depth (default ridge)",
     )
-    add("--head", nargs="+", metavar="LABEL", help="labels to classify (default: all labels of the shards)")
+    add("--label", nargs="+", metavar="LABEL", help="labels to classify (default: all labels of the shards)")
     add(
         "--depths",
         nargs="+",
@@ -88,7 +88,7 @@ def run_ridge(args: argparse.Namespace) -> DepthProfile:
 
     model, trunk = load(args.model, args.base, args.placement), Trunk(args.precision, args.placement)
     how = args.views, args.batch, args.workers, trunk
-    result = depth_profile.probe(model, args.train, args.test, args.head, args.depths, *how)
+    result = depth_profile.probe(model, args.train, args.test, args.label, args.depths, *how)
     if args.out and is_first_rank():
         depth_profile.write(result, args.out, args.overwrite)
     return result
@@ -97,7 +97,7 @@ def run_ridge(args: argparse.Namespace) -> DepthProfile:
 def run_attentive(args: argparse.Namespace) -> AttentiveProbe | StoppedRun:
     from scaleup.training.attentive_probe import STEPS, probe_attentive  # takes seconds
 
-    what = args.model, args.train, args.test, args.head, args.depths, args.steps or STEPS
+    what = args.model, args.train, args.test, args.label, args.depths, args.steps or STEPS
     how = args.views, args.batch, args.workers, Trunk(args.precision, args.placement)
     return probe_attentive(*what, *how, args.save, args.overwrite)
 

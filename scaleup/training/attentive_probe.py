@@ -69,7 +69,7 @@ def probe_attentive(
         depths: the model's own depth, which is also the default. Arms run all blocks, so no other can be saved.
         steps: training steps, at least 1.
         views: clips x crops of a test sample, whose probabilities are averaged.
-        trunk: precision and placement of the blocks; None for float32 on the device.
+        trunk: precision and placement of the blocks; None: on the device, in the precision that it has by default.
         save: directory of the run; its arm is ``save``/model. An interrupted run is resumed by the same call. None:
             nothing is kept.
         overwrite: replace the run in ``save``.

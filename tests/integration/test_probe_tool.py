@@ -32,7 +32,7 @@ def given(tiny: Callable[..., Recipe], tmp_path: Path) -> tuple[Path, str, str]:
 
 def test_the_profile_is_printed_and_written(given: tuple[Path, str, str], tmp_path: Path) -> None:
     out = tmp_path / "profile"
-    done = tool("probe", *given, "--head", "motion", "--depths", 3, 1, "--out", out, "--workers", 0, "--batch", 5)
+    done = tool("probe", *given, "--label", "motion", "--depths", 3, 1, "--out", out, "--workers", 0, "--batch", 5)
     assert done.returncode == 0, done.stderr
     assert "12 samples, 0 failures, 1x1 views" in done.stdout and "a heuristic" in done.stdout
     assert "█" in done.stdout and "reading videos-train: 12/12" in done.stderr
