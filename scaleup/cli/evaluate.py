@@ -12,6 +12,7 @@ from scaleup.common.errors import UserError
 from scaleup.common.timing import is_first_rank
 from scaleup.config.recipe import load_saved
 from scaleup.config.schema import Trunk
+from scaleup.data.shards import Shards
 
 if TYPE_CHECKING:
     from scaleup.evaluation.accuracy import Evaluation
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation
     trunk = Trunk(args.precision or trunk.precision, args.placement or trunk.placement)
     where = args.base, trunk.placement
     models = load_run(args.model, *where) if is_run else {"model": load(args.model, *where)}
+    refuse_unused(args, any(model.frozen_depth for model in models.values()))
     for model in models.values():
         model.tokenizer.restride(strides)
     results = evaluate(models, args.shards, args.views, heads, args.batch, args.workers, trunk)
@@ -57,6 +59,15 @@ def run(args: argparse.Namespace) -> Evaluation | dict[str, dict[str, Evaluation
         how = {"strides": strides, "precision": evaluation.trunk.precision if evaluation.trunk else "float32"}
         record(Path(args.model, name) if is_run else Path(args.model), models[name], evaluation, how)
     return {"arms": results} if is_run else results["model"]
+
+
+def refuse_unused(args: argparse.Namespace, frozen: bool) -> None:
+    """UserError for an option that would change nothing. ``frozen``: whether a model has frozen blocks."""
+    for option in ("precision", "placement"):
+        if getattr(args, option) and not frozen:
+            raise UserError(f"--{option} is of frozen blocks, and '{args.model}' has none")
+    if args.strides and Shards.open(args.shards).modality == "image":
+        raise UserError(f"--strides are of tubes, and '{args.shards}' holds images, which no tube reads")
 
 
 def split_pair(text: str) -> tuple[str, str]:

@@ -103,8 +103,19 @@ def packed(args: argparse.Namespace, kind: str) -> Shards:
         listing = read_dataset(args.source, args.split, args.media, args.label, args.classes, args.labels)
     else:
         listing = read_source(args.source, args.kind, args.root, args.split, args.classes, args.labels)
+    refuse_unused(args, listing.modality)
     with progress("packing", len(listing.items)) as advance:
         return pack(listing, out, encoding, args.seed, args.per_shard, args.overwrite, args.processes, advance)
+
+
+def refuse_unused(args: argparse.Namespace, modality: str) -> None:
+    """UserError for an option that files of this modality do not have, or that changes nothing."""
+    for option, other in (("fps", "video"), ("image_format", "image"), ("quality", "image")):
+        if modality != other and getattr(args, option) != arguments().get_default(option):
+            raise UserError(f"--{option.replace('_', '-')} is for {other}s; '{args.source}' has {modality}s")
+    written = args.image_format != "png" and (args.short or args.image_format or args.reencode)
+    if not written and args.quality != arguments().get_default("quality"):
+        raise UserError("--quality is of images that are re-encoded as jpg or webp; add --reencode or --image-format")
 
 
 def out_of(args: argparse.Namespace) -> str:

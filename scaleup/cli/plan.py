@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from scaleup.cli import tool
+from scaleup.common.errors import UserError
 from scaleup.common.text import parse_bytes
 from scaleup.config import recipe
 
@@ -32,6 +33,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Plan:
     read = recipe.load(args.recipe, args.changes)
+    if args.views > 1 and not all(arm.frozen_depth for arm in recipe.all_arms(read).values()):
+        raise UserError("--views is of a token cache, and there is none where an arm freezes no block")
     available = None if args.memory is None else parse_bytes(args.memory, "--memory")
     from scaleup.sweeps import costs  # takes seconds; wrong arguments are refused before
 

@@ -57,8 +57,10 @@ def _checked(args: argparse.Namespace) -> dict[str, str]:
     """
     if args.where and args.machines is None:
         raise UserError(f"--where {args.where} needs --machines, a whole number of at least 1")
-    if not args.where and (args.machines is not None or args.slurm):
-        raise UserError(f"--{'slurm' if args.slurm else 'machines'} needs --where, which is local or slurm")
+    if args.slurm and args.where != "slurm":
+        raise UserError("--slurm is of SLURM jobs; it needs --where slurm")
+    if not args.where and args.machines is not None:
+        raise UserError("--machines needs --where, which is local or slurm")
     if wrong := [option for option in args.slurm if "=" not in option]:
         raise UserError(f"--slurm {wrong[0]!r} is not key=value")
     return dict(option.split("=", 1) for option in args.slurm)

@@ -21,8 +21,10 @@ def arguments() -> argparse.ArgumentParser:
     add("backbone", help=names)
     add("--out", type=Path, help="output directory")
     places = "the backbone's weights: a file, a directory, hf-hub:owner/name, or FILE:teacher for one model of a file"
-    add("--weights", default="pretrained", help=places)
-    add("--random-init", action="store_true", help="use random weights for the backbone, to try things out")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--weights", default="pretrained", help=places)
+    random = "use random weights for the backbone, to try things out"
+    weights.add_argument("--random-init", action="store_true", help=random)
     add("--gate-at", type=tool.at_least(0), help="frozen blocks below the gate (default: three quarters)")
     widths = """how the small width becomes the large one: fold puts several places side by side (as the paper does);
         align fits a linear map from the small model's image tokens to the backbone's, for any two widths"""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scaleup.common.errors import nearest
-from scaleup.config.schema import Arm, Data, Model, Recipe, Train, Trunk, expand, schedule, shards_of
+from scaleup.config.schema import Arm, Augment, Data, Model, Recipe, Train, Trunk, expand, schedule, shards_of
 
 
 def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     """A sentence for each contradiction. ``given`` is the recipe as it was written, without defaults."""
     yield from _in_model(recipe.model, given)
-    yield from _in_trunk(recipe.trunk, loaded=recipe.model.load is not None)
+    arms = _arms(recipe)
+    every = [recipe.arm, *arms.values()]
+    yield from _in_trunk(recipe.trunk, recipe.model.load is not None, any(arm.frozen_depth for arm in every))
     yield from _in_places(recipe)
     yield from _in_data(recipe.data)
     yield from _in_training(recipe)
     yield from _in_names(recipe)
     yield from _in_heads(recipe)
-    for at, arm in _arms(recipe).items():
+    yield from _unread(arms, every)
+    for at, arm in arms.items():
         yield from _in_arm(at, arm, recipe)
         yield from _in_time(at, arm, recipe.train)
 
@@ -38,11 +41,13 @@ def _in_model(model: Model, given: Any) -> Iterator[str]:
         )
 
 
-def _in_trunk(trunk: Trunk, loaded: bool) -> Iterator[str]:
+def _in_trunk(trunk: Trunk, loaded: bool, frozen: bool) -> Iterator[str]:
     if trunk.placement == "disk" and not loaded:
         yield "trunk.placement: disk needs a loaded model (model.load), whose blocks are read from its backbone's file"
     if trunk.placement == "disk" and trunk.precision == "int8":
         yield "trunk.precision: int8 blocks must stay in memory; with trunk.placement disk choose another precision"
+    if trunk.placement != "device" and not frozen:
+        yield f"trunk.placement: {trunk.placement} is for frozen blocks, but no arm has any (frozen_depth)"
 
 
 def _in_places(recipe: Recipe) -> Iterator[str]:
@@ -64,6 +69,10 @@ def _in_data(data: Data) -> Iterator[str]:
                 f"data.train.{name}.sampling_label: '{dataset.sampling_label}' says which classes to balance, but "
                 f"data.train.{name}.sampling is uniform; allowed with it are sqrt and full"
             )
+        magnitude, layers = dataset.augment.randaugment_magnitude, dataset.augment.randaugment_layers
+        if magnitude != Augment.randaugment_magnitude and not layers:
+            at = f"data.train.{name}.augment.randaugment_"
+            yield f"{at}magnitude: {magnitude} is for {at}layers, which is 0"
 
 
 def _in_training(recipe: Recipe) -> Iterator[str]:
@@ -117,6 +126,20 @@ def _arms(recipe: Recipe) -> dict[str, Arm]:
 
 def _changed(arm: Arm, changes: Mapping[str, dict[str, Any]]) -> dict[str, Arm]:
     return {name: replace(arm, **settings) for name, settings in changes.items()}
+
+
+READ_WITH = {  # settings of an arm -> those that read them
+    **dict.fromkeys(("lora_rank", "lora_alpha"), ("adapt", ("lora", "dora"))),
+    **dict.fromkeys(("pool_queries", "pool_heads", "pool_depth"), ("pool", ("attentive",))),
+}
+
+
+def _unread(arms: Mapping[str, Arm], every: Sequence[Arm]) -> Iterator[str]:
+    """Settings that no arm reads."""
+    for name, (key, choices) in READ_WITH.items():
+        given = [f"{at}.{name}: {getattr(arm, name)}" for at, arm in arms.items() if vars(arm)[name] != vars(Arm)[name]]
+        if given and not any(getattr(arm, key) in choices for arm in every):
+            yield f"{given[0]} is for {key} {' and '.join(choices)}, which no arm has"
 
 
 def _in_arm(at: str, arm: Arm, recipe: Recipe) -> Iterator[str]:

@@ -24,6 +24,7 @@ from scaleup.config.schema import Input, Positions
 from scaleup.model.tubes import Size, TubeSpec, TubeTokenizer, cached, centres
 
 KINDS: tuple[str, ...] = get_args(get_type_hints(Positions)["kind"])
+SINES = ("cosine", "cosine_no_stride", "backbone")  # kinds with an amplitude
 BASE = 10_000.0
 
 

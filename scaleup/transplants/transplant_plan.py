@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from scaleup.backbones.backbone import Backbone
 from scaleup.common.errors import UserError, nearest
 from scaleup.config.schema import Positions, Tube
-from scaleup.model.tokenizer import KINDS
+from scaleup.model.tokenizer import KINDS, SINES
 from scaleup.model.tubes import Size, TubeSpec, folds_to
 from scaleup.transplants.donor import Donor, Kernel
 from scaleup.transplants.measure import position_rms
@@ -57,6 +57,8 @@ class Options:
         if self.positions is not None and self.positions not in KINDS:
             allowed = f"allowed are {', '.join(KINDS)}{nearest(self.positions, KINDS)}"
             raise UserError(f"unknown positions {self.positions!r}; {allowed}")
+        if self.amplitude is not None and not 0 < self.amplitude < math.inf:
+            raise UserError(f"--amplitude {self.amplitude} is not a number above 0")
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -165,6 +167,8 @@ def positions(large: Backbone, options: Options, sines: float = 1.0) -> Position
         raise UserError(f"{large.name} has no positions of its own; choose others than --positions backbone")
     if options.positions is None and kind in ("learned", "relative"):
         raise UserError(f"{large.name} has {kind} positions, which are not moved; choose others with --positions")
+    if options.amplitude is not None and kind not in SINES:
+        raise UserError(f"--amplitude is of sines, and positions {kind} have none; allowed are {', '.join(SINES)}")
     if amplitude is None and kind == "backbone":
         amplitude = 2**0.5 * position_rms(large)
     elif amplitude is None:

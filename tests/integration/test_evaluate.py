@@ -175,6 +175,16 @@ def test_mistakes_are_sentences_and_exit_code_2(model: Path, shards: Path) -> No
     assert "'motion'" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_options_that_would_change_nothing_are_refused(model: Path, shards: Path, tmp_path: Path) -> None:
+    for option, value in (("precision", "bfloat16"), ("placement", "host")):
+        done = tool(model, shards, f"--{option}", value)
+        assert done.returncode == 2 and f"--{option} is of frozen blocks, and '{model}' has none" in done.stderr
+    images = [make_sample("image", 0, "test", number, 32, 1) for number in range(2)]
+    stills = write_shards(images, tmp_path / "images", "image", CLASSES["image"]).path
+    done = tool(model, stills, "--strides", "long=2,8,8")
+    assert done.returncode == 2 and "--strides are of tubes" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_there_are_no_figures_of_nothing(model: Path, tmp_path: Path) -> None:
     loaded = {"model": load(model)}
     empty = write_shards([], tmp_path / "empty", "video", CLASSES["video"])

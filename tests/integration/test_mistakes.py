@@ -18,9 +18,11 @@ MISTAKES = [
     "make_shards nowhere --out x",
     "make_shards shapes --out x --videos train=x",
     "plan RECIPE --memory lots",
+    "plan RECIPE arm.frozen_depth=0 --views 2",
     "predict model nowhere.mp4",
     "evaluate model shards --batch 0",
     "predict model x.mp4 --top 0",
+    "predict model x.mp4 --hop 0",
     "probe model train test --out .",
     "probe model train test --save x",
     "probe model train test --steps 9",
@@ -28,9 +30,11 @@ MISTAKES = [
     "report runs --out x --watch 0",
     "sweep RECIPE --machines 2",
     "sweep RECIPE --where local",
+    "sweep RECIPE --where local --machines 2 --slurm time=10",
     "train RECIPE --stop-after 2",
     "train RECIPE train.step=2",
     "transplant small vit_h",
+    "transplant small vit_h --out x --weights big.pt --random-init",
 ]
 WITHOUT_TORCH = """
 import importlib, json, os, runpy, sys

@@ -2,11 +2,14 @@
 
 from functools import partial
 
+import pytest
 import torch
 
 from bench.measure import goal, rotate
 from bench.saving import Steps, savings
 from bench.share import trunk_share
+from bench.step import step
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Backbone, Input, Model, Positions, Recipe, Tube
 from scaleup.model.build import fresh
 from scaleup.model.tubevit import TubeViT
@@ -93,3 +96,16 @@ def test_the_rate_of_a_trunk_counts_all_of_its_products() -> None:
     flops = 1e9 * row["gflops"]["trunk"] * row["seconds"]
     assert abs(flops - (9 * block + tokenizer)) < 0.01 * flops
     assert row["of_mm"] == row["gflops"]["trunk"] / row["gflops"]["mm"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"full": True}, "--full is for one backbone; name it with --backbone"),
+        ({"frozen_depth": 0}, "--frozen-depth is for one backbone; name it with --backbone"),
+        ({"backbone": "vit_ti", "quick": True}, "--quick is for what is measured without --backbone"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        step(**options)

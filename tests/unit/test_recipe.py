@@ -128,6 +128,16 @@ def test_a_sweep_without_arms_is_refused() -> None:
             "trunk.precision: 'bf16' is not one of 'float32', 'bfloat16'",
         ),
         ("trunk.placement=disk", "trunk.placement: disk needs a loaded model"),
+        (
+            "trunk.placement=host arms.last.frozen_depth=0 arms.gated=null",
+            "trunk.placement: host is for frozen blocks, but no arm has any",
+        ),
+        ("arm.lora_rank=4", "arms.last.lora_rank: 4 is for adapt lora and dora, which no arm has"),
+        ("arms.gated.pool_heads=4", "arms.gated.pool_heads: 4 is for pool attentive, which no arm has"),
+        (
+            "data.train.clips.augment.randaugment_magnitude=5",
+            "augment.randaugment_magnitude: 5 is for data.train.clips.augment.randaugment_layers, which is 0",
+        ),
         ("train.mixup=.nan", "train.mixup: nan is not a number of at least 0"),
         ("train.betas=[0.9,1]", "train.betas: [0.9, 1] is not a list [beta1, beta2]"),
         ("train.offload=true", "train.offload: True needs ZeRO, but train.zero_stage is 0"),
@@ -156,6 +166,11 @@ def test_a_mistake_is_said_once_with_its_path(good: Path, change: str, said: str
 @pytest.mark.parametrize("content", [[1], "text", None, 3])
 def test_what_is_no_mapping_is_said(content: object) -> None:
     assert check(Recipe, content) == (None, ["it is not a mapping of settings"])
+
+
+def test_a_setting_that_one_of_the_arms_reads_is_no_mistake(good: Path) -> None:
+    changes = ["arm.lora_rank=4", "arms.gated.adapt=lora", "trunk.placement=host", "arms.last.frozen_depth=0"]
+    assert recipe.load(good, changes).arm.lora_rank == 4
 
 
 def test_a_list_of_arms_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from bench.saving import savings
 from bench.share import trunk_share
 from bench.sides import random_clips
 from bench.tokenizer import SIZE
+from scaleup.common.errors import UserError
 from scaleup.config.schema import Arm, Recipe
 from scaleup.training.run_inputs import sizes
 
@@ -23,6 +24,10 @@ def step(
     quick: bool = False,
 ) -> Figures:
     """Without ``backbone``: what freezing saves, and the trunk's speed. With it: a step of this backbone."""
+    if backbone is None and (full or frozen_depth is not None):
+        raise UserError(f"--{'full' if full else 'frozen-depth'} is for one backbone; name it with --backbone")
+    if backbone is not None and quick:
+        raise UserError("--quick is for what is measured without --backbone; name a small one, such as vit_ti")
     if backbone is None:
         return compare_steps(batch, repeats, quick)
     return time_step(backbone, frozen_depth, full, batch, repeats)

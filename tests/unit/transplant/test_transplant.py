@@ -1,6 +1,7 @@
 """Whole transplants: what is claimed in the report, measured here again and otherwise."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import scaleup
 from scaleup.common.errors import UserError
 from scaleup.config import schema
 from scaleup.data.shapes import make_shapes
+from scaleup.model.tokenizer import SINES
 from scaleup.transplants.adapted_model import plan, transplant
 from scaleup.transplants.move import scale_tubes
 from scaleup.transplants.transplant_plan import Options
@@ -229,10 +231,26 @@ def test_a_dry_run_says_what_the_transplant_then_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("positions", ["cosine", "none", "learned", "relative", "cosine_no_stride"])
 def test_other_positions_than_the_backbones_own(positions: str, tmp_path: Path) -> None:
-    model, report = moved(tmp_path, positions=positions, amplitude=0.25)
-    assert report.positions == schema.Positions(positions, 0.25)
+    amplitude = 0.25 if positions in SINES else None
+    model, report = moved(tmp_path, positions=positions, amplitude=amplitude)
+    assert report.positions == schema.Positions(positions, amplitude or 1.0)
     assert report.accounting.tensors["backbone/pos_embed"] == "left"
     assert model.forward_features(PIXELS).shape == (2, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"amplitude": math.inf}, "--amplitude inf is not a number above 0"),
+        ({"amplitude": math.nan}, "--amplitude nan is not a number above 0"),
+        ({"amplitude": 0.0}, "--amplitude 0.0 is not a number above 0"),
+        ({"amplitude": 1.0, "positions": "none"}, "--amplitude is of sines, and positions none have none; allowed are"),
+    ],
+)
+def test_an_amplitude_that_says_nothing_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        moved(tmp_path, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_transplant_leaves_the_backbone_and_the_delta_is_small(tmp_path: Path) -> None:
