@@ -32,6 +32,7 @@ NO_LABEL = {"", "-1", "-1.0", "nan"}
 NO_NUMBER = {"none", "null", "na", "n/a"}  # mean "no label" if labels are numbers; else they are names like any other
 DIGITS = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
 LISTED = re.compile(r"\d+(\s*[,;|]\s*\d+)+")  # numbers in one label, as sets with several labels a sample have them
+PLAIN = (str, int, float)  # values of JSON that are labels
 SPACED = re.compile(r"-?\d+([\s,]+-?\d+)+")
 
 
@@ -91,18 +92,19 @@ def _json_list(text: str) -> list[Any] | None:
 def explain_value(label: Any) -> str:
     """Why a value of JSON is no label; empty if it is text, a number, null, or a list of these."""
     for part in label if isinstance(label, list) else [label]:
-        if part is not None and type(part) not in (str, int, float):
-            return f"its label has {json.dumps(part)[:80]}; allowed are text, a number, and a list of these"
+        if part is not None and type(part) not in PLAIN:
+            said = json.dumps(part, default=repr, skipkeys=True)[:80]  # Python writes lists of more than JSON has
+            return f"its label has {said}; allowed are text, a number, and a list of these"
     return ""
 
 
 def split_label(text: str) -> list[str]:
     """The labels in a text: a JSON list, or divided by ``;`` or ``|``, numbers by commas or spaces too. What means "no
-    label" is left out, as is null."""
+    label" is left out, as are null and what :func:`explain_value` explains."""
     parts = _json_list(text)
     if parts is None:
         parts = re.split(r"[\s,]+" if SPACED.fullmatch(text) else r"[;|]", text)
-    parts = [str(part) for part in parts if part is not None]
+    parts = [str(part) for part in parts if type(part) in PLAIN]
     return [part for each in parts if (part := each.strip()).lower() not in NO_LABEL]
 
 
@@ -136,6 +138,8 @@ class Labelling:
         """The label for the shards; ValueError with a sentence if the text is none."""
         if self.kind == NUMBER:
             return _quantity(text)
+        if self.kind == SEVERAL and (wrong := explain_value(_json_list(text))):
+            raise ValueError(wrong)
         numbers = [self._numbers[self.name(part)] for part in self._parts(text)]
         return sorted(set(numbers)) if self.kind == SEVERAL else numbers[0]
 

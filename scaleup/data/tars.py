@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import refuse_existing
@@ -215,7 +215,7 @@ def label_text(contents: dict[str, bytes], label: str | None) -> str:
 
 def _field(data: bytes, name: str) -> str:
     try:
-        content = json.loads(data[:MAX_TEXT])
+        content = json.loads(data[:MAX_TEXT], object_pairs_hook=partial(_once, name))
     except (ValueError, RecursionError):
         raise BadSample("its .json is not JSON") from None
     fields = content if isinstance(content, dict) else {}
@@ -226,3 +226,10 @@ def _field(data: bytes, name: str) -> str:
     there = f"; it has {', '.join(map(repr, list(fields)[:SHOWN]))}" if fields else ""
     instead = f" but {json.dumps(value)[:80]}" if name in fields else nearest(name, fields) or there
     raise BadSample(f"has no label: no text or number '{name}' in its .json{instead}")
+
+
+def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object; BadSample if ``name`` is there twice."""
+    if sum(field == name for field, _ in pairs) > 1:
+        raise BadSample(f"has two labels: '{name}' is twice in its .json")
+    return dict(pairs)

@@ -75,6 +75,8 @@ def verify(path: str | Path, processes: int | None = None) -> Verified:
     except DAMAGE as error:
         problems.append(f"index.json: damaged, {explain_damage(error)}")
     count = content.get("count")
+    if count == 0 and not problems:
+        problems = [f"'{path}' has no samples, so nothing can be trained or tested on it"]
     return Verified(count if isinstance(count, int) else 0, problems, notes, _left_out(content))
 
 

@@ -57,8 +57,8 @@ class SeveralScore(Score):
     """Of a head that names any number of classes."""
 
     map: float | None  # mean of the average precision over the classes that a sample has; None if none has one
-    top1: float  # samples whose most probable class is one of theirs
-    top5: float  # samples with one of their classes among the five most probable
+    top1: float | None  # samples whose most probable class is one of theirs; None as map
+    top5: float | None  # samples with one of their classes among the five most probable
     loss: float  # binary cross entropy, the mean over classes
     chance: float | None  # mAP of random guesses
 
@@ -162,7 +162,8 @@ class SeveralTally:
         counts = torch.stack(world.gather(self.counts)).sum(0)
         precisions = np.concatenate(list(self._precisions(world, int(total), len(names))))
         mean, chance = mean_average_precision(precisions, counts.numpy(), int(total))
-        top1, top5, loss = (each / max(total, 1) for each in sums)
+        first, among, loss = (each / max(total, 1) for each in sums)
+        top1, top5 = (None, None) if mean is None else (first, among)
         by_class = ByClass.of("average precision", torch.from_numpy(precisions), counts, names)
         return SeveralScore(mean, top1, top5, loss, chance), by_class
 

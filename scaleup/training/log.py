@@ -174,6 +174,8 @@ class Recent:
                 continue
             head = min(heads, key=lambda head: head.quality)
             other = score["r2" if head.measure == "r2" else "top1"]
+            if other is None:  # no sample has a class
+                continue
             if head.quality - other > max(GAP, head.deviation(other, self.batch, valid["samples"])):
                 self.gaps[name] = Gap(head.quality, other, steps, head.measure)
         first = self.gaps.keys() - self._named

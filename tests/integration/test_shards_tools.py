@@ -137,10 +137,47 @@ def test_an_option_of_other_sources_is_refused(folder, tmp_path, source, option,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--fps=5"], "--fps is for videos; 'SOURCE' has images"),
+        (["--quality=50"], "--quality is of images that are re-encoded as jpg or webp"),
+        (["--quality=50", "--image-format=png"], "--quality is of images that are re-encoded as jpg or webp"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(folder, tmp_path, options, said):
+    result = tool("make_shards", folder, "--out", tmp_path / "out", *options)
+    refused(result, said.replace("SOURCE", str(folder)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_encoded_again_have_a_quality(folder, tmp_path):
+    for quality in (20, 90):
+        options = "--reencode", "--quality", quality, "--out", tmp_path / str(quality)
+        assert tool("make_shards", folder, *options).returncode == 0
+    low, high = (Shards.open(tmp_path / str(quality)) for quality in (20, 90))
+    assert low.keys == high.keys and low.read(0).media != high.read(0).media
+
+
+def test_an_option_of_images_is_none_of_videos(tmp_path):
+    (tmp_path / "source/class").mkdir(parents=True)
+    (tmp_path / "source/class/a.mp4").write_bytes(numbered(2))
+    result = tool("make_shards", tmp_path / "source", "--out", tmp_path / "out", "--image-format", "png")
+    refused(result, f"--image-format is for images; '{tmp_path / 'source'}' has videos")
+
+
 def test_checking_what_is_no_shard_directory(tmp_path):
     refused(tool("check_shards", tmp_path), "not a shard directory")
     (tmp_path / "index.json").write_text('{"format": "scaleup-shards-1", "shards": 3}')
     assert tool("check_shards", tmp_path).returncode == 1
+
+
+def test_shards_without_samples_are_a_problem(tmp_path):
+    made = tool("make_shards", "shapes", "--out", tmp_path, "--overwrite", "--videos", "val=0", "--images", "")
+    assert made.returncode == 0, made.stderr
+    checked = tool("check_shards", tmp_path / "videos-val")
+    said = f"'{tmp_path / 'videos-val'}' has no samples, so nothing can be trained or tested on it\n"
+    assert (checked.returncode, checked.stdout) == (1, said)
 
 
 def test_an_interrupt_leaves_nothing(tmp_path):

@@ -98,6 +98,15 @@ def test_what_is_no_label_in_json_is_no_class(pictures, labels):
     assert [item.reason for item in listing.items] == said
 
 
+@pytest.mark.parametrize(("cell", "part"), [("[true]", "true"), ("[True]", "true"), ("['run', b'sit']", "\"b'sit'\"")])
+def test_what_is_no_label_in_a_list_of_a_cell_is_no_class(pictures, cell, part):
+    (pictures / "list.csv").write_text(f"path\tlabel\na.png\trun\nb.png\t{cell}\n")
+    listing = read_source(pictures / "list.csv", labels="several")
+    assert listing.classes == ["run"]
+    said = f"its label has {part}; allowed are text, a number, and a list of these"
+    assert [item.reason for item in listing.items] == ["", said]
+
+
 def test_a_column_names_its_class_as_it_is_written(pictures):
     (pictures / "list.csv").write_text("Path,Long Jump,Run\na.png,1,0\nb.png,0,1\n")
     assert read_source(pictures / "list.csv", labels="several").classes == ["Long Jump", "Run"]

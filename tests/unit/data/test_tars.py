@@ -112,6 +112,11 @@ BAD = {
     "out of range": ([("a.jpg", picture(0)), ("a.cls", b"2")], "0.tar: a", "label '2' is not one of the 2 classes"),
     "negative": ([("a.jpg", picture(0)), ("a.cls", b"-1")], "0.tar: a", "label '-1' means that there is no label"),
     "wrong JSON": ([("a.jpg", picture(0)), ("a.json", b"{'label': 1}")], "0.tar: a", "its .json is not JSON"),
+    "two labels": (
+        [("a.jpg", picture(0)), ("a.json", b'{"label": 1, "label": 2}')],
+        "0.tar: a",
+        "has two labels: 'label' is twice in its .json",
+    ),
     "deep JSON": ([("a.jpg", picture(0)), ("a.json", b"[" * 200_000)], "0.tar: a", "its .json is not JSON"),
     "JSON list": ([("a.jpg", picture(0)), ("a.json", b"[1]")], "0.tar: a", "no text or number 'label'"),
     "no media": ([("a.cls", b"0")], "0.tar: a", "has 0 images"),

@@ -121,6 +121,8 @@ def test_a_gap_between_training_and_validation_is_named_once_for_each_head() -> 
     assert sentence.startswith("head 'motion' of arm 'last2' learns its training samples better than others")
     assert "95.0% on the training samples" in sentence and "60.0% on the validation samples, after 40 steps" in sentence
     assert both.compare(50, valid(shape=0.88, motion=0.5)) == [] and both.gaps["motion"].valid == 0.5
+    several = {"samples": 9, "heads": {"motion": {"map": None, "top1": None, "top5": None}}}
+    assert both.compare(55, several) == [] and not both.gaps  # no sample has a class
     both.compare(60, valid(shape=0.88, motion=0.94))
     assert not both.gaps  # it has closed
 
