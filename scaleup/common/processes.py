@@ -140,9 +140,10 @@ OF_OS = {
     errno.EPIPE: "the program that read the output has ended",
 }
 DEVICE = (
-    "the device has no memory left; use a smaller batch (data.batch, --batch), train.accumulate, "
-    "arm.grad_checkpointing=true or trunk.placement=host"
+    "the device has no memory left; use a smaller batch (data.batch, --batch) or keep frozen blocks on the host "
+    "(trunk.placement=host, --placement host)"
 )
+FULL = "out of memory|STATUS_ALLOC_FAILED"  # of torch's allocator, of CUDA, of its libraries
 LOADER = r"DataLoader worker \(pid\S* ([\d, ]+)\) "  # torch's message
 OF_TEXT = [  # pattern in an error's text -> cause; the first match counts
     (
@@ -153,7 +154,7 @@ OF_TEXT = [  # pattern in an error's text -> cause; the first match counts
     (LOADER + r"is killed by signal: (\w[\w ]*)", "loader process {} was ended by a signal: {}"),
     (LOADER + "exited unexpectedly", f"loader process {{}} has ended; if it printed no cause, most likely {HOST}"),
     ("DefaultCPUAllocator|can't allocate memory|Cannot allocate memory", HOST),
-    ("out of memory|CUBLAS_STATUS_ALLOC_FAILED", DEVICE),
+    (FULL, DEVICE),
     (
         "does not have a deterministic implementation",
         "the model has an operation without a deterministic algorithm on a GPU; set train.deterministic=false",
@@ -180,6 +181,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError":
         return _of_text(str(error.__cause__)) or _of_text(str(error))  # torch: "exited", because of "killed"
     return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory of a device, or that it shares with the host, is used up."""
+    return isinstance(error, RuntimeError) and re.search(FULL, str(error)) is not None
 
 
 def _of_text(text: str) -> str | None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
+from scaleup.common.pinned import pinned
+
 Tensors = dict[str, Tensor]
 
 
@@ -47,13 +49,17 @@ class Slots:
 
     def _free(self, source: Mapping[str, Tensor]) -> Tensors:
         """A slot for such tensors, whose copy waits until it is free. Blocks of other shapes get new memory."""
-        slot = self.slots.pop(0) if len(self.slots) == 2 else None
-        if slot is None or not _alike(slot.tensors, source):
-            slot = Slot(
-                {name: _mapped(tensor, self._empty) for name, tensor in source.items()}, self.computing.record_event()
-            )
+        if not self.slots:  # the second is free as early as the first, so its copy does not wait for a block
+            self.slots = [self._new(source), self._new(source)]
+        slot = self.slots.pop(0)
+        if not _alike(slot.tensors, source):
+            slot = self._new(source)
         self.copying.wait_event(slot.free)
         return slot.tensors
+
+    def _new(self, source: Mapping[str, Tensor]) -> Slot:
+        tensors = {name: _mapped(tensor, self._empty) for name, tensor in source.items()}
+        return Slot(tensors, self.computing.record_event())
 
     def _empty(self, tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=self.device)
@@ -70,9 +76,9 @@ def pin(block: nn.Module) -> None:
     for tensor in (*block.parameters(), *block.buffers()):
         if is_traceable_wrapper_subclass(tensor):
             for name in tensor.__tensor_flatten__()[0]:
-                setattr(tensor, name, getattr(tensor, name).pin_memory())
+                setattr(tensor, name, pinned(getattr(tensor, name)))
         elif tensor.device.type == "cpu":
-            tensor.data = tensor.data.pin_memory()
+            tensor.data = pinned(tensor.data)
 
 
 def _mapped(tensor: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
@@ -82,7 +88,7 @@ def _mapped(tensor: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
     return call(tensor.detach())
 
 
-def _parts(tensor: Any) -> list[Tensor]:
+def parts_of(tensor: Any) -> list[Tensor]:
     """The tensor; of a quantised one, the tensors that it is made of."""
     if is_traceable_wrapper_subclass(tensor):
         return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
@@ -90,7 +96,7 @@ def _parts(tensor: Any) -> list[Tensor]:
 
 
 def _copy(target: Tensor, source: Tensor) -> None:
-    for one, other in zip(_parts(target), _parts(source), strict=True):
+    for one, other in zip(parts_of(target), parts_of(source), strict=True):
         one.copy_(other, non_blocking=True)
 
 

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from scaleup.backbones.backbone import BlockFile
 from scaleup.common.errors import UserError
+from scaleup.common.pinned import pinned
 from scaleup.common.timing import measure_in_turns, now
 from scaleup.model.kernels import Call, computed, every_token, first_token
 from scaleup.model.slots import Slots, pin
@@ -227,7 +228,7 @@ def _fetched(
     assert file is not None
     read = {name: file.read(index, name) if tensor.is_meta else tensor for name, tensor in own.items()}
     cast = {name: tensor.to(dtype) for name, tensor in read.items()}
-    return {name: tensor.pin_memory() for name, tensor in cast.items()} if device.type != "cpu" else cast
+    return {name: pinned(tensor) for name, tensor in cast.items()} if device.type != "cpu" else cast
 
 
 class Called(nn.Module):

@@ -86,7 +86,7 @@ def largest_batch(sketch: Sketch, names: Collection[str], available: int, ranks:
 
 
 def _pixels(size: Size) -> int:
-    """Bytes of a sample, as uint8 pixels and as normalised float32."""
+    """Bytes of a sample as normalised float32, and as uint8: the pixels before, or on a GPU those of the next batch."""
     return 3 * math.prod(size) * (1 + 4)
 
 

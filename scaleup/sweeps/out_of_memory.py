@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from functools import wraps
 
-import torch
-
 from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
+from scaleup.common.processes import is_full
 from scaleup.common.text import format_gib
 from scaleup.config.schema import Arm, Recipe
 from scaleup.sweeps.memory import by_part, largest_batch, own_memory
@@ -23,7 +22,9 @@ def train(
 ) -> RunResult | StoppedRun:
     try:
         return run.train(recipe, arms, overwrite, stop_after)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
         raise UserError(_out_of_memory(Sketch(recipe, arms or {"model": recipe.arm}), join().size)) from error
 
 

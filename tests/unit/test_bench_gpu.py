@@ -143,7 +143,7 @@ def test_a_file_that_is_no_result_is_refused_and_the_page_stays(said: str, tmp_p
 
 def test_what_was_not_measured_is_named_and_costs_nothing_else() -> None:
     def full() -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
     def broken() -> Any:
         raise KeyError("ViT-B")

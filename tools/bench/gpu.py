@@ -37,6 +37,7 @@ from bench.sides import FRAMES, PEERS, TINY, VIT_B, Size
 from bench.works import ALONE, Works
 from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
+from scaleup.common.processes import is_full
 from scaleup.config.recipe import default_precision
 from scaleup.model.tubevit import TubeViT
 
@@ -131,12 +132,13 @@ class Measurements:
             return
         try:
             self.rows += group()
-        except torch.OutOfMemoryError:
-            self.missing.append(f"{name}: no memory was left")
         except Exception as error:  # one failure must not cost the other figures: the GPU may be gone tomorrow
-            traceback.print_exc()
-            self.missing.append(f"{name}: {type(error).__name__}: {error}")
-            self.code = 1
+            if is_full(error):
+                self.missing.append(f"{name}: no memory was left")
+            else:
+                traceback.print_exc()
+                self.missing.append(f"{name}: {type(error).__name__}: {error}")
+                self.code = 1
         gc.collect()
         if own_device().type != "cpu":
             torch.accelerator.empty_cache()
