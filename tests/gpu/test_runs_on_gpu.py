@@ -122,17 +122,33 @@ def test_two_gpus_go_on_where_they_were_stopped(changes: list[str], tiny_path: P
 def test_a_run_needs_the_memory_that_is_planned(tiny: Tiny) -> None:
     arms = {"last": Arm(frozen_depth=9, gate=True)}
     kwargs = "{patch_size: 8, embed_dim: 768, depth: 12, num_heads: 12}"
-    read = tiny(f"model.backbone.kwargs={kwargs}", "data.batch=64", "arms=null")
+    read = tiny(f"model.backbone.kwargs={kwargs}", "data.batch=64", "arms=null", "train.compile=off")  # as is planned
     planned = costs.memory(read, arms)["total"]
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     run = Run(read, arms)
     feed = iter(run.feed)
+    run.step(0, next(feed))
     torch.cuda.reset_peak_memory_stats()  # without what preparing takes
-    for step in range(3):
+    for step in (1, 2):
         run.step(step, next(feed))
     assert torch.cuda.max_memory_allocated() == pytest.approx(planned, rel=0.15)
     run.close()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_compiled_blocks_wait_on_the_host(precision: str, tiny: Tiny) -> None:
+    """They give the losses of blocks that are not compiled, within the rounding of bfloat16."""
+
+    def losses(compile: str) -> list[float]:
+        changes = [f"trunk.precision={precision}", "trunk.placement=host", f"train.compile={compile}"]
+        run = Run(tiny("train.mixup=0", *changes), FROZEN)
+        entries = [run.step(step, fed)["arms"] for step, fed in enumerate(run.feed)]
+        run.close()
+        return [arm["loss"] for entry in entries for arm in entry.values()]
+
+    assert losses("blocks") == pytest.approx(losses("off"), rel=0.02)
 
 
 def test_predictions_are_made_there(tiny: Tiny, tmp_path: Path) -> None:
