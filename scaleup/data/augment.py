@@ -90,6 +90,12 @@ def parse_views(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def count_views(text: str, modality: str) -> int:
+    """Views of a sample; an image has only crops."""
+    clips, crops = parse_views(text)
+    return crops * (clips if modality == "video" else 1)
+
+
 def eval_views(data: bytes, modality: str, input: Input, clips: int, crops: int) -> Tensor:
     """``clips`` evenly spaced clips of a video, each in ``crops`` spatial crops; for an image, only the crops.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scaleup.common.distributed import device_type
 from scaleup.common.errors import UserError
+from scaleup.common.pinned import pinned
 from scaleup.config.schema import Input
 from scaleup.data.labels import NUMBER, ONE, SEVERAL
 from scaleup.data.storage import Failure
@@ -120,10 +122,11 @@ def batches(dataset: Dataset, numbers: range, workers: int, size: int) -> Iterat
     """
     refuse_small_shared(size, len(numbers), workers)
     results = in_workers(dataset, numbers, workers)
-    return map(partial(_own, {}), results) if workers else results
+    copy = Tensor.clone if device_type() == "cpu" else pinned
+    return map(partial(_own, copy, {}), results) if workers else results
 
 
-def _own(mapped: dict[int, Tensor], batch: Batch) -> Batch:
-    """A copy of ``batch`` in this process's memory; its shared memory stays mapped for the next batches."""
+def _own(copy: Callable[[Tensor], Tensor], mapped: dict[int, Tensor], batch: Batch) -> Batch:
+    """A ``copy`` of ``batch`` in this process's memory; its shared memory stays mapped for the next batches."""
     mapped[batch.pixels.data_ptr()] = batch.pixels
-    return replace(batch, pixels=batch.pixels.clone())
+    return replace(batch, pixels=copy(batch.pixels))

@@ -17,12 +17,13 @@ from itertools import accumulate
 from math import ceil
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from scaleup.common.errors import UserError, nearest
 from scaleup.config import schema
-from scaleup.data.augment import TrainTransform, eval_views, parse_views
+from scaleup.data.augment import TrainTransform, count_views, eval_views, parse_views
 from scaleup.data.batches import BadSamples, Batch, Samples, batches, collate, input_bytes
 from scaleup.data.decode import BadSample
 from scaleup.data.labels import refuse_loss
@@ -30,6 +31,7 @@ from scaleup.data.order import Order
 from scaleup.data.repeats import draw_repeats
 from scaleup.data.shards import Shards
 from scaleup.data.storage import Failure
+from scaleup.data.upload import CPU, Uploaded
 
 Joined = Callable[[list[Failure]], list[Failure]]  # failures of this rank in a step -> failures of all ranks
 
@@ -121,7 +123,8 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     joined: Joined = list,
-) -> Iterator[Batch]:
+    device: torch.device = CPU,
+) -> Uploaded:
     """This rank's part of the batches of steps ``start`` to ``steps`` - 1.
 
     The number of workers does not change them. The parts of all ranks together are the same for any number of ranks.
@@ -138,15 +141,15 @@ def train_loader(
     shards = open_datasets(data)
     dataset = TrainSteps(data, shards, Augmented(data, input, seed, shards), seed, rank, world)
     sizes = {input_bytes(input, each.modality) for each in shards.values()}
-    return train_steps(dataset, sizes, data.workers, range(start, steps), joined)
+    return train_steps(dataset, sizes, data.workers, range(start, steps), joined, device)
 
 
 def train_steps(
-    dataset: TrainSteps, sizes: set[int], workers: int, steps: range, joined: Joined = list
-) -> Iterator[Batch]:
+    dataset: TrainSteps, sizes: set[int], workers: int, steps: range, joined: Joined, device: torch.device
+) -> Uploaded:
     """This rank's batches of ``steps``. ``sizes``: bytes of a sample, for each shape of samples."""
-    # Not a generator: the frame of a generator in a traceback would keep the processes alive.
-    return map(partial(dataset.count_bad, joined), batches(dataset, steps, workers, len(dataset.places) * sum(sizes)))
+    made = batches(dataset, steps, workers, len(dataset.places) * sum(sizes))
+    return Uploaded(made, device, partial(dataset.count_bad, joined))
 
 
 class Augmented:
@@ -211,13 +214,11 @@ class TrainSteps(Dataset):
                 position += 1
         return None
 
-    def count_bad(self, joined: Joined, batch: Batch) -> Batch:
-        """Count and print the unreadable samples of ``batch``, each once; UserError if all ranks have too many of
-        them."""
+    def count_bad(self, joined: Joined, batch: Batch) -> None:
+        """Count and print the unreadable samples of ``batch``, each once; UserError if all ranks have too many."""
         bad = self.bad[batch.dataset]
         bad.name(batch.failures)
         bad.add(joined(batch.failures))
-        return batch
 
 
 def eval_share(count: int, rank: int, world: int) -> range:
@@ -242,10 +243,9 @@ def eval_loader(
     sample, ``pixels`` is (0,).
     """
     check_heads(shards, heads)
-    clips, crops = parse_views(views)
     share = eval_share(len(shards), rank, world)
-    size = crops * (clips if shards.modality == "video" else 1) * input_bytes(input, shards.modality)
-    read = partial(_read_views, shards, input, clips, crops)
+    size = count_views(views, shards.modality) * input_bytes(input, shards.modality)
+    read = partial(_read_views, shards, input, *parse_views(views))
     return map(_name_failures, EachOnce(shards, dict(heads), read, Parts([share], batch)).batches(size, workers))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from scaleup.common.errors import UserError
 from scaleup.config import schema
-from scaleup.data.batches import Batch
 from scaleup.data.decode import BadSample
 from scaleup.data.index import explain_damage, list_sha256
 from scaleup.data.loader import Joined, TrainSteps, check_heads, train_steps
 from scaleup.data.shards import Shards
+from scaleup.data.upload import CPU, Uploaded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # precisions of stored tokens
 KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}  # safetensors' names
@@ -214,14 +214,15 @@ def cached_loader(
     rank: int,
     world: int,
     joined: Joined = list,
-) -> Iterator[Batch]:
+    device: torch.device = CPU,
+) -> Uploaded:
     """The same batches as :func:`scaleup.data.loader.train_loader`, with records instead of pixels.
 
     Epoch e reads view e mod V.
     """
     dataset = TrainSteps(data, sets, partial(_record, sets), seed, rank, world)
     sizes = {max(place.end for place in each.layout.values()) for each in sets.values()}
-    return train_steps(dataset, sizes, data.workers, steps, joined)
+    return train_steps(dataset, sizes, data.workers, steps, joined, device)
 
 
 def _record(sets: Mapping[str, CachedSet], name: str, index: int, epoch: int) -> Tensor:

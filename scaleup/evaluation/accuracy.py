@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from scaleup.common.errors import UserError, nearest
 from scaleup.common.files import write_json, write_text
 from scaleup.common.timing import progress
 from scaleup.config.schema import Input, Trunk
+from scaleup.data.augment import count_views
 from scaleup.data.batches import Batch
 from scaleup.data.labels import LOSSES, refuse_loss
 from scaleup.data.loader import Parts, check_heads, eval_loader, eval_share
 from scaleup.data.shards import Shards
+from scaleup.data.upload import Uploaded
 from scaleup.evaluation.scores import ByClass, Score, tally
 from scaleup.model.build import PreparedTrunk, prepare_trunks
+from scaleup.model.full_device import explain_full
 from scaleup.model.kernel_choice import set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.model.tubevit import TubeViT, arm_inputs
@@ -79,11 +82,12 @@ def evaluate(
     opened, first = Shards.open(shards), next(iter(models.values()))
     heads, world = matched(first, opened, heads, "--heads HEAD=LABEL"), join()
     set_products(world.device)
-    with world.together():
+    seen = count_views(views, opened.modality)  # of each sample
+    with world.together(), explain_full(models.values(), batch, seen, "--placement host"):
         for model in models.values():
             model.eval().arm.to(world.device)
-        set_kernels(models.values(), "auto", world, batch, trains=False)
-        prepared = prepare_trunks(models.values(), trunk or Trunk(), world, batch)
+        set_kernels(models.values(), "auto", world, batch * seen, trains=False)
+        prepared = prepare_trunks(models.values(), trunk or Trunk(), world, batch * seen)
         once = Once("evaluating", opened, heads, first.config.input, views, batch, workers, world)
         evaluations = scores(models, once)
     return {name: replace(each, trunk=_trunk_of(models[name], prepared)) for name, each in evaluations.items()}
@@ -109,13 +113,14 @@ class Once:
         world: World,
     ) -> None:
         self.title, self.shards, self.heads, self.views, self.world = title, shards, dict(heads), views, world
-        self.batches = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
+        read = eval_loader(shards, heads, input, views, batch, workers, world.rank, world.size)
+        self.batches = Uploaded(read, world.device, labels=False)
         self.parts = Parts([eval_share(len(shards), world.rank, world.size)], batch)
         self.read, self.passed = 0, 0  # samples
         self.failures: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of this rank that have readable samples."""
+        """The batches of this rank that have readable samples, with pixels on its device."""
         with progress(self.title, sum(map(len, self.parts.chunks))) as advance:
             for part, batch in zip(self.parts, self.batches, strict=True):
                 failures = [(failure.source, failure.reason) for failure in batch.failures]
@@ -153,7 +158,7 @@ def scores(models: Mapping[str, TubeViT], once: Once) -> dict[str, Evaluation]:
         for name, model in models.items()
     }
     for batch in once:
-        for name, logits in _logits(models, once.heads, batch.pixels):
+        for name, logits in read_logits(models, once, batch.pixels).items():
             for head, each in logits.items():
                 tallies[name][head].add(each, batch.labels[head])
     coverage, evaluations = once.summary(), {}
@@ -204,12 +209,14 @@ def matched(model: TubeViT, shards: Shards, heads: Mapping[str, str] | None, set
 
 
 @torch.no_grad()  # not inference mode: its cached tensors could not be used in training
-def _logits(
-    models: Mapping[str, TubeViT], heads: Iterable[str], pixels: Tensor
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """By model, the logits (B, V, C) of each head, on the CPU."""
-    for name, features in view_features(models, pixels).items():  # (B, V, D)
-        yield name, {head: models[name].arm.heads[head](features).cpu() for head in heads}
+def read_logits(models: Mapping[str, TubeViT], once: Once, pixels: Tensor) -> dict[str, dict[str, Tensor]]:
+    """By model, the logits (B, V, C) of each head for a batch of ``once``. The host waits once for the device."""
+    features = view_features(models, pixels)  # (B, V, D)
+    logits = [models[name].arm.heads[head](each) for name, each in features.items() for head in once.heads]
+    together = torch.cat(logits, dim=-1)
+    once.batches.fetch()  # while a GPU computes
+    parts = iter(together.cpu().split([each.shape[-1] for each in logits], dim=-1))
+    return {name: {head: next(parts).contiguous() for head in once.heads} for name in features}
 
 
 def view_features(models: Mapping[str, TubeViT], pixels: Tensor) -> dict[str, Tensor]:

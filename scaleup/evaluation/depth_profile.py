@@ -24,10 +24,13 @@ from scaleup.common.files import new_directory, write_json
 from scaleup.common.ridge import Affine, Moments, Ridge
 from scaleup.common.timing import progress
 from scaleup.config.schema import Trunk
+from scaleup.data.augment import count_views
 from scaleup.data.labels import ONE, WORDS, class_counts
 from scaleup.data.shards import Shards
+from scaleup.data.upload import upload
 from scaleup.evaluation.accuracy import Coverage, Once
 from scaleup.model.build import PreparedTrunk, prepare_trunks
+from scaleup.model.full_device import explain_full
 from scaleup.model.kernels import set_products
 from scaleup.model.tubevit import TubeViT
 
@@ -111,19 +114,20 @@ def probe(
     frozen = model.with_arm(model.depth, gate=False, heads={}).eval()
     identity = _identify(frozen)
     set_products(world.device)
-    with world.together():
-        prepared = prepare_trunks([frozen], trunk or Trunk(), world)
+    seen = count_views(views, opened[0].modality)  # of each sample
+    with world.together(), explain_full([frozen], batch, seen, "--placement host"):
+        prepared = prepare_trunks([frozen], trunk or Trunk(), world, batch * seen)
         assert prepared is not None
         reader = Reader(frozen, chosen, world.device)
         how = model.config.input, views, batch, workers, world
         learnt, tested = (Once(f"reading {shards.name}", shards, {n: n for n in classes}, *how) for shards in opened)
         moments, scored = _read(reader, learnt, classes)
-        train_coverage = _coverage(learnt)
+        train_coverage = replace(learnt.summary(), shards=str(opened[0].path))
         fits = _fits(moments, classes, world)
         train_shares, count = _shares(fits, scored, classes, world)
         batches = ((reader(batch.pixels), batch.labels) for batch in tested)
         test_shares, samples = _shares(fits, batches, classes, world)
-        test_coverage = _coverage(tested)
+        test_coverage = replace(tested.summary(), shards=str(opened[1].path))
     return DepthProfile(
         labels=_curves(fits, classes, train_shares, test_shares, samples),
         train=train_coverage,
@@ -159,8 +163,8 @@ class Reader:
         self.width = model.tokenizer.embed_dim * (1 + min(self.prefix, 1))
 
     def __call__(self, pixels: Tensor) -> Features:
-        """uint8 views (B, V, 3, ...) -> features (B, F) of each depth."""
-        x = self.preprocess(pixels.flatten(0, 1).to(self.device))
+        """uint8 views (B, V, 3, ...) on the device -> features (B, F) of each depth."""
+        x = self.preprocess(pixels.flatten(0, 1))
         taps = self.trunk(x, {*self.depths} - {0} or {1})
         tokens = {0: next(iter(taps.values())).z0} | {depth: tap.h for depth, tap in taps.items()}
         return {depth: self.pool(tokens[depth]).unflatten(0, pixels.shape[:2]).mean(1) for depth in self.depths}
@@ -177,9 +181,9 @@ def _read(reader: Reader, once: Once, classes: Mapping[str, int]) -> tuple[dict[
     every, scored = -(-len(once.shards) // SCORED), list[Scored]()
     for number, batch in enumerate(once):
         targets = torch.cat([one_hot(batch.labels[label], count) for label, count in classes.items()], dim=1)
-        features = reader(batch.pixels)
+        features, there = reader(batch.pixels), upload(targets, reader.device)
         for depth, sums in moments.items():
-            sums.add(features[depth], targets)
+            sums.add(features[depth], there)
         if number % every == 0:
             scored.append((features, batch.labels))
     return moments, scored
@@ -203,13 +207,14 @@ def _shares(
     fits: Mapping[int, Fit], batches: Iterable[Scored], classes: Mapping[str, int], world: World
 ) -> tuple[Tensor, int]:
     """The accuracy of each classifier (depths, labels) over the samples of all ranks, and the number of samples."""
-    hits = torch.zeros(len(fits) + 1, len(classes), dtype=torch.int64)  # the last row: all samples
+    where = next(iter(fits.values())).scores.weight.device
+    hits = torch.zeros(len(fits) + 1, len(classes), dtype=torch.int64, device=where)  # the last row: all samples
     for features, labels in batches:
+        own = upload(torch.stack([labels[label] for label in classes]), where)  # (labels, B)
         for row, (depth, fit) in enumerate(fits.items()):
             scores = fit.scores(features[depth]).split(list(classes.values()), dim=1)
-            right = [each.argmax(1).cpu() == labels[label] for label, each in zip(classes, scores, strict=True)]
-            hits[row] += torch.stack(right).sum(1)
-        hits[-1] += len(right[0])
+            hits[row] += (torch.stack([each.argmax(1) for each in scores]) == own).sum(1)
+        hits[-1] += own.shape[1]
     hits = world.sum(hits.to(world.device)).cpu()
     return hits[:-1].double() / hits[-1], int(hits[-1, 0])
 
@@ -239,11 +244,8 @@ def choose_classes(train: Shards, test: Shards, labels: Sequence[str] | None) ->
 
 def choose_depths(model: TubeViT, depths: Sequence[int] | None) -> list[int]:
     chosen = sorted(set(range(model.depth + 1) if depths is None else depths))
-    for depth in chosen:
-        if not 0 <= depth <= model.depth:
-            raise UserError(
-                f"depth {depth} does not fit a model of {model.depth} blocks; allowed are 0 to {model.depth}"
-            )
+    if wrong := [depth for depth in chosen if not 0 <= depth <= model.depth]:
+        raise UserError(f"depth {wrong[0]} does not fit {model.depth} blocks; allowed are 0 to {model.depth}")
     gate, below = model.arm.gate, model.frozen_depth
     if gate is not None and gate.alpha.any() and chosen[-1] > below:
         raise UserError(
@@ -262,10 +264,6 @@ def _identify(model: TubeViT) -> dict[str, Any]:
     digests |= {n: model.base[public_name(f"trunk.{n}", prefix)] for n in state.keys() - digests.keys()}
     config = model.config.to_json()
     return {"sha256": tensors.fingerprint(digests), "depth": model.depth, **{key: config[key] for key in PROBED}}
-
-
-def _coverage(once: Once) -> Coverage:
-    return replace(once.summary(), shards=str(once.shards.path))
 
 
 def suggest_depths(rows: Sequence[DepthAccuracy]) -> int:

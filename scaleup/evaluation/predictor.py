@@ -25,6 +25,7 @@ from scaleup.data.playback import Noted, ignore
 from scaleup.data.storage import Failure
 from scaleup.data.stream import clips
 from scaleup.evaluation import overlay
+from scaleup.model.full_device import explain_full
 from scaleup.model.kernels import set_products
 from scaleup.model.objective import meaning
 from scaleup.model.tubevit import TubeViT
@@ -195,10 +196,12 @@ def predict(
             ``out`` exists or cannot be written.
     """
     set_products(device := own_device())
-    predictor = Predictor(model.place(device), head, top, hop, batch, threshold)
+    predictor = Predictor(model, head, top, hop, batch, threshold)
     names, files, failures = expanded(sources), list[Prediction](), list[Failure]()
     kept = growing_lines(Path(out), overwrite) if out else nullcontext(files.append)
-    with kept as keep, progress("predicting", len(names)) as advance:
+    full = explain_full([model], batch, 1, "the CPU (CUDA_VISIBLE_DEVICES=)")
+    with full, kept as keep, progress("predicting", len(names)) as advance:
+        model.place(device)
         for name in names:
             try:
                 keep(replace(_predict(predictor, name), source=name))

@@ -13,7 +13,7 @@ from scaleup.checkpoint.model_directory import HeadLoss
 from scaleup.common.distributed import join
 from scaleup.common.errors import UserError
 from scaleup.data.shards import Shards
-from scaleup.evaluation.accuracy import Coverage, Once, matched, view_features
+from scaleup.evaluation.accuracy import Coverage, Once, matched, read_logits
 from scaleup.evaluation.scores import ByClass, tally
 from scaleup.model.tubevit import TubeViT
 from scaleup.outputs import html, svg_plots
@@ -45,12 +45,12 @@ def confusions(models: Mapping[str, TubeViT], shards: str | Path, batch: int = 1
     counts = {name: {head: np.zeros((n, n), dtype=int) for head, n in one.items()} for name in models}
     tallies = {name: {head: tally(losses[head], len(each)) for head, each in names.items()} for name in models}
     for entry in samples:
-        for name, features in view_features(models, entry.pixels).items():  # (B, 1, D)
-            for head, labels in entry.labels.items():
-                logits = models[name].arm.heads[head](features).cpu()  # (B, 1, C)
-                tallies[name][head].add(logits, labels)
+        for name, logits in read_logits(models, samples, entry.pixels).items():
+            for head, each in logits.items():  # (B, 1, C)
+                labels = entry.labels[head]
+                tallies[name][head].add(each, labels)
                 if head in one:
-                    np.add.at(counts[name][head], (labels.numpy(), logits[:, 0].argmax(-1).numpy()), 1)
+                    np.add.at(counts[name][head], (labels.numpy(), each[:, 0].argmax(-1).numpy()), 1)
     scores = {
         name: {head: by_class for head, each in mine.items() if (by_class := each.score(join(), names[head])[1])}
         for name, mine in tallies.items()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,12 @@ from scaleup.data.batches import Batch
 from scaleup.data.index import index_sha256
 from scaleup.data.loader import train_loader
 from scaleup.data.token_records import CachedSet, cached_loader, cached_sets
+from scaleup.data.upload import upload
 from scaleup.model.objective import Objective
 from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import Inputs, taps_of
 from scaleup.model.tubevit import TubeViT, arm_inputs, depths_of
 from scaleup.training.run_inputs import flatten_keys
-from scaleup.training.upload import upload, uploaded
 
 
 class Fed(NamedTuple):
@@ -60,11 +61,12 @@ class Live:
             rank=world.rank,
             world=world.size,
             joined=world.join_lists,
+            device=world.device,
         )
 
     def __iter__(self) -> Iterator[Fed]:
-        for step, batch in enumerate(uploaded(self.batches, self.world.device), self.start):
-            yield self._fed(step, batch)
+        # Not a generator, which would hold a batch as uint8 for all of its step.
+        return map(self._fed, count(self.start), self.batches)
 
     def _fed(self, step: int, batch: Batch) -> Fed:
         pixels = self.preprocess(batch.pixels)  # (B, 3, T, H, W) or (B, 3, H, W)
@@ -96,12 +98,14 @@ class Cached:
         self.contexts = {name: _context(deepest, cached) for name, cached in self.sets.items()}
         self.made = next(iter(self.sets.values())).made
         steps = range(start, recipe.train.steps)
-        rank, ranks, joined = world.rank, world.size, world.join_lists
-        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, rank, ranks, joined)
+        how = world.rank, world.size, world.join_lists, world.device
+        self.batches = cached_loader(recipe.data, self.sets, recipe.seed, steps, *how)
 
     def __iter__(self) -> Iterator[Fed]:
-        for batch in uploaded(self.batches, self.world.device):
-            yield Fed(batch.dataset, len(batch.keys), batch.labels, None, partial(self._inputs, batch))
+        return map(self._fed, self.batches)
+
+    def _fed(self, batch: Batch) -> Fed:
+        return Fed(batch.dataset, len(batch.keys), batch.labels, None, partial(self._inputs, batch))
 
     def _inputs(self, batch: Batch, rows: slice) -> Inputs:
         tokens_of = partial(self.sets[batch.dataset].tokens, batch.pixels[rows])

@@ -113,9 +113,8 @@ class Run:
         self.about_trunk = self._prepare(trunk, valid is not None)
         self.compile = set_compile(self.models.values(), compile, self.world)
         weights = {head: each.to(self.world.device) for head, each in run_inputs.class_weights(recipe).items()}
-        self.trainers = {
-            name: ArmTrainer(name, self.models[name], arm, recipe, self.world, weights) for name, arm in arms.items()
-        }
+        how = recipe, self.world, weights
+        self.trainers = {name: ArmTrainer(name, self.models[name], arm, *how) for name, arm in arms.items()}
         self.steps = run_steps(arms.values(), recipe.train)
         shares, batch = run_inputs.guesses(recipe), recipe.data.batch
         self.recent = {n: Recent(n, shares, batch, each.steps, each.warmup) for n, each in self.trainers.items()}
@@ -244,6 +243,7 @@ class Run:
                 for name, trainer in self.running.items()
             }
             entries.append({"step": step, "dataset": fed.dataset, "trunk_seconds": span, "arms": arms})
+        self.feed.batches.fetch()  # while a GPU computes
         entry = whole_step(read_numbers(entries))
         for name, trainer in self.running.items():
             if (fault := trainer.fault(step, entry["arms"][name])) is not None:

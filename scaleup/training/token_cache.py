@@ -22,15 +22,17 @@ from scaleup.common.text import format_bytes
 from scaleup.common.timing import progress
 from scaleup.config.recipe import settle
 from scaleup.config.schema import Recipe
-from scaleup.data.batches import BadSamples, Batch, input_bytes
+from scaleup.data.batches import BadSamples, input_bytes
 from scaleup.data.index import Index
 from scaleup.data.loader import Augmented, EachOnce, Parts, open_datasets
 from scaleup.data.pack import GrowingShards
 from scaleup.data.shards import Sample, Shards
 from scaleup.data.storage import Failure
 from scaleup.data.token_records import dequantise, layout, quantise, record
+from scaleup.data.upload import Uploaded
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import prepare_trunks
+from scaleup.model.full_device import explain_full
 from scaleup.model.kernel_choice import set_compile, set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.model.tokenizer import natural_clip, normalise
@@ -76,9 +78,9 @@ class SetWriter:
         advance(self.tars.done)
         self.bad.add(self.tars.failures)
         unfinished = self.tars.unfinished
-        batches = self._batches(Parts(list(unfinished.values()), self.batch))
+        self.batches = self._batches(Parts(list(unfinished.values()), self.batch))
         for number, chunk in unfinished.items():
-            self.tars.write(number, self._samples(Parts([chunk], self.batch), batches, advance))
+            self.tars.write(number, self._samples(Parts([chunk], self.batch), advance))
 
     def conclude(self) -> None:
         """Write the index."""
@@ -91,18 +93,17 @@ class SetWriter:
             if failures := {failure.source for failure in self.tars.parts[tar].failures}:
                 yield from (number for number in chunk if self.shards.keys[number] in failures)
 
-    def _batches(self, parts: Parts) -> Iterator[Batch]:
-        """All views of the samples of each part."""
+    def _batches(self, parts: Parts) -> Uploaded:
+        """All views of the samples of each part, on the model's device."""
         input, shards = self.model.config.input, self.shards
         augmented = Augmented(self.recipe.data, input, self.recipe.seed, {self.name: shards})
         read = partial(_read_views, augmented, self.name, self.views)
         size = input_bytes(input, shards.modality) * self.views
-        return EachOnce(shards, {}, read, parts).batches(size, self.recipe.data.workers)
+        batches = EachOnce(shards, {}, read, parts).batches(size, self.recipe.data.workers)
+        return Uploaded(batches, next(self.model.arm.parameters()).device)
 
-    def _samples(
-        self, parts: Parts, batches: Iterator[Batch], advance: Callable[[int], None]
-    ) -> Iterator[Sample | Failure]:
-        for part, batch in zip(parts, islice(batches, len(parts)), strict=True):
+    def _samples(self, parts: Parts, advance: Callable[[int], None]) -> Iterator[Sample | Failure]:
+        for part, batch in zip(parts, islice(self.batches, len(parts)), strict=True):
             self.bad.name(batch.failures)
             self.bad.add(batch.failures)
             yield from batch.failures
@@ -116,14 +117,16 @@ class SetWriter:
     def _records(self, pixels: Tensor) -> Iterator[bytes]:
         model, origin = self.model, self.origin
         assert model.trunk is not None
-        x = model.preprocess(pixels.to(next(model.arm.parameters()).device))
-        tokens = named(model.trunk(x, origin["depths"]))
-        if not all(tensor.isfinite().all() for tensor in tokens.values()):
+        tokens = named(model.trunk(model.preprocess(pixels), origin["depths"]))
+        quantised = quantise(tokens, origin["precision"])
+        finite = torch.stack([tensor.isfinite().all() for tensor in tokens.values()]).all()
+        self.batches.fetch()  # while a GPU computes
+        if not finite:
             raise UserError(
                 f"the trunk gives tokens of dataset '{self.name}' that are not finite; choose another trunk.precision "
                 f"than {origin['trunk']['precision']}, or another model"
             )
-        batch = {name: tensor.cpu() for name, tensor in quantise(tokens, origin["precision"]).items()}
+        batch = {name: tensor.cpu() for name, tensor in quantised.items()}
         for row in range(len(pixels)):
             yield record({name: tensor[row] for name, tensor in batch.items()})
 
@@ -186,10 +189,11 @@ def make(
     refuse_too_large(size, out, limit)
     how = {"depths": depths, "views": views, "precision": precision, "seed": recipe.seed}
     origins = {name: how | _origin(recipe, model, name, shards, blanks[name]) for name, shards in sets.items()}
-    trunk = _prepare(recipe, model)
-    for origin in origins.values():
-        origin["trunk"] = {key: trunk[key] for key in ("precision", "kernels")}
-    _write(recipe, model, sets, origins, out, overwrite)
+    with explain_full([model], recipe.data.batch, 1, "trunk.placement=host", "data.batch"):
+        trunk = _prepare(recipe, model)
+        for origin in origins.values():
+            origin["trunk"] = {key: trunk[key] for key in ("precision", "kernels")}
+        _write(recipe, model, sets, origins, out, overwrite)
     return TokenCache(
         out=str(out),
         bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),

@@ -39,7 +39,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from scaleup.model import kernel_choice, trunk
+from scaleup.data import upload
+from scaleup.model import kernel_choice, slots, trunk
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -141,9 +142,13 @@ def pinned(tensor: Tensor) -> Tensor:
     return copy
 
 
+def is_pinned(tensor: Tensor) -> bool:
+    return all(part.untyped_storage() in pins for part in parts(tensor))
+
+
 def blocks(source: Tensor, non_blocking: bool) -> bool:
     """Whether the host waits for a copy between it and the device: for one from ordinary memory it always does."""
-    return on_gpu(source) or not non_blocking or any(part.untyped_storage() not in pins for part in parts(source))
+    return on_gpu(source) or not non_blocking or not is_pinned(source)
 
 
 def gpu_device() -> torch.device:
@@ -223,7 +228,7 @@ class Calls(TorchFunctionMode):
                 raise Refused(f"{type(args[0]).__name__} has no record_stream")
             return None
         if func is Tensor.pin_memory:
-            return pinned(args[0])
+            return args[0] if is_pinned(args[0]) else pinned(args[0])
         if names_gpu(kwargs.get("device")):
             return self._make(func, args, kwargs)
         return func(*args, **kwargs)
@@ -439,6 +444,9 @@ def gpu() -> Iterator[Events]:
                 original = getattr(owner, name)
                 setattr(owner, name, value)
                 stack.callback(setattr, owner, name, original)
+        for stream in (slots.copy_stream, upload.upload_stream):  # of a real GPU, if there is one
+            stream.cache_clear()
+            stack.callback(stream.cache_clear)
         stack.enter_context(patch.dict(os.environ, DS_ACCELERATOR="cuda"))
         stack.enter_context(Operations())
         stack.enter_context(Calls())

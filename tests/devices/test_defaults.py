@@ -16,7 +16,12 @@ from scaleup.common.distributed import device_type, join
 from scaleup.common.errors import UserError
 from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk
-from scaleup.model.build import prepare_trunks
+from scaleup.data.shards import Shards
+from scaleup.evaluation.accuracy import evaluate
+from scaleup.evaluation.depth_profile import probe
+from scaleup.evaluation.predictor import predict
+from scaleup.model import build, trunk
+from scaleup.model.build import fresh, prepare_trunks
 from scaleup.model.kernel_choice import kept_choices
 from scaleup.sweeps import costs
 from scaleup.sweeps.parts import sweep
@@ -34,9 +39,10 @@ ROTARY = "model.backbone.name=timm:eva02_tiny_patch14_224"
 
 @pytest.fixture(autouse=True)
 def products() -> Iterator[None]:
-    """How this process computes, as it was."""
+    """How this process computes: at first as a new one, and then as it was."""
     backends = torch.backends
     before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    backends.cuda.matmul.allow_tf32 = False
     yield
     backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before
     torch.use_deterministic_algorithms(False)
@@ -184,15 +190,22 @@ def test_plans_are_made_in_the_precision_of_a_gpu_and_leave_a_margin(
     assert planned.memory["trunk"] < 0.7 * exact  # blocks in bfloat16; their originals are on the host
 
 
-@pytest.mark.parametrize("train", [sweep, scaleup.train])
+FULL = [  # how memory of a device ends: in torch's allocator, in CUDA, in its libraries
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize(("train", "error"), [(sweep, FULL[0]), *((scaleup.train, error) for error in FULL[1:])])
 def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(
-    train: Callable[..., Any], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., Any], error: Exception, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = ArmTrainer.step
 
     def full(self: ArmTrainer, number: int, *args: Any) -> Any:
         if number == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
         return step(self, number, *args)
 
     monkeypatch.setattr(ArmTrainer, "step", full)
@@ -210,3 +223,47 @@ def test_a_full_device_is_a_sentence_and_the_checkpoint_stays(
     with gpu():
         result = train(tiny("train.save_every=1", "train.steps=4", "trunk.placement=host"), GATED)
     assert result.arms["gated"].steps == 4
+
+
+def evaluated(read: Recipe) -> None:
+    evaluate(build_models(read, GATED), read.data.train["videos"].shards, "2x1", batch=4, workers=0)
+
+
+def probed(read: Recipe) -> None:
+    shards = read.data.train["videos"].shards
+    probe(fresh(read.model, {}, 0).eval(), shards, shards, batch=4, workers=0)
+
+
+def cached(read: Recipe) -> None:
+    token_cache.make(read, [1], f"{read.out}-cache")
+
+
+def predicted(read: Recipe) -> None:
+    clip = Path(f"{read.out}.mp4")
+    clip.write_bytes(Shards.open(read.data.train["videos"].shards).read(0).media)
+    predict(build_models(read, GATED)["gated"], [str(clip)], head="motion", batch=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "clips", "advice"),
+    [
+        (evaluated, 8, r"a smaller batch than 4 \(--batch\) or fewer views \(--views\) or --placement host"),
+        (probed, 4, r"a smaller batch than 4 \(--batch\) or --placement host"),
+        (cached, 4, r"a smaller batch than 4 \(data.batch\) or trunk.placement=host"),
+        (predicted, 1, r"the CPU \(CUDA_VISIBLE_DEVICES=\)"),
+    ],
+)
+def test_a_device_that_is_full_without_training_is_a_sentence(
+    call: Callable[[Recipe], None], clips: int, advice: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names no setting of training."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trunk.Trunk, "forward", full)
+    monkeypatch.setattr(build, "_cast", lambda *_: ("float32", {}))  # which computes a clip
+    parts = rf"trunk \d.* [KM]iB, arms \d.* [KM]iB, pixels of {clips} clips \d.* [KM]iB"
+    said = rf"^the device has no memory left; of 80.00 GiB it holds {parts}, and .*; use {advice}$"
+    with gpu(), pytest.raises(UserError, match=said):
+        call(tiny())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pretended
@@ -12,11 +13,15 @@ from support.small import SHAPES, small_model
 from torch import nn
 
 from scaleup.common.distributed import World
+from scaleup.config.schema import Arm, Recipe
 from scaleup.config.schema import Trunk as Settings
+from scaleup.evaluation.accuracy import evaluate
+from scaleup.evaluation.depth_profile import probe
 from scaleup.model import build, slots
-from scaleup.model.build import prepare_trunks
+from scaleup.model.build import fresh, prepare_trunks
 from scaleup.model.slots import Slots
 from scaleup.model.tubevit import TubeViT
+from scaleup.training.run_inputs import build_models
 
 DEPTH = 8
 CPU = torch.device("cpu")
@@ -79,7 +84,9 @@ def test_blocks_on_the_host_need_two_places_and_no_wait() -> None:
         assert events.total("upload") and not events.total("wait"), events.take()
 
 
-def test_a_place_is_filled_after_the_block_in_it_has_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def streams() -> Iterator[list[str]]:
+    """What two streams of a pretended GPU are told."""
     log: list[str] = []
 
     class Stream(pretended.Stream):
@@ -93,18 +100,33 @@ def test_a_place_is_filled_after_the_block_in_it_has_computed(monkeypatch: pytes
         def wait_event(self, event: Any) -> None:
             log.append(f"{self.name} waits for {event}")
 
-    with gpu():
+    with gpu(), pytest.MonkeyPatch.context() as patched:
         copying, computing = Stream("copying"), Stream("computing")
-        monkeypatch.setattr(slots, "copy_stream", lambda _: copying)
-        monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: computing)
-        places = Slots(gpu_device())
-        for _ in range(3):
-            with places.filled({"weight": torch.ones(3).pin_memory()}):
-                log.append("a block")
-    third = log[[i for i, line in enumerate(log) if line == "a block"][1] :]
-    first_is_done = log[log.index("a block") + 1]
+        patched.setattr(slots, "copy_stream", lambda _: copying)
+        patched.setattr(torch.accelerator, "current_stream", lambda _: computing)
+        yield log
+
+
+def test_a_place_is_filled_after_the_block_in_it_has_computed(streams: list[str]) -> None:
+    places = Slots(gpu_device())
+    for _ in range(3):
+        with places.filled({"weight": torch.ones(3).pin_memory()}):
+            streams.append("a block")
+    third = streams[[i for i, line in enumerate(streams) if line == "a block"][1] :]
+    first_is_done = streams[streams.index("a block") + 1]
     assert third[2] == f"copying waits for {first_is_done}"
     assert third[3].startswith("copying") and third[4] == f"computing waits for {third[3]}" and third[5] == "a block"
+
+
+def test_the_second_place_waits_for_no_block(streams: list[str]) -> None:
+    """Both are there before the first block computes: so the second is copied meanwhile."""
+    places = Slots(gpu_device())
+    for _ in range(2):
+        with places.filled({"weight": torch.ones(3).pin_memory()}):
+            streams.append("a block")
+    first = streams.index("a block")
+    (waited,) = (line for line in streams[first:] if line.startswith("copying waits for"))
+    assert waited.removeprefix("copying waits for ") in streams[:first]
 
 
 def test_a_precision_that_overflows_loses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,14 +140,30 @@ def test_a_precision_that_overflows_loses(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.trunk.originals.items())
 
 
-def test_a_precision_is_measured_with_the_batch_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[torch.Size] = []
+@pytest.fixture
+def clips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each block of which a precision is measured, how many clips it gets."""
+    counted: list[int] = []
 
     def measured(block: nn.Module, h: torch.Tensor, context: Any) -> dict[str, float]:
-        shapes.append(h.shape)
+        counted.append(len(h))
         return {"float32": 1.0, "bfloat16": 2.0, "float16": 3.0}
 
     monkeypatch.setattr(build, "measure_precisions", measured)
+    return counted
+
+
+def test_a_precision_is_measured_with_the_batch_of_a_step(clips: list[int]) -> None:
     with gpu():
         prepared = prepare_trunks([deep_model()], Settings("auto"), world(gpu_device()), batch=5)
-    assert shapes[0][0] == 5 and prepared.precision == "float32"
+    assert clips == [5] and prepared.precision == "float32"
+
+
+def test_a_precision_is_measured_with_all_views_of_a_pass(clips: list[int], tiny: Callable[..., Recipe]) -> None:
+    read, how = tiny(), {"views": "2x3", "batch": 4, "workers": 0, "trunk": Settings("auto")}
+    videos, images = (read.data.train[name].shards for name in ("videos", "images"))
+    with gpu():
+        evaluate(build_models(read, {"gated": Arm(1, gate=True)}), videos, **how)  # type: ignore[arg-type]
+        evaluate(build_models(read, {"gated": Arm(1, gate=True)}), images, **how)  # type: ignore[arg-type]
+        probe(fresh(read.model, {}, 0).eval(), videos, videos, **how)  # type: ignore[arg-type]
+    assert clips == [4 * 2 * 3, 4 * 3, 4 * 2 * 3]
