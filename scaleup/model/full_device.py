@@ -30,9 +30,10 @@ def explain_full(
     try:
         yield
     except RuntimeError as error:
-        if not is_full(error):
+        device = own_device()
+        if not is_full(error) or device.type == "cpu":
             raise
-        total = torch.get_device_module(own_device()).mem_get_info()[1]
+        total = torch.get_device_module(device).mem_get_info()[1]
         less = [f"a smaller batch than {batch} ({setting})"] * (batch > 1) + ["fewer views (--views)"] * (views > 1)
         raise UserError(
             f"the device has no memory left; of {format_gib(total)} it holds {_parts(models, batch * views)}, and what "
