@@ -66,10 +66,10 @@ def train_side_by_side(
     run cannot keep many cores busy.
 
     Raises:
-        UserError: one of the processes was killed, or a recipe is wrong.
+        UserError: a name is not a table's, one of the processes was killed, or a recipe is wrong.
     """
     threads = max(1, (os.cpu_count() or 1) // len(seeds))
-    train = partial(_train_seed, names, out, changes, samples, threads)
+    train = partial(_train_seed, chosen(names), out, changes, samples, threads)
     list(parallel(train, seeds, len(seeds), get_context("spawn")))
 
 
