@@ -90,7 +90,7 @@ class Run:
         self.world = join()
         recipe, arms = recipes.settle(recipe, arms, self.world.device.type)
         self.recipe, self.arms, self.models = recipe, arms, build_models(recipe, arms)
-        _refuse_uneven(recipe, self.world.size)
+        run_inputs.refuse_uneven(recipe, self.world.size)
         set_products(self.world.device, recipe.train.tf32, recipe.train.deterministic)
         self.done = checkpoint.step if checkpoint else 0
         self.sources, self.lists = input_hashes.hash_inputs(recipe), run_inputs.list_inputs(recipe)
@@ -279,15 +279,6 @@ class Run:
             arms=arms,
             environment=environment(),
             exit=int(any(arm.diverged is not None for arm in arms.values())),
-        )
-
-
-def _refuse_uneven(recipe: Recipe, ranks: int) -> None:
-    parts = ranks * recipe.train.accumulate
-    if recipe.data.batch % parts:
-        raise UserError(
-            f"data.batch {recipe.data.batch} cannot be divided evenly by {ranks} ranks times train.accumulate "
-            f"{recipe.train.accumulate}; allowed are multiples of {parts}"
         )
 
 

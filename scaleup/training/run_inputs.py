@@ -40,6 +40,20 @@ def heads_of(recipe: Recipe) -> Heads:
     return classes_of(data_of(recipe), recipe.heads)
 
 
+def refuse_uneven(recipe: Recipe, ranks: int) -> None:
+    """Refuse a batch that does not divide into micro-batches of the same size for each rank.
+
+    Raises:
+        UserError: it does not.
+    """
+    parts = ranks * recipe.train.accumulate
+    if recipe.data.batch % parts:
+        raise UserError(
+            f"data.batch {recipe.data.batch} cannot be divided evenly by {ranks} ranks times train.accumulate "
+            f"{recipe.train.accumulate}; allowed are multiples of {parts}"
+        )
+
+
 NARROW = 1e-5  # a deviation below this share of the mean is not seen in float32
 
 
