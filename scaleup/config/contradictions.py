@@ -16,10 +16,11 @@ def contradictions(recipe: Recipe, given: Any) -> Iterator[str]:
     yield from _in_model(recipe.model, given)
     arms = _arms(recipe)
     every = [recipe.arm, *arms.values()]
-    yield from _in_trunk(recipe.trunk, recipe.model.load is not None, any(arm.frozen_depth for arm in every))
+    frozen = any(arm.frozen_depth for arm in every)
+    yield from _in_trunk(recipe.trunk, recipe.model.load is not None, frozen)
     yield from _in_places(recipe)
     yield from _in_data(recipe.data)
-    yield from _in_training(recipe)
+    yield from _in_training(recipe, frozen)
     yield from _in_names(recipe)
     yield from _in_heads(recipe)
     yield from _unread(arms, every)
@@ -75,7 +76,7 @@ def _in_data(data: Data) -> Iterator[str]:
             yield f"{at}magnitude: {magnitude} is for {at}layers, which is 0"
 
 
-def _in_training(recipe: Recipe) -> Iterator[str]:
+def _in_training(recipe: Recipe, frozen: bool) -> Iterator[str]:
     train = recipe.train
     for name in {name for name in train.log if train.log.count(name) > 1}:
         yield f"train.log: {train.log} names {name} twice"
@@ -89,6 +90,11 @@ def _in_training(recipe: Recipe) -> Iterator[str]:
         yield f"train.compile: blocks computes otherwise than train.kernels {train.kernels}; choose auto or lean"
     if train.compile == "blocks" and train.zero_stage == 3:
         yield "train.compile: blocks needs whole weights, but train.zero_stage 3 divides them"
+    if train.cuda_graphs == "trunk" and (recipe.trunk.cache or recipe.trunk.placement != "device"):
+        other = "trunk.cache" if recipe.trunk.cache else f"trunk.placement {recipe.trunk.placement}"
+        yield f"train.cuda_graphs: trunk records frozen blocks that stay on a GPU, but with {other} they do not"
+    if train.cuda_graphs == "trunk" and not frozen:
+        yield "train.cuda_graphs: trunk records frozen blocks, but no arm has any (frozen_depth)"
     if train.offload and train.zero_stage == 0:
         yield "train.offload: True needs ZeRO, but train.zero_stage is 0"
 

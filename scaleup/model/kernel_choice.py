@@ -14,25 +14,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scaleup.common.distributed import World
+from scaleup.common.errors import UserError
 from scaleup.common.files import write_json
 from scaleup.common.processes import cpu_facts
 from scaleup.common.timing import measure_in_turns, now
 from scaleup.model.compiled import Call, begin_compiling, has_compiler
+from scaleup.model.cuda_graphs import CudaGraphs
 from scaleup.model.kernels import REPLACED, computed, every_token, keep_freed_memory
 from scaleup.model.tokenizer import Context
-from scaleup.model.trunk import is_on_meta, load_block
+from scaleup.model.trunk import COMPUTED_IN, Trunk, is_on_meta, load_block
 from scaleup.model.tubevit import TubeViT
 
 KERNELS_PAY = 1.02  # kernels that are chosen are at least this many times faster than ``lean``
 PRECISION_PAYS = 1.05  # bfloat16, which costs accuracy, than float32
 ROUNDS = 5  # of measurements that count
+STARTED = 20  # blocks that are started together; a GPU has room for the programs of more
 SMALLEST = 2**18  # tokens times width of a clip; for smaller models a measurement would be noise
 LARGEST_BATCH = 2**20  # the same of all clips that are measured together
 FORWARD, TRAINED = ("lean", "products", "fast"), ("lean", "products")  # candidates; fast ones train as products do
@@ -86,6 +89,52 @@ def set_compile(models: Collection[TubeViT], compile: str, world: World) -> str:
         begin_compiling()
         _set(models, Kernels("compiled", "compiled"))
     return compile
+
+
+def set_graphs(models: Collection[TubeViT], graphs: str, world: World, batch: int) -> str:
+    """Have a GPU record the pass of the trunk as CUDA graphs (``trunk``), or not (``off``); ``auto``: where the host
+    takes more than half as long to start a block as the GPU to compute it. Returns the choice.
+
+    To be called after :func:`set_compile`. Nothing is recorded where no block is frozen.
+
+    Args:
+        batch: clips of a pass, for ``auto``.
+
+    Raises:
+        UserError: there is no GPU, or blocks are elsewhere.
+    """
+    model = max(models, key=lambda model: model.frozen_depth)
+    if model.trunk is None:
+        return "off"
+    lacks = _lacking_for_graphs(model.trunk, world.device)
+    if graphs == "trunk" and lacks:
+        raise UserError(f"train.cuda_graphs is trunk, but {lacks}; allowed are auto and off")
+    if graphs == "auto":
+        graphs = world.first("trunk" if world.rank == 0 and not lacks and is_slow_to_start(model, batch) else "off")
+    model.trunk.graphs = CudaGraphs() if graphs == "trunk" else None
+    return graphs
+
+
+def _lacking_for_graphs(trunk: Trunk, device: torch.device) -> str:
+    if device.type != "cuda":
+        return "this machine has no GPU that records them"
+    waits = any(parameter.device.type != "cuda" for parameter in trunk.blocks.parameters())
+    return "frozen blocks wait elsewhere (trunk.placement, trunk.cache)" if waits else ""
+
+
+@torch.no_grad()
+def is_slow_to_start(model: TubeViT, batch: int) -> bool:
+    """Whether the host takes more than half as long to start a frozen block as the device to compute it."""
+    assert model.trunk is not None
+    device, dtype = next(model.trunk.blocks.parameters()).device, COMPUTED_IN[model.trunk.precision]
+    block, h, context = sample_of(model, device, batch)
+    call = partial(computed(every_token, model.trunk.kernels), block, h.to(dtype), **Context(**context).to(dtype).at(0))
+    call()  # compiles it
+    began = now(device)
+    for _ in range(STARTED):
+        call()
+    started = perf_counter()
+    return 2 * (started - began) > now(device) - began
 
 
 def _set(models: Collection[TubeViT], kernels: Kernels) -> None:

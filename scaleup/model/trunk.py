@@ -21,6 +21,7 @@ from scaleup.backbones.backbone import BlockFile
 from scaleup.common.errors import UserError
 from scaleup.common.pinned import pinned
 from scaleup.common.timing import measure_in_turns, now
+from scaleup.model.cuda_graphs import CudaGraphs
 from scaleup.model.kernels import Call, computed, every_token, first_token
 from scaleup.model.slots import Slots, pin
 from scaleup.model.tokenizer import Context, Tokenizer, size_of
@@ -60,6 +61,16 @@ def taps_of(z0: Tensor | None, tokens: Mapping[int, Tensor], context: Context) -
 Inputs = dict[int, Tensor | Taps]  # of arms, by frozen depth; where nothing is frozen, the pixels themselves
 
 
+class Passed(NamedTuple):
+    """The tensors of a pass of the trunk: ``alone``, by depth, has class tokens (B, 1, D) from a block that was
+    computed for them alone; ``tokens``, by depth, all tokens (B, P+N, D)."""
+
+    z0: Tensor
+    context: Context
+    alone: dict[int, Tensor]
+    tokens: dict[int, Tensor]
+
+
 class Trunk(nn.Module):
     """Tokenizer and frozen blocks: never trained, never in train mode, no autograd graph.
 
@@ -73,6 +84,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.file = file  # of those blocks that are on the meta device
         self.precision, self.kernels = "float32", "library"
+        self.graphs: CudaGraphs | None = None  # of the pass, where a GPU has recorded it
         self.originals: dict[str, Tensor] = {}  # float32 content of blocks that were cast, where no file holds it
         self.requires_grad_(False)
         self.train(False)
@@ -89,7 +101,13 @@ class Trunk(nn.Module):
             first: depths at which some arm reads the class token alone. The block below is computed for it alone, even
                 where others read all tokens: so an arm gets the same bits whatever trains beside it.
         """
-        depths, first, dtype = {*depths}, {*first}, COMPUTED_IN[self.precision]
+        sets = frozenset(depths), frozenset(first)
+        passed = self._pass(x, *sets) if self.graphs is None else self.graphs(self._pass, x, *sets)
+        taps = taps_of(passed.z0, passed.alone | passed.tokens, passed.context)
+        return {depth: each._replace(first=passed.alone.get(depth)) for depth, each in taps.items()}
+
+    def _pass(self, x: Tensor, depths: frozenset[int], first: frozenset[int]) -> Passed:
+        dtype = COMPUTED_IN[self.precision]
         z0, context = self.tokenizer(x), self.tokenizer.context(size_of(x))
         h, cast_context, deepest = z0.to(dtype), context.to(dtype), max(depths | first)
         tokens, alone = dict[int, Tensor](), dict[int, Tensor]()
@@ -101,8 +119,7 @@ class Trunk(nn.Module):
                 h = call(computed(every_token, self.kernels))
             if depth in depths:
                 tokens[depth] = h.to(z0.dtype)
-        taps = taps_of(z0, alone | tokens, context)
-        return {depth: each._replace(first=alone.get(depth)) for depth, each in taps.items()}
+        return Passed(z0, context, alone, tokens)
 
     def place(self, device: torch.device, placement: str | None) -> None:
         """Move to the device all but the blocks that wait elsewhere, on the host in pinned memory; None: all wait where

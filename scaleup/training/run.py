@@ -17,7 +17,7 @@ from scaleup.config import recipe as recipes
 from scaleup.config.schema import Arm, Recipe, Trunk, run_steps
 from scaleup.model.build import prepare_trunks
 from scaleup.model.compiled import STOPWATCH
-from scaleup.model.kernel_choice import choose_precision, set_compile, set_kernels
+from scaleup.model.kernel_choice import choose_precision, set_compile, set_graphs, set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.training import input_hashes, run_directory, run_inputs
 from scaleup.training.arm_trainer import ArmTrainer, read_numbers, whole_step
@@ -112,6 +112,7 @@ class Run:
         valid = recipe.data.valid if recipe.train.valid_every else None
         self.about_trunk = self._prepare(trunk, valid is not None)
         self.compile = set_compile(self.models.values(), compile, self.world)
+        self.graphs = set_graphs(self.models.values(), recipe.train.cuda_graphs, self.world, self.pass_size)
         weights = {head: each.to(self.world.device) for head, each in run_inputs.class_weights(recipe).items()}
         how = recipe, self.world, weights
         self.trainers = {name: ArmTrainer(name, self.models[name], arm, *how) for name, arm in arms.items()}
@@ -276,6 +277,7 @@ class Run:
             trunk=self.about_trunk,
             kernels=asdict(self.kernels),
             compile=self.compile,
+            cuda_graphs=self.graphs,
             arms=arms,
             environment=environment(),
             exit=int(any(arm.diverged is not None for arm in arms.values())),

@@ -48,6 +48,7 @@ class RunResult:
     environment: dict[str, Any]  # see scaleup.common.processes.environment
     exit: int = 0  # the exit code: 1 if an arm diverged
     compile: str = "off"  # blocks, if they were compiled
+    cuda_graphs: str = "off"  # trunk, if its pass was recorded
     parts: list[list[str]] | None = None  # for a sweep in several parts: the arms of each part
 
     def write(self) -> None:
@@ -102,7 +103,10 @@ def write(result: RunResult, models: Mapping[str, TubeViT], data: Mapping[str, A
 
 
 # Settings that may differ when a run is resumed, because they do not change the weights.
-FREE = {"out", "data.workers", "trunk.placement", "train.log", "train.log_every", "train.save_every", "train.keep"}
+FREE = {
+    *("out", "data.workers", "trunk.placement", "train.cuda_graphs"),
+    *("train.log", "train.log_every", "train.save_every", "train.keep"),
+}
 OTHERWISE = "name another directory (out=...) or replace the run in it (--overwrite)"
 
 

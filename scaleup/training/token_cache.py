@@ -33,7 +33,7 @@ from scaleup.data.upload import Uploaded
 from scaleup.model.adapter import Adapt
 from scaleup.model.build import prepare_trunks
 from scaleup.model.full_device import explain_full
-from scaleup.model.kernel_choice import set_compile, set_kernels
+from scaleup.model.kernel_choice import set_compile, set_graphs, set_kernels
 from scaleup.model.kernels import set_products
 from scaleup.model.tokenizer import natural_clip, normalise
 from scaleup.model.trunk import Taps, drift
@@ -235,6 +235,7 @@ def _prepare(recipe: Recipe, model: TubeViT) -> dict[str, Any]:
     kernels = set_kernels([model.place(device, None)], recipe.train.kernels, world, recipe.data.batch, trains=False)
     prepared = prepare_trunks([model], recipe.trunk, world, recipe.data.batch)
     set_compile([model], recipe.train.compile, world)
+    set_graphs([model], recipe.train.cuda_graphs, world, recipe.data.batch)
     assert prepared is not None
     return asdict(prepared) | {"kernels": kernels.trunk}
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,11 @@ from torch.autograd.graph import _engine_run_backward
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -58,8 +62,16 @@ class Events:
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.refuses_waits = False
+
+    def refuse_waits(self, mode: str) -> None:
+        self.refuses_waits = mode == "error"
 
     def note(self, kind: str) -> None:
+        if Graph.recording is not None:
+            raise Refused(f"operation not permitted when stream is capturing ({kind})")
+        if kind == "wait" and self.refuses_waits:
+            raise Refused("called a synchronizing CUDA operation")
         self.counts[kind, _line()] += 1
 
     def total(self, kind: str) -> int:
@@ -171,6 +183,41 @@ JOINS = {"stack", "cat"}  # take no number of the host, as others do
 FREE = {"set_", "resize_", "record_stream", "_has_compatible_shallow_copy_type"}  # may have tensors of two devices
 
 
+class Graph:
+    """A CUDA graph: what was computed on the device while it was recorded, and into which tensors."""
+
+    recording: list[tuple[Callable[[], Any], Any]] | None = None
+
+    def __init__(self) -> None:
+        self.work: list[tuple[Callable[[], Any], Any]] = []
+
+    @staticmethod
+    def note(call: Callable[[], Any]) -> Any:
+        """What ``call`` computes on the device."""
+        output = call()
+        for leaf in tree_leaves(output):
+            mark(leaf)
+        if Graph.recording is not None:
+            Graph.recording.append((call, output))
+        return output
+
+    @contextmanager
+    def record(self, **_: Any) -> Iterator[None]:
+        Graph.recording = self.work
+        try:
+            yield
+        finally:
+            Graph.recording = None
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        with _disable_current_modes():
+            for call, output in self.work:
+                for old, new in zip(tree_leaves(output), tree_leaves(call()), strict=True):
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # not a view, not in place
+                        old.copy_(new)
+
+
 class Operations(TorchDispatchMode):
     """Every operation on tensors, after autograd."""
 
@@ -178,18 +225,14 @@ class Operations(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if names_gpu(kwargs.get("device")) and not any(each.is_meta for each in tensors):
-            kwargs["device"] = CPU
-            return mark(func(*args, **kwargs))
+            return Graph.note(partial(func, *args, **kwargs | {"device": CPU}))
         on = [each for each in tensors if on_gpu(each)]
         if not on:
             return func(*args, **kwargs)
         if func is aten.copy_.default:
             return self._copy(func, args, kwargs)
         self._check(func, args, tensors)
-        output = func(*args, **kwargs)
-        for leaf in tree_leaves(output):
-            mark(leaf)
-        return output
+        return Graph.note(partial(func, *args, **kwargs))
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         to, source = args[:2]
@@ -197,7 +240,7 @@ class Operations(TorchDispatchMode):
             EVENTS.note("upload" if on_gpu(to) else "download")
             if blocks(source, bool(args[2] if len(args) > 2 else kwargs.get("non_blocking"))):
                 EVENTS.note("wait")
-        return func(*args, **kwargs)
+        return Graph.note(partial(func, *args, **kwargs)) if on_gpu(to) else func(*args, **kwargs)
 
     def _check(self, func: Any, args: Any, tensors: list[Tensor]) -> None:
         name = func._overloadpacket.__name__
@@ -237,12 +280,9 @@ class Calls(TorchFunctionMode):
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type == "cpu":
             raise Refused("expected a 'cuda' device type for generator but found 'cpu'")
-        output = func(*args, **kwargs | {"device": CPU})
         if func in (torch.tensor, torch.as_tensor):
             EVENTS.note("upload")
-        for leaf in tree_leaves(output):
-            mark(leaf)
-        return output
+        return Graph.note(partial(func, *args, **kwargs | {"device": CPU}))
 
 
 Move = tuple[Any, Any, bool, bool]  # device, dtype, non_blocking, copy
@@ -315,6 +355,14 @@ class Stream:
     record = wait = wait_stream = wait_event = lambda self, *_: None  # noqa: E731
 
 
+plain_wrapper = Tensor._make_wrapper_subclass
+
+
+def _wrapper(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """A quantised tensor; the tensors that it is made of carry the mark."""
+    return plain_wrapper(cls, *args, **kwargs | ({"device": CPU} if names_gpu(kwargs.get("device")) else {}))
+
+
 def _wait(*_: Any) -> None:
     EVENTS.note("wait")
 
@@ -375,6 +423,7 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Objects, and what is put in the place of their attributes."""
     yield Tensor, {"device": property(lambda self: gpu_device() if on_gpu(self) else real_device(self))}
     yield Tensor, {"is_cuda": property(on_gpu), "backward": _backward, "record_stream": lambda *_: None}
+    yield Tensor, {"_make_wrapper_subclass": staticmethod(_wrapper)}
     properties = SimpleNamespace(name="pretended", total_memory=SIZE, major=9, minor=0, multi_processor_count=132)
     state, nothing = {"current": 0}, lambda *_, **__: None
     devices, current = (lambda: int(os.environ.get("WORLD_SIZE", "1"))), lambda: state["current"]
@@ -391,14 +440,17 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
             **{"get_device_properties": lambda *_: properties, "mem_get_info": lambda *_: (SIZE, SIZE)},
             **{"Stream": Stream, "Event": Stream, "stream": lambda _: nullcontext(), "device": lambda _: nullcontext()},
             **{"current_stream": Stream, "default_stream": Stream, "empty_cache": nothing},
-            **dict.fromkeys(("manual_seed", "manual_seed_all", "set_rng_state", "set_sync_debug_mode"), nothing),
+            **dict.fromkeys(("manual_seed", "manual_seed_all", "set_rng_state"), nothing),
+            "set_sync_debug_mode": EVENTS.refuse_waits,
+            "get_sync_debug_mode": lambda: "error" if EVENTS.refuses_waits else "default",
             **dict.fromkeys(("memory_allocated", "memory_reserved", "memory_cached"), lambda *_: MEMORY.held),
             **dict.fromkeys(
                 ("max_memory_allocated", "max_memory_reserved", "max_memory_cached"), lambda *_: MEMORY.peak
             ),
             "reset_peak_memory_stats": MEMORY.reset_peak,
             **{"get_rng_state": lambda *_: torch.get_rng_state(), "is_bf16_supported": lambda *_, **__: True},
-            "is_current_stream_capturing": lambda: False,
+            "is_current_stream_capturing": lambda: Graph.recording is not None,
+            **{"CUDAGraph": Graph, "graph": Graph.record, "graph_pool_handle": lambda: (0, 0)},
         },
     )
     yield torch.cuda.nccl, {"version": lambda: (2, 29, 0)}
@@ -433,6 +485,7 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield real_accelerator, {"ds_accelerator": None}  # DeepSpeed chooses again
     yield trunk, {"ThreadPoolExecutor": Pool}
     yield kernel_choice, {"has_compiler": lambda _: False}  # programs would not see the marks
+    yield kernel_choice, {"is_slow_to_start": lambda *_: False}  # a block takes as long as to start it
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def check_a_step(recipe: Recipe, arms: dict[str, Arm]) -> None:
     check(counts)
 
 
-@pytest.mark.parametrize("changes", [[], ["train.mixup=0.4"], ["train.accumulate=2"]])
+@pytest.mark.parametrize("changes", [[], ["train.mixup=0.4"], ["train.accumulate=2"], ["train.cuda_graphs=trunk"]])
 def test_a_step_of_many_arms_waits_once(tiny: Callable[..., Recipe], changes: list[str]) -> None:
     check_a_step(tiny("train.steps=8", *changes), ARMS | CLIPPED)
 

@@ -18,6 +18,7 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.data.shards import Shards
 from scaleup.evaluation.predictor import predict
 from scaleup.model.build import load
+from scaleup.model.tokenizer import Tokenizer
 from scaleup.outputs.conversion import export
 from scaleup.sweeps import costs
 from scaleup.training import run as running
@@ -67,7 +68,7 @@ def test_a_cache_gives_the_losses_of_a_live_trunk(tiny: Tiny, tmp_path: Path) ->
             assert cached["arms"][arm]["loss"] == pytest.approx(live["arms"][arm]["loss"], rel=1e-2)
 
 
-@pytest.mark.parametrize("changes", [[], ["trunk.placement=host"], ["train.accumulate=2"]])
+@pytest.mark.parametrize("changes", [[], ["trunk.placement=host"], ["train.accumulate=2"], ["train.cuda_graphs=trunk"]])
 def test_the_host_waits_for_nothing_but_numbers(
     changes: list[str], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +123,8 @@ def test_two_gpus_go_on_where_they_were_stopped(changes: list[str], tiny_path: P
 def test_a_run_needs_the_memory_that_is_planned(tiny: Tiny) -> None:
     arms = {"last": Arm(frozen_depth=9, gate=True)}
     kwargs = "{patch_size: 8, embed_dim: 768, depth: 12, num_heads: 12}"
-    read = tiny(f"model.backbone.kwargs={kwargs}", "data.batch=64", "arms=null", "train.compile=off")  # as is planned
+    plain = ["train.compile=off", "train.cuda_graphs=off"]  # as is planned
+    read = tiny(f"model.backbone.kwargs={kwargs}", "data.batch=64", "arms=null", *plain)
     planned = costs.memory(read, arms)["total"]
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -134,6 +136,31 @@ def test_a_run_needs_the_memory_that_is_planned(tiny: Tiny) -> None:
         run.step(step, next(feed))
     assert torch.cuda.max_memory_allocated() == pytest.approx(planned, rel=0.15)
     run.close()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("compile", ["off", pytest.param("blocks", marks=pytest.mark.real)])
+def test_cuda_graphs_give_the_bits_of_what_the_host_starts(
+    compile: str, precision: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["train.deterministic=true", f"trunk.precision={precision}", f"train.compile={compile}"]
+    for graphs in ("off", "trunk"):
+        read = tiny(*changes, f"train.cuda_graphs={graphs}", f"out={tmp_path / graphs}")
+        assert train(read, ARMS).cuda_graphs == graphs
+    assert "no CUDA graph" not in capsys.readouterr().err
+    assert bits(tmp_path / "off") == bits(tmp_path / "trunk")
+
+
+def test_a_pass_that_waits_is_not_recorded(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = Tokenizer.forward
+    monkeypatch.setattr(Tokenizer, "forward", lambda self, x: forward(self, x) + 0 * x.max().item())
+    for graphs in ("off", "trunk"):
+        changes = ["train.deterministic=true", f"train.cuda_graphs={graphs}", f"out={tmp_path / graphs}"]
+        train(tiny(*changes), ARMS)
+    assert "no CUDA graph of the trunk" in capsys.readouterr().err
+    assert bits(tmp_path / "off") == bits(tmp_path / "trunk")
 
 
 @pytest.mark.real

@@ -55,12 +55,14 @@ def test_every_row_is_there(done: Done) -> None:
     rows = done.result["rows"]
     found = {(row["what"], row["model"], row["batch"], row["compile"]) for row in rows if "compile" in row}
     alone = [f"arm {number} alone" for number in range(5)]
+    hows = [(batch, compile) for batch in done.extent.batches for compile in ("off", "blocks")]
+    if done.extent is QUICK:  # on a GPU
+        hows += [(batch, "blocks, CUDA graphs") for batch in QUICK.batches[:-1]]
     assert found == {
-        (what, model, batch, compile)
+        (what, model, *how)
         for what in [*WORKS, *alone, "five arms over their bound"]
         for model in done.extent.models
-        for batch in done.extent.batches
-        for compile in ("off", "blocks")
+        for how in hows
     }
     assert {(row["model"], row["precision"]) for row in rows if row["what"] == "products"} == {
         (model, precision) for model in done.extent.models for precision in ("bfloat16", "TF32")

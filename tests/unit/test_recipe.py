@@ -129,6 +129,15 @@ def test_a_sweep_without_arms_is_refused() -> None:
         ),
         ("trunk.placement=disk", "trunk.placement: disk needs a loaded model"),
         (
+            "train.cuda_graphs=trunk trunk.placement=host",
+            "train.cuda_graphs: trunk records frozen blocks that stay on a GPU, but with trunk.placement host they do",
+        ),
+        ("train.cuda_graphs=trunk trunk.cache=https://there", "but with trunk.cache they do not"),
+        (
+            "train.cuda_graphs=trunk arms.last.frozen_depth=0 arms.gated=null",
+            "train.cuda_graphs: trunk records frozen blocks, but no arm has any (frozen_depth)",
+        ),
+        (
             "trunk.placement=host arms.last.frozen_depth=0 arms.gated=null",
             "trunk.placement: host is for frozen blocks, but no arm has any",
         ),

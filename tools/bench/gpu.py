@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -114,17 +114,23 @@ class Measurements:
         for name, model in models.items():
             yield f"products of {name}", partial(self.products, name, model)
         works = {name: Works(model, max(self.extent.batches)) for name, model in models.items()}
-        yield from self.steps(works, "off")
+        yield from self.steps(works, self.extent.batches, "off")
         yield "places of frozen blocks", partial(self.places, models, directory)
         yield "peers", self.beside_peers
         yield "token cache", partial(self.cache, directory)
         yield "loader", partial(self.loader, directory)
-        yield from self.steps(works, "blocks")
+        yield from self.steps(works, self.extent.batches, "blocks")
+        if own_device().type == "cuda":  # where the host may be slower than the GPU
+            yield from self.steps(works, self.extent.batches[:-1], "blocks", "trunk")
 
-    def steps(self, works: dict[str, Works], compile: str) -> Iterator[tuple[str, Callable[[], Iterable[Figures]]]]:
-        for batch in reversed(self.extent.batches):
+    def steps(
+        self, works: dict[str, Works], batches: tuple[int, ...], compile: str, graphs: str = "off"
+    ) -> Iterator[tuple[str, Callable[[], Iterable[Figures]]]]:
+        how = compile if graphs == "off" else f"{compile}, CUDA graphs"
+        for batch in reversed(batches):
             for name, of in works.items():
-                yield f"{name}, batch {batch}, compile {compile}", partial(self.works, name, of, batch, compile)
+                calls = partial(of.calls, batch, compile, graphs)
+                yield f"{name}, batch {batch}, compile {how}", partial(self.works, name, of, batch, how, calls)
 
     def measure(self, name: str, group: Callable[[], Iterable[Figures]]) -> None:
         if time.monotonic() > self.ends:
@@ -149,9 +155,11 @@ class Measurements:
         self.rates[name] = rows[0]["teraflops"]
         return rows
 
-    def works(self, name: str, works: Works, batch: int, compile: str) -> list[Figures]:
+    def works(
+        self, name: str, works: Works, batch: int, compile: str, prepare: Callable[[], dict[str, Callable[[], Any]]]
+    ) -> list[Figures]:
         """A row for each work, and one for the ratio that is taken in turns."""
-        calls, about = works.calls(batch, compile), {"model": name, "batch": batch, "compile": compile}
+        calls, about = prepare(), {"model": name, "batch": batch, "compile": compile}
         for work, call in calls.items():
             if (name, work) not in self.gflop:
                 self.gflop[name, work] = gflops(call) / batch

@@ -25,6 +25,8 @@ READING = """## How to read the figures
   forward and backward passes of each arm, each measured by itself.
 - **step from stored tokens**: the trunk's output is on the device. *From a token cache*: it is read from files, and
   compared with the step of the same arm from memory.
+- **compile**: whether blocks are compiled (`train.compile`); *CUDA graphs*: and the GPU has recorded the pass of the
+  trunk (`train.cuda_graphs`).
 - **peak**: of the device's memory, without arms that take no part.
 - **peers**: [peers.md](peers.md) says what they are. All compute at the batch, in the precision and on the device that
   are named here."""

@@ -12,7 +12,7 @@ from bench.measure import held_bytes, most_bytes
 from bench.ours import Training
 from bench.saving import passes, swept
 from scaleup.config.schema import Arm
-from scaleup.model.kernel_choice import set_compile, set_kernels
+from scaleup.model.kernel_choice import set_compile, set_graphs, set_kernels
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.arm_trainer import ArmTrainer
 
@@ -36,11 +36,12 @@ class Works:
         trainers = self.training.trainers
         self.one, self.five, self.heads = trainers[:1], trainers[1:-HEADS], trainers[-HEADS:]
 
-    def calls(self, batch: int, compile: str) -> dict[str, Callable[[], Any]]:
+    def calls(self, batch: int, compile: str, graphs: str) -> dict[str, Callable[[], Any]]:
         """Name -> a function, at a batch; what ends with ``alone`` is a part of ``five arms``."""
         training, world = self.training, self.one[0].world
         set_kernels(training.models, "auto", world, batch)
         set_compile(training.models, compile, world)
+        set_graphs(training.models, graphs, world, batch)
         training.take(batch)
         stored = training.inputs(self.five)
         parts = {

@@ -1,0 +1,84 @@
+"""Work that a GPU has recorded, and does again in one call.
+
+The host starts hundreds of small programs for a pass of frozen blocks. With few tokens this takes longer than the
+programs. A CUDA graph starts them all at once; it computes the same bits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from scaleup.common.errors import UserError, first_line
+
+MOST = 16  # recordings: shapes of a batch, times the depths at which arms read
+
+
+class Recording(NamedTuple):
+    """A graph, the tensor that it reads, and what it writes."""
+
+    graph: Any
+    x: Tensor
+    outputs: Any
+
+    def replay(self, x: Tensor) -> Any:
+        """The outputs for ``x``; they belong to the caller."""
+        self.x.copy_(x)
+        self.graph.replay()
+        return tree_map_only(Tensor, Tensor.clone, self.outputs)
+
+
+class CudaGraphs:
+    """Calls ``work(x, *how)``: recorded when a shape of x or a ``how`` is new, replayed from then on.
+
+    The tensors that the work reads beside x must stay where they are. Work that waits for the device cannot be
+    recorded: the host starts it, after a sentence.
+
+    Raises:
+        UserError: a recording fails. torch's allocator may then take it for one that goes on, so nothing can follow.
+    """
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()  # one memory for all: outputs are copied before another graph runs
+        self.recordings: dict[Hashable, Recording | None] = {}
+
+    def __call__(self, work: Callable[..., Any], x: Tensor, *how: Hashable) -> Any:
+        key = x.shape, x.dtype, how
+        if key not in self.recordings and len(self.recordings) < MOST:
+            self.recordings[key] = self._record(work, x, *how)
+        recording = self.recordings.get(key)
+        return work(x, *how) if recording is None else recording.replay(x)
+
+    @torch.inference_mode(False)  # a recording of a validation serves training too
+    @torch.no_grad()
+    def _record(self, work: Callable[..., Any], x: Tensor, *how: Hashable) -> Recording | None:
+        entered = x.clone()
+        work(entered, *how)  # compiles blocks, makes tables, chooses algorithms
+        if wait := _first_wait(lambda: work(entered, *how)):
+            print(f"no CUDA graph of the trunk, which waits for the GPU: {wait}", file=sys.stderr)
+            return None
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                return Recording(graph, entered, work(entered, *how))
+        except RuntimeError as error:
+            cause = first_line(error)
+            raise UserError(f"the GPU cannot record the trunk ({cause}); use train.cuda_graphs=off") from error
+
+
+def _first_wait(work: Callable[[], Any]) -> str:
+    """What torch says of the first wait of the host in ``work``; "" if there is none."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    except RuntimeError as error:
+        return first_line(error)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return ""
