@@ -163,10 +163,11 @@ class Sample(NamedTuple):
 
 
 def sample_of(model: TubeViT, device: torch.device, batch: int) -> Sample:
-    """The first block of a model, with random tokens of a batch, or of fewer clips where these are many."""
+    """The first block of a model, with random tokens of a batch; on a CPU of fewer clips where these are many. (With
+    few of them a GPU would only be asked how fast it is called.)"""
     block, frames = model.blocks[0], model.preprocess.frames
     tokens, width = model.count_tokens(frames), model.tokenizer.embed_dim
-    clips = max(1, min(batch, LARGEST_BATCH // (tokens * width)))
+    clips = max(1, min(batch, LARGEST_BATCH // (tokens * width))) if device.type == "cpu" else batch
     if model.trunk is not None and is_on_meta(block):
         block = load_block(model.trunk.blocks, 0, model.trunk.file)
     with torch.no_grad():

@@ -17,8 +17,9 @@ from scaleup.config.schema import Arm, Recipe
 from scaleup.config.schema import Trunk as Settings
 from scaleup.evaluation.accuracy import evaluate
 from scaleup.evaluation.depth_profile import probe
-from scaleup.model import build, slots
+from scaleup.model import build, kernel_choice, slots
 from scaleup.model.build import fresh, prepare_trunks
+from scaleup.model.kernel_choice import sample_of
 from scaleup.model.slots import Slots
 from scaleup.model.tubevit import TubeViT
 from scaleup.training.run_inputs import build_models
@@ -157,6 +158,15 @@ def test_a_precision_is_measured_with_the_batch_of_a_step(clips: list[int]) -> N
     with gpu():
         prepared = prepare_trunks([deep_model()], Settings("auto"), world(gpu_device()), batch=5)
     assert clips == [5] and prepared.precision == "float32"
+
+
+def test_blocks_of_arms_are_measured_with_the_batch_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with fewer clips, which take long enough."""
+    monkeypatch.setattr(kernel_choice, "LARGEST_BATCH", 1)
+    model = deep_model()
+    assert len(sample_of(model, torch.device("cpu"), 5).h) == 1
+    with gpu():
+        assert len(sample_of(model.place(gpu_device(), None), gpu_device(), 5).h) == 5
 
 
 def test_a_precision_is_measured_with_all_views_of_a_pass(clips: list[int], tiny: Callable[..., Recipe]) -> None:
