@@ -87,8 +87,10 @@ def _line() -> str:
     frame: Any = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith((f"{ROOT}/scaleup/", f"{ROOT}/tools/")) or "/deepspeed/" in path:
-            return f"{path.split('site-packages/')[-1].removeprefix(f'{ROOT}/')}:{frame.f_lineno}"
+        if path.startswith((f"{ROOT}/scaleup/", f"{ROOT}/tools/")):
+            return f"{path.removeprefix(f'{ROOT}/')}:{frame.f_lineno}"
+        if (package := path.find("/deepspeed/")) >= 0:  # wherever it is installed
+            return f"{path[package + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back
     return "outside"
 
