@@ -28,6 +28,7 @@ from scaleup.training.run import Run, train
 Tiny = Callable[..., Recipe]
 CUDA = World(0, 1, torch.device("cuda", 0))
 GRAPHS = "train.cuda_graphs=trunk"
+GATED = {"gated": ARMS["gated"]}
 
 
 @pytest.fixture
@@ -66,9 +67,9 @@ def test_a_run_ends_with_the_bits_of_one_without(tiny: Tiny, tmp_path: Path, rep
 
 
 def test_a_run_goes_on_with_other_graphs(tiny: Tiny, tmp_path: Path, device: None, replays: list[Graph]) -> None:
-    train(tiny(f"out={tmp_path / 'whole'}"), ARMS)
-    assert train(tiny(f"out={tmp_path / 'pieces'}"), ARMS, stop_after=0).stopped and not replays
-    train(tiny(GRAPHS, f"out={tmp_path / 'pieces'}"), ARMS)
+    train(tiny(f"out={tmp_path / 'whole'}"), GATED)
+    assert train(tiny(f"out={tmp_path / 'pieces'}"), GATED, stop_after=0).stopped and not replays
+    train(tiny(GRAPHS, f"out={tmp_path / 'pieces'}"), GATED)
     assert replays and bits(tmp_path / "whole") == bits(tmp_path / "pieces")
 
 
@@ -100,10 +101,10 @@ def test_a_recording_of_a_validation_serves_training_too(device: None) -> None:
 def test_a_pass_that_waits_is_computed_without(
     tiny: Tiny, tmp_path: Path, device: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny(f"out={tmp_path / 'off'}"), ARMS)
+    train(tiny(f"out={tmp_path / 'off'}"), GATED)
     forward = Tokenizer.forward
     monkeypatch.setattr(Tokenizer, "forward", lambda self, x: forward(self, x) + 0 * x.max().item())
-    train(tiny(GRAPHS, f"out={tmp_path / 'on'}"), ARMS)
+    train(tiny(GRAPHS, f"out={tmp_path / 'on'}"), GATED)
     said = "no CUDA graph of the trunk, which waits for the GPU: called a synchronizing CUDA operation\n"
     assert capsys.readouterr().err.count(said) == 2  # images and videos
     assert bits(tmp_path / "off") == bits(tmp_path / "on")
