@@ -24,34 +24,42 @@ LOST = "no longer answers"
 
 
 class World(NamedTuple):
-    """The processes that run together, and the device of this one."""
+    """The processes that run together, the device of this one, and the group that they use for what is on the host."""
 
     rank: int
     size: int
     device: torch.device
+    hosts: dist.ProcessGroup | None = None  # None: the group that they use for tensors of the device
 
     def first(self, value: T) -> T:
         """The value that the first rank has."""
         box = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box)
+            dist.broadcast_object_list(box, group=self.hosts)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in the order of the ranks."""
         everyone = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(everyone, value)
+            dist.all_gather_object(everyone, value, group=self.hosts)
         return everyone
+
+    def gather_numbers(self, value: int) -> list[int]:
+        """The numbers of all ranks, in the order of the ranks: a single small message."""
+        everyone = [torch.tensor(value) for _ in range(self.size)]
+        if self.size > 1:
+            dist.all_gather(everyone, torch.tensor(value), group=self.hosts)
+        return [int(each) for each in everyone]
 
     def join_lists(self, values: list[T]) -> list[T]:
         """The lists of all ranks, concatenated. This is fast if all are empty."""
-        if self.size > 1 and not self.sum(torch.tensor(len(values))):
+        if not any(self.gather_numbers(len(values))):
             return values
         return [value for each in self.gather(values) for value in each]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """The sum over all ranks, in place; of a tensor on the device."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -59,14 +67,6 @@ class World(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all ranks, in place."""
         return self.sum(values).div_(self.size)
-
-    def largest(self, value: int) -> int:
-        """The largest number that a rank has."""
-        if self.size == 1:
-            return value
-        highest = torch.tensor(value)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return int(highest)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -98,13 +98,19 @@ def join() -> World:
     if not dist.is_initialized():
         _meet(device)
         atexit.register(leave)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(dist.get_rank(), dist.get_world_size(), device, _host_group())
+
+
+@cache
+def _host_group() -> dist.ProcessGroup | None:
+    """A group by gloo, where the ranks' own does not take what is on the host: so nobody waits for the device."""
+    if dist.get_world_size() == 1 or dist.get_backend() == dist.Backend.GLOO:
+        return None
+    return dist.new_group(backend=dist.Backend.GLOO, timeout=PATIENCE)
 
 
 def _meet(device: torch.device) -> None:
     backend = dist.get_default_backend_for_device(device)
-    if backend != dist.Backend.GLOO:  # objects and tensors on the host go by gloo: nobody waits for the device
-        backend = f"cpu:gloo,{device.type}:{backend}"
     if "RANK" not in os.environ:  # a single process needs no port and no network
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
@@ -155,14 +161,14 @@ def own_device() -> torch.device:
     """
     if (kind := device_type()) == "cpu":
         return torch.device("cpu")
-    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
-    if local >= count:
+    module, local = torch.get_device_module(kind), int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= (count := module.device_count()):
         raise UserError(
             f"rank {local} of this machine has no GPU: there {'is' if count == 1 else 'are'} {count}; start at most "
             f"{count} ranks on a machine (--nproc-per-node, --num_gpus), or show more (CUDA_VISIBLE_DEVICES)"
         )
     device = torch.device(kind, local)
-    torch.get_device_module(device).set_device(device)  # streams, events and DeepSpeed use the current device
+    module.set_device(device)  # streams, events and DeepSpeed use the current device
     return device
 
 
@@ -171,3 +177,4 @@ def leave() -> None:
     crashes the process (exit code -6)."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _host_group.cache_clear()

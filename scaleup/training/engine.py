@@ -27,6 +27,7 @@ DIVIDED = {
     "memory_efficient_linear": False,  # it would replace torch's linear function for all of the process
 }
 HELD = -1  # in the place of the number of a module that uses a parameter: it stays whole
+TINY = 1e-6  # beside a norm that may be 0, as in torch's clip_grad_norm_
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -157,7 +158,7 @@ class Engine:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else loss.new_zeros(())  # stages 2 and 3 take them
         if self.clip and self.engine.is_gradient_accumulation_boundary() and self._may_clip(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            torch._foreach_mul_(gradients, (self.clip / (norm + TINY)).clamp(max=1))
         if self.divides and self.engine.is_gradient_accumulation_boundary():
             self._forget()
         self.engine.step()

@@ -38,7 +38,7 @@ class Stop:
     def reason(self) -> int:
         """0: continue. :data:`LIMIT`, or 128 + a signal: stop now. All ranks must call, and get the same."""
         late = self.limit is not None and time.monotonic() >= self.limit
-        return self.world.largest(max(self.asked, LIMIT if late else 0))
+        return max(self.world.gather_numbers(max(self.asked, LIMIT if late else 0)))
 
 
 def exit_code(reason: int) -> int:

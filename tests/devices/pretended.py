@@ -33,7 +33,6 @@ from deepspeed.accelerator import real_accelerator
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
@@ -393,11 +392,13 @@ class Pool(futures.ThreadPoolExecutor):
         return super().submit(call)
 
 
-def _nccl(collective: Callable[..., Any], backends: list[str]) -> Callable[..., Any]:
+def _nccl(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """The ranks' own group takes tensors of the device; another one is by gloo."""
+
     @wraps(collective)
     def checked(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         here = any(isinstance(leaf, Tensor) and not on_gpu(leaf) for leaf in tree_leaves(tensor))
-        if here and "cpu:gloo" not in backends:
+        if here and kwargs.get("group") is None:
             raise Refused(f"no backend type associated with device type cpu ({collective.__name__})")
         return collective(tensor, *args, **kwargs)
 
@@ -414,11 +415,6 @@ def _of_objects(collective: Callable[..., Any]) -> Callable[..., Any]:
         return collective(*args, **kwargs)
 
     return checked
-
-
-def _named(groups: dict[Any, Any]) -> dict[Any, Any]:
-    """Tensors by device and type, each with the device that its mark says."""
-    return {(lists[0][0][0].device, dtype): lists for (_, dtype), lists in groups.items()}
 
 
 def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -467,20 +463,15 @@ def _patches() -> Iterator[tuple[Any, dict[str, Any]]]:
     yield torch, {"Stream": Stream, "Event": Stream, "autocast": Autocast, "get_device_module": lambda *_: torch.cuda}
     yield torch.amp, {"autocast": Autocast}
     yield torch.amp.autocast_mode, {"autocast": Autocast}
-    group = clip_grad._group_tensors_by_device_and_dtype  # written in C++: it does not see the marks
-    yield clip_grad, {"_group_tensors_by_device_and_dtype": lambda lists: _named(group(lists))}
     yield torch.utils.checkpoint, {"get_device_states": lambda *_: ([], []), "set_device_states": nothing}
-    begin, backends = dist.init_process_group, list[str]()
-
-    def begun(backend: str, **how: Any) -> None:
-        backends[:] = backend.split(",")
-        begin("gloo", **how)
+    begin = dist.init_process_group
 
     yield (
         dist,
         {
-            "init_process_group": begun,
-            **{name: _nccl(getattr(dist, name), backends) for name in ("all_reduce", "broadcast", "reduce")},
+            "init_process_group": lambda backend, **how: begin("gloo", **how),
+            "get_backend": lambda *_: "nccl",
+            **{name: _nccl(getattr(dist, name)) for name in ("all_reduce", "broadcast", "reduce", "all_gather")},
             **{name: _of_objects(getattr(dist, name)) for name in ("all_gather_object", "broadcast_object_list")},
         },
     )

@@ -179,7 +179,8 @@ def test_several_engines_do_not_disturb_each_other() -> None:
 def meet(rank: int, meeting: str, told: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
-    told.put((rank, [*(world.join_lists(each) for each in ([], ["a"][:rank], [str(rank)] * 2)), world.largest(rank)]))
+    lists = [world.join_lists(each) for each in ([], ["a"][:rank], [str(rank)] * 2)]
+    told.put((rank, [*lists, world.gather_numbers(rank)]))
     dist.destroy_process_group()
 
 
@@ -192,7 +193,7 @@ def test_what_ranks_have_is_joined_in_their_order(tmp_path: Path) -> None:
     found = dict(told.get(timeout=SECONDS) for _ in ranks)
     for process in ranks:
         process.join()
-    assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"], 1]
+    assert found[0] == found[1] == [[], ["a"], ["0", "0", "1", "1"], [0, 1]]
     assert World(0, 1, torch.device("cpu")).join_lists(["alone"]) == ["alone"]
 
 
