@@ -7,7 +7,9 @@ programs. A CUDA graph starts them all at once; it computes the same bits.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -62,8 +64,8 @@ class CudaGraphs:
         if wait := _first_wait(lambda: work(entered, *how)):
             print(f"no CUDA graph of the trunk, which waits for the GPU: {wait}", file=sys.stderr)
             return None
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 return Recording(graph, entered, work(entered, *how))
         except RuntimeError as error:
@@ -71,10 +73,20 @@ class CudaGraphs:
             raise UserError(f"the GPU cannot record the trunk ({cause}); use train.cuda_graphs=off") from error
 
 
+def can_record(device: torch.device) -> bool:
+    """Whether this GPU, with its driver, records and replays: tried with a sum."""
+    graphs, zero = CudaGraphs(), torch.zeros(1, device=device)
+    with suppress(RuntimeError, UserError):
+        return all(graphs(lambda x: x + 1, zero + number).item() == number + 1 for number in (0, 1))
+    return False
+
+
 def _first_wait(work: Callable[[], Any]) -> str:
     """What torch says of the first wait of the host in ``work``; "" if there is none."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode calls itself a prototype, which may overlook waits
+        torch.cuda.set_sync_debug_mode("error")
     try:
         work()
     except RuntimeError as error:

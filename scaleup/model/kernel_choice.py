@@ -26,7 +26,7 @@ from scaleup.common.files import write_json
 from scaleup.common.processes import cpu_facts
 from scaleup.common.timing import measure_in_turns, now
 from scaleup.model.compiled import Call, begin_compiling, has_compiler
-from scaleup.model.cuda_graphs import CudaGraphs
+from scaleup.model.cuda_graphs import CudaGraphs, can_record
 from scaleup.model.kernels import REPLACED, computed, every_token, keep_freed_memory
 from scaleup.model.tokenizer import Context
 from scaleup.model.trunk import COMPUTED_IN, Trunk, is_on_meta, load_block
@@ -93,7 +93,7 @@ def set_compile(models: Collection[TubeViT], compile: str, world: World) -> str:
 
 def set_graphs(models: Collection[TubeViT], graphs: str, world: World, batch: int) -> str:
     """Have a GPU record the pass of the trunk as CUDA graphs (``trunk``), or not (``off``); ``auto``: where the host
-    takes more than half as long to start a block as the GPU to compute it. Returns the choice.
+    takes more than half as long to start a block as the GPU to compute it, and the GPU can. Returns the choice.
 
     To be called after :func:`set_compile`. Nothing is recorded where no block is frozen.
 
@@ -110,7 +110,8 @@ def set_graphs(models: Collection[TubeViT], graphs: str, world: World, batch: in
     if graphs == "trunk" and lacks:
         raise UserError(f"train.cuda_graphs is trunk, but {lacks}; allowed are auto and off")
     if graphs == "auto":
-        graphs = world.first("trunk" if world.rank == 0 and not lacks and is_slow_to_start(model, batch) else "off")
+        pays = world.rank == 0 and not lacks and is_slow_to_start(model, batch) and can_record(world.device)
+        graphs = world.first("trunk" if pays else "off")
     model.trunk.graphs = CudaGraphs() if graphs == "trunk" else None
     return graphs
 

@@ -150,6 +150,23 @@ def test_auto_records_where_the_host_is_slow(
     assert host.graphs == "off" and len(asked) == 1
 
 
+@pytest.mark.parametrize("fault", [RuntimeError("driver"), None])
+def test_auto_records_nothing_where_the_gpu_cannot(
+    fault: Exception | None, tiny: Tiny, device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses, or gives what it gave before."""
+
+    def replay(_: Graph) -> None:
+        if fault:
+            raise fault
+
+    monkeypatch.setattr(kernel_choice, "is_slow_to_start", lambda *_: True)
+    monkeypatch.setattr(Graph, "replay", replay)
+    run = Run(tiny(), GATED)
+    run.close()
+    assert run.graphs == "off"
+
+
 @pytest.mark.parametrize(("computing", "slow"), [(0.0, True), (1.0, False)])
 def test_a_block_is_slow_to_start_where_the_device_is_faster(
     computing: float, slow: bool, monkeypatch: pytest.MonkeyPatch
