@@ -39,6 +39,7 @@ from scaleup.common.distributed import own_device
 from scaleup.common.errors import UserError
 from scaleup.common.processes import is_full
 from scaleup.config.recipe import default_precision
+from scaleup.model.cuda_graphs import can_record
 from scaleup.model.tubevit import TubeViT
 
 DEEP = TINY._replace(depth=8)  # enough blocks for five arms
@@ -120,7 +121,7 @@ class Measurements:
         yield "token cache", partial(self.cache, directory)
         yield "loader", partial(self.loader, directory)
         yield from self.steps(works, self.extent.batches, "blocks")
-        if own_device().type == "cuda":  # where the host may be slower than the GPU
+        if own_device().type == "cuda" and can_record(own_device()):  # where the host may be slower than the GPU
             yield from self.steps(works, self.extent.batches[:-1], "blocks", "trunk")
 
     def steps(

@@ -23,7 +23,7 @@ from scaleup.model.tubevit import TubeViT
 PLACES = ("device", "host", "disk")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def placements(name: str, template: TubeViT, batch: int, directory: Path, repeats: int) -> list[Figures]:
     """Three quarters of the blocks, in the default precision of the device; the file in ``directory`` has them in
     float32."""
