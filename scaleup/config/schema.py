@@ -239,7 +239,7 @@ class Train:
     cutmix: NotNegative = 0.0  # the same; if both are set, each step uses one of them, with equal probability
     kernels: Literal["library", "lean", "products", "fast", "auto"] = "auto"  # model/kernels.py; auto: the fastest
     compile: Literal["auto", "off", "blocks"] = "auto"  # blocks by torch.compile; auto: on a GPU with a compiler
-    cuda_graphs: Literal["auto", "off", "trunk"] = "auto"  # a GPU records the frozen pass; auto: if the host is slower
+    cuda_graphs: Literal["auto", "off", "trunk"] = "auto"  # a GPU records the frozen pass; auto: where it pays
     zero_stage: Annotated[Whole, Field(ge=0, le=3), allowed("0, 1, 2 or 3")] = 0
     offload: bool = False  # optimizer state and update on the host; needs a zero_stage
     accumulate: Count = 1  # gradient accumulation: micro-batches per step

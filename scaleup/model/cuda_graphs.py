@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from scaleup.common.errors import UserError, first_line
+from scaleup.common.processes import is_full
 
 MOST = 16  # recordings: shapes of a batch, times the depths at which arms read
 
@@ -43,6 +44,7 @@ class CudaGraphs:
 
     Raises:
         UserError: a recording fails. torch's allocator may then take it for one that goes on, so nothing can follow.
+        RuntimeError: the device has no memory left.
     """
 
     def __init__(self) -> None:
@@ -69,6 +71,8 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 return Recording(graph, entered, work(entered, *how))
         except RuntimeError as error:
+            if is_full(error):
+                raise
             cause = first_line(error)
             raise UserError(f"the GPU cannot record the trunk ({cause}); use train.cuda_graphs=off") from error
 
@@ -90,6 +94,8 @@ def _first_wait(work: Callable[[], Any]) -> str:
     try:
         work()
     except RuntimeError as error:
+        if is_full(error):
+            raise
         return first_line(error)
     finally:
         torch.cuda.set_sync_debug_mode(before)

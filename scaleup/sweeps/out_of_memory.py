@@ -36,8 +36,10 @@ def _out_of_memory(sketch: Sketch, ranks: int) -> str:
     if largest >= batch:
         advice = f"by the plan a batch of {batch} fits, so other processes may use the device"
         advice += f"; try data.batch={batch // 2}" * (batch > 1)
+    graphs = sketch.recipe.train.cuda_graphs  # plans do not count what is recorded
     return (
         f"the device has no memory left; by the plan it holds {parts}, in all {format_gib(needed['total'])} of "
-        f"{format_gib(own_memory())}; {advice}; train.accumulate and arm.grad_checkpointing=true "
-        "need less; the last checkpoint stays, and the run goes on from it with trunk.placement=host"
+        f"{format_gib(own_memory())}; {advice}; train.accumulate, arm.grad_checkpointing=true"
+        f"{' and train.cuda_graphs=off' * (graphs != 'off')} need less; the last checkpoint stays, and the run goes on "
+        f"from it with trunk.placement=host{' train.cuda_graphs=off' * (graphs == 'trunk')}"
     )

@@ -201,3 +201,20 @@ def test_inputs_of_arms_are_replayed(device: None, replays: list[Graph]) -> None
     for _ in range(2):
         arm_inputs(model.trunk, pixels(SHAPES[0], 0), [model])
     assert len(replays) == 2 and len({*map(id, replays)}) == 1
+
+
+@pytest.mark.parametrize(
+    "now",
+    [lambda: torch.cuda.get_sync_debug_mode() == "error", lambda: torch.cuda.is_current_stream_capturing()],
+    ids=["looked for", "recorded"],
+)
+def test_a_full_device_is_no_fault_of_recording(now: Callable[[], bool], device: None) -> None:
+    """Whether waits are looked for or the work is recorded. Who trains says what takes the memory."""
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        if now():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return x
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphs()(work, pixels((1,), 0))
