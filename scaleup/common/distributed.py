@@ -24,32 +24,31 @@ LOST = "no longer answers"
 
 
 class World(NamedTuple):
-    """The processes that run together, the device of this one, and the group that they use for what is on the host."""
+    """The processes that run together, and the device of this one."""
 
     rank: int
     size: int
     device: torch.device
-    hosts: dist.ProcessGroup | None = None  # None: the group that they use for tensors of the device
 
     def first(self, value: T) -> T:
         """The value that the first rank has."""
         box = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, group=self.hosts)
+            dist.broadcast_object_list(box, group=_host_group())
         return box[0]
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in the order of the ranks."""
         everyone = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(everyone, value, group=self.hosts)
+            dist.all_gather_object(everyone, value, group=_host_group())
         return everyone
 
     def gather_numbers(self, value: int) -> list[int]:
         """The numbers of all ranks, in the order of the ranks: a single small message."""
         everyone = [torch.tensor(value) for _ in range(self.size)]
         if self.size > 1:
-            dist.all_gather(everyone, torch.tensor(value), group=self.hosts)
+            dist.all_gather(everyone, torch.tensor(value), group=_host_group())
         return [int(each) for each in everyone]
 
     def join_lists(self, values: list[T]) -> list[T]:
@@ -98,13 +97,13 @@ def join() -> World:
     if not dist.is_initialized():
         _meet(device)
         atexit.register(leave)
-    return World(dist.get_rank(), dist.get_world_size(), device, _host_group())
+    return World(dist.get_rank(), dist.get_world_size(), device)
 
 
 @cache
 def _host_group() -> dist.ProcessGroup | None:
     """A group by gloo, where the ranks' own does not take what is on the host: so nobody waits for the device."""
-    if dist.get_world_size() == 1 or dist.get_backend() == dist.Backend.GLOO:
+    if dist.get_backend() == dist.Backend.GLOO:
         return None
     return dist.new_group(backend=dist.Backend.GLOO, timeout=PATIENCE)
 
@@ -116,6 +115,7 @@ def _meet(device: torch.device) -> None:
         return
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
+        _host_group()
     except RuntimeError as error:
         raise UserError(
             f"rank {os.environ['RANK']} does not reach the others: {first_line(error)}; MASTER_ADDR and MASTER_PORT "

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from scaleup.common.errors import UserError, first_line
 from scaleup.common.processes import is_full
 
-MOST = 16  # recordings: shapes of a batch, times the depths at which arms read
+MOST = 16  # recordings that are kept: shapes of a batch, times the depths at which arms read
 
 
 class Recording(NamedTuple):
@@ -40,11 +40,10 @@ class CudaGraphs:
     """Calls ``work(x, *how)``: recorded when a shape of x or a ``how`` is new, replayed from then on.
 
     The tensors that the work reads beside x must stay where they are. Work that waits for the device cannot be
-    recorded: the host starts it, after a sentence.
+    recorded, nor work for which no memory is left: the host starts it, after a sentence.
 
     Raises:
         UserError: a recording fails. torch's allocator may then take it for one that goes on, so nothing can follow.
-        RuntimeError: the device has no memory left.
     """
 
     def __init__(self) -> None:
@@ -53,9 +52,10 @@ class CudaGraphs:
 
     def __call__(self, work: Callable[..., Any], x: Tensor, *how: Hashable) -> Any:
         key = x.shape, x.dtype, how
-        if key not in self.recordings and len(self.recordings) < MOST:
-            self.recordings[key] = self._record(work, x, *how)
-        recording = self.recordings.get(key)
+        recording = self.recordings.pop(key) if key in self.recordings else self._record(work, x, *how)
+        self.recordings[key] = recording  # behind those that were used before
+        if len(self.recordings) > MOST:
+            del self.recordings[next(iter(self.recordings))]
         return work(x, *how) if recording is None else recording.replay(x)
 
     @torch.inference_mode(False)  # a recording of a validation serves training too
@@ -68,19 +68,21 @@ class CudaGraphs:
             return None
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            recorded = torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local")
+            with torch.cuda.stream(torch.cuda.current_stream()), recorded:  # a fault does not leave the graph's stream
                 return Recording(graph, entered, work(entered, *how))
         except RuntimeError as error:
             if is_full(error):
-                raise
+                print("no CUDA graph of the trunk: no memory is left for it", file=sys.stderr)
+                return None
             cause = first_line(error)
             raise UserError(f"the GPU cannot record the trunk ({cause}); use train.cuda_graphs=off") from error
 
 
 def can_record(device: torch.device) -> bool:
     """Whether this GPU, with its driver, records and replays: tried with a sum."""
-    graphs, zero = CudaGraphs(), torch.zeros(1, device=device)
     with suppress(RuntimeError, UserError):
+        graphs, zero = CudaGraphs(), torch.zeros(1, device=device)
         return all(graphs(lambda x: x + 1, zero + number).item() == number + 1 for number in (0, 1))
     return False
 

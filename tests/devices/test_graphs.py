@@ -118,12 +118,16 @@ def test_a_recording_that_fails_ends_the_run(device: None) -> None:
         CudaGraphs()(lambda x: x + torch.zeros(1).pin_memory().to(x.device, non_blocking=True), pixels((1,), 0))
 
 
-def test_not_every_shape_is_recorded(device: None, monkeypatch: pytest.MonkeyPatch, replays: list[Graph]) -> None:
+def test_the_recording_that_was_not_used_for_longest_is_dropped(
+    device: None, monkeypatch: pytest.MonkeyPatch, replays: list[Graph]
+) -> None:
     monkeypatch.setattr(cuda_graphs, "MOST", 2)
     graphs = CudaGraphs()
-    for count in (1, 2, 3, 3, 1):
+    for count in (1, 2, 1, 3, 1, 2):
         assert graphs(torch.sin, pixels((count,), 0)).equal(torch.sin(pixels((count,), 0)))
-    assert len(replays) == 3
+    first, second, *others = replays
+    assert [others.index(graph) for graph in others] == [0, 1, 0, 3] and others[0] is first
+    assert len(graphs.recordings) == 2 and second is not others[3]
 
 
 def test_a_cache_is_made_with_them(tiny: Tiny, tmp_path: Path, device: None, replays: list[Graph]) -> None:
@@ -203,17 +207,28 @@ def test_inputs_of_arms_are_replayed(device: None, replays: list[Graph]) -> None
     assert len(replays) == 2 and len({*map(id, replays)}) == 1
 
 
-@pytest.mark.parametrize(
-    "now",
-    [lambda: torch.cuda.get_sync_debug_mode() == "error", lambda: torch.cuda.is_current_stream_capturing()],
-    ids=["looked for", "recorded"],
-)
-def test_a_full_device_is_no_fault_of_recording(now: Callable[[], bool], device: None) -> None:
-    """Whether waits are looked for or the work is recorded. Who trains says what takes the memory."""
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_without_memory_for_a_recording_the_host_starts_the_work(
+    device: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(x: torch.Tensor) -> torch.Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            raise FULL
+        return x + 1
+
+    graphs = CudaGraphs()
+    assert all(graphs(work, pixels((1,), seed)).equal(pixels((1,), seed) + 1) for seed in (0, 1))
+    assert capsys.readouterr().err == "no CUDA graph of the trunk: no memory is left for it\n"
+
+
+def test_without_memory_for_the_work_nothing_is_said_of_graphs(device: None) -> None:
+    """Who trains says what takes the memory."""
 
     def work(x: torch.Tensor) -> torch.Tensor:
-        if now():
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if torch.cuda.get_sync_debug_mode() == "error":
+            raise FULL
         return x
 
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,6 +1,7 @@
 """Whole runs on a GPU: frozen bytes, resumed runs, caches, waits of the host, ZeRO, two GPUs, memory, predictions,
 programs."""
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -126,15 +127,15 @@ def test_a_run_needs_the_memory_that_is_planned(tiny: Tiny) -> None:
     plain = ["train.compile=off", "train.cuda_graphs=off"]  # as is planned
     read = tiny(f"model.backbone.kwargs={kwargs}", "data.batch=64", "arms=null", *plain)
     planned = costs.memory(read, arms)["total"]
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    gc.collect()
+    held = torch.cuda.memory_allocated()  # by earlier tests, and by libraries
     run = Run(read, arms)
     feed = iter(run.feed)
     run.step(0, next(feed))
     torch.cuda.reset_peak_memory_stats()  # without what preparing takes
     for step in (1, 2):
         run.step(step, next(feed))
-    assert torch.cuda.max_memory_allocated() == pytest.approx(planned, rel=0.15)
+    assert torch.cuda.max_memory_allocated() - held == pytest.approx(planned, rel=0.15)
     run.close()
 
 

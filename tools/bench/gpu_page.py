@@ -43,8 +43,8 @@ def milliseconds(value: float | None) -> str:
     return "" if value is None else short(1000 * value)
 
 
-def gib(value: float) -> str:
-    return f"{value / GIB:.3g}"
+def gib(value: float | None) -> str:
+    return "" if value is None else f"{value / GIB:.3g}"
 
 
 def percent(value: float) -> str:

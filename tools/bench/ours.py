@@ -129,7 +129,7 @@ class Training:
     @torch.no_grad()
     def infer(self) -> None:
         first = self.models[0].eval()
-        inputs = arm_inputs(first.trunk, first.preprocess(self.clips), [first])[first.frozen_depth]
+        inputs = arm_inputs(self.deepest.trunk, first.preprocess(self.clips), [first])[first.frozen_depth]
         Classifier(first.arm, self.trainers[0].settings.precision)(inputs, list(CLASSES))
         first.train()
 

@@ -224,12 +224,18 @@ def test_why_ranks_are_no_longer_together(error: RuntimeError, said: str, detail
     assert str(raised.value).startswith(f"rank 1 stops, because {said}") and detail in str(raised.value)
 
 
-def test_a_rank_that_does_not_reach_the_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("meeting", ["init_process_group", "new_group"])
+def test_a_rank_that_does_not_reach_the_others_says_so(meeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the ranks' own group, or by that of what is on the host."""
+
     def refused(*_: Any, **__: Any) -> None:
         raise RuntimeError("Gloo connectFullMesh failed with a timeout\nand more")
 
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(dist, "init_process_group", refused)
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, meeting, refused)
+    distributed._host_group.cache_clear()
     with pytest.raises(
         UserError, match=r"^rank 1 does not reach the others: Gloo connectFullMesh failed with a timeout;"
     ):
