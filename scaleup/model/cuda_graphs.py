@@ -1,6 +1,6 @@
 """Work that a GPU has recorded, and does again in one call.
 
-The host starts hundreds of small programs for a pass of frozen blocks. With few tokens this takes longer than the
+The host starts hundreds of small programs for a pass of frozen blocks. With few tokens this may take longer than the
 programs. A CUDA graph starts them all at once; it computes the same bits.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -127,11 +127,10 @@ class Measurements:
     def steps(
         self, works: dict[str, Works], batches: tuple[int, ...], compile: str, graphs: str = "off"
     ) -> Iterator[tuple[str, Callable[[], Iterable[Figures]]]]:
-        how = compile if graphs == "off" else f"{compile}, CUDA graphs"
         for batch in reversed(batches):
             for name, of in works.items():
-                calls = partial(of.calls, batch, compile, graphs)
-                yield f"{name}, batch {batch}, compile {how}", partial(self.works, name, of, batch, how, calls)
+                label = f"{name}, batch {batch}, compile {told(compile, graphs)}"
+                yield label, partial(self.works, name, of, batch, compile, graphs)
 
     def measure(self, name: str, group: Callable[[], Iterable[Figures]]) -> None:
         if time.monotonic() > self.ends:
@@ -156,17 +155,16 @@ class Measurements:
         self.rates[name] = rows[0]["teraflops"]
         return rows
 
-    def works(
-        self, name: str, works: Works, batch: int, compile: str, prepare: Callable[[], dict[str, Callable[[], Any]]]
-    ) -> list[Figures]:
+    def works(self, name: str, works: Works, batch: int, compile: str, graphs: str) -> list[Figures]:
         """A row for each work, and one for the ratio that is taken in turns."""
-        calls, about = prepare(), {"model": name, "batch": batch, "compile": compile}
+        calls, how = works.calls(batch, compile, graphs), told(compile, graphs)
+        about = {"model": name, "batch": batch, "compile": how}
         for work, call in calls.items():
             if (name, work) not in self.gflop:
                 self.gflop[name, work] = gflops(call) / batch
-        recorded = "graphs" in compile  # a replay uses memory that torch does not count as used
-        peaks = {work: None if recorded else works.peak(work, call) for work, call in calls.items()}
-        label = f"{name}, batch {batch}, compile {compile}"
+        counted = graphs == "off"  # a replay uses memory that torch does not count as used
+        peaks = {work: works.peak(work, call) if counted else None for work, call in calls.items()}
+        label = f"{name}, batch {batch}, compile {how}"
         rounds = rotate({work: timed(call) for work, call in calls.items()}, self.repeats, label=label)
         seconds = {work: median(each[work] for each in rounds) for work in calls}
         rows = [{"what": work, **about, **self._of(name, work, batch, seconds[work], peaks[work])} for work in calls]
@@ -210,6 +208,11 @@ class Measurements:
         demand = max(row["clips_per_second"] for row in self.rows if row["what"] == "step")
         about = {"what": "loader", "workers": self.extent.workers, "clips_per_second": given}
         return [{**about, "demand": demand, "share": given / demand}]
+
+
+def told(compile: str, graphs: str) -> str:
+    """How blocks are computed, as rows name it."""
+    return compile if graphs == "off" else f"{compile}, CUDA graphs"
 
 
 def _rate(costs: Figures, batch: int) -> float:
